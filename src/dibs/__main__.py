@@ -1,0 +1,5 @@
+"""``python -m dibs``."""
+
+from dibs.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,146 @@
+"""The ``dibs`` command: parse, build, call. The only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dibs import __version__
+from dibs.allocate import ALLOCATORS, pose, solve
+from dibs.config import config_keys, load_config
+from dibs.statistics_file import count_lines, read_statistics
+from dibs.types import InputError
+
+_TRAIN_HELP = """\
+Train a policy: estimate, allocate, sample, verify, weigh, update, evaluate.
+
+Writes OUT/metrics.jsonl, OUT/summary.json, figures, checkpoints and the final model, where OUT is
+output_dir. Without CONFIG the embedded task is trained with the defaults."""
+
+_ALLOCATE_HELP = """\
+Spread a budget of completions over prompts.
+
+STATS holds one JSON object a line: prompt_id, trials, successes and grad_norm (mean gradient norm of
+the accepted completions; may be null where successes is 0), and optionally grad_norm_rejected and
+mean_tokens. Prints one {"prompt_id", "count"} a line, in input order; the counts sum to the budget."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 well, 2 bad input, 130 interrupted."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if options.command == "train":
+            _train(options.config, rest)
+        else:
+            _allocate(options)
+    except InputError as error:
+        print(f"dibs {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dibs {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dibs", description="Decide how many completions each prompt deserves, and train."
+    )
+    parser.add_argument("--version", action="version", version=f"dibs {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a policy by rejection sampling or reinforcement learning",
+        description=_TRAIN_HELP,
+        epilog=_keys_help(),
+        usage="dibs train [CONFIG] [--section.key VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    train.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a YAML file")
+
+    allocate = commands.add_parser(
+        "allocate",
+        help="prompt statistics in, sample counts out",
+        description=_ALLOCATE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    allocate.add_argument("stats", metavar="STATS", help="JSON Lines file, or - for standard input")
+    allocate.add_argument("--budget", type=int, required=True, help="completions in all")
+    allocate.add_argument(
+        "--allocator", default="gvm", help=f"{', '.join(sorted(ALLOCATORS))} (default: gvm)"
+    )
+    allocate.add_argument("--lower", type=int, default=0, help="fewest a prompt (default: 0)")
+    allocate.add_argument("--upper", type=int, help="most a prompt (default: no limit)")
+    allocate.add_argument(
+        "--accept-rate-penalty", type=float, default=1e-3, help="GVM's alpha (default: 0.001)"
+    )
+    allocate.add_argument(
+        "--accept-rate-power", type=float, default=2.0, help="GVM's beta (default: 2)"
+    )
+    return parser
+
+
+def _keys_help() -> str:
+    lines = ["configuration keys, for CONFIG (nested) and the command line (dotted):"]
+    for key, default, description in config_keys():
+        shown = "null" if default is None else default
+        lines.append(f"  --{key} (default: {shown})\n        {description}")
+    return "\n".join(lines).replace("%", "%%")
+
+
+def _train(path: Path | None, overrides: Sequence[str]) -> None:
+    config = load_config(path, overrides)
+    # Loading torch takes seconds; a bad configuration should not wait for it.
+    from dibs.report.views import view_for
+    from dibs.run import run_training
+
+    console = Console()
+    view = view_for(console)
+    try:
+        summary = run_training(config, view)
+    finally:
+        view.close()
+    console.print(
+        f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
+        f"(95% {summary['accuracy_after_low']:.3f} to {summary['accuracy_after_high']:.3f}), "
+        f"{summary['optimizer_updates']} updates, {summary['rollouts']:,} rollouts "
+        f"({summary['pilot_rollouts']:,} of them pilots), {summary['wall_seconds']:.0f} s; "
+        f"wrote {config.output_dir}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _allocate(options: argparse.Namespace) -> None:
+    stats = read_statistics(options.stats)
+    problem = pose(
+        stats,
+        options.budget,
+        lower=options.lower,
+        upper=options.upper,
+        accept_rate_penalty=options.accept_rate_penalty,
+        accept_rate_power=options.accept_rate_power,
+    )
+    allocation = solve(problem, options.allocator)
+    for line in count_lines(allocation):
+        print(line)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

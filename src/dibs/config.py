@@ -1,0 +1,369 @@
+"""One nested, validated configuration: a YAML file, then dotted overrides. Imports no torch.
+
+Unknown keys are errors that name the nearest key there is. Every field carries its description, and
+``dibs train --help`` prints them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dibs.types import InputError
+
+EMBEDDED = "arithmetic, arithmetic-hard"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class WarmStartConfig(_Section):
+    """The imitation of noisy demonstrations that makes the embedded task's policy."""
+
+    seed: int = Field(0, description="seed of weights and demonstrations")
+    hidden_size: int = Field(96, ge=8, description="width of the policy")
+    layers: int = Field(2, ge=1, description="transformer layers")
+    heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
+    updates: int = Field(700, ge=1, description="optimizer updates")
+    batch_size: int = Field(128, ge=1, description="demonstrations an update")
+    learning_rate: float = Field(5e-3, gt=0, description="AdamW, for embeddings and norms")
+    matrix_learning_rate: float = Field(0.02, gt=0, description="Muon, for weight matrices")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> WarmStartConfig:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError("hidden_size must be a multiple of 2 * heads")
+        return self
+
+
+class PolicyConfig(_Section):
+    """The model that is trained."""
+
+    model: str = Field(
+        "arithmetic",
+        description=f"Hugging Face id or folder, or an embedded task: {EMBEDDED}",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of weights and optimizer; bfloat16 loses small updates"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; 1 is fastest for tiny models"
+    )
+    trust_remote_code: bool = Field(False, description="run model code from the hub")
+    warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
+
+
+class DataConfig(_Section):
+    """Prompts to train and evaluate on."""
+
+    train: str = Field(
+        "arithmetic",
+        description=f"JSON Lines, JSON, CSV or Parquet file, hub id, or: {EMBEDDED}",
+    )
+    subset: str | None = Field(None, description="configuration name of a hub data set")
+    split: str = Field("train", description="split of a hub data set")
+    eval: str | None = Field(
+        None, description="like train; by default prompts are held out of the training set"
+    )
+    eval_split: str = Field("test", description="split of a hub data set for evaluation")
+    eval_size: int = Field(
+        256, ge=1, description="evaluation prompts at most; held out of train: a tenth at most"
+    )
+    size: int = Field(4096, ge=1, description="training prompts of an embedded task")
+    prompt_column: str = Field("prompt", description="column that holds the question")
+    answer_column: str = Field("answer", description="column that holds the gold answer")
+    template: str = Field(
+        "{prompt}", description="text around the question; {prompt} stands for it"
+    )
+    system_prompt: str | None = Field(None, description="system message, with a chat template")
+    chat_template: bool = Field(True, description="apply the tokenizer's, where it has one")
+    max_prompt_length: int = Field(1024, ge=1, description="tokens; longer prompts are dropped")
+
+    @model_validator(mode="after")
+    def _template_holds_prompt(self) -> DataConfig:
+        if "{prompt}" not in self.template:
+            raise ValueError("template must contain {prompt}")
+        return self
+
+
+class VerifyConfig(_Section):
+    """What makes a completion right."""
+
+    verifier: Literal["auto", "arithmetic", "boxed"] = Field(
+        "auto", description="auto: arithmetic for embedded tasks, else boxed (exact \\boxed{...})"
+    )
+    accept_threshold: float = Field(1.0, description="a completion is accepted at this reward")
+
+
+class SamplingConfig(_Section):
+    """How completions are drawn."""
+
+    engine: Literal["transformers"] = Field("transformers", description="what writes completions")
+    temperature: float = Field(1.0, gt=0, description="of sampling, and of all log-probabilities")
+    max_completion_length: int = Field(512, ge=1, description="tokens, end of sequence included")
+    batch_tokens: int = Field(
+        32768, ge=1, description="tokens decoded together: rows x (prompt + completion length)"
+    )
+
+
+class AlgorithmConfig(_Section):
+    """The loss, the target gradient and its estimator."""
+
+    name: Literal["raft", "raft++", "grpo"] = Field("raft++", description="loss and defaults")
+    objective: Literal["log_likelihood", "expected_reward", "grpo"] = Field(
+        "log_likelihood", description="target gradient; grpo where name is grpo"
+    )
+    baseline: Literal["none", "mean", "leave_one_out"] = Field(
+        "none", description="subtracted from the rewards of a group; mean where objective is grpo"
+    )
+    estimator: Literal["prompt_mean", "self_normalised", "flat"] = Field(
+        "self_normalised",
+        description="prompt_mean: 1/(n_i p_i), Lemma 1; self_normalised: 1/|D_i|; "
+        "flat: every rollout alike, as GVM's released code",
+    )
+    length_normalization: Literal["none", "constant", "sequence"] = Field(
+        "none",
+        description="divide a completion's gradient by nothing, by max_completion_length, or by "
+        "its own length (which changes the objective)",
+    )
+    epsilon: float = Field(0.2, ge=0, description="clip the ratio below 1 - epsilon")
+    epsilon_high: float | None = Field(0.28, ge=0, description="and above 1 + this; null: epsilon")
+    beta: float = Field(0.0, ge=0, description="weight of the KL to the frozen starting policy")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        filled = dict(values)
+        if filled.get("name") == "grpo":
+            filled.setdefault("objective", "grpo")
+        if filled.get("objective") == "grpo":
+            filled.setdefault("baseline", "mean")
+        return filled
+
+
+class EstimateConfig(_Section):
+    """How prompts are measured before the budget is spent."""
+
+    mode: Literal["pilot", "none"] = Field(
+        "pilot", description="pilot: fresh completions measure each prompt, then are thrown away"
+    )
+    num_pilots: int = Field(8, ge=1, description="pilot completions a prompt (N')")
+    interval: int = Field(
+        1, ge=1, description="steps between pilot phases; each measures all prompts up to the next"
+    )
+    grad_norm: Literal["last_layer", "none"] = Field(
+        "last_layer", description="gradient norm of the output layer, or 1 for every completion"
+    )
+
+
+class AllocateConfig(_Section):
+    """How the budget is spent."""
+
+    allocator: str = Field("gvm", description="uniform, gvm, or one registered by your own code")
+    num_generations: int = Field(8, ge=1, description="completions a prompt on average")
+    budget: int | None = Field(
+        None, ge=0, description="completions a step; default num_generations x prompts_per_step"
+    )
+    lower: int = Field(0, ge=0, description="fewest completions a prompt; gvm starves at 0")
+    upper: int | None = Field(None, ge=0, description="most completions a prompt; null: no limit")
+    accept_rate_penalty: float = Field(1e-3, ge=0, description="GVM's alpha")
+    accept_rate_power: float = Field(2.0, ge=1, description="GVM's beta; the paper asks for >= 2")
+
+
+class UpdateConfig(_Section):
+    """Optimizer updates."""
+
+    learning_rate: float = Field(1e-6, gt=0, description="of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after warm-up"
+    )
+    warmup_updates: int = Field(0, ge=0, description="linear warm-up of the learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient; null: never")
+    updates_per_step: int = Field(4, ge=1, description="optimizer updates a step, whatever counts")
+    micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one forward and backward")
+
+
+class TrainConfig(_Section):
+    """Length and width of training."""
+
+    steps: int = Field(100, ge=1, description="training steps")
+    prompts_per_step: int = Field(64, ge=1, description="prompts drawn a step (m)")
+
+
+class EvaluateConfig(_Section):
+    """Scoring on held-out prompts."""
+
+    interval: int = Field(10, ge=0, description="steps between evaluations; 0: only first and last")
+    num_generations: int = Field(4, ge=1, description="completions a prompt (k of avg@k, pass@k)")
+    temperature: float = Field(1.0, gt=0, description="of evaluation sampling")
+
+
+class CheckpointConfig(_Section):
+    """Which intermediate policies are kept."""
+
+    interval: int = Field(50, ge=0, description="steps between checkpoints; 0: none")
+    keep: int = Field(2, ge=1, description="checkpoints kept, newest first")
+
+
+class TrackingConfig(_Section):
+    """Where numbers and samples go besides the run folder."""
+
+    trackers: tuple[str, ...] = Field(
+        (), description="accelerate's by name: tensorboard, wandb, mlflow, ..."
+    )
+    project: str = Field("dibs", description="project name trackers file the run under")
+    samples_interval: int = Field(10, ge=0, description="steps between shown completions; 0: never")
+
+
+class Config(_Section):
+    """A training run."""
+
+    seed: int = Field(0, description="of everything random: data order, sampling, evaluation")
+    output_dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run")
+    overwrite: bool = Field(False, description="replace the run that output_dir holds")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    verify: VerifyConfig = Field(default_factory=VerifyConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    estimate: EstimateConfig = Field(default_factory=EstimateConfig)
+    allocate: AllocateConfig = Field(default_factory=AllocateConfig)
+    update: UpdateConfig = Field(default_factory=UpdateConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @property
+    def budget(self) -> int:
+        """Training completions a step."""
+        if self.allocate.budget is not None:
+            return self.allocate.budget
+        return self.allocate.num_generations * self.train.prompts_per_step
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        m = self.train.prompts_per_step
+        if self.budget < m * self.allocate.lower:
+            raise ValueError(
+                f"allocate.lower {self.allocate.lower} x {m} prompts = {m * self.allocate.lower} "
+                f"exceeds the budget of {self.budget}; raise allocate.budget or lower allocate.lower"
+            )
+        if self.allocate.upper is not None and self.budget > m * self.allocate.upper:
+            raise ValueError(
+                f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
+                f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
+            )
+        if self.estimate.mode == "none":
+            needs = None
+            if self.allocate.allocator != "uniform":
+                needs = f"allocate.allocator {self.allocate.allocator}"
+            elif (
+                self.algorithm.objective == "log_likelihood"
+                and self.algorithm.estimator == "prompt_mean"
+            ):
+                needs = "algorithm.estimator prompt_mean on log_likelihood"
+            if needs:
+                raise ValueError(f"{needs} needs accept rates; set estimate.mode to pilot")
+        return self
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``--section.key value`` (or ``=value``) overrides, values in YAML.
+
+    Raises InputError with one line for a missing file, bad YAML, an unknown key or a bad value.
+    """
+    values: dict[str, Any] = {}
+    source = "the defaults"
+    if path is not None:
+        source = str(path)
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read config {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(loaded, dict | None):
+            raise InputError(f"{path} must hold keys and values, not a {type(loaded).__name__}")
+        values = loaded or {}
+    for key, value in _parse_overrides(overrides):
+        _assign(values, key, value)
+    return validate(values, source)
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """Nested values to a Config; InputError names key, value, ``source`` and the nearest key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def _parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--") or len(word) == 2:
+            raise InputError(f"expected --key value, got {word!r}")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            try:
+                text = next(words)
+            except StopIteration:
+                raise InputError(f"--{key} needs a value") from None
+        try:
+            yield key, yaml.safe_load(text)
+        except yaml.YAMLError:
+            yield key, text
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise InputError(f"--{dotted}: {section} is a value, not a section")
+        values = inner
+    values[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [name for name, _, _ in config_keys()]
+        last = key.rpartition(".")[2]
+        near = get_close_matches(key, known, n=1, cutoff=0.6) or [
+            name for name in known if name.rpartition(".")[2] == last
+        ]
+        near = near or get_close_matches(key, known, n=1, cutoff=0.3)
+        hint = f"; nearest is {near[0]}" if near else ""
+        message = f"unknown key {key}{hint}"
+    else:
+        reason = first["msg"].removeprefix("Value error, ")
+        got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
+        message = f"{key}: {reason}{got}" if key else f"{reason}{got}"
+    return message + (f" (and {len(rest)} more)" if rest else "")
+
+
+def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """``(dotted key, default, description)`` of every value of the configuration, in order."""
+    keys: list[tuple[str, Any, str]] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, _Section):
+            keys += config_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append((prefix + name, field.default, field.description or ""))
+    return keys

@@ -1,0 +1,142 @@
+"""Which gradient is estimated, and how the rollouts of ragged groups add up to it. numpy only.
+
+The target is ``g = (1/m) sum_i E[a_i(r) s]`` with ``s = grad log pi(y|x_i)`` summed over tokens. An
+objective and a baseline choose ``a_i``:
+
+===================  =================  ==================  =======================================
+objective            baseline           a_i(r)              known as
+===================  =================  ==================  =======================================
+``log_likelihood``   ``none``           r / p_i             EM; GVM's target (arXiv 2505.02391)
+``log_likelihood``   ``mean``           (r - mean) / p_i    MaxRL; same expectation
+``expected_reward``  ``none``           r                   REINFORCE, RAFT as released
+``expected_reward``  ``mean``           r - mean            Dr. GRPO (biased by (n-1)/n)
+``expected_reward``  ``leave_one_out``  r - mean of others  RLOO, unbiased
+``grpo``             ``mean``           (r - mean) / std    GRPO
+===================  =================  ==================  =======================================
+
+An estimator chooses the weight of a rollout and the ``p_i`` that divides it:
+
+``prompt_mean``
+    weight 1/(m n_i), ``p_i`` from the estimate step: Lemma 1 of the paper, unbiased with the true
+    ``p_i``; with an estimated one, 1/p is a plug-in with a bias of its own.
+``self_normalised``
+    weight 1/(m n_i), ``p_i`` the group's own accept rate, so that accepted rollouts weigh
+    1/(m |D_i|): the paper's meta algorithm. Biased where groups are small.
+``flat``
+    weight 1/N for all N rollouts of the step, one pooled ``p``: what GVM's released code does. A
+    prompt with more samples counts for more, so the counts change the objective.
+
+For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under a group baseline
+a group of one has advantage 0, and a group of equal rewards has advantages 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dibs.types import Group, InputError
+
+BASELINES: dict[str, tuple[str, ...]] = {
+    "log_likelihood": ("none", "mean"),
+    "expected_reward": ("none", "mean", "leave_one_out"),
+    "grpo": ("mean",),
+}
+ESTIMATORS = ("prompt_mean", "self_normalised", "flat")
+
+
+def check_objective(objective: str, baseline: str) -> None:
+    """InputError unless the pair is a row of the table above."""
+    if baseline not in BASELINES.get(objective, ()):
+        raise InputError(
+            f"algorithm.objective {objective} has no baseline {baseline}; choose algorithm.baseline "
+            + " or ".join(BASELINES[objective])
+        )
+
+
+def centre(rewards: np.ndarray, baseline: str) -> np.ndarray:
+    """Subtract a group's baseline from its rewards [n_i]."""
+    n = len(rewards)
+    if baseline == "none":
+        return rewards
+    if n < 2:
+        return np.zeros(n)
+    if baseline == "leave_one_out":
+        return rewards - (rewards.sum() - rewards) / (n - 1)
+    if np.ptp(rewards) == 0:
+        return np.zeros(n)
+    return rewards - rewards.mean()
+
+
+def group_advantages(
+    rewards: np.ndarray, objective: str, baseline: str, accept_rate: float
+) -> np.ndarray:
+    """``a_i(r)`` for one group.
+
+    Args:
+        rewards: rewards, or accept indicators for ``log_likelihood``, float [n_i].
+        objective, baseline: a row of the module's table.
+        accept_rate: the ``p_i`` that divides ``log_likelihood``, in [0, 1]; unused elsewhere. At 0
+            nothing was accepted where it was measured, and the advantages are 0.
+
+    Returns:
+        float64 [n_i]. ``grpo`` divides by the population standard deviation (no Bessel correction);
+        where it is 0, so are the advantages.
+    """
+    check_objective(objective, baseline)
+    centred = centre(np.asarray(rewards, dtype=np.float64), baseline)
+    if objective == "log_likelihood":
+        return centred / accept_rate if accept_rate > 0 else np.zeros(len(centred))
+    if objective == "grpo":
+        spread = float(np.std(rewards)) if len(centred) else 0.0
+        return centred / spread if spread > 0 else np.zeros(len(centred))
+    return centred
+
+
+def signal(group: Group, objective: str) -> np.ndarray:
+    """The r of the objective, float64 [n_i]: accept indicator or reward."""
+    return group.accepted.astype(np.float64) if objective == "log_likelihood" else group.rewards
+
+
+def weigh(
+    groups: Sequence[Group],
+    *,
+    objective: str,
+    baseline: str,
+    estimator: str,
+    accept_rates: np.ndarray,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Advantages and estimator weights of every rollout of a step.
+
+    The gradient estimate is ``sum_ij weights[i][j] * advantages[i][j] * s(y_ij)``.
+
+    Args:
+        groups: m groups of any size n_i >= 0.
+        objective, baseline, estimator: see the module's tables.
+        accept_rates: ``p_i`` from the estimate step, [m], above 0; used by ``prompt_mean`` on
+            ``log_likelihood`` only.
+
+    Returns:
+        Two lists of m float64 arrays [n_i].
+    """
+    if estimator not in ESTIMATORS:
+        raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
+    signals = [signal(group, objective) for group in groups]
+    total = sum(map(len, signals))
+    if estimator == "prompt_mean":
+        rates = np.asarray(accept_rates, dtype=np.float64)
+    elif estimator == "self_normalised":
+        rates = np.array([r.mean() if len(r) else 0.0 for r in signals])
+    else:
+        rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
+    advantages = [
+        group_advantages(r, objective, baseline, float(rate))
+        for r, rate in zip(signals, rates, strict=True)
+    ]
+    rollouts_per_weight = [total if estimator == "flat" else len(groups) * len(r) for r in signals]
+    weights = [
+        np.full(len(r), 1.0 / max(share, 1))
+        for r, share in zip(signals, rollouts_per_weight, strict=True)
+    ]
+    return advantages, weights

@@ -1,0 +1,205 @@
+"""The policy: load a causal language model, give log-probabilities of completions, save.
+
+Sequences of a batch are padded so that completions align: contexts on the left, completions on the
+right. Column ``t`` of every ``[B, T]`` tensor is token ``t`` of the completion, and the model only
+computes logits for those columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from dibs.config import PolicyConfig
+from dibs.types import InputError
+
+_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TokenSequence(Protocol):
+    """Tokens of a context and of the completion that follows it."""
+
+    @property
+    def context_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def completion_ids(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """``B`` padded sequences: contexts of length ``P``, completions of length ``T``.
+
+    ``input_ids``, ``attention_mask``, ``position_ids``: [B, P + T]. ``completion_ids``: [B, T].
+    ``completion_mask``: bool [B, T], true on real completion tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+
+
+class Policy:
+    """A causal language model with its tokenizer, at one sampling temperature.
+
+    ``log pi`` everywhere means the log-probability at that temperature, since that is the
+    distribution completions are drawn from.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, temperature: float = 1.0) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.device = next(model.parameters()).device
+        pad = tokenizer.pad_token_id
+        self.pad_id = int(pad if pad is not None else self.eos_ids[0])
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end a completion: the generation config's, and the tokenizer's."""
+        declared = self.model.generation_config.eos_token_id
+        ids = [] if declared is None else [declared] if isinstance(declared, int) else declared
+        own = self.tokenizer.eos_token_id
+        return list(dict.fromkeys([*ids, *([] if own is None else [own])]))
+
+    def frozen_copy(self) -> Policy:
+        """The policy as it is now, for a reference that does not train."""
+        model = copy.deepcopy(self.model).requires_grad_(False).eval()
+        return Policy(model, self.tokenizer, self.temperature)
+
+    def collate(self, sequences: Sequence[TokenSequence]) -> TokenBatch:
+        """Pad and stack sequences on the policy's device."""
+        contexts = max(len(s.context_ids) for s in sequences)
+        length = max(1, *(len(s.completion_ids) for s in sequences))
+        ids = torch.full((len(sequences), contexts + length), self.pad_id)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, s in enumerate(sequences):
+            start, end = contexts - len(s.context_ids), contexts + len(s.completion_ids)
+            ids[row, start:end] = torch.tensor([*s.context_ids, *s.completion_ids])
+            mask[row, start:end] = True
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return TokenBatch(
+            ids, mask.long(), positions, ids[:, contexts:], mask[:, contexts:].contiguous()
+        )
+
+    def hidden_states(self, batch: TokenBatch) -> Tensor:
+        """Last hidden states that predict each completion token, [B, T, d]."""
+        base = self.model.base_model
+        hidden: Tensor = base(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, -batch.completion_ids.shape[1] - 1 : -1]
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Logits over temperature that predict each completion token, float32 [B, T, V]."""
+        length = batch.completion_ids.shape[1]
+        logits: Tensor = self.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=length + 1,
+        ).logits[:, -length - 1 : -1]
+        return logits.float() / self.temperature
+
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """``log pi`` of each completion token, float32 [B, T]; 0 on padding."""
+        logits = self.logits(batch)
+        chosen = logits.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
+        return (chosen - logits.logsumexp(-1)).masked_fill(~batch.completion_mask, 0.0)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer in Hugging Face format."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def micro_batches(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences grouped so that each group, padded, holds at most ``max_tokens``.
+
+    Long sequences first, so that a group pads little and the largest comes at once; a sequence
+    longer than ``max_tokens`` stands alone.
+    """
+    order = sorted(
+        range(len(sequences)),
+        key=lambda i: (-len(sequences[i].context_ids) - len(sequences[i].completion_ids), i),
+    )
+    group: list[int] = []
+    contexts = length = 0
+    for i in order:
+        wider = max(contexts, len(sequences[i].context_ids))
+        longer = max(length, len(sequences[i].completion_ids))
+        if group and (len(group) + 1) * (wider + longer) > max_tokens:
+            yield group
+            group, wider, longer = (
+                [],
+                len(sequences[i].context_ids),
+                len(sequences[i].completion_ids),
+            )
+        group.append(i)
+        contexts, length = wider, longer
+    if group:
+        yield group
+
+
+def load_policy(config: PolicyConfig, temperature: float) -> Policy:
+    """Load ``config.model``, an id or folder, and its tokenizer.
+
+    Raises InputError when there is no such model or it cannot be loaded.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    options = {"trust_remote_code": config.trust_remote_code}
+    try:
+        tokenizer = _load_tokenizer(config.model, options)
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model, dtype=_DTYPES[config.dtype], **options
+        )
+        model.to(_device(config.device))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
+    policy = Policy(model, tokenizer, temperature)
+    if not policy.eos_ids:
+        raise InputError(f"policy.model {config.model}: no end-of-sequence token is declared")
+    return policy
+
+
+def _load_tokenizer(source: str, options: dict[str, Any]) -> Any:
+    """The tokenizer as it was saved.
+
+    AutoTokenizer of transformers 5 replaces a generic tokenizer in, say, a Qwen2 folder by Qwen2's
+    own class, which splits text differently from the ``tokenizer.json`` beside it.
+    """
+    declared = get_tokenizer_config(source, **options).get("tokenizer_class")
+    if declared in _GENERIC_TOKENIZERS:
+        return PreTrainedTokenizerFast.from_pretrained(source, **options)
+    return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""What a run shows: step metrics, live views, trackers, figures and comparisons."""

@@ -1,0 +1,88 @@
+"""Runs side by side: the same rows as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+TRAINING, TOTAL = "equal training rollouts", "equal total rollouts"
+
+
+def comparison_rows(
+    runs: Mapping[str, Path], accountings: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """One row an arm and accounting: ``arm``, ``accounting`` and the arm's summary.
+
+    Args:
+        runs: arm name to run folder.
+        accountings: name of an accounting to the arms it compares.
+
+    Raises ValueError when the arms of an accounting do not have equal optimizer updates, or the
+    rollouts it is named after.
+    """
+    rows = [
+        {"arm": arm, "accounting": accounting, **read_summary(runs[arm])}
+        for accounting, arms in accountings.items()
+        for arm in arms
+    ]
+    for accounting in accountings:
+        compared = [row for row in rows if row["accounting"] == accounting]
+        _require_equal(accounting, compared, [row["optimizer_updates"] for row in compared])
+        pilots_aside = accounting == TRAINING
+        _require_equal(
+            accounting,
+            compared,
+            [row["rollouts"] - pilots_aside * row["pilot_rollouts"] for row in compared],
+        )
+    return rows
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows as a table to print."""
+    table = Table(title="Held-out accuracy at equal optimizer updates", title_justify="left")
+    for title in (
+        "comparison",
+        "arm",
+        "updates",
+        "rollouts",
+        "of them pilots",
+        "tokens",
+        "seconds",
+        "accuracy before",
+        "after",
+        "95% interval",
+    ):
+        table.add_column(title, justify="left" if title in ("comparison", "arm") else "right")
+    for i, row in enumerate(rows):
+        first = i == 0 or rows[i - 1]["accounting"] != row["accounting"]
+        last = i == len(rows) - 1 or rows[i + 1]["accounting"] != row["accounting"]
+        table.add_row(
+            row["accounting"] if first else "",
+            row["arm"],
+            f"{row['optimizer_updates']:,}",
+            f"{row['rollouts']:,}",
+            f"{row['pilot_rollouts']:,}",
+            f"{row['completion_tokens']:,}",
+            f"{row['wall_seconds']:.0f}",
+            f"{row['accuracy_before']:.3f}",
+            f"{row['accuracy_after']:.3f}",
+            f"{row['accuracy_after_low']:.3f} to {row['accuracy_after_high']:.3f}",
+            end_section=last,
+        )
+    return table
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """A run's summary.json."""
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def _require_equal(accounting: str, rows: Sequence[Mapping[str, Any]], values: list[int]) -> None:
+    if len(set(values)) > 1:
+        arms = ", ".join(f"{row['arm']} {value}" for row, value in zip(rows, values, strict=True))
+        raise ValueError(f"{accounting}: the arms are not equal: {arms}")

@@ -1,0 +1,102 @@
+"""Numbers that describe one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dibs.types import Allocation, Group, PromptStats, Rollout
+
+HISTOGRAM_BINS = 10
+
+
+def describe_step(
+    groups: Sequence[Group], stats: PromptStats, allocation: Allocation
+) -> dict[str, Any]:
+    """Rewards, group spread and budget use of a step; means over nothing are None."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    sampled = [group for group in groups if group.rollouts]
+    counts = allocation.counts
+    return {
+        "reward": _mean([rollout.reward for rollout in rollouts]),
+        "accept_rate": _mean([rollout.accepted for rollout in rollouts]),
+        "accepted": sum(rollout.accepted for rollout in rollouts),
+        "no_answer_share": _mean([rollout.status == "no_answer" for rollout in rollouts]),
+        "completion_length": _mean([len(rollout.completion.token_ids) for rollout in rollouts]),
+        "truncated_share": _mean([not rollout.completion.finished for rollout in rollouts]),
+        "zero_spread_share": _mean([np.ptp(group.rewards) == 0 for group in sampled]),
+        "count_min": int(counts.min()),
+        "count_max": int(counts.max()),
+        "starved_prompts": int((counts == 0).sum()),
+        "estimated_accept_rate": _mean(_known(stats.accept_rate)),
+        "estimated_grad_norm": _mean(_known(stats.grad_norm)),
+        "accept_rate_histogram": accept_rate_histogram(prompt_accept_rates(groups, stats)),
+    }
+
+
+def prompt_accept_rates(groups: Sequence[Group], stats: PromptStats) -> np.ndarray:
+    """Accept rate of each prompt, float64 [m]: the pilots', else the group's own, else NaN."""
+    rates = stats.accept_rate
+    for i, group in enumerate(groups):
+        if np.isnan(rates[i]) and group.rollouts:
+            rates[i] = group.accepted.mean()
+    return rates
+
+
+def accept_rate_histogram(rates: np.ndarray) -> list[int]:
+    """Prompts in each of ten equal bins of [0, 1]; NaN is left out."""
+    return np.histogram(_known(rates), bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist()
+
+
+def describe_prompts(
+    step: int, groups: Sequence[Group], stats: PromptStats, allocation: Allocation
+) -> dict[str, Any]:
+    """The step's line of allocations.jsonl, one entry a prompt in every list."""
+    return {
+        "step": step,
+        "allocator": allocation.allocator,
+        "prompt_id": [group.prompt.prompt_id for group in groups],
+        "accept_rate": prompt_accept_rates(groups, stats).tolist(),
+        "pilots": np.asarray(stats.trials).tolist(),
+        "grad_norm": np.asarray(stats.grad_norm).tolist(),
+        "count": allocation.counts.tolist(),
+        "accepted": [int(group.accepted.sum()) for group in groups],
+    }
+
+
+def sample_records(
+    step: int, groups: Sequence[Group], stats: PromptStats, allocation: Allocation, limit: int = 3
+) -> list[dict[str, Any]]:
+    """A few prompts from the hardest to the easiest, each with one rejected or accepted completion."""
+    rates = np.nan_to_num(prompt_accept_rates(groups, stats), nan=-1.0)
+    order = [int(i) for i in np.argsort(rates, kind="stable") if groups[int(i)].rollouts]
+    if not order:
+        return []
+    picks = np.linspace(0, len(order) - 1, min(limit, len(order))).round().astype(int)
+    records = []
+    for i in (order[int(pick)] for pick in picks):
+        rollout: Rollout = groups[i].rollouts[0]
+        records.append(
+            {
+                "step": step,
+                "prompt_id": rollout.prompt.prompt_id,
+                "prompt": rollout.prompt.text,
+                "completion": rollout.completion.text,
+                "answer": rollout.prompt.answer,
+                "reward": rollout.reward,
+                "status": rollout.status,
+                "accept_rate": float(rates[i]),
+                "count": int(allocation.counts[i]),
+            }
+        )
+    return records
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None

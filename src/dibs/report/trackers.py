@@ -1,0 +1,69 @@
+"""TensorBoard, W&B and other trackers, through accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dibs.config import Config, config_keys
+from dibs.types import InputError
+
+_PACKAGES = {"comet_ml": "comet_ml", "tensorboard": "tensorboard"}
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """InputError for a tracker that accelerate does not know or whose package is not installed."""
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = {str(kind) for kind in LOGGER_TYPE_TO_CLASS}
+    available = {str(kind) for kind in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"tracking.trackers: unknown tracker {name!r}; known: {', '.join(sorted(known))}"
+            )
+        if name not in available:
+            raise InputError(f"tracking.trackers: {name} is not installed; pip install {name}")
+
+
+class Trackers:
+    """Logs numbers to every configured tracker; does nothing when there is none."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._accelerator: Any = None
+        if not config.tracking.trackers:
+            return
+        from accelerate import Accelerator
+
+        self._accelerator = Accelerator(
+            cpu=True, log_with=list(config.tracking.trackers), project_dir=str(folder / "trackers")
+        )
+        values = config.model_dump(mode="json")
+        flat = {key: _look_up(values, key) for key, _, _ in config_keys()}
+        self._accelerator.init_trackers(
+            config.tracking.project,
+            config={
+                key: value if isinstance(value, int | float | str | bool) else str(value)
+                for key, value in flat.items()
+            },
+        )
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Log the numbers among a step's metrics."""
+        if self._accelerator is not None:
+            numbers = {key: v for key, v in metrics.items() if isinstance(v, int | float)}
+            self._accelerator.log(numbers, step=metrics["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+
+def _look_up(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values[key]
+    return values

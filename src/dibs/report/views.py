@@ -1,0 +1,203 @@
+"""What a person sees while a run goes on: a live table, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+_COLUMNS = {
+    "step": ("step", "{:d}"),
+    "accuracy": ("held-out accuracy", "{:.3f}"),
+    "reward": ("reward", "{:.3f}"),
+    "accept_rate": ("accept rate", "{:.3f}"),
+    "count_max": ("largest n_i", "{:d}"),
+    "starved_prompts": ("n_i = 0", "{:d}"),
+    "rollouts": ("rollouts", "{:,d}"),
+    "loss": ("loss", "{:.4g}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "step_seconds": ("s/step", "{:.2f}"),
+}
+_ROWS_SHOWN = 12
+
+
+class View(Protocol):
+    """Hears what happens in a run."""
+
+    def message(self, text: str) -> None:
+        """A line worth keeping on the screen."""
+
+    def preparing(self, what: str, done: int, total: int, loss: float) -> None:
+        """Progress of something that precedes training."""
+
+    def phase(self, name: str) -> None:
+        """A phase of the current step begins."""
+
+    def step(self, metrics: Mapping[str, Any], steps: int) -> None:
+        """A step has ended."""
+
+    def samples(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """A few completions of the last step."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""
+
+
+def view_for(console: Console) -> View:
+    """The live view on a terminal, plain lines elsewhere."""
+    return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+class _Clock:
+    """Time left, from the pace so far."""
+
+    def __init__(self) -> None:
+        self.first: tuple[int, float] | None = None
+
+    def left(self, done: int, total: int) -> str:
+        now = time.monotonic()
+        if self.first is None or done <= self.first[0]:
+            self.first = self.first or (done, now)
+            return "?"
+        pace = (now - self.first[1]) / (done - self.first[0])
+        return _duration(pace * (total - done))
+
+
+class PlainView:
+    """One line an event."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.clock = _Clock()
+        self.said = 0.0
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def preparing(self, what: str, done: int, total: int, loss: float) -> None:
+        if done == 1:
+            self.clock = _Clock()
+        left = self.clock.left(done, total)
+        if done == total or time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            self._print(f"{what}: {done}/{total}, loss {loss:.3f}, {left} left")
+            if done == total:
+                self.clock = _Clock()
+
+    def phase(self, name: str) -> None:
+        pass
+
+    def step(self, metrics: Mapping[str, Any], steps: int) -> None:
+        left = self.clock.left(metrics["step"], steps)
+        cells = [
+            f"{title} {_format(metrics.get(key), form)}"
+            for key, (title, form) in _COLUMNS.items()
+            if key != "step" and metrics.get(key) is not None
+        ]
+        self._print(f"step {metrics['step']}/{steps}: {', '.join(cells)}, {left} left")
+
+    def samples(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records:
+            self._print(f"  {_sample_line(record)}")
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveView:
+    """A progress bar, the last steps as a table and the last completions, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.clock = _Clock()
+        self.rows: list[Mapping[str, Any]] = []
+        self.last_samples: Sequence[Mapping[str, Any]] = ()
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self.task = self.progress.add_task("starting", total=None, note="")
+        self.live = Live(self._render(), console=console, refresh_per_second=4)
+        self.live.start()
+
+    def message(self, text: str) -> None:
+        self.live.console.print(escape(text), highlight=False)
+
+    def preparing(self, what: str, done: int, total: int, loss: float) -> None:
+        if done == 1:
+            self.clock = _Clock()
+        note = f"loss {loss:.3f}, {self.clock.left(done, total)} left"
+        self._advance(what, done, total, note)
+        if done == total:
+            self.clock = _Clock()
+
+    def phase(self, name: str) -> None:
+        self.progress.update(self.task, description=f"training ({name})")
+
+    def step(self, metrics: Mapping[str, Any], steps: int) -> None:
+        self.rows = [*self.rows, metrics][-_ROWS_SHOWN:]
+        left = self.clock.left(metrics["step"], steps)
+        self._advance("training", metrics["step"], steps, f"{left} left")
+
+    def samples(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.last_samples = records
+        self.live.update(self._render())
+
+    def close(self) -> None:
+        self.live.update(self._render(), refresh=True)
+        self.live.stop()
+
+    def _advance(self, description: str, done: int, total: int, note: str) -> None:
+        self.progress.update(
+            self.task, description=description, completed=done, total=total, note=note
+        )
+        self.live.update(self._render())
+
+    def _render(self) -> Group:
+        parts: list[Any] = []
+        if self.rows:
+            table = Table(box=None, header_style="bold", padding=(0, 1))
+            for title, _ in _COLUMNS.values():
+                table.add_column(title, justify="right")
+            for row in self.rows:
+                table.add_row(*(_format(row.get(key), form) for key, (_, form) in _COLUMNS.items()))
+            parts.append(table)
+        parts += [
+            Text(_sample_line(record), style="dim", no_wrap=True, overflow="ellipsis")
+            for record in self.last_samples
+        ]
+        return Group(*parts, self.progress)
+
+
+def _sample_line(record: Mapping[str, Any]) -> str:
+    prompt, completion = (_shorten(record[key]) for key in ("prompt", "completion"))
+    rate = "p_i unknown" if record["accept_rate"] < 0 else f"p_i {record['accept_rate']:.2f}"
+    return f"{rate}, n_i {record['count']}, {record['status']}: {prompt} -> {completion}"
+
+
+def _shorten(text: str, limit: int = 80) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _format(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

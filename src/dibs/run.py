@@ -1,0 +1,212 @@
+"""One training run from a configuration to a finished folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import transformers
+
+from dibs.allocate import ALLOCATORS
+from dibs.checkpoint import RunFolder, all_finite
+from dibs.config import Config, PolicyConfig
+from dibs.gradnorm import check_output_layer
+from dibs.losses import PolicyLoss
+from dibs.objectives import check_objective
+from dibs.policy import Policy, load_policy
+from dibs.prompts import batches, load_prompts
+from dibs.report.figures import draw_figures
+from dibs.report.metrics import describe_prompts, sample_records
+from dibs.report.trackers import Trackers, check_trackers
+from dibs.report.views import View
+from dibs.sampling import build_sampler
+from dibs.tasks.arithmetic import TASKS
+from dibs.tasks.warm_start import warm_started_policy
+from dibs.train import StepRecord, Trainer
+from dibs.types import InputError, TrainingExample
+from dibs.update import NonFiniteError, Updater
+from dibs.verify import build_verifier
+
+
+def run_training(config: Config, view: View) -> dict[str, Any]:
+    """Train as configured, write ``config.output_dir`` and return the summary.
+
+    Everything the user gave is checked before the folder is touched. Raises InputError, also when a
+    NaN or infinite gradient stopped the run; the last good checkpoint stays.
+    """
+    trainer = build_trainer(config, view)
+    folder = RunFolder.create(config)
+    started = time.perf_counter()
+    trackers = Trackers(config, folder.path)
+    try:
+        before = _first_record(trainer)
+        folder.append("metrics.jsonl", before)
+        trackers.log(before)
+        view.step(before, config.train.steps)
+        _save_checkpoint(folder, trainer, step=0)
+        after: Mapping[str, Any] = before
+        for record in trainer.run():
+            after = record.metrics
+            _keep(record, folder, view, config)
+            trackers.log(after)
+            if config.checkpoint.interval > 0 and record.step % config.checkpoint.interval == 0:
+                _save_checkpoint(folder, trainer, record.step)
+        _refuse_broken_weights(trainer, f"step {config.train.steps}")
+        folder.save_final(trainer.policy)
+    except NonFiniteError as error:
+        good = folder.last_checkpoint()
+        advice = "lower update.learning_rate or set update.max_grad_norm"
+        kept = f"the last good checkpoint is {good}" if good else "no checkpoint was saved"
+        raise InputError(f"stopped at {error}; {kept}; {advice}") from None
+    finally:
+        trackers.close()
+    summary = _summary(trainer, before, after, time.perf_counter() - started)
+    folder.write_summary(summary)
+    view.phase("drawing figures")
+    draw_figures({config.allocate.allocator: folder.path}, folder.path / "figures")
+    if summary["accepted_rollouts"] == 0:
+        view.message(
+            "Nothing was accepted in the whole run, so the policy has not changed. Look at "
+            f"{folder.path / 'samples.jsonl'}: a stronger policy, easier prompts or another "
+            "verifier is needed."
+        )
+    return summary
+
+
+def build_trainer(config: Config, view: View) -> Trainer:
+    """Check the configuration against the world and put the parts of a run together.
+
+    Raises InputError for anything that would stop the run later.
+    """
+    RunFolder.check(config.output_dir, config.overwrite)
+    if config.allocate.allocator not in ALLOCATORS:
+        raise InputError(
+            f"allocate.allocator: unknown allocator {config.allocate.allocator!r}; "
+            f"known: {', '.join(sorted(ALLOCATORS))}"
+        )
+    check_objective(config.algorithm.objective, config.algorithm.baseline)
+    check_trackers(config.tracking.trackers)
+    verifier = build_verifier(config.verify.verifier, config.data.train)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(config.seed)
+    policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
+    room = _room_for_prompts(policy, config)
+    prompts = load_prompts(config.data, policy.tokenizer, config.seed, room)
+    batches(prompts.train, config.train.prompts_per_step, config.seed)
+    if config.estimate.mode != "none" and config.estimate.grad_norm == "last_layer":
+        first = prompts.train[0].token_ids
+        check_output_layer(policy, TrainingExample(first[:16], first[:4], 0.0, 0.0))
+    for reason, rows in prompts.dropped.items():
+        view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
+    view.message(
+        f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
+        f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
+        f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
+        "top-p or penalties"
+    )
+    algorithm = config.algorithm
+    high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
+    clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
+    return Trainer(
+        config=config,
+        policy=policy,
+        sampler=build_sampler(config.sampling, policy),
+        verifier=verifier,
+        updater=Updater(
+            policy,
+            PolicyLoss(clip, algorithm.beta),
+            config.update,
+            config.train.steps * config.update.updates_per_step,
+            reference=policy.frozen_copy() if algorithm.beta > 0 else None,
+        ),
+        prompts=prompts,
+        on_phase=view.phase,
+    )
+
+
+def _trained(config: PolicyConfig, view: View) -> PolicyConfig:
+    """The configuration with an embedded task's name replaced by its warm-started folder."""
+    if config.model not in TASKS:
+        return config
+    folder = warm_started_policy(
+        config.model,
+        config.warm_start,
+        lambda done, total, loss: view.preparing("warm start", done, total, loss),
+    )
+    return config.model_copy(update={"model": str(folder)})
+
+
+def _room_for_prompts(policy: Policy, config: Config) -> int | None:
+    """Tokens the model's context leaves for a prompt beside a completion; None if unlimited."""
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    room = int(positions) - config.sampling.max_completion_length
+    if room < 1:
+        raise InputError(
+            f"sampling.max_completion_length {config.sampling.max_completion_length} leaves no room "
+            f"for a prompt in the {positions} positions of {config.policy.model}; lower it"
+        )
+    return room
+
+
+def _first_record(trainer: Trainer) -> dict[str, Any]:
+    with trainer.phase("evaluate"):
+        return {"step": 0, **asdict(trainer.totals), **trainer.evaluate()}
+
+
+def _keep(record: StepRecord, folder: RunFolder, view: View, config: Config) -> None:
+    facts = (record.step, record.groups, record.stats, record.allocation)
+    folder.append("metrics.jsonl", record.metrics)
+    folder.append("allocations.jsonl", describe_prompts(*facts))
+    view.step(record.metrics, config.train.steps)
+    interval = config.tracking.samples_interval
+    if interval > 0 and (record.step == 1 or record.step % interval == 0):
+        samples = sample_records(*facts)
+        for sample in samples:
+            folder.append("samples.jsonl", sample)
+        view.samples(samples)
+    if record.metrics["accepted"] == 0:
+        view.message(f"step {record.step}: no completion was accepted; nothing to learn from it")
+
+
+def _save_checkpoint(folder: RunFolder, trainer: Trainer, step: int) -> None:
+    if trainer.config.checkpoint.interval == 0:
+        return
+    _refuse_broken_weights(trainer, f"step {step}")
+    state = {"step": step, **asdict(trainer.totals)}
+    folder.save_checkpoint(trainer.policy, state, trainer.config.checkpoint.keep)
+
+
+def _refuse_broken_weights(trainer: Trainer, where: str) -> None:
+    if not all_finite(trainer.policy):
+        raise NonFiniteError(f"{where}: the weights are NaN or infinite")
+
+
+def _summary(
+    trainer: Trainer, before: Mapping[str, Any], after: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    config = trainer.config
+    return {
+        "algorithm": config.algorithm.name,
+        "objective": config.algorithm.objective,
+        "baseline": config.algorithm.baseline,
+        "estimator": config.algorithm.estimator,
+        "allocator": config.allocate.allocator,
+        "seed": config.seed,
+        "steps": config.train.steps,
+        **asdict(trainer.totals),
+        "wall_seconds": seconds,
+        "accuracy_before": before["accuracy"],
+        "accuracy_before_low": before["accuracy_low"],
+        "accuracy_before_high": before["accuracy_high"],
+        "accuracy_after": after["accuracy"],
+        "accuracy_after_low": after["accuracy_low"],
+        "accuracy_after_high": after["accuracy_high"],
+        "pass_at_k_before": before["pass_at_k"],
+        "pass_at_k_after": after["pass_at_k"],
+    }

@@ -1,0 +1,125 @@
+"""The embedded task: chain arithmetic modulo 29.
+
+A problem starts from a number and applies a few operations, each named by a letter. The completion
+writes the running value after each operation and repeats the last one after ``#``::
+
+    prompt      7A+4B*3C-5=
+    completion  A11B4C28#28
+
+Every number from 0 to 28 is one token, so a two-layer transformer learns the task on a CPU within
+minutes. The modulus is prime and large enough that a guess is right once in 29: with modulus 10,
+lucky answers get rewarded often enough to spoil training.
+
+The *noisy* demonstrations a policy is warm-started on get single steps wrong on purpose and go on
+from the wrong value. The policy learns to be unsure where the demonstrations were, which spreads its
+accept rates over (0, 1) and leaves something for reinforcement learning to fix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+MODULUS = 29
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ANSWER_MARK = "#"
+OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 6)}
+DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
+TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6)}
+"""Task name to (fewest, most) steps of a problem."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A start value and a chain of ``(operator, operand)`` steps."""
+
+    start: int
+    steps: tuple[tuple[str, int], ...]
+
+    @property
+    def prompt(self) -> str:
+        chain = "".join(
+            f"{letter}{operator}{operand}"
+            for letter, (operator, operand) in zip(LETTERS, self.steps, strict=False)
+        )
+        return f"{self.start}{chain}="
+
+    @property
+    def answer(self) -> int:
+        return self.values()[-1]
+
+    def values(self) -> list[int]:
+        """Running value after each step."""
+        values, value = [], self.start
+        for operator, operand in self.steps:
+            value = apply(operator, value, operand)
+            values.append(value)
+        return values
+
+    def demonstration(self, rng: Random) -> str:
+        """A worked solution that errs at each step with the operator's error rate.
+
+        A wrong value is uniform over the 28 others, and the chain goes on from it.
+        """
+        values, value = [], self.start
+        for operator, operand in self.steps:
+            value = apply(operator, value, operand)
+            if rng.random() >= DEMONSTRATION_ACCURACY[operator]:
+                value = (value + rng.randrange(1, MODULUS)) % MODULUS
+            values.append(value)
+        return render_solution(values)
+
+
+def apply(operator: str, value: int, operand: int) -> int:
+    """One step of the chain, modulo 29."""
+    match operator:
+        case "+":
+            return (value + operand) % MODULUS
+        case "-":
+            return (value - operand) % MODULUS
+        case "*":
+            return (value * operand) % MODULUS
+    raise ValueError(f"unknown operator {operator!r}; the task has {', '.join(OPERANDS)}")
+
+
+def render_solution(values: list[int]) -> str:
+    """``[11, 4, 28]`` to ``A11B4C28#28``."""
+    chain = "".join(f"{letter}{value}" for letter, value in zip(LETTERS, values, strict=False))
+    return f"{chain}{ANSWER_MARK}{values[-1]}"
+
+
+def draw_problem(rng: Random, min_steps: int, max_steps: int) -> Problem:
+    """A problem with a uniform number of steps, start in 1..28, uniform operators and operands."""
+    steps = []
+    for _ in range(rng.randint(min_steps, max_steps)):
+        operator = rng.choice(list(OPERANDS))
+        steps.append((operator, rng.choice(OPERANDS[operator])))
+    return Problem(rng.randrange(1, MODULUS), tuple(steps))
+
+
+def draw_problems(
+    count: int,
+    *,
+    seed: int,
+    min_steps: int,
+    max_steps: int,
+    exclude: frozenset[str] = frozenset(),
+) -> list[Problem]:
+    """``count`` distinct problems whose prompts are not in ``exclude``.
+
+    Raises ValueError when the task does not hold that many distinct problems.
+    """
+    rng = Random(seed)
+    problems: dict[str, Problem] = {}
+    for _ in range(100 * count):
+        if len(problems) == count:
+            break
+        problem = draw_problem(rng, min_steps, max_steps)
+        if problem.prompt not in exclude:
+            problems.setdefault(problem.prompt, problem)
+    if len(problems) < count:
+        raise ValueError(
+            f"only {len(problems)} distinct problems of {min_steps} to {max_steps} steps found, "
+            f"{count} asked for; ask for fewer or allow more steps"
+        )
+    return list(problems.values())

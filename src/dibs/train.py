@@ -1,0 +1,249 @@
+"""THE loop: estimate -> allocate -> sample -> verify -> weigh -> update -> evaluate.
+
+Departures from the released GVM code: pilots are counted in every total; the number of optimizer
+updates a step is fixed and does not grow with the counts; the estimator that turns ragged groups
+into one gradient is explicit; a group may have any size, also 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dibs import objectives
+from dibs.allocate import pose, solve
+from dibs.config import AlgorithmConfig, Config
+from dibs.estimate import no_statistics, pilot_statistics, weighting_rates
+from dibs.evaluate import score
+from dibs.gradnorm import last_layer_norms
+from dibs.policy import Policy
+from dibs.prompts import PromptSet, batches
+from dibs.report.metrics import describe_step
+from dibs.sampling import Sampler, SampleRequest
+from dibs.types import (
+    Allocation,
+    Completion,
+    Group,
+    Prompt,
+    PromptStats,
+    Rollout,
+    TrainingExample,
+)
+from dibs.update import NonFiniteError, Updater
+from dibs.verify import Verifier
+
+PILOT, TRAINING, EVALUATION = range(3)
+"""Random streams: the same prompt at the same step draws different completions in each."""
+
+
+@dataclass
+class Totals:
+    """What the run has spent. ``rollouts`` and ``completion_tokens`` include the pilots,
+    ``accepted_rollouts`` does not.
+    """
+
+    optimizer_updates: int = 0
+    rollouts: int = 0
+    pilot_rollouts: int = 0
+    accepted_rollouts: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A finished step with its metrics (keys with ``second`` in their name are timings)."""
+
+    step: int
+    metrics: dict[str, Any]
+    groups: Sequence[Group]
+    stats: PromptStats
+    allocation: Allocation
+
+
+@dataclass
+class Trainer:
+    """The parts of a run and the loop over them. ``on_phase`` hears each phase as it begins."""
+
+    config: Config
+    policy: Policy
+    sampler: Sampler
+    verifier: Verifier
+    updater: Updater
+    prompts: PromptSet
+    on_phase: Callable[[str], None] = lambda name: None
+    totals: Totals = field(default_factory=Totals)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Iterator[StepRecord]:
+        """Train for ``train.steps`` steps and yield a record after each.
+
+        Raises NonFiniteError, naming the step, before a NaN or infinite gradient is applied.
+        """
+        config = self.config
+        draw = batches(self.prompts.train, config.train.prompts_per_step, config.seed)
+        upcoming: list[tuple[list[Prompt], PromptStats]] = []
+        for step in range(1, config.train.steps + 1):
+            self.seconds.clear()
+            tokens_before = self.totals.completion_tokens
+
+            with self.phase("estimate"):
+                if not upcoming:
+                    ahead = min(config.estimate.interval, config.train.steps + 1 - step)
+                    drawn = [next(draw) for _ in range(ahead)]
+                    upcoming = [(prompts, self.estimate(prompts, step)) for prompts in drawn]
+                prompts, stats = upcoming.pop(0)
+            with self.phase("allocate"):
+                allocation = self.allocate(stats)
+            with self.phase("sample"):
+                completions = self.sample(prompts, allocation.counts.tolist(), TRAINING, step)
+            with self.phase("verify"):
+                groups = self.verify(prompts, completions)
+                self.totals.accepted_rollouts += sum(int(group.accepted.sum()) for group in groups)
+            with self.phase("update"):
+                metrics = self.update(self.weigh(groups, stats), step)
+            with self.phase("evaluate"):
+                if self.evaluation_is_due(step):
+                    metrics |= self.evaluate()
+
+            metrics = {"step": step, **asdict(self.totals), **metrics}
+            metrics |= describe_step(groups, stats, allocation)
+            metrics |= self.timings(self.totals.completion_tokens - tokens_before)
+            yield StepRecord(step, metrics, groups, stats, allocation)
+
+    def estimate(self, prompts: Sequence[Prompt], step: int) -> PromptStats:
+        """Pilot every prompt: accept rates and gradient norms. The pilots are not trained on."""
+        if self.config.estimate.mode == "none":
+            return no_statistics(prompts)
+        counts = [self.config.estimate.num_pilots] * len(prompts)
+        groups = self.verify(prompts, self.sample(prompts, counts, PILOT, step))
+        self.totals.pilot_rollouts += sum(counts)
+        return pilot_statistics(groups, self.grad_norms(groups))
+
+    def allocate(self, stats: PromptStats) -> Allocation:
+        """Spend the step's budget on its prompts."""
+        options = self.config.allocate
+        problem = pose(
+            stats,
+            self.config.budget,
+            lower=options.lower,
+            upper=options.upper,
+            accept_rate_penalty=options.accept_rate_penalty,
+            accept_rate_power=options.accept_rate_power,
+        )
+        return solve(problem, options.allocator)
+
+    def sample(
+        self, prompts: Sequence[Prompt], counts: Sequence[int], stream: int, step: int
+    ) -> list[list[Completion]]:
+        """``counts[i]`` completions of each prompt."""
+        seed = self.config.seed
+        requests = [
+            SampleRequest(prompt, count, (seed, stream, step, int(prompt.prompt_id, 16)))
+            for prompt, count in zip(prompts, counts, strict=True)
+        ]
+        if stream == EVALUATION:
+            return self.sampler.sample(requests, self.config.evaluate.temperature)
+        completions = self.sampler.sample(requests)
+        written = [completion for group in completions for completion in group]
+        self.totals.rollouts += len(written)
+        self.totals.completion_tokens += sum(len(each.token_ids) for each in written)
+        return completions
+
+    def verify(
+        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
+    ) -> list[Group]:
+        """Completions to groups of rollouts with rewards."""
+
+        def judge(prompt: Prompt, completion: Completion) -> Rollout:
+            verdict = self.verifier(prompt.answer, completion.text)
+            accepted = verdict.reward >= self.config.verify.accept_threshold
+            return Rollout(prompt, completion, verdict.reward, verdict.status, accepted)
+
+        return [
+            Group(prompt, tuple(judge(prompt, completion) for completion in group))
+            for prompt, group in zip(prompts, completions, strict=True)
+        ]
+
+    def grad_norms(self, groups: Sequence[Group]) -> list[np.ndarray]:
+        """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
+        sizes = [len(group.rollouts) for group in groups]
+        if self.config.estimate.grad_norm == "none":
+            return [np.ones(size) for size in sizes]
+        sequences = [as_example(rollout) for group in groups for rollout in group.rollouts]
+        norms = last_layer_norms(self.policy, sequences, self.config.update.micro_batch_tokens)
+        return np.split(norms, np.cumsum(sizes)[:-1])
+
+    def weigh(self, groups: Sequence[Group], stats: PromptStats) -> list[TrainingExample]:
+        """Advantage and estimator weight of every rollout."""
+        algorithm = self.config.algorithm
+        advantages, weights = objectives.weigh(
+            groups,
+            objective=algorithm.objective,
+            baseline=algorithm.baseline,
+            estimator=algorithm.estimator,
+            accept_rates=weighting_rates(stats),
+        )
+        longest = self.config.sampling.max_completion_length
+        return [
+            as_example(rollout, advantage, weight / length_divisor(algorithm, rollout, longest))
+            for group, *shares in zip(groups, advantages, weights, strict=True)
+            for rollout, advantage, weight in zip(group.rollouts, *shares, strict=True)
+        ]
+
+    def update(self, examples: Sequence[TrainingExample], step: int) -> dict[str, Any]:
+        """The step's optimizer updates."""
+        try:
+            outcome = asdict(self.updater.step(examples))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step}, {error}") from None
+        self.totals.optimizer_updates += outcome.pop("updates")
+        return outcome
+
+    def evaluation_is_due(self, step: int) -> bool:
+        """Every ``evaluate.interval`` steps, and after the last."""
+        interval = self.config.evaluate.interval
+        return step == self.config.train.steps or (interval > 0 and step % interval == 0)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score the held-out prompts, with the same random numbers every time."""
+        prompts = self.prompts.eval
+        counts = [self.config.evaluate.num_generations] * len(prompts)
+        return score(self.verify(prompts, self.sample(prompts, counts, EVALUATION, 0))).metrics()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Announce a phase and time it."""
+        self.on_phase(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def timings(self, tokens: int) -> dict[str, float]:
+        """Seconds of each phase, and tokens/s of sampling (pilots included)."""
+        sampling = self.seconds["estimate"] + self.seconds["sample"]
+        return {
+            **{f"{name}_seconds": spent for name, spent in self.seconds.items()},
+            "step_seconds": sum(self.seconds.values()),
+            "tokens_per_second": tokens / sampling if sampling > 0 else 0.0,
+        }
+
+
+def as_example(rollout: Rollout, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
+    """The tokens of a rollout with its share of the gradient."""
+    return TrainingExample(
+        rollout.prompt.token_ids, rollout.completion.token_ids, float(advantage), float(weight)
+    )
+
+
+def length_divisor(algorithm: AlgorithmConfig, rollout: Rollout, longest: int) -> int:
+    """What ``algorithm.length_normalization`` divides a completion's gradient by."""
+    if algorithm.length_normalization == "none":
+        return 1
+    if algorithm.length_normalization == "constant":
+        return longest
+    return max(len(rollout.completion.token_ids), 1)

@@ -1,0 +1,171 @@
+"""The nouns of DIBS: frozen records passed between the stages of a training step.
+
+``m`` is the number of prompts of a step, ``n_i`` the number of completions of prompt i. Groups are
+ragged everywhere: any ``n_i >= 0`` is legal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class InputError(Exception):
+    """Something the user gave is unusable; the message is one line that says what, where and what to do.
+
+    The command line prints it and exits with status 2.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, rendered and tokenised.
+
+    ``prompt_id`` hashes the question and its answer, so it survives reordering and re-running.
+    """
+
+    prompt_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the policy wrote after a prompt.
+
+    ``token_ids`` holds the end-of-sequence token when the policy emitted it (``finished``), ``text``
+    does not. ``logprobs`` are the sampler's log-probabilities of ``token_ids``, at its temperature.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verifier's judgement: a reward, and why (``accepted``, ``rejected`` or ``no_answer``)."""
+
+    reward: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A prompt, one completion of it and the verdict on it."""
+
+    prompt: Prompt
+    completion: Completion
+    reward: float
+    status: str
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All rollouts of one prompt in one phase of a step; possibly none."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """Rewards, float64 [n_i]."""
+        return np.array([rollout.reward for rollout in self.rollouts], dtype=np.float64)
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """Whether each rollout was accepted, bool [n_i]."""
+        return np.array([rollout.accepted for rollout in self.rollouts], dtype=bool)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """A completion with its share of the gradient: ``weight * advantage * grad log pi(completion)``.
+
+    ``weight`` is the estimator's (it also weighs the KL penalty), ``advantage`` the objective's.
+    """
+
+    context_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    advantage: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class PromptStats:
+    """What is known about each of m prompts before the budget is spent.
+
+    ``trials`` and ``successes``: pilot completions drawn and accepted, int64 [m].
+    ``grad_norm``: mean of ``||grad log pi(y|x)||`` over accepted pilots, float64 [m], NaN where
+    nothing was accepted. ``grad_norm_rejected``: the same over rejected ones. ``mean_tokens``: mean
+    completion length in tokens. The last two are optional.
+
+    Raises InputError, naming the prompt, for values that cannot be.
+    """
+
+    prompt_ids: Sequence[str | int]
+    trials: np.ndarray
+    successes: np.ndarray
+    grad_norm: np.ndarray
+    grad_norm_rejected: np.ndarray | None = None
+    mean_tokens: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        m = len(self.prompt_ids)
+        for name in ("trials", "successes", "grad_norm", "grad_norm_rejected", "mean_tokens"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if np.shape(values) != (m,):
+                raise InputError(
+                    f"{name} has shape {np.shape(values)}, but there are {m} prompts; "
+                    "give one value a prompt"
+                )
+            self._refuse(np.isinf(values), name, "is infinite")
+            self._refuse(np.asarray(values) < 0, name, "is negative")
+        self._refuse(np.isnan(self.trials), "trials", "is not a number")
+        self._refuse(np.isnan(self.successes), "successes", "is not a number")
+        self._refuse(self.successes > self.trials, "successes", "exceeds trials")
+        self._refuse(
+            np.isnan(self.grad_norm) & (self.successes > 0),
+            "grad_norm",
+            "is missing though completions were accepted",
+        )
+        if len(set(self.prompt_ids)) < m:
+            seen: set[str | int] = set()
+            twice = next(p for p in self.prompt_ids if p in seen or seen.add(p))  # type: ignore[func-returns-value]
+            raise InputError(f"prompt_id {twice!r} occurs twice; merge its statistics into one row")
+
+    def _refuse(self, bad: np.ndarray, name: str, why: str) -> None:
+        if bad.any():
+            i = int(np.argmax(bad))
+            value = getattr(self, name)[i]
+            raise InputError(f"prompt {self.prompt_ids[i]!r}: {name} = {value} {why}")
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def accept_rate(self) -> np.ndarray:
+        """``successes / trials``, float64 [m] in [0, 1]; NaN where there were no trials."""
+        rate = np.full(len(self), np.nan)
+        np.divide(self.successes, self.trials, out=rate, where=np.asarray(self.trials) > 0)
+        return rate
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many completions each prompt gets: int64 ``counts`` [m] that sum to ``budget``."""
+
+    prompt_ids: Sequence[str | int]
+    counts: np.ndarray
+    allocator: str
+
+    @property
+    def budget(self) -> int:
+        return int(self.counts.sum())

@@ -1,0 +1,189 @@
+"""Weighted completions in, optimizer updates out. Blind to algorithm, allocator, prompts and counts.
+
+A step's completions are dealt to a fixed number of optimizer updates like cards: update u of U takes
+every U-th completion. Each group is thereby spread over the updates, the number of updates does not
+depend on the counts, and the loss of each update is scaled by U so that its expected gradient is the
+whole step's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from dibs.config import UpdateConfig
+from dibs.losses import PolicyLoss
+from dibs.policy import Policy, micro_batches
+from dibs.types import TrainingExample
+
+
+class NonFiniteError(Exception):
+    """A loss or gradient was NaN or infinite; the update was not applied."""
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """Of one step: sums over its updates, the mean gradient norm before clipping, the last rate."""
+
+    updates: int
+    loss: float
+    grad_norm: float
+    clip_fraction: float
+    kl: float
+    learning_rate: float
+
+
+@dataclass
+class _Tally:
+    loss: float = 0.0
+    norms: list[float] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: float, sums: dict[str, Tensor]) -> None:
+        self.loss += loss
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+
+class Updater:
+    """AdamW on a policy.
+
+    ``reference``: the frozen policy of the KL penalty, needed when ``loss.beta`` > 0.
+    ``total_updates``: length of the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: PolicyLoss,
+        config: UpdateConfig,
+        total_updates: int,
+        reference: Policy | None = None,
+    ) -> None:
+        self.policy = policy
+        self.loss = loss
+        self.config = config
+        self.reference = reference
+        self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.scheduler = get_scheduler(
+            config.schedule, self.optimizer, config.warmup_updates, total_updates
+        )
+
+    def step(self, examples: Sequence[TrainingExample]) -> UpdateMetrics:
+        """``updates_per_step`` optimizer updates on a step's completions.
+
+        Updates happen also where there is nothing to learn (their gradient is 0), so that schedules
+        and comparisons stay aligned. Raises NonFiniteError before a bad gradient is applied.
+        """
+        if self.loss.beta == 0:
+            # A completion of advantage 0 has no gradient; a step may consist of nothing else.
+            examples = [example for example in examples if example.advantage != 0]
+        updates = self.config.updates_per_step
+        hands = [examples[u::updates] for u in range(updates)]
+        old = [self._behaviour_logprobs(hand) for hand in hands]
+        tally = _Tally()
+        self.policy.model.train()
+        for u, (hand, old_logprobs) in enumerate(zip(hands, old, strict=True)):
+            try:
+                self._update(hand, old_logprobs, scale=updates, tally=tally)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"update {u + 1} of {updates}: {error}") from None
+        tokens = max(tally.sums.get("tokens", 0.0), 1.0)
+        return UpdateMetrics(
+            updates=updates,
+            loss=tally.loss / updates,
+            grad_norm=sum(tally.norms) / updates,
+            clip_fraction=tally.sums.get("clipped_tokens", 0.0) / tokens,
+            kl=tally.sums.get("kl", 0.0) / tokens,
+            learning_rate=self.scheduler.get_last_lr()[0],
+        )
+
+    def gradient(
+        self,
+        examples: Sequence[TrainingExample],
+        old_logprobs: Sequence[Tensor | None] | None = None,
+        scale: float = 1.0,
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Add ``scale`` times the loss gradient to ``.grad``, micro-batch by micro-batch.
+
+        Returns the scaled loss and the metric sums. The result does not depend on how the examples
+        fall into micro-batches, rounding aside.
+        """
+        total, sums = 0.0, dict[str, Tensor]()
+        for group in micro_batches(examples, self.config.micro_batch_tokens):
+            chosen = [examples[i] for i in group]
+            batch = self.policy.collate(chosen)
+            old = None
+            if old_logprobs is not None:
+                old = self._stack([old_logprobs[i] for i in group], batch.completion_mask)
+            ref = None
+            if self.reference is not None:
+                with torch.no_grad():
+                    ref = self.reference.logprobs(batch)
+            loss, parts = self.loss(
+                self.policy.logprobs(batch),
+                batch.completion_mask,
+                self._column([e.advantage for e in chosen]),
+                self._column([e.weight for e in chosen]),
+                old,
+                ref,
+            )
+            (loss * scale).backward()
+            total += float(loss.detach()) * scale
+            for name, value in parts.items():
+                sums[name] = sums[name] + value if name in sums else value
+        return total, sums
+
+    def _update(
+        self,
+        examples: Sequence[TrainingExample],
+        old_logprobs: Sequence[Tensor | None] | None,
+        scale: float,
+        tally: _Tally,
+    ) -> None:
+        self.optimizer.zero_grad(set_to_none=False)
+        loss, sums = self.gradient(examples, old_logprobs, scale)
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss}")
+        limit = self.config.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit or math.inf))
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm}")
+        self.optimizer.step()
+        self.scheduler.step()
+        tally.add(loss, sums)
+        tally.norms.append(norm)
+
+    def _behaviour_logprobs(
+        self, examples: Sequence[TrainingExample]
+    ) -> list[Tensor | None] | None:
+        """``log pi`` before the step's first update, one a completion; None if the loss has no use."""
+        if self.loss.clip is None:
+            return None
+        logprobs: list[Tensor | None] = [None] * len(examples)
+        self.policy.model.train()
+        with torch.no_grad():
+            for group in micro_batches(examples, self.config.micro_batch_tokens):
+                batch = self.policy.collate([examples[i] for i in group])
+                rows = self.policy.logprobs(batch)
+                for row, i in zip(rows, group, strict=True):
+                    logprobs[i] = row[: len(examples[i].completion_ids)]
+        return logprobs
+
+    def _stack(self, rows: Sequence[Tensor | None], mask: Tensor) -> Tensor:
+        stacked = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+        for i, row in enumerate(rows):
+            assert row is not None
+            stacked[i, : len(row)] = row
+        return stacked
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
