@@ -86,8 +86,9 @@ def proportional(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:
     """
     positive = weights > 0
     if not positive.any():
-        positive = np.ones_like(positive)
-        weights = np.ones(len(weights))
+        positive, weights = ~positive, np.ones(len(weights))
+    # Far below any count that rounds to 1, a floor keeps quotients of weights finite.
+    weights = np.where(positive, np.maximum(weights / weights.max(), 1e-200), 0.0)
     budget, lower, upper = problem.budget, problem.lower, problem.upper
     counts = lower.copy()
     spent_on_rest = int(lower[~positive].sum())
@@ -107,23 +108,24 @@ def _fill(weights: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray)
     """Real shares ``clip(scale * weights, lower, upper)`` that sum to ``total``; weights > 0.
 
     The sum is piecewise linear in the scale: prompt i grows between ``lower/weight`` and
-    ``upper/weight``. Sorting those breakpoints and accumulating slopes finds the scale directly.
+    ``upper/weight``. A binary search over those sorted breakpoints finds the linear piece that holds
+    the total. Every sum is taken afresh over positive terms: running sums would cancel where weights
+    differ by many orders of magnitude.
     """
-    weights = weights / weights.max()
-    with np.errstate(over="ignore"):
-        at = np.concatenate([lower / weights, upper / weights])
-    slope = np.concatenate([weights, -weights])
-    offset = np.concatenate([-lower, upper]).astype(np.float64)
-    order = np.argsort(at, kind="stable")
-    order = order[np.isfinite(at[order])]
-    at, slope, offset = at[order], np.cumsum(slope[order]), np.cumsum(offset[order])
-    reached = lower.sum() + offset + at * slope
-    segment = max(int(np.searchsorted(reached, total, side="right")) - 1, 0)
-    if slope[segment] <= 0 or segment == len(at) - 1:
-        scale = at[segment]
-    else:
-        scale = (total - lower.sum() - offset[segment]) / slope[segment]
-        scale = min(max(scale, at[segment]), at[segment + 1])
+    grows_from, grows_to = lower / weights, upper / weights
+    breakpoints = np.sort(np.concatenate([grows_from, grows_to]))
+    first, last = 0, len(breakpoints) - 1
+    while first < last:
+        middle = (first + last + 1) // 2
+        if np.clip(breakpoints[middle] * weights, lower, upper).sum() <= total:
+            first = middle
+        else:
+            last = middle - 1
+    scale = breakpoints[first]
+    growing = (grows_from <= scale) & (scale < grows_to)
+    if growing.any():
+        fixed = np.clip(scale * weights[~growing], lower[~growing], upper[~growing])
+        scale = max(scale, (total - fixed.sum()) / weights[growing].sum())
     return np.clip(scale * weights, lower, upper)
 
 

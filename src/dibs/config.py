@@ -30,7 +30,7 @@ class WarmStartConfig(_Section):
     hidden_size: int = Field(96, ge=8, description="width of the policy")
     layers: int = Field(2, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
-    updates: int = Field(700, ge=1, description="optimizer updates")
+    updates: int = Field(900, ge=1, description="optimizer updates")
     batch_size: int = Field(128, ge=1, description="demonstrations an update")
     learning_rate: float = Field(5e-3, gt=0, description="AdamW, for embeddings and norms")
     matrix_learning_rate: float = Field(0.02, gt=0, description="Muon, for weight matrices")
@@ -342,19 +342,28 @@ def _explain(error: ValidationError) -> str:
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = [name for name, _, _ in config_keys()]
-        last = key.rpartition(".")[2]
-        near = get_close_matches(key, known, n=1, cutoff=0.6) or [
-            name for name in known if name.rpartition(".")[2] == last
-        ]
-        near = near or get_close_matches(key, known, n=1, cutoff=0.3)
-        hint = f"; nearest is {near[0]}" if near else ""
+        near = _nearest_key(key)
+        hint = f"; nearest is {near}" if near else ""
         message = f"unknown key {key}{hint}"
     else:
         reason = first["msg"].removeprefix("Value error, ")
         got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
         message = f"{key}: {reason}{got}" if key else f"{reason}{got}"
     return message + (f" (and {len(rest)} more)" if rest else "")
+
+
+def _nearest_key(unknown: str) -> str | None:
+    """The known key most like ``unknown``: a neighbour in its section, else one of equal name."""
+    keys = [name for name, _, _ in config_keys()]
+    keys += {name.rpartition(".")[0] for name in keys if "." in name}
+    section, _, last = unknown.rpartition(".")
+    neighbours = [name for name in keys if name.rpartition(".")[0] == section]
+    namesakes = [name for name in keys if name.rpartition(".")[2] == last]
+    for candidates, cutoff in ((neighbours, 0.6), (namesakes, 0.0), (keys, 0.3)):
+        near = get_close_matches(unknown, sorted(candidates), n=1, cutoff=cutoff)
+        if near:
+            return near[0]
+    return None
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:

@@ -169,13 +169,14 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    device = _device(config.device)
     options = {"trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = _load_tokenizer(config.model, options)
         model = AutoModelForCausalLM.from_pretrained(
             config.model, dtype=_DTYPES[config.dtype], **options
         )
-        model.to(_device(config.device))
+        model.to(device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
@@ -198,8 +199,12 @@ def _load_tokenizer(source: str, options: dict[str, Any]) -> Any:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
         return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"policy.device {name}: {str(error).splitlines()[0]}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,32 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             end_section=last,
         )
     return table
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence an accounting with two arms: who is ahead, by how much, with a 95% interval.
+
+    The interval is Newcombe's (1998, method 10), built from the two arms' own intervals.
+    """
+    sentences = []
+    for accounting in dict.fromkeys(row["accounting"] for row in rows):
+        ahead, behind = sorted(
+            (row for row in rows if row["accounting"] == accounting),
+            key=lambda row: -row["accuracy_after"],
+        )
+        gap = ahead["accuracy_after"] - behind["accuracy_after"]
+        low = gap - math.hypot(_margin(ahead, "low"), _margin(behind, "high"))
+        high = gap + math.hypot(_margin(ahead, "high"), _margin(behind, "low"))
+        verdict = "" if low > 0 else ", not distinguishable"
+        sentences.append(
+            f"{accounting}: {ahead['arm']} ends ahead of {behind['arm']} by {gap:.3f} "
+            f"(95% interval {low:.3f} to {high:.3f}{verdict})"
+        )
+    return sentences
+
+
+def _margin(row: Mapping[str, Any], side: str) -> float:
+    return abs(float(row[f"accuracy_after_{side}"]) - float(row["accuracy_after"]))
 
 
 def read_summary(run: Path) -> dict[str, Any]:

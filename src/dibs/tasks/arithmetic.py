@@ -27,6 +27,7 @@ OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 6)}
 DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
 TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6)}
 """Task name to (fewest, most) steps of a problem."""
+_MISSES_IN_A_ROW = 10_000
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,13 @@ def draw_problems(
     """
     rng = Random(seed)
     problems: dict[str, Problem] = {}
-    for _ in range(100 * count):
-        if len(problems) == count:
-            break
+    misses = 0
+    while len(problems) < count and misses < _MISSES_IN_A_ROW:
         problem = draw_problem(rng, min_steps, max_steps)
-        if problem.prompt not in exclude:
-            problems.setdefault(problem.prompt, problem)
+        if problem.prompt in exclude or problem.prompt in problems:
+            misses += 1
+        else:
+            problems[problem.prompt], misses = problem, 0
     if len(problems) < count:
         raise ValueError(
             f"only {len(problems)} distinct problems of {min_steps} to {max_steps} steps found, "

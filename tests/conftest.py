@@ -1,0 +1,109 @@
+"""Tiny policies and data that the tests make themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from dibs.config import WarmStartConfig
+from dibs.policy import Policy
+from dibs.tasks.arithmetic import TASKS
+from dibs.tasks.warm_start import build_model, build_tokenizer
+from dibs.types import Completion, Group, Prompt, Rollout
+
+torch.set_num_threads(1)
+
+EASY = "arithmetic-easy"
+TASKS[EASY] = (1, 1)
+"""Problems of one step: four seconds of warm start give a policy that is right half the time."""
+EASY_WARM_START = {"hidden_size": 48, "heads": 2, "layers": 1, "updates": 400, "batch_size": 64}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Warm-started policies and data sets of the tests stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["DIBS_CACHE"] = str(folder)
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    return folder
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """A random policy of the embedded task, 32 wide, tied embeddings."""
+    tokenizer = build_tokenizer()
+    model = build_model(WarmStartConfig(hidden_size=32, heads=2), tokenizer)
+    return Policy(model.eval(), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Qwen2, a byte-level tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("byte_model")
+    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|endoftext|>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def math_file(tmp_path: Path) -> Path:
+    """Forty questions with LaTeX answers, JSON Lines, columns as in MATH."""
+    path = tmp_path / "math.jsonl"
+    rows = [{"problem": f"What is {i}/7?", "answer": f"\\frac{{{i}}}{{7}}"} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def make_prompt(name: str = "00", token_ids: tuple[int, ...] = (2, 3)) -> Prompt:
+    return Prompt(name, f"prompt {name}", token_ids, "1")
+
+
+def make_group(rewards: list[float], prompt: Prompt | None = None, length: int = 3) -> Group:
+    """A group whose completions are ``length`` tokens long and accepted at reward 1."""
+    prompt = prompt or make_prompt()
+    completion = Completion((4,) * length, "text", (-1.0,) * length, finished=True)
+    return Group(
+        prompt,
+        tuple(
+            Rollout(prompt, completion, float(reward), "status", reward >= 1) for reward in rewards
+        ),
+    )
+
+
+def assert_equal_arrays(got, expected) -> None:
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,167 @@
+"""The embedded task, its noise, its verifier and its warm-started policy."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from dibs.config import PolicyConfig, WarmStartConfig
+from dibs.policy import load_policy
+from dibs.tasks.arithmetic import (
+    DEMONSTRATION_ACCURACY,
+    MODULUS,
+    Problem,
+    apply,
+    draw_problems,
+)
+from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
+from dibs.types import InputError
+from dibs.verify import build_verifier
+from dibs.verify.exact import last_boxed, verify_arithmetic, verify_boxed
+
+TINY_WARM_START = {"hidden_size": 32, "heads": 2, "layers": 1, "updates": 30, "batch_size": 32}
+EXAMPLE = Problem(7, (("+", 4), ("*", 3), ("-", 5)))
+
+
+class Certain(Random):
+    """Never errs."""
+
+    def random(self):
+        return 0.0
+
+
+def test_the_worked_example():
+    assert EXAMPLE.prompt == "7A+4B*3C-5="
+    assert EXAMPLE.values() == [11, 4, 28]
+    assert EXAMPLE.answer == 28
+    assert EXAMPLE.demonstration(Certain()) == "A11B4C28#28"
+
+
+def test_problems_keep_to_the_task():
+    problems = draw_problems(2000, seed=3, min_steps=1, max_steps=4)
+    assert len({problem.prompt for problem in problems}) == 2000
+    assert {len(problem.steps) for problem in problems} == {1, 2, 3, 4}
+    for problem in problems:
+        for operator, operand in problem.steps:
+            low, high = (2, 5) if operator == "*" else (1, 9)
+            assert low <= operand <= high
+        assert all(0 <= value < MODULUS for value in problem.values())
+    again = draw_problems(2000, seed=3, min_steps=1, max_steps=4)
+    assert problems == again
+    excluded = frozenset(problem.prompt for problem in problems)
+    others = draw_problems(500, seed=3, min_steps=1, max_steps=4, exclude=excluded)
+    assert not excluded & {problem.prompt for problem in others}
+
+
+def test_more_problems_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="distinct problems of 1 to 1 steps found, 1000 asked"):
+        draw_problems(1000, seed=0, min_steps=1, max_steps=1)
+
+
+def test_demonstrations_err_at_the_stated_rates_and_go_on_from_the_wrong_value():
+    rng = Random(0)
+    for operator, accuracy in DEMONSTRATION_ACCURACY.items():
+        problem = Problem(5, ((operator, 3), ("+", 1)))
+        right, n = 0, 4000
+        for _ in range(n):
+            chain, answer = problem.demonstration(rng).split("#")
+            first, second = chain[1:].split("B")
+            right += int(first) == apply(operator, 5, 3)
+            assert answer == second
+        error = (accuracy * (1 - accuracy) / n) ** 0.5
+        assert abs(right / n - accuracy) < 5 * error
+
+
+@pytest.mark.parametrize(
+    ("completion", "status"),
+    [
+        ("A11B4C28#28", "accepted"),
+        ("nonsense#28", "accepted"),
+        ("A11B4C28#27", "rejected"),
+        ("A11B4C28#28#28", "rejected"),
+        ("#28A", "rejected"),
+        ("A11B4C28", "no_answer"),
+        ("A11#", "no_answer"),
+        ("", "no_answer"),
+    ],
+)
+def test_the_arithmetic_verifier_looks_only_at_what_follows_the_mark(completion, status):
+    verdict = verify_arithmetic("28", completion)
+    assert verdict.status == status
+    assert verdict.reward == (status == "accepted")
+
+
+@pytest.mark.parametrize(
+    ("completion", "status"),
+    [
+        (r"so \boxed{\frac{1}{2}}.", "accepted"),
+        (r"first \boxed{3}, no: \boxed{ \frac{1} {2} }", "accepted"),
+        (r"\boxed{\frac{1}{2}} then \boxed{3}", "rejected"),
+        (r"\boxed{\frac{1}{2}} and \boxed{unclosed", "accepted"),
+        (r"\boxed{unclosed {", "no_answer"),
+        ("1/2", "no_answer"),
+    ],
+)
+def test_the_boxed_verifier(completion, status):
+    assert verify_boxed(r"\frac{1}{2}", completion).status == status
+
+
+def test_nested_braces_are_matched():
+    assert last_boxed(r"\boxed{a{b{c}}d} tail }") == "a{b{c}}d"
+
+
+def test_the_verifier_follows_the_data_and_unknown_ones_are_named():
+    assert build_verifier("auto", "arithmetic-hard") is verify_arithmetic
+    assert build_verifier("auto", "some.jsonl") is verify_boxed
+    with pytest.raises(InputError, match="unknown verifier 'magic'; known: arithmetic, boxed"):
+        build_verifier("magic", "x")
+
+
+def test_every_number_is_one_token():
+    tokenizer = build_tokenizer()
+    text = EXAMPLE.prompt + "A11B4C28#28"
+    ids = tokenizer.encode(text)
+    assert len(ids) == 11 + 8
+    assert tokenizer.decode(ids) == text
+
+
+def test_the_warm_start_is_deterministic_and_cached(tmp_path, monkeypatch):
+    config = WarmStartConfig(**TINY_WARM_START)
+    folders, heard = [], []
+    for name in ("a", "b"):
+        monkeypatch.setenv("DIBS_CACHE", str(tmp_path / name))
+        folders.append(warm_started_policy("arithmetic", config, lambda *note: heard.append(note)))
+    assert len(heard) == 60
+    assert heard[29][2] < heard[0][2]  # the loss falls
+    assert heard[:30] == heard[30:]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+    assert warm_started_policy("arithmetic", config, heard.append) == folders[1]
+    assert len(heard) == 60  # from the cache, no training
+    other = warm_started_policy(
+        "arithmetic", config.model_copy(update={"seed": 1}), lambda *note: None
+    )
+    assert other != folders[1]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(
+        [folders[1].name, other.name]
+    )
+    policy = load_policy(PolicyConfig(model=str(folders[0])), 1.0)
+    assert policy.tokenizer.encode("28#") == build_tokenizer().encode("28#")
+
+
+def test_the_warm_start_leaves_random_state_and_threads_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIBS_CACHE", str(tmp_path))
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    warm_started_policy("arithmetic", WarmStartConfig(**TINY_WARM_START), lambda *note: None)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("DIBS_CACHE", str(blocked / "inside"))
+    with pytest.raises(InputError, match=r"cannot write the warm-started policy .*set DIBS_CACHE"):
+        warm_started_policy("arithmetic", WarmStartConfig(), lambda *note: None)

@@ -1,0 +1,109 @@
+"""The command line as a user calls it: exit statuses, one-line errors, JSON Lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dibs import allocate
+from dibs.cli import main
+
+ROWS = [
+    {"prompt_id": "easy", "trials": 8, "successes": 8, "grad_norm": 1.0},
+    {"prompt_id": "middle", "trials": 8, "successes": 2, "grad_norm": 4.0, "mean_tokens": 9},
+    {"prompt_id": "hopeless", "trials": 8, "successes": 0, "grad_norm": None, "extra": "ignored"},
+    {"prompt_id": 7, "trials": 8, "successes": 4, "grad_norm": 2, "grad_norm_rejected": 5.5},
+]
+
+
+@pytest.fixture
+def stats(tmp_path):
+    path = tmp_path / "stats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_allocate_prints_counts_in_input_order(stats, capsys):
+    assert main(["allocate", str(stats), "--budget", "100"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt_id"] for line in lines] == ["easy", "middle", "hopeless", 7]
+    assert sum(line["count"] for line in lines) == 100
+    expected = allocate([8] * 4, [8, 2, 0, 4], [1, 4, float("nan"), 2], budget=100)
+    assert [line["count"] for line in lines] == expected.tolist()
+
+
+def test_allocate_reads_standard_input_in_a_real_process(stats):
+    command = [sys.executable, "-m", "dibs", "allocate", "-", "--budget", "9"]
+    command += ["--allocator", "uniform", "--lower", "1", "--upper", "3"]
+    text = stats.read_text()
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["count"] for line in done.stdout.splitlines()] == [3, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("", [], "holds no prompts; give one JSON object a line"),
+        ("{broken\n", [], "stats.jsonl, line 1: Invalid JSON"),
+        ('\n{"prompt_id": "a"}\n', [], "line 2: trials: Field required"),
+        ("[1]\n", [], "line 1: "),
+        (None, ["--budget", "-4"], "budget -4 is not a whole number"),
+        (None, ["--lower", "50"], "smaller than the sum of the lower bounds, 200"),
+        (None, ["--upper", "2"], "larger than the sum of the upper bounds, 8"),
+        (None, ["--allocator", "best"], "unknown allocator 'best'"),
+    ],
+)
+def test_allocate_refuses_bad_input_with_status_2(stats, capsys, content, arguments, message):
+    if content is not None:
+        stats.write_text(content)
+    assert main(["allocate", str(stats), "--budget", "100", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_allocate_without_its_file(tmp_path, capsys):
+    assert main(["allocate", str(tmp_path / "none"), "--budget", "1"]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_names_its_prompt(capsys, monkeypatch):
+    row = {"prompt_id": "odd", "trials": 1, "successes": 2, "grad_norm": 1.0}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(row)))
+    assert main(["allocate", "-", "--budget", "1"]) == 2
+    assert "prompt 'odd': successes = 2 exceeds trials" in capsys.readouterr().err
+
+
+def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    for arguments in (
+        [str(tmp_path / "none.yaml")],
+        ["--allocate.alocator", "gvm"],
+        ["--data.train", "nowhere.jsonl", "--policy.warm_start.updates", "1"],
+    ):
+        assert main(["train", *arguments, "--output_dir", str(out)]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("dibs train: ")
+        assert captured.err.count("\n") == 1
+        assert not out.exists()
+
+
+def test_help_lists_commands_and_every_configuration_key(capsys):
+    for arguments, expected in (
+        (["--help"], "allocate"),
+        (["train", "--help"], "--allocate.accept_rate_penalty (default: 0.001)"),
+        (["allocate", "--help"], "grad_norm_rejected"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert expected in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["fly"])
+    assert stopped.value.code == 2

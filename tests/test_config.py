@@ -1,0 +1,142 @@
+"""Configuration: files, overrides, and errors that say what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dibs.config import Config, config_keys, load_config
+from dibs.types import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    assert load_config(path).train.steps > 0
+
+
+def test_there_are_shipped_configs():
+    assert CONFIGS
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\nupdate: {learning_rate: 1e-5, schedule: linear}\n")
+    config = load_config(
+        path, ["--update.learning_rate", "2e-4", "--allocate.upper=12", "--data.eval", "null"]
+    )
+    assert config.seed == 3
+    assert config.update.learning_rate == 2e-4
+    assert config.update.schedule == "linear"
+    assert config.allocate.upper == 12
+    assert config.budget == 512
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("# nothing\n")
+    assert load_config(path) == Config() == load_config(None)
+
+
+def test_algorithms_bring_their_objective_and_baseline():
+    grpo = load_config(None, ["--algorithm.name", "grpo"]).algorithm
+    assert (grpo.objective, grpo.baseline) == ("grpo", "mean")
+    other = load_config(
+        None, ["--algorithm.name", "grpo", "--algorithm.objective", "expected_reward"]
+    ).algorithm
+    assert (other.objective, other.baseline) == ("expected_reward", "none")
+    assert Config().algorithm.objective == "log_likelihood"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["--allocate.alocator", "gvm"],
+            "unknown key allocate.alocator; nearest is allocate.allocator",
+        ),
+        (["--lower", "1"], "unknown key lower; nearest is allocate.lower"),
+        (["--update.lr", "1"], "unknown key update.lr; nearest is"),
+        (
+            ["--train.steps", "0"],
+            r"train.steps: Input should be greater than or equal to 1 \(got 0\)",
+        ),
+        (["--train.steps", "many"], "train.steps: .* integer"),
+        (["--train.steps"], "--train.steps needs a value"),
+        (["train.steps", "3"], "expected --key value, got 'train.steps'"),
+        (["--seed.x", "3", "--seed", "4"], None),
+        (["--seed", "4", "--seed.x", "3"], "--seed.x: seed is a value, not a section"),
+        (["--algorithm.name", "ppo"], "algorithm.name: .*'raft', 'raft\\+\\+' or 'grpo'"),
+        (
+            ["--allocate.lower", "9"],
+            r"allocate.lower 9 x 64 prompts = 576 exceeds the budget of 512; raise",
+        ),
+        (
+            ["--allocate.budget", "100", "--allocate.upper", "1"],
+            "the budget of 100 exceeds allocate.upper 1 x 64 prompts = 64",
+        ),
+        (
+            ["--estimate.mode", "none"],
+            "allocator gvm needs accept rates; set estimate.mode to pilot",
+        ),
+        (
+            [
+                "--estimate.mode",
+                "none",
+                "--allocate.allocator",
+                "uniform",
+                "--algorithm.estimator",
+                "prompt_mean",
+            ],
+            "estimator prompt_mean on log_likelihood needs accept rates",
+        ),
+        (["--data.template", "no placeholder"], "template must contain {prompt}"),
+        (["--policy.warm_start.heads", "5"], "hidden_size must be a multiple of 2 \\* heads"),
+    ],
+)
+def test_bad_values_are_one_clear_line(overrides, message):
+    if message is None:
+        assert load_config(None, overrides[2:]).seed == 4
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(None, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n- 2\n", "must hold keys and values, not a list"),
+        ("trian: {steps: 3}\n", "unknown key trian; nearest is train"),
+        ("train: 3\n", "train: "),
+    ],
+)
+def test_bad_files_are_one_clear_line(tmp_path, content, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read config .*none\.yaml: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_every_key_has_a_description():
+    keys = config_keys()
+    assert len(keys) > 40
+    assert all(description for _, _, description in keys)
+
+
+@pytest.mark.parametrize("module", ["dibs", "dibs.config", "dibs.cli"])
+def test_the_light_modules_do_not_import_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,126 @@
+"""Advantages and weights against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from conftest import assert_equal_arrays, make_group
+from dibs.objectives import BASELINES, group_advantages, weigh
+from dibs.types import InputError
+
+REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # mean 0.4, population std sqrt(0.24)
+
+
+@pytest.mark.parametrize(
+    ("objective", "baseline", "expected"),
+    [
+        ("log_likelihood", "none", [2, 0, 0, 2, 0]),
+        ("log_likelihood", "mean", [1.2, -0.8, -0.8, 1.2, -0.8]),
+        ("expected_reward", "none", [1, 0, 0, 1, 0]),
+        ("expected_reward", "mean", [0.6, -0.4, -0.4, 0.6, -0.4]),
+        ("expected_reward", "leave_one_out", [0.75, -0.5, -0.5, 0.75, -0.5]),
+        (
+            "grpo",
+            "mean",
+            [
+                0.6 / math.sqrt(0.24),
+                *([-0.4 / math.sqrt(0.24)] * 2),
+                0.6 / math.sqrt(0.24),
+                -0.4 / math.sqrt(0.24),
+            ],
+        ),
+    ],
+)
+def test_advantages_match_hand_worked_numbers(objective, baseline, expected):
+    assert_equal_arrays(group_advantages(REWARDS, objective, baseline, 0.5), expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "baseline"), [(o, b) for o, allowed in BASELINES.items() for b in allowed]
+)
+@pytest.mark.parametrize("rewards", [[], [0.0], [1.0], [1.0, 1.0], [0.0, 0.0, 0.0]])
+def test_degenerate_groups_have_finite_advantages(objective, baseline, rewards):
+    for rate in (0.0, 1.0):
+        got = group_advantages(np.array(rewards), objective, baseline, rate)
+        assert got.shape == (len(rewards),)
+        assert np.isfinite(got).all()
+        if baseline != "none":
+            assert_equal_arrays(got, np.zeros(len(rewards)))
+
+
+def test_a_group_of_equal_real_rewards_has_advantages_of_exactly_zero():
+    # The mean of three times 0.1 is not 0.1 in floating point.
+    assert not group_advantages(np.array([0.1, 0.1, 0.1]), "grpo", "mean", 0.0).any()
+    assert not group_advantages(np.array([0.1] * 3), "expected_reward", "mean", 0.0).any()
+
+
+def test_lemma_1_weights_are_one_over_m_n_p():
+    groups = [make_group([1, 0, 1, 0]), make_group([]), make_group([1])]
+    advantages, weights = weigh(
+        groups,
+        objective="log_likelihood",
+        baseline="none",
+        estimator="prompt_mean",
+        accept_rates=np.array([0.25, 0.5, 0.1]),
+    )
+    shares = [a * w for a, w in zip(advantages, weights, strict=True)]
+    assert_equal_arrays(shares[0], np.array([1, 0, 1, 0]) / (3 * 4 * 0.25))
+    assert shares[1].shape == (0,)
+    assert_equal_arrays(shares[2], [1 / (3 * 1 * 0.1)])
+
+
+def test_self_normalised_weighs_accepted_rollouts_by_one_over_m_accepted():
+    groups = [make_group([1, 0, 1, 1, 0]), make_group([0, 0])]
+    advantages, weights = weigh(
+        groups,
+        objective="log_likelihood",
+        baseline="none",
+        estimator="self_normalised",
+        accept_rates=np.array([np.nan, np.nan]),
+    )
+    assert_equal_arrays(advantages[0] * weights[0], np.array([1, 0, 1, 1, 0]) / (2 * 3))
+    assert_equal_arrays(advantages[1], [0, 0])
+
+
+def test_flat_weighs_every_accepted_rollout_of_the_step_alike():
+    groups = [make_group([1, 0, 1, 1]), make_group([0, 1])]
+    advantages, weights = weigh(
+        groups,
+        objective="log_likelihood",
+        baseline="none",
+        estimator="flat",
+        accept_rates=np.array([np.nan, np.nan]),
+    )
+    assert_equal_arrays(advantages[0] * weights[0], np.array([1, 0, 1, 1]) / 4)
+    assert_equal_arrays(advantages[1] * weights[1], np.array([0, 1]) / 4)
+
+
+def test_all_rejected_and_all_empty_steps_weigh_nothing():
+    for groups in ([make_group([0, 0]), make_group([0])], [make_group([]), make_group([])]):
+        for estimator in ("prompt_mean", "self_normalised", "flat"):
+            advantages, weights = weigh(
+                groups,
+                objective="log_likelihood",
+                baseline="none",
+                estimator=estimator,
+                accept_rates=np.array([0.1, 0.1]),
+            )
+            assert all(not a.any() for a in advantages)
+            assert all(np.isfinite(w).all() for w in weights)
+
+
+def test_log_likelihood_looks_at_acceptance_and_expected_reward_at_rewards():
+    groups = [make_group([2.5, 0.5])]
+    options = {"estimator": "prompt_mean", "accept_rates": np.array([0.5])}
+    by_acceptance, _ = weigh(groups, objective="log_likelihood", baseline="none", **options)
+    by_reward, _ = weigh(groups, objective="expected_reward", baseline="none", **options)
+    assert_equal_arrays(by_acceptance[0], [2, 0])
+    assert_equal_arrays(by_reward[0], [2.5, 0.5])
+
+
+def test_a_pair_that_is_not_in_the_table_is_refused():
+    with pytest.raises(InputError, match=r"grpo has no baseline none; choose .* mean"):
+        group_advantages(REWARDS, "grpo", "none", 0.5)

@@ -1,0 +1,97 @@
+"""Log-probabilities, padding, micro-batches, loading."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from dibs.config import PolicyConfig
+from dibs.policy import Policy, load_policy, micro_batches
+from dibs.tasks.arithmetic import draw_problem
+from dibs.types import InputError, TrainingExample
+
+
+def examples(policy: Policy, count: int, seed: int = 0) -> list[TrainingExample]:
+    """Ragged contexts and completions of the embedded task."""
+    rng = Random(seed)
+    encode = policy.tokenizer.encode
+    made = []
+    for _ in range(count):
+        problem = draw_problem(rng, 1, 4)
+        completion = [*encode(problem.demonstration(rng)), policy.tokenizer.eos_token_id]
+        made.append(
+            TrainingExample(
+                tuple(encode(problem.prompt)), tuple(completion), rng.gauss(0, 1), rng.random()
+            )
+        )
+    return made
+
+
+def naive_logprobs(policy: Policy, example: TrainingExample) -> torch.Tensor:
+    """One unpadded sequence through the whole model."""
+    ids = torch.tensor([[*example.context_ids, *example.completion_ids]])
+    with torch.no_grad():
+        logits = policy.model(input_ids=ids).logits[0].float() / policy.temperature
+    table = logits.log_softmax(-1)
+    start = len(example.context_ids)
+    return torch.stack(
+        [table[start + t - 1, token] for t, token in enumerate(example.completion_ids)]
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_padded_logprobs_match_one_sequence_at_a_time(policy, temperature):
+    policy = Policy(policy.model, policy.tokenizer, temperature)
+    made = examples(policy, 9)
+    with torch.no_grad():
+        rows = policy.logprobs(policy.collate(made))
+    for row, example in zip(rows, made, strict=True):
+        length = len(example.completion_ids)
+        torch.testing.assert_close(row[:length], naive_logprobs(policy, example))
+        assert not row[length:].any()
+
+
+def test_micro_batches_cover_everything_once_within_the_limit(policy):
+    made = examples(policy, 50)
+    groups = list(micro_batches(made, 100))
+    assert sorted(i for group in groups for i in group) == list(range(50))
+    for group in groups:
+        width = max(len(made[i].context_ids) for i in group)
+        width += max(len(made[i].completion_ids) for i in group)
+        assert len(group) * width <= 100
+    assert [len(group) for group in micro_batches(made, 1)] == [1] * 50
+    assert list(micro_batches([], 10)) == []
+
+
+def test_a_saved_policy_loads_with_the_same_tokenizer_and_weights(policy, tmp_path):
+    policy.save(tmp_path)
+    loaded = load_policy(PolicyConfig(model=str(tmp_path), device="cpu"), 1.0)
+    text = "17A+4B*3="
+    # AutoTokenizer would take Qwen2's own class, which splits 17 into two tokens.
+    assert loaded.tokenizer.encode(text) == policy.tokenizer.encode(text)
+    assert len(loaded.tokenizer.encode(text)) == 8
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode(text)) == text
+    made = examples(policy, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.logprobs(loaded.collate(made)), policy.logprobs(policy.collate(made))
+        )
+
+
+def test_a_missing_model_is_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match=r"policy.model .*nowhere: cannot be loaded") as caught:
+        load_policy(PolicyConfig(model=str(tmp_path / "nowhere")), 1.0)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reference_does_not_move_with_the_policy(policy):
+    made = examples(policy, 2)
+    reference = policy.frozen_copy()
+    before = reference.logprobs(reference.collate(made))
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(reference.logprobs(reference.collate(made)), before)
+    assert not any(p.requires_grad for p in reference.model.parameters())

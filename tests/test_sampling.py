@@ -1,0 +1,99 @@
+"""The transformers sampler: counts, seeds, log-probabilities and the distribution itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from conftest import make_prompt
+from dibs.policy import Policy
+from dibs.sampling import SampleRequest
+from dibs.sampling.transformers import TransformersSampler
+from dibs.types import TrainingExample
+
+PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("03", (8, 4, 2, 30))]
+
+
+def requests(counts: list[int]) -> list[SampleRequest]:
+    return [
+        SampleRequest(prompt, count, (0, int(prompt.prompt_id)))
+        for prompt, count in zip(PROMPTS, counts, strict=True)
+    ]
+
+
+def test_counts_are_honoured_and_order_is_kept(policy):
+    groups = TransformersSampler(policy, 6, 1000).sample(requests([3, 0, 5]))
+    assert [len(group) for group in groups] == [3, 0, 5]
+    assert TransformersSampler(policy, 6, 1000).sample(requests([0, 0, 0])) == [[], [], []]
+
+
+def test_completions_depend_on_their_own_seed_only(policy):
+    together = TransformersSampler(policy, 6, 1000).sample(requests([3, 2, 5]))
+    alone = TransformersSampler(policy, 6, 1).sample(requests([3, 4, 0]))
+    assert [c.token_ids for c in alone[0]] == [c.token_ids for c in together[0]]
+    assert [c.token_ids for c in alone[1][:2]] == [c.token_ids for c in together[1]]
+    other = TransformersSampler(policy, 6, 1000).sample([SampleRequest(PROMPTS[0], 3, (1, 1))])
+    assert [c.token_ids for c in other[0]] != [c.token_ids for c in together[0]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_logprobs_are_those_of_the_policy(policy, temperature):
+    policy = Policy(policy.model, policy.tokenizer, temperature)
+    groups = TransformersSampler(policy, 8, 1000).sample(requests([4, 4, 4]))
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        made = [TrainingExample(prompt.token_ids, c.token_ids, 0.0, 0.0) for c in group]
+        with torch.no_grad():
+            rows = policy.logprobs(policy.collate(made))
+        for row, completion in zip(rows, group, strict=True):
+            assert completion.logprobs == pytest.approx(
+                row[: len(completion.token_ids)].tolist(), abs=2e-5
+            )
+
+
+def test_a_completion_ends_with_its_end_of_sequence(policy):
+    (group,) = TransformersSampler(policy, 40, 10**6).sample([requests([200, 0, 0])[0]])
+    eos = policy.tokenizer.eos_token_id
+    assert {c.finished for c in group} == {True, False}
+    for completion in group:
+        assert completion.finished == (completion.token_ids[-1] == eos)
+        assert eos not in completion.token_ids[:-1]
+        assert len(completion.token_ids) == len(completion.logprobs)
+        assert completion.finished or len(completion.token_ids) == 40
+        assert "<eos>" not in completion.text
+
+
+def test_samples_follow_the_softmax_whatever_the_model_ships(policy):
+    """First tokens against the exact distribution; 5 sigma in every cell that expects 5 or more."""
+    policy.model.generation_config = GenerationConfig(
+        do_sample=True, top_k=1, top_p=0.1, repetition_penalty=9.0, temperature=0.1, eos_token_id=1
+    )
+    shipped = policy.model.generation_config
+    n = 4000
+    (group,) = TransformersSampler(policy, 1, 10**6).sample([requests([n, 0, 0])[0]])
+    assert policy.model.generation_config is shipped
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([PROMPTS[0].token_ids])).logits[0, -1]
+    expected = n * logits.double().softmax(-1).numpy()
+    seen = Counter(c.token_ids[0] for c in group)
+    counts = np.array([seen[token] for token in range(len(expected))])
+    common = expected >= 5
+    assert common.sum() > 10
+    sigma = np.sqrt(expected * (1 - expected / n))
+    assert (np.abs(counts - expected)[common] < 5 * sigma[common]).all()
+
+
+def test_sampling_leaves_the_model_as_it_was(policy):
+    policy.model.train()
+    state = torch.get_rng_state()
+    TransformersSampler(policy, 4, 1000).sample(requests([1, 1, 1]))
+    assert policy.model.training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_evaluation_temperature_overrides_the_policys(policy):
+    cold = TransformersSampler(policy, 4, 1000).sample(requests([20, 0, 0]), temperature=1e-4)[0]
+    assert len({c.token_ids for c in cold}) == 1

@@ -1,0 +1,246 @@
+"""The whole loop on tiny policies: totals, determinism, every algorithm, faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from conftest import EASY, EASY_WARM_START
+from dibs.config import load_config
+from dibs.report.figures import read_lines
+from dibs.report.views import PlainView
+from dibs.run import build_trainer, run_training
+from dibs.types import InputError
+
+PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]
+
+
+def options(out: Path, *more: str) -> list[str]:
+    small = {
+        "output_dir": out,
+        "policy.model": EASY,
+        "policy.threads": 1,
+        "policy.device": "cpu",
+        "data.train": EASY,
+        "data.size": 64,
+        "data.eval_size": 8,
+        "sampling.max_completion_length": 12,
+        "estimate.num_pilots": 4,
+        "allocate.num_generations": 4,
+        "update.learning_rate": 1e-3,
+        "update.updates_per_step": 2,
+        "train.steps": 2,
+        "train.prompts_per_step": 8,
+        "evaluate.interval": 1,
+        "evaluate.num_generations": 2,
+    } | {f"policy.warm_start.{key}": value for key, value in EASY_WARM_START.items()}
+    return [*(f"--{key}={value}" for key, value in small.items()), *more]
+
+
+def run(out: Path, *more: str) -> dict:
+    return run_training(load_config(None, options(out, *more)), PlainView(Console(quiet=True)))
+
+
+def untimed(out: Path) -> list[dict]:
+    return [
+        {key: value for key, value in line.items() if "second" not in key}
+        for line in read_lines(out / "metrics.jsonl")
+    ]
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    summary = run(tmp_path / "run", "--tracking.samples_interval=1", "--checkpoint.interval=1")
+    out = tmp_path / "run"
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["optimizer_updates"] == 4
+    assert summary["rollouts"] == 2 * 8 * (4 + 4)
+    assert summary["pilot_rollouts"] == 2 * 8 * 4
+    assert summary["algorithm"] == "raft++"
+    assert summary["allocator"] == "gvm"
+    assert summary["seed"] == 0
+    assert summary["wall_seconds"] > 0
+    lines = read_lines(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert lines[0]["accuracy"] == summary["accuracy_before"]
+    assert lines[2]["accuracy"] == summary["accuracy_after"]
+    assert lines[2]["completion_tokens"] == summary["completion_tokens"] > 128
+    for line in read_lines(out / "allocations.jsonl"):
+        assert sum(line["count"]) == 32
+        assert line["pilots"] == [4] * 8
+        assert len(line["accept_rate"]) == 8
+    for sample in read_lines(out / "samples.jsonl"):
+        assert sample["count"] > 0
+        assert sample["prompt"].endswith("=")
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert (out / "model" / "config.json").is_file()
+    for name in ("accuracy.png", "counts.png", "accept_rates.png"):
+        assert (out / "figures" / name).stat().st_size > 5000
+    assert load_config(out / "config.yaml").train.steps == 2
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_does_not(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(tmp_path / name, f"--seed={seed}")
+    assert untimed(tmp_path / "a") == untimed(tmp_path / "b")
+    assert untimed(tmp_path / "a") != untimed(tmp_path / "c")
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("algorithm", ["raft", "raft++", "grpo"])
+@pytest.mark.parametrize("allocator", ["gvm", "uniform"])
+@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalised", "flat"])
+def test_every_algorithm_works_with_every_allocator_and_estimator(
+    tmp_path, algorithm, allocator, estimator
+):
+    summary = run(
+        tmp_path / "run",
+        f"--algorithm.name={algorithm}",
+        f"--allocate.allocator={allocator}",
+        f"--algorithm.estimator={estimator}",
+        "--train.steps=1",
+    )
+    assert summary["optimizer_updates"] == 2
+    line = untimed(tmp_path / "run")[1]
+    assert np.isfinite(line["grad_norm"])
+    assert line["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--algorithm.objective=log_likelihood", "--algorithm.baseline=mean"),
+        ("--algorithm.objective=expected_reward",),
+        ("--algorithm.objective=expected_reward", "--algorithm.baseline=leave_one_out"),
+        ("--algorithm.name=grpo", "--algorithm.beta=0.1"),
+        ("--algorithm.name=grpo", "--algorithm.length_normalization=sequence"),
+        ("--algorithm.length_normalization=constant", "--algorithm.epsilon_high=null"),
+        ("--estimate.grad_norm=none", "--allocate.lower=1", "--allocate.upper=9"),
+        ("--allocate.budget=17", "--estimate.interval=2", "--train.steps=3"),
+        ("--allocate.budget=0",),
+        (*PILOT_FREE, "--train.prompts_per_step=1", "--allocate.num_generations=1"),
+    ],
+)
+def test_other_settings_run_to_the_end(tmp_path, more):
+    summary = run(tmp_path / "run", *more)
+    steps = summary["steps"]
+    assert summary["optimizer_updates"] == 2 * steps
+    for line in read_lines(tmp_path / "run" / "allocations.jsonl"):
+        budget = {"--allocate.budget=17": 17, "--allocate.budget=0": 0}.get(more[0])
+        assert budget is None or sum(line["count"]) == budget
+
+
+def test_pilots_at_intervals_measure_all_prompts_up_to_the_next(tmp_path):
+    summary = run(tmp_path / "run", "--estimate.interval=2", "--train.steps=3")
+    lines = untimed(tmp_path / "run")
+    assert [line["pilot_rollouts"] for line in lines] == [0, 64, 64, 96]
+    assert summary["rollouts"] == 3 * 32 + 96
+
+
+def test_uniform_without_pilots_counts_none(tmp_path):
+    summary = run(tmp_path / "run", *PILOT_FREE)
+    assert summary["pilot_rollouts"] == 0
+    assert summary["rollouts"] == 64
+    for line in read_lines(tmp_path / "run" / "allocations.jsonl"):
+        assert line["count"] == [4] * 8
+
+
+def test_the_updates_see_the_gradient_the_estimator_promises(tmp_path):
+    """weigh() of the trainer: 1/(m |D_i|) for accepted rollouts, 0 for the others."""
+    config = load_config(None, options(tmp_path / "run"))
+    trainer = build_trainer(config, PlainView(Console(quiet=True)))
+    record = next(trainer.run())
+    examples = iter(trainer.weigh(record.groups, record.stats))
+    for group in record.groups:
+        accepted = int(group.accepted.sum())
+        for rollout in group.rollouts:
+            example = next(examples)
+            expected = rollout.accepted / (8 * accepted) if accepted else 0.0
+            assert example.weight * example.advantage == pytest.approx(expected)
+            assert example.completion_ids == rollout.completion.token_ids
+
+
+def real_data(byte_model: Path, math_file: Path) -> list[str]:
+    return [
+        f"--policy.model={byte_model}",
+        f"--data.train={math_file}",
+        "--data.prompt_column=problem",
+        "--sampling.max_completion_length=16",
+    ]
+
+
+def test_nothing_accepted_is_said_and_the_run_goes_on(tmp_path, byte_model, math_file):
+    console = Console(record=True, width=200)
+    config = load_config(
+        None, options(tmp_path / "run", *real_data(byte_model, math_file), "--train.steps=3")
+    )
+    summary = run_training(config, PlainView(console))
+    assert summary["accepted_rollouts"] == 0
+    assert summary["rollouts"] == 3 * 64
+    assert summary["accuracy_after"] == 0
+    said = console.export_text()
+    assert said.count("no completion was accepted") == 3
+    assert "Nothing was accepted in the whole run" in said
+    before = (byte_model / "model.safetensors").read_bytes()
+    after = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    assert before == after
+
+
+def test_a_model_in_bfloat16_trains(tmp_path, byte_model, math_file):
+    more = [*real_data(byte_model, math_file), "--policy.dtype=bfloat16", "--train.steps=1"]
+    assert run(tmp_path / "run", *more)["optimizer_updates"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(
+        InputError, match=r"stopped at step 1, update 2 of 2: .* nan; the last good .*step-000000"
+    ):
+        run(tmp_path / "run", "--update.learning_rate=1e30", "--update.max_grad_norm=null")
+    kept = tmp_path / "run" / "checkpoints" / "step-000000"
+    assert json.loads((kept / "state.json").read_text())["step"] == 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "model").exists()
+    again = run(tmp_path / "again", f"--policy.model={kept}", "--train.steps=1")
+    assert again["accuracy_before"] == untimed(tmp_path / "run")[0]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--allocate.allocator=best"], "unknown allocator 'best'; known: gvm, uniform"),
+        (["--algorithm.baseline=leave_one_out"], "objective log_likelihood has no baseline"),
+        (["--tracking.trackers=[nothing]"], "unknown tracker 'nothing'; known: .*tensorboard"),
+        (["--tracking.trackers=[mlflow]"], "mlflow is not installed; pip install mlflow"),
+        (["--train.prompts_per_step=65"], "prompts_per_step is 65, but there are 64"),
+        (["--data.train=nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--policy.model=./nowhere"], "policy.model ./nowhere: cannot be loaded"),
+        (["--sampling.max_completion_length=256"], "leaves no room for a prompt in the 256"),
+        (["--policy.device=tpu9"], "policy.device"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, message):
+    with pytest.raises(InputError, match=message) as caught:
+        run(tmp_path / "run", *more)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path / "run", "--tracking.trackers=[tensorboard]")
+    events = list((tmp_path / "run" / "trackers").rglob("events.out.*"))
+    folders = {event.parent for event in events}
+    scalars = {}
+    for folder in folders:
+        accumulator = EventAccumulator(str(folder))
+        accumulator.Reload()
+        for tag in accumulator.Tags()["scalars"]:
+            scalars[tag] = [(point.step, point.value) for point in accumulator.Scalars(tag)]
+    lines = untimed(tmp_path / "run")
+    assert [step for step, _ in scalars["accuracy"]] == [0, 1, 2]
+    assert [value for _, value in scalars["rollouts"]] == [line["rollouts"] for line in lines]

@@ -1,0 +1,114 @@
+"""Expectations of the estimators on softmax policies small enough to enumerate.
+
+Every prompt has K possible completions with probabilities softmax(theta_i), so the score of completion
+y is ``onehot(y) - probabilities`` and the target gradient is a finite sum. Claims are Monte Carlo
+means within five standard errors in every coordinate.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conftest import make_prompt
+from dibs.objectives import weigh
+from dibs.types import Completion, Group, Rollout
+
+COUNTS = np.array([1, 3, 7])
+RIGHT = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], dtype=bool)
+LOGITS = np.array([[0.1, 0.9, 0.3, -0.2], [1.0, -0.5, 0.2, 0.4], [0.3, 0.6, -0.1, 0.8]])
+PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+ACCEPT_RATES = (PROBABILITIES * RIGHT).sum(axis=1)
+SCORES = np.eye(4)[None] - PROBABILITIES[:, None, :]  # [m, K, K]
+REPLICATES = 20_000
+
+
+def target(coefficients: np.ndarray) -> np.ndarray:
+    """(1/m) sum_y pi(y) a(y) s(y), exact, for coefficients [m, K]."""
+    return np.einsum("ik,ik,ikd->id", PROBABILITIES, coefficients, SCORES) / len(COUNTS)
+
+
+def estimates(counts, **options) -> np.ndarray:
+    """Monte Carlo replicates of the gradient estimate, [REPLICATES, m, K]."""
+    rng = np.random.default_rng(0)
+    prompts = [make_prompt(str(i)) for i in range(len(counts))]
+    texts = [Completion((y,), "", (0.0,), finished=True) for y in range(4)]
+    draws = [
+        rng.choice(4, size=(REPLICATES, n), p=p) for n, p in zip(counts, PROBABILITIES, strict=True)
+    ]
+    rollouts = [
+        [Rollout(prompt, texts[y], float(right[y]), "", bool(right[y])) for y in range(4)]
+        for prompt, right in zip(prompts, RIGHT, strict=True)
+    ]
+    result = np.zeros((REPLICATES, len(counts), 4))
+    for replicate in range(REPLICATES):
+        drawn = [draw[replicate] for draw in draws]
+        groups = [
+            Group(prompt, tuple(kinds[y] for y in ys))
+            for prompt, kinds, ys in zip(prompts, rollouts, drawn, strict=True)
+        ]
+        advantages, weights = weigh(groups, accept_rates=ACCEPT_RATES, **options)
+        for i, ys in enumerate(drawn):
+            result[replicate, i] = (advantages[i] * weights[i]) @ SCORES[i, ys]
+    return result
+
+
+def sigmas_off(samples: np.ndarray, expected: np.ndarray) -> float:
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    return float(np.max(np.abs(samples.mean(axis=0) - expected) / np.maximum(error, 1e-12)))
+
+
+UNBIASED = {
+    ("log_likelihood", "none"): RIGHT / ACCEPT_RATES[:, None],
+    ("expected_reward", "none"): RIGHT.astype(float),
+}
+
+
+@pytest.mark.parametrize(("objective", "baseline"), list(UNBIASED))
+def test_prompt_mean_is_unbiased_for_ragged_counts(objective, baseline):
+    samples = estimates(COUNTS, objective=objective, baseline=baseline, estimator="prompt_mean")
+    assert sigmas_off(samples, target(UNBIASED[objective, baseline])) < 5
+
+
+def test_lemma_1_estimates_the_gradient_of_the_log_accept_rate():
+    """d ln p_i / d theta by finite differences equals the exact target used above."""
+    step, numeric = 1e-6, np.zeros((3, 4))
+    for i in range(3):
+        for k in range(4):
+            nudged = LOGITS[i] + step * np.eye(4)[k]
+            rate = (np.exp(nudged) / np.exp(nudged).sum() * RIGHT[i]).sum()
+            numeric[i, k] = (np.log(rate) - np.log(ACCEPT_RATES[i])) / step / 3
+    np.testing.assert_allclose(target(UNBIASED["log_likelihood", "none"]), numeric, atol=1e-6)
+
+
+def test_leave_one_out_is_unbiased():
+    counts = np.array([2, 3, 7])  # a group of one has no others and contributes nothing
+    samples = estimates(
+        counts, objective="expected_reward", baseline="leave_one_out", estimator="prompt_mean"
+    )
+    assert sigmas_off(samples, target(RIGHT.astype(float))) < 5
+
+
+@pytest.mark.parametrize("objective", ["log_likelihood", "expected_reward"])
+def test_mean_baseline_shrinks_by_n_minus_one_over_n(objective):
+    samples = estimates(COUNTS, objective=objective, baseline="mean", estimator="prompt_mean")
+    expected = target(UNBIASED[objective, "none"])
+    shrunk = expected * ((COUNTS - 1) / COUNTS)[:, None]
+    assert sigmas_off(samples, shrunk) < 5
+    assert sigmas_off(samples, expected) > 5  # and the test can tell
+
+
+@pytest.mark.parametrize("estimator", ["self_normalised", "flat"])
+def test_the_other_estimators_are_biased_at_these_counts(estimator):
+    samples = estimates(COUNTS, objective="log_likelihood", baseline="none", estimator=estimator)
+    assert sigmas_off(samples, target(UNBIASED["log_likelihood", "none"])) > 5
+
+
+def test_self_normalised_misses_by_the_chance_of_an_empty_group():
+    """Given at least one acceptance 1/|D_i| is unbiased, so it shrinks by 1 - (1 - p_i)^n_i."""
+    samples = estimates(
+        COUNTS, objective="log_likelihood", baseline="none", estimator="self_normalised"
+    )
+    nonempty = 1 - (1 - ACCEPT_RATES) ** COUNTS
+    expected = target(UNBIASED["log_likelihood", "none"]) * nonempty[:, None]
+    assert sigmas_off(samples, expected) < 5

@@ -1,0 +1,177 @@
+"""Updates: exact gradients, independence from micro-batches, a fixed number of updates."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from dibs.config import UpdateConfig
+from dibs.losses import PolicyLoss
+from dibs.policy import Policy
+from dibs.types import TrainingExample
+from dibs.update import NonFiniteError, Updater
+from test_policy import examples, naive_logprobs
+
+RAFT = PolicyLoss(clip=None)
+RATIO = PolicyLoss(clip=(0.2, 0.28))
+
+
+def updater(policy: Policy, loss: PolicyLoss = RAFT, **options) -> Updater:
+    reference = policy.frozen_copy() if loss.beta else None
+    return Updater(policy, loss, UpdateConfig(**options), 100, reference)
+
+
+def gradient(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+
+def weights(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()]).clone()
+
+
+def test_gradient_matches_a_plain_sum_over_single_sequences(policy):
+    made = examples(policy, 7)
+    updater(policy).gradient(made)
+    got = gradient(policy)
+    policy.model.zero_grad()
+    for example in made:
+        ids = torch.tensor([[*example.context_ids, *example.completion_ids]])
+        table = policy.model(input_ids=ids).logits[0].log_softmax(-1)
+        start = len(example.context_ids)
+        logprob = sum(table[start + t - 1, y] for t, y in enumerate(example.completion_ids))
+        (-example.weight * example.advantage * logprob).backward()
+    torch.testing.assert_close(got, gradient(policy), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [RAFT, RATIO, PolicyLoss(clip=(0.2, 0.28), beta=0.1)])
+def test_gradient_does_not_depend_on_the_micro_batch_split(policy, loss):
+    made = examples(policy, 30)
+    old = None
+    if loss.clip:
+        old = [naive_logprobs(policy, example) + 0.1 for example in made]
+    results = []
+    for tokens in (10**6, 200, 1):
+        policy.model.zero_grad()
+        total, sums = updater(policy, loss, micro_batch_tokens=tokens).gradient(made, old)
+        results.append((gradient(policy), total, int(sums["tokens"])))
+    scale = results[0][0].abs().max()
+    for other in results[1:]:
+        assert (other[0] - results[0][0]).abs().max() < 1e-5 * scale
+        assert other[1] == pytest.approx(results[0][1], rel=1e-5)
+        assert other[2] == results[0][2]
+
+
+def test_weighted_enumeration_gives_the_gradient_of_the_log_accept_rate(policy):
+    """sum_y pi(y) r(y)/p s(y) over ALL completions equals autograd of ln p, exactly."""
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=4,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.5,
+    )
+    tiny = Policy(Qwen2ForCausalLM(config).eval(), policy.tokenizer)
+    context, eos = (2, 3), 1
+    completions = [y[: y.index(eos) + 1] if eos in y else y for y in product(range(4), repeat=3)]
+    completions = list(dict.fromkeys(completions))
+    made = [TrainingExample(context, y, 0.0, 0.0) for y in completions]
+    logprobs = tiny.logprobs(tiny.collate(made)).sum(-1)
+    probabilities = logprobs.exp()
+    assert probabilities.sum().item() == pytest.approx(1.0, abs=1e-5)
+    accepted = torch.tensor([2 in y for y in completions])
+    rate = probabilities[accepted].sum()
+    rate.log().backward()
+    expected = gradient(tiny)
+
+    tiny.model.zero_grad()
+    weighted = [
+        TrainingExample(context, y, float(ok) / rate.item(), p.item())
+        for y, ok, p in zip(completions, accepted, probabilities, strict=True)
+    ]
+    updater(tiny).gradient(weighted)
+    torch.testing.assert_close(-gradient(tiny), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 29])
+def test_the_number_of_updates_does_not_depend_on_the_counts(policy, count):
+    trainer = updater(policy, RATIO, updates_per_step=4, learning_rate=1e-4)
+    made = examples(policy, count)
+    before = weights(policy)
+    metrics = trainer.step(made)
+    assert metrics.updates == 4
+    assert trainer.scheduler.last_epoch == 4
+    assert (weights(policy) == before).all() == (count == 0)
+
+
+def test_a_step_in_which_nothing_was_accepted_changes_nothing(policy):
+    trainer = updater(policy, learning_rate=0.1)
+    made = [TrainingExample(e.context_ids, e.completion_ids, 0.0, 1.0) for e in examples(policy, 5)]
+    before = weights(policy)
+    metrics = trainer.step(made)
+    assert (weights(policy) == before).all()
+    assert metrics.loss == 0
+    assert metrics.grad_norm == 0
+
+
+def test_dealt_updates_add_up_to_the_gradient_of_the_step(policy):
+    made = examples(policy, 10)
+    trainer = updater(policy)
+    trainer.gradient(made)
+    whole = gradient(policy)
+    policy.model.zero_grad()
+    for u in range(4):
+        trainer.gradient(made[u::4], scale=4.0)
+    torch.testing.assert_close(gradient(policy) / 4, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_update_of_raft_plus_plus_is_that_of_raft(policy):
+    made = examples(policy, 6)
+    start = policy.frozen_copy().model.state_dict()
+    moved = []
+    for loss in (RAFT, RATIO):
+        policy.model.load_state_dict(start)
+        policy.model.requires_grad_(True)
+        updater(policy, loss, updates_per_step=1, learning_rate=1e-3).step(made)
+        moved.append(weights(policy))
+    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(policy, bad):
+    made = examples(policy, 8)
+    made[1] = TrainingExample(made[1].context_ids, made[1].completion_ids, bad, 1.0)
+    before = weights(policy)
+    # Dealt to two updates, the second holds the bad one; the first may be applied.
+    trainer = updater(policy, updates_per_step=1)
+    with pytest.raises(NonFiniteError, match="update 1 of 1: the loss is"):
+        trainer.step(made)
+    assert (weights(policy) == before).all()
+
+
+def test_kl_pulls_back_towards_the_reference(policy):
+    trainer = updater(policy, PolicyLoss(clip=None, beta=1.0), learning_rate=1e-2)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made = [TrainingExample(e.context_ids, e.completion_ids, 0.0, 0.1) for e in examples(policy, 8)]
+    first = trainer.step(made).kl
+    for _ in range(10):
+        last = trainer.step(made).kl
+    assert 0 < last < first
+
+
+def test_learning_rate_schedule_and_warm_up(policy):
+    trainer = Updater(
+        policy,
+        RAFT,
+        UpdateConfig(learning_rate=1.0, schedule="linear", warmup_updates=2, updates_per_step=2),
+        total_updates=6,
+    )
+    rates = [trainer.step([]).learning_rate for _ in range(3)]
+    assert rates == pytest.approx([1.0, 0.5, 0.0])
