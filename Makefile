@@ -39,7 +39,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 constraints: $(STAMP)
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+	echo "# Exact versions of everything \`make\` installs; written by \`make constraints\`." > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu\$$//" >> constraints.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from dibs.report.comparison import (
     TOTAL,
     TRAINING,
     comparison_rows,
-    comparison_table,
+    comparison_tables,
     differences,
 )
 from dibs.report.figures import draw_figures
@@ -70,7 +70,12 @@ def main() -> int:
     write_json(options.output_dir / "comparison.json", rows)
     figures = draw_figures(runs, options.output_dir / "figures")
     console.rule("comparison")
-    console.print(comparison_table(rows))
+    console.print(
+        "Held-out accuracy at equal optimizer updates. Rollouts and tokens include the pilots.",
+        highlight=False,
+    )
+    for table in comparison_tables(rows):
+        console.print(table)
     for line in differences(rows):
         console.print(line, highlight=False)
     console.print(

@@ -42,39 +42,35 @@ def comparison_rows(
     return rows
 
 
-def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows as a table to print."""
-    table = Table(title="Held-out accuracy at equal optimizer updates", title_justify="left")
-    for title in (
-        "comparison",
-        "arm",
-        "updates",
-        "rollouts",
-        "of them pilots",
-        "tokens",
-        "seconds",
-        "accuracy before",
-        "after",
-        "95% interval",
-    ):
-        table.add_column(title, justify="left" if title in ("comparison", "arm") else "right")
-    for i, row in enumerate(rows):
-        first = i == 0 or rows[i - 1]["accounting"] != row["accounting"]
-        last = i == len(rows) - 1 or rows[i + 1]["accounting"] != row["accounting"]
-        table.add_row(
-            row["accounting"] if first else "",
-            row["arm"],
-            f"{row['optimizer_updates']:,}",
-            f"{row['rollouts']:,}",
-            f"{row['pilot_rollouts']:,}",
-            f"{row['completion_tokens']:,}",
-            f"{row['wall_seconds']:.0f}",
-            f"{row['accuracy_before']:.3f}",
-            f"{row['accuracy_after']:.3f}",
-            f"{row['accuracy_after_low']:.3f} to {row['accuracy_after_high']:.3f}",
-            end_section=last,
+def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """One table an accounting, narrow enough for a terminal of 80 columns."""
+    tables = []
+    for accounting in dict.fromkeys(row["accounting"] for row in rows):
+        table = Table(
+            title=accounting.capitalize(),
+            title_justify="left",
+            box=None,
+            padding=(0, 2, 0, 0),
+            pad_edge=False,
         )
-    return table
+        table.add_column("arm", no_wrap=True)
+        for title in ("updates", "rollouts", "pilots", "tokens", "s", "before", "after", "95%"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in rows:
+            if row["accounting"] == accounting:
+                table.add_row(
+                    row["arm"],
+                    f"{row['optimizer_updates']:,}",
+                    f"{row['rollouts']:,}",
+                    f"{row['pilot_rollouts']:,}",
+                    f"{row['completion_tokens']:,}",
+                    f"{row['wall_seconds']:.0f}",
+                    f"{row['accuracy_before']:.3f}",
+                    f"{row['accuracy_after']:.3f}",
+                    f"{row['accuracy_after_low']:.3f}-{row['accuracy_after_high']:.3f}",
+                )
+        tables.append(table)
+    return tables
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from dibs.report.metrics import HISTOGRAM_BINS
@@ -49,24 +51,27 @@ def accuracy_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
 def counts_figure(allocations: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Count n_i against the accept rate it was decided on: every prompt of every step."""
     figure, panels = _figure(len(allocations))
+    last_step = max((line["step"] for lines in allocations.values() for line in lines), default=1)
+    time = Normalize(1, max(last_step, 2))
     for axes, (label, lines) in zip(panels, allocations.items(), strict=True):
         rates = np.array([rate for line in lines for rate in line["accept_rate"]], dtype=float)
         counts = np.array([count for line in lines for count in line["count"]], dtype=float)
         steps = np.repeat([line["step"] for line in lines], [len(line["count"]) for line in lines])
         known = ~np.isnan(rates)
         jitter = np.random.default_rng(0).uniform(-0.4, 0.4, size=(2, len(rates)))
-        points = axes.scatter(
+        axes.scatter(
             (rates + jitter[0] / 20)[known],
             (counts + jitter[1])[known],
             c=steps[known],
             cmap="viridis",
+            norm=time,
             s=6,
             alpha=0.5,
             linewidths=0,
         )
         axes.set(xlabel="accept rate p_i (jittered)", xlim=(-0.05, 1.05))
         axes.set_title(label, fontsize=10)
-        figure.colorbar(points, ax=axes, label="step")
+    figure.colorbar(ScalarMappable(time, "viridis"), ax=panels, label="step")
     panels[0].set_ylabel("completions n_i")
     figure.suptitle("What the budget was spent on", fontsize=10)
     return figure
@@ -82,18 +87,20 @@ def accept_rates_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
             continue
         totals = np.maximum(columns.sum(axis=1, keepdims=True), 1)
         first, last = measured[0]["step"], measured[-1]["step"]
-        image = axes.imshow(
+        axes.imshow(
             (columns / totals).T,
             origin="lower",
             aspect="auto",
             cmap="magma",
             vmin=0,
+            vmax=1,
             extent=(first - 0.5, last + 0.5, 0, 1),
         )
-        axes.set_yticks(np.linspace(0, 1, HISTOGRAM_BINS // 2 + 1))
+        axes.set_yticks(np.linspace(0, 1, HISTOGRAM_BINS + 1))
         axes.set(xlabel="step")
         axes.set_title(label, fontsize=10)
-        figure.colorbar(image, ax=axes, label="share of prompts")
+    shares = ScalarMappable(Normalize(0, 1), "magma")
+    figure.colorbar(shares, ax=panels, label="share of prompts")
     panels[0].set_ylabel("accept rate p_i")
     figure.suptitle("Accept rates over training", fontsize=10)
     return figure

@@ -9,7 +9,8 @@ import numpy as np
 
 from dibs.types import Allocation, Group, PromptStats, Rollout
 
-HISTOGRAM_BINS = 10
+HISTOGRAM_BINS = 5
+"""Few, so that no bin stays empty only because k accepted of 4 or 8 pilots cannot fall into it."""
 
 
 def describe_step(
@@ -46,7 +47,7 @@ def prompt_accept_rates(groups: Sequence[Group], stats: PromptStats) -> np.ndarr
 
 
 def accept_rate_histogram(rates: np.ndarray) -> list[int]:
-    """Prompts in each of ten equal bins of [0, 1]; NaN is left out."""
+    """Prompts in each of five equal bins of [0, 1]; NaN is left out."""
     return np.histogram(_known(rates), bins=HISTOGRAM_BINS, range=(0, 1))[0].tolist()
 
 

@@ -21,7 +21,7 @@ _COLUMNS = {
     "count_max": ("largest n_i", "{:d}"),
     "starved_prompts": ("n_i = 0", "{:d}"),
     "rollouts": ("rollouts", "{:,d}"),
-    "loss": ("loss", "{:.4g}"),
+    "grad_norm": ("grad norm", "{:.3g}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "step_seconds": ("s/step", "{:.2f}"),
 }
