@@ -1,7 +1,7 @@
 """DIBS: how many completions each prompt deserves."""
 
-from dibs.allocate import allocate
+from dibs.allocate import allocate, allocator
 from dibs.types import InputError
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "allocate"]
+__all__ = ["InputError", "allocate", "allocator"]

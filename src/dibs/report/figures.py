@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dibs.report.metrics import HISTOGRAM_BINS
 
@@ -71,7 +72,8 @@ def counts_figure(allocations: Mapping[str, list[dict[str, Any]]]) -> Figure:
         )
         axes.set(xlabel="accept rate p_i (jittered)", xlim=(-0.05, 1.05))
         axes.set_title(label, fontsize=10)
-    figure.colorbar(ScalarMappable(time, "viridis"), ax=panels, label="step")
+    ticks = MaxNLocator(nbins=6, integer=True)
+    figure.colorbar(ScalarMappable(time, "viridis"), ax=panels, label="step", ticks=ticks)
     panels[0].set_ylabel("completions n_i")
     figure.suptitle("What the budget was spent on", fontsize=10)
     return figure
