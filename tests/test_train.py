@@ -190,6 +190,12 @@ def test_nothing_accepted_is_said_and_the_run_goes_on(tmp_path, byte_model, math
     assert before == after
 
 
+def test_a_policy_that_cannot_read_the_data_is_one_clear_line(tmp_path, math_file):
+    more = [f"--data.train={math_file}", "--data.prompt_column=problem"]
+    with pytest.raises(InputError, match="tokenizer cannot encode the prompt 'What is 0/7"):
+        run(tmp_path / "run", *more)
+
+
 def test_a_model_in_bfloat16_trains(tmp_path, byte_model, math_file):
     more = [*real_data(byte_model, math_file), "--policy.dtype=bfloat16", "--train.steps=1"]
     assert run(tmp_path / "run", *more)["optimizer_updates"] == 2

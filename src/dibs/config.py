@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dibs.types import InputError
 
@@ -26,7 +26,7 @@ class _Section(BaseModel):
 class WarmStartConfig(_Section):
     """The imitation of noisy demonstrations that makes the embedded task's policy."""
 
-    seed: int = Field(0, description="seed of weights and demonstrations")
+    seed: int = Field(0, ge=0, description="seed of weights and demonstrations")
     hidden_size: int = Field(96, ge=8, description="width of the policy")
     layers: int = Field(2, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
@@ -52,7 +52,7 @@ class PolicyConfig(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of weights and optimizer; bfloat16 loses small updates"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto (cuda if there is one, else cpu), or torch's name")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of torch; 1 is fastest for tiny models"
     )
@@ -224,11 +224,16 @@ class TrackingConfig(_Section):
     project: str = Field("dibs", description="project name trackers file the run under")
     samples_interval: int = Field(10, ge=0, description="steps between shown completions; 0: never")
 
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
 
 class Config(_Section):
     """A training run."""
 
-    seed: int = Field(0, description="of everything random: data order, sampling, evaluation")
+    seed: int = Field(0, ge=0, description="of everything random: data order, sampling, evaluation")
     output_dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run")
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
@@ -316,10 +321,9 @@ def _parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise InputError(f"expected --key value, got {word!r}")
         key, equals, text = word[2:].partition("=")
         if not equals:
-            try:
-                text = next(words)
-            except StopIteration:
-                raise InputError(f"--{key} needs a value") from None
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise InputError(f"--{key} needs a value")
         try:
             yield key, yaml.safe_load(text)
         except yaml.YAMLError:

@@ -225,14 +225,22 @@ def _render(
 
 def _tokenise(config: DataConfig, question: str, tokenizer: Tokenizer) -> tuple[str, list[int]]:
     text = config.template.replace("{prompt}", question)
-    if not (config.chat_template and tokenizer.chat_template):
-        return text, tokenizer.encode(text, add_special_tokens=True)
-    messages: list[Mapping[str, str]] = [{"role": "user", "content": text}]
-    if config.system_prompt:
-        messages.insert(0, {"role": "system", "content": config.system_prompt})
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    # The template already wrote the special tokens.
-    return text, tokenizer.encode(text, add_special_tokens=False)
+    templated = bool(config.chat_template and tokenizer.chat_template)
+    try:
+        if templated:
+            messages = [{"role": "user", "content": text}]
+            if config.system_prompt:
+                messages.insert(0, {"role": "system", "content": config.system_prompt})
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        # A chat template already wrote the special tokens.
+        return text, tokenizer.encode(text, add_special_tokens=not templated)
+    except Exception as error:
+        raise InputError(
+            f"the policy's tokenizer cannot encode the prompt {question[:40]!r} "
+            f"({_root_cause(error)}); does policy.model fit {config.train}?"
+        ) from error
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
