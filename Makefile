@@ -16,6 +16,7 @@ help:
 	@echo "make clean      remove $(VENV) and caches"
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); this takes a minute or two the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

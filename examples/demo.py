@@ -30,11 +30,11 @@ from dibs.run import run_training
 from dibs.types import InputError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
-UNIFORM = ("--allocate.allocator", "uniform", "--estimate.mode", "none")
+UNIFORM = {"allocate.allocator": "uniform", "estimate.mode": "none"}
 ARMS = {
-    "gvm-8": (),
+    "gvm-8": {},
     "uniform-8": UNIFORM,
-    "uniform-16": (*UNIFORM, "--allocate.num_generations", "16"),
+    "uniform-16": {**UNIFORM, "allocate.num_generations": "16"},
 }
 ACCOUNTINGS = {TRAINING: ("gvm-8", "uniform-8"), TOTAL: ("gvm-8", "uniform-16")}
 
@@ -50,13 +50,13 @@ def main() -> int:
 
     console = Console()
     started = time.perf_counter()
-    shorten = () if options.steps is None else ("--train.steps", str(options.steps))
+    shorten = {} if options.steps is None else {"train.steps": str(options.steps)}
     runs = {arm: options.output_dir / arm for arm in ARMS}
     try:
         for arm, overrides in ARMS.items():
             console.rule(arm)
-            place = ("--output_dir", str(runs[arm]), "--overwrite", "true")
-            config = load_config(CONFIG, (*overrides, *shorten, *place))
+            place = {"output_dir": str(runs[arm]), "overwrite": "true"}
+            config = load_config(CONFIG, {**overrides, **shorten, **place})
             view = view_for(console)
             try:
                 run_training(config, view)

@@ -52,6 +52,16 @@ def test_beta_three_by_hand():
     assert counts.tolist() == [5, 5]
 
 
+def test_a_penalty_beyond_floating_point_is_a_weight_of_nothing():
+    counts = allocate([2, 2], [1, 2], [1, 1], budget=5, accept_rate_power=5000)
+    assert counts.tolist() == [0, 5]
+
+
+def test_prompt_ids_may_be_an_array():
+    ids = np.array(["a", "b"])
+    assert allocate([1, 1], [1, 1], [1, 1], budget=2, prompt_ids=ids).tolist() == [1, 1]
+
+
 def test_gvm_starves_a_prompt_without_an_accepted_pilot():
     assert allocate([8, 8], [0, 1], [NAN, 1.0], budget=7).tolist() == [0, 7]
     assert allocate([8, 8], [0, 1], [NAN, 1.0], budget=7, lower=2).tolist() == [2, 5]
@@ -181,6 +191,9 @@ def test_bounded_shares_match_brute_force(seed):
         (([1], [1], [1.0]), {"lower": [0, 0]}, "lower has shape"),
         (([1], [1], [1.0]), {"allocator": "best"}, "unknown allocator 'best'; known: gvm, uniform"),
         (([1], [1], [1.0]), {"accept_rate_penalty": -1}, "at least 0"),
+        (([1], [1], [1.0]), {"accept_rate_penalty": NAN}, "at least 0"),
+        (([1], [1], [1.0]), {"accept_rate_power": NAN}, "at least 1"),
+        (([1], [1], [1.0]), {"budget": 10**23}, "not a whole number from 0 to"),
         (([1, 1], [1, 1], [1, 1]), {"prompt_ids": ["a", "a"]}, "'a' occurs twice"),
     ],
 )

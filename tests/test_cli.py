@@ -84,6 +84,8 @@ def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, caps
     out = tmp_path / "out"
     for arguments in (
         [str(tmp_path / "none.yaml")],
+        ["--train.steps", "1", "--seed", "-1"],
+        ["a.yaml", "b.yaml"],
         ["--allocate.alocator", "gvm"],
         ["--data.train", "nowhere.jsonl", "--policy.warm_start.updates", "1"],
     ):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dibs.config import Config, config_keys, load_config
+from dibs.config import Config, config_keys, load_config, split_config
 from dibs.types import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def load(words: list[str]) -> Config:
+    return load_config(*split_config(words))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -26,15 +30,47 @@ def test_there_are_shipped_configs():
 def test_overrides_win_over_the_file(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\nupdate: {learning_rate: 1e-5, schedule: linear}\n")
-    config = load_config(
-        path, ["--update.learning_rate", "2e-4", "--allocate.upper=12", "--data.eval", "null"]
+    config = load(
+        ["--update.learning_rate", "2e-4", "--allocate.upper=12", "--data.eval", "null", str(path)]
     )
     assert config.seed == 3
     assert config.update.learning_rate == 2e-4
     assert config.update.schedule == "linear"
     assert config.allocate.upper == 12
     assert config.budget == 512
-    assert load_config(None, ["--tracking.trackers=wandb"]).tracking.trackers == ("wandb",)
+    assert load(["--tracking.trackers=wandb"]).tracking.trackers == ("wandb",)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("data.template", "{prompt}"),
+        ("data.template", "Question: {prompt} # now\n"),
+        ("policy.model", "123"),
+        ("data.prompt_column", "yes"),
+        ("data.system_prompt", "[be brief]"),
+    ],
+)
+def test_text_in_overrides_stays_as_it_is(key, text):
+    section, name = key.split(".")
+    assert getattr(getattr(load([f"--{key}", text]), section), name) == text
+
+
+def test_overrides_become_numbers_switches_lists_and_sections():
+    config = load(
+        [
+            "--train.steps=010",
+            "--overwrite=true",
+            "--data.system_prompt=null",
+            "--tracking.trackers=[wandb, tensorboard]",
+            "--update={learning_rate: 1e-3}",
+        ]
+    )
+    assert config.train.steps == 10
+    assert config.overwrite is True
+    assert config.data.system_prompt is None
+    assert config.tracking.trackers == ("wandb", "tensorboard")
+    assert config.update.learning_rate == 1e-3
 
 
 def test_an_empty_file_means_the_defaults(tmp_path):
@@ -44,11 +80,9 @@ def test_an_empty_file_means_the_defaults(tmp_path):
 
 
 def test_algorithms_bring_their_objective_and_baseline():
-    grpo = load_config(None, ["--algorithm.name", "grpo"]).algorithm
+    grpo = load(["--algorithm.name", "grpo"]).algorithm
     assert (grpo.objective, grpo.baseline) == ("grpo", "mean")
-    other = load_config(
-        None, ["--algorithm.name", "grpo", "--algorithm.objective", "expected_reward"]
-    ).algorithm
+    other = load(["--algorithm.name", "grpo", "--algorithm.objective", "expected_reward"]).algorithm
     assert (other.objective, other.baseline) == ("expected_reward", "none")
     assert Config().algorithm.objective == "log_likelihood"
 
@@ -64,13 +98,14 @@ def test_algorithms_bring_their_objective_and_baseline():
         (["--update.lr", "1"], "unknown key update.lr; nearest is"),
         (
             ["--train.steps", "0"],
-            r"train.steps: Input should be greater than or equal to 1 \(got 0\)",
+            r"train.steps: Input should be greater than or equal to 1 \(got '0'\)",
         ),
         (["--train.steps", "many"], "train.steps: .* integer"),
         (["--train.steps"], "--train.steps needs a value"),
         (["--overwrite", "--seed", "3"], "--overwrite needs a value"),
         (["--seed", "-1"], "seed: Input should be greater than or equal to 0"),
-        (["train.steps", "3"], "expected --key value, got 'train.steps'"),
+        (["a.yaml", "train.steps", "3"], "expected --key value, got 'train.steps' after .*a.yaml"),
+        (["--train.steps", "true"], "train.steps: .* integer"),
         (["--seed", "4", "--seed.x", "3"], "--seed.x: seed is a value, not a section"),
         (["--algorithm.name", "ppo"], "algorithm.name: .*'raft', 'raft\\+\\+' or 'grpo'"),
         (
@@ -102,7 +137,7 @@ def test_algorithms_bring_their_objective_and_baseline():
 )
 def test_bad_values_are_one_clear_line(overrides, message):
     with pytest.raises(InputError, match=message) as caught:
-        load_config(None, overrides)
+        load(overrides)
     assert "\n" not in str(caught.value)
 
 

@@ -9,10 +9,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dibs.config import DataConfig
-from dibs.prompts import batches, load_prompts, prompt_id
+from dibs.prompts import batches, build_prompts, prompt_id, read_questions
 from dibs.tasks.arithmetic import TASKS
 from dibs.tasks.warm_start import build_tokenizer
 from dibs.types import InputError
+
+
+def load_prompts(config, tokenizer, seed, context=None):
+    return build_prompts(read_questions(config, seed), config, tokenizer, seed, context)
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_duplicates_empty_and_long_rows_are_dropped_and_counted(tokenizer, tmp_p
     found = load_prompts(DataConfig(train=str(path)), tokenizer, seed=0, context=200)
     assert len(found.train) + len(found.eval) == 20
     assert found.dropped == {
-        "duplicate": 2,
+        "duplicate question": 2,
         "empty question or answer": 2,
         "longer than 200 tokens": 1,
     }
@@ -98,20 +102,55 @@ def test_duplicates_empty_and_long_rows_are_dropped_and_counted(tokenizer, tmp_p
     [
         ('{"problem": "a", "answer": "b"}\n', {}, "no column 'prompt'; it has problem, answer"),
         ('{"prompt": "a", "gold": "b"}\n', {}, "no column 'answer'; it has prompt, gold"),
-        ("", {}, "the file is empty"),
-        ("\n \n", {}, "the file is empty"),
+        ("", {}, "the data set is empty"),
+        ("\n \n", {}, "the data set is empty"),
+        (
+            '{"prompt": "a", "answer": [1]}\n',
+            {},
+            "row 1: column 'answer' holds .*, neither text nor",
+        ),
+        ("[1, 2]\n", {}, "row 1: expected an object"),
         ('{"prompt": "", "answer": "b"}\n', {}, r"no usable prompts \(dropped: .*empty question"),
         ('{"prompt": "a", "answer": "b"}\n', {}, "no prompts to evaluate on; set data.eval"),
-        ('{"prompt": 5, "answer": "b"}\n', {}, "row 0: column 'prompt' holds int, not text"),
-        ("{broken\n", {}, "cannot read .*rows.jsonl"),
+        ('{"prompt": 5, "answer": "b"}\n', {}, "row 1: column 'prompt' holds '5', not text"),
+        ('{"prompt": "\udcff", "answer": "b"}\n', {}, "cannot read .*UnicodeDecodeError"),
+        ("{}\n\n{broken\n", {}, "cannot read .*rows.jsonl, line 3: JSONDecodeError"),
     ],
 )
 def test_bad_files_are_one_clear_line(tokenizer, tmp_path, content, options, message):
     path = tmp_path / "rows.jsonl"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=message) as caught:
         load_prompts(DataConfig(train=str(path), **options), tokenizer, seed=0)
     assert "\n" not in str(caught.value)
+
+
+def test_answers_stay_as_they_are_written(tokenizer, tmp_path):
+    answers = ["007", "1", "0.50", "NA", "2024-01-01", "1/2"]
+    lines = ["prompt,answer", *(f"q{i},{answer}" for i, answer in enumerate(answers))]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(lines))
+    found = read_questions(DataConfig(train=str(table)), seed=0).train
+    assert [question.answer for question in found] == answers
+    literals = ["1", "0.50", "3.0", '"2024-01-01"', "-0", "1e5"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "q", "answer": {x}}}\n' for x in literals))
+    found = read_questions(DataConfig(train=str(rows)), seed=0).train
+    assert [question.answer for question in found] == [x.strip('"') for x in literals]
+
+
+def test_a_question_is_held_out_whatever_its_answer(tokenizer, tmp_path):
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    rows = [{"prompt": f"q{i % 20}", "answer": str(i)} for i in range(40)]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out.write_text('{"prompt": "q3", "answer": "3.0"}\n{"prompt": " ", "answer": "1"}\n')
+    split = load_prompts(DataConfig(train=str(train)), tokenizer, seed=0)
+    assert split.dropped == {"duplicate question": 20}
+    assert not {p.text for p in split.train} & {p.text for p in split.eval}
+    given = load_prompts(DataConfig(train=str(train), eval=str(held_out)), tokenizer, seed=0)
+    assert len(given.train) == 19
+    assert given.dropped["empty question or answer (evaluation)"] == 1
+    assert given.dropped["also in the evaluation set"] == 1
 
 
 def test_missing_and_unknown_files(tokenizer, tmp_path):

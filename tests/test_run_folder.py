@@ -11,8 +11,8 @@ from dibs.config import load_config
 from dibs.types import InputError
 
 
-def config(path, *more):
-    return load_config(None, ["--output_dir", str(path), *more])
+def config(path, **more):
+    return load_config(None, {"output_dir": str(path), **more})
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(tmp_path):
@@ -23,7 +23,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(tmp_path):
     with pytest.raises(InputError, match="already holds a run; give another or set overwrite"):
         RunFolder.create(config(out))
     assert (out / "metrics.jsonl").read_text() == '{"step": 1}\n'
-    RunFolder.create(config(out, "--overwrite", "true"))
+    RunFolder.create(config(out, overwrite="true"))
     assert (out / "metrics.jsonl").read_text() == ""
     assert (out / "mine.txt").read_text() == "keep me"
 

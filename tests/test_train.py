@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from conftest import EASY, EASY_WARM_START
-from dibs.config import load_config
+from dibs.config import load_config, split_config
 from dibs.report.figures import read_lines
 from dibs.report.views import PlainView
 from dibs.run import build_trainer, run_training
@@ -42,7 +42,9 @@ def options(out: Path, *more: str) -> list[str]:
 
 
 def run(out: Path, *more: str) -> dict:
-    return run_training(load_config(None, options(out, *more)), PlainView(Console(quiet=True)))
+    return run_training(
+        load_config(*split_config(options(out, *more))), PlainView(Console(quiet=True))
+    )
 
 
 def untimed(out: Path) -> list[dict]:
@@ -141,6 +143,23 @@ def test_pilots_at_intervals_measure_all_prompts_up_to_the_next(tmp_path):
     assert summary["rollouts"] == 3 * 32 + 96
 
 
+def test_pilots_of_one_phase_are_all_different_draws(tmp_path):
+    words = ["--estimate.interval=2", "--data.size=8", "--train.steps=2"]
+    config = load_config(*split_config(options(tmp_path / "run", *words)))
+    trainer = build_trainer(config, PlainView(Console(quiet=True)))
+    seeds = []
+    inner = trainer.sampler.sample
+
+    def sample(requests, temperature=None):
+        seeds.extend(request.seed for request in requests)
+        return inner(requests, temperature)
+
+    trainer.sampler.sample = sample
+    next(trainer.run())
+    # Two batches of pilots over the same 8 prompts, one of training, one of evaluation.
+    assert len(seeds) == len(set(seeds)) == 32
+
+
 def test_uniform_without_pilots_counts_none(tmp_path):
     summary = run(tmp_path / "run", *PILOT_FREE)
     assert summary["pilot_rollouts"] == 0
@@ -151,7 +170,7 @@ def test_uniform_without_pilots_counts_none(tmp_path):
 
 def test_the_updates_see_the_gradient_the_estimator_promises(tmp_path):
     """weigh() of the trainer: 1/(m |D_i|) for accepted rollouts, 0 for the others."""
-    config = load_config(None, options(tmp_path / "run"))
+    config = load_config(*split_config(options(tmp_path / "run")))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
     record = next(trainer.run())
     examples = iter(trainer.weigh(record.groups, record.stats))
@@ -175,16 +194,15 @@ def real_data(byte_model: Path, math_file: Path) -> list[str]:
 
 def test_nothing_accepted_is_said_and_the_run_goes_on(tmp_path, byte_model, math_file):
     console = Console(record=True, width=200)
-    config = load_config(
-        None, options(tmp_path / "run", *real_data(byte_model, math_file), "--train.steps=3")
-    )
+    words = options(tmp_path / "run", *real_data(byte_model, math_file), "--train.steps=3")
+    config = load_config(*split_config(words))
     summary = run_training(config, PlainView(console))
     assert summary["accepted_rollouts"] == 0
     assert summary["rollouts"] == 3 * 64
     assert summary["accuracy_after"] == 0
     said = console.export_text()
-    assert said.count("no completion was accepted") == 3
-    assert "Nothing was accepted in the whole run" in said
+    assert said.count("nothing was accepted, so there is nothing to learn from it") == 3
+    assert "No completion of the whole run gave anything to learn from: 0 were accepted" in said
     before = (byte_model / "model.safetensors").read_bytes()
     after = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     assert before == after
@@ -203,7 +221,7 @@ def test_a_model_in_bfloat16_trains(tmp_path, byte_model, math_file):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(
-        InputError, match=r"stopped at step 1, update 2 of 2: .* nan; the last good .*step-000000"
+        InputError, match=r"stopped at step 1: update 2 of 2: .* nan; the last good .*step-000000"
     ):
         run(tmp_path / "run", "--update.learning_rate=1e30", "--update.max_grad_norm=null")
     kept = tmp_path / "run" / "checkpoints" / "step-000000"
@@ -212,6 +230,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert not (tmp_path / "run" / "model").exists()
     again = run(tmp_path / "again", f"--policy.model={kept}", "--train.steps=1")
     assert again["accuracy_before"] == untimed(tmp_path / "run")[0]["accuracy"]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_policy_that_broke_is_noticed_at_the_next_sampling(tmp_path, steps):
+    """One huge update leaves weights that are finite and logits that are not."""
+    with pytest.raises(InputError, match=r"stopped at step [12]: .* NaN or infinite"):
+        run(
+            tmp_path / "run",
+            "--update.learning_rate=1e25",
+            "--update.max_grad_norm=null",
+            "--update.updates_per_step=1",
+            "--evaluate.interval=0",
+            f"--train.steps={steps}",
+        )
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +257,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         (["--train.prompts_per_step=65"], "prompts_per_step is 65, but there are 64"),
         (["--data.train=nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--policy.model=./nowhere"], "policy.model ./nowhere: cannot be loaded"),
-        (["--sampling.max_completion_length=256"], "leaves no room for a prompt in the 256"),
+        (["--sampling.max_completion_length=1024"], "leaves no room for a prompt in the 1024"),
         (["--policy.device=tpu9"], "policy.device"),
     ],
 )

@@ -11,8 +11,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
 from dibs.policy import Policy
-from dibs.types import TrainingExample
-from dibs.update import NonFiniteError, Updater
+from dibs.types import NonFiniteError, TrainingExample
+from dibs.update import Updater
 from test_policy import examples, naive_logprobs
 
 RAFT = PolicyLoss(clip=None)
@@ -175,3 +175,9 @@ def test_learning_rate_schedule_and_warm_up(policy):
     )
     rates = [trainer.step([]).learning_rate for _ in range(3)]
     assert rates == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_the_constant_schedule_warms_up_too(policy):
+    options = UpdateConfig(learning_rate=1.0, warmup_updates=4, updates_per_step=2)
+    trainer = Updater(policy, RAFT, options, total_updates=8)
+    assert [trainer.step([]).learning_rate for _ in range(3)] == pytest.approx([0.5, 1.0, 1.0])

@@ -22,7 +22,8 @@ class AllocationProblem:
     """Everything an allocator may look at. Build it with :func:`pose`, which checks it.
 
     ``lower`` and ``upper``: int64 [m], counts allowed to each prompt.
-    ``accept_rate_penalty`` and ``accept_rate_power``: alpha >= 0 and beta of arXiv 2505.02391, eq. (5).
+    ``accept_rate_penalty``, ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391,
+    eq. (5).
     """
 
     stats: PromptStats
@@ -35,6 +36,7 @@ class AllocationProblem:
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
+_LARGEST_COUNT = 2**53
 
 
 def allocator(name: str) -> Callable[[Allocator], Allocator]:
@@ -72,7 +74,9 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
     rate = stats.accept_rate
     norm = np.where(rate > 0, stats.grad_norm, 0.0)
     rate = np.where(rate > 0, rate, 1.0)
-    penalty = problem.accept_rate_penalty / rate ** (problem.accept_rate_power - 1)
+    alpha, beta = problem.accept_rate_penalty, problem.accept_rate_power
+    with np.errstate(over="ignore"):  # an infinite penalty is a weight of 0
+        penalty = alpha * rate ** (1 - beta) if alpha > 0 else 0.0
     return proportional(norm / np.sqrt(rate + penalty), problem)
 
 
@@ -156,11 +160,13 @@ def pose(
     m = len(stats)
     if m == 0:
         raise InputError("no prompts to allocate to; give at least one")
-    if budget < 0 or budget != int(budget):
-        raise InputError(f"budget {budget} is not a whole number >= 0")
+    if not 0 <= budget <= _LARGEST_COUNT or budget != int(budget):
+        raise InputError(f"budget {budget} is not a whole number from 0 to 2^53")
     budget = int(budget)
-    if accept_rate_penalty < 0:
+    if not 0 <= accept_rate_penalty < np.inf:
         raise InputError(f"accept_rate_penalty is {accept_rate_penalty}; it must be at least 0")
+    if not 1 <= accept_rate_power < np.inf:
+        raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
     low = _bound("lower", lower, m)
     high = np.full(m, budget, dtype=np.int64) if upper is None else _bound("upper", upper, m)
     if upper is None:
@@ -188,10 +194,9 @@ def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
     given = np.asarray(value)
     if given.shape not in ((), (m,)):
         raise InputError(f"{name} has shape {given.shape}; give one number or one a prompt ({m})")
-    bound = np.broadcast_to(given, (m,)).astype(np.int64)
-    if (bound != given).any() or (bound < 0).any():
-        raise InputError(f"{name} bounds must be whole numbers >= 0")
-    return bound
+    if not ((given >= 0) & (given <= _LARGEST_COUNT) & (given == np.floor(given))).all():
+        raise InputError(f"{name} bounds must be whole numbers from 0 to 2^53")
+    return np.broadcast_to(given, (m,)).astype(np.int64)
 
 
 def solve(problem: AllocationProblem, name: str) -> Allocation:
@@ -252,7 +257,7 @@ def allocate(
 
     trials = np.asarray(trials, dtype=np.float64)
     stats = PromptStats(
-        prompt_ids=prompt_ids or [str(i) for i in range(len(np.atleast_1d(trials)))],
+        prompt_ids=[str(i) for i in range(trials.size)] if prompt_ids is None else prompt_ids,
         trials=trials,
         successes=np.asarray(successes, dtype=np.float64),
         grad_norm=np.asarray(grad_norm, dtype=np.float64),

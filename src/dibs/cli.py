@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from dibs import __version__
 from dibs.allocate import ALLOCATORS, pose, solve
-from dibs.config import config_keys, load_config
+from dibs.config import config_keys, load_config, split_config
 from dibs.statistics_file import count_lines, read_statistics
 from dibs.types import InputError
 
@@ -20,7 +20,7 @@ _TRAIN_HELP = """\
 Train a policy: estimate, allocate, sample, verify, weigh, update, evaluate.
 
 Writes OUT/metrics.jsonl, OUT/summary.json, figures, checkpoints and the final model, where OUT is
-output_dir. Without CONFIG the embedded task is trained with the defaults."""
+output_dir. CONFIG is a YAML file; without one the embedded task is trained with the defaults."""
 
 _ALLOCATE_HELP = """\
 Spread a budget of completions over prompts.
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "train":
-            _train(options.config, rest)
+            _train(*split_config(rest))
         else:
             _allocate(options)
     except InputError as error:
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dibs {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
+    commands.add_parser(
         "train",
         help="train a policy by rejection sampling or reinforcement learning",
         description=_TRAIN_HELP,
@@ -70,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    train.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a YAML file")
 
     allocate = commands.add_parser(
         "allocate",
@@ -103,7 +102,7 @@ def _keys_help() -> str:
     return "\n".join(lines).replace("%", "%%")
 
 
-def _train(path: Path | None, overrides: Sequence[str]) -> None:
+def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
     config = load_config(path, overrides)
     # Loading torch takes seconds; a bad configuration should not wait for it.
     from dibs.report.views import view_for

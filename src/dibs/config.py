@@ -6,10 +6,10 @@ Unknown keys are errors that name the nearest key there is. Every field carries 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,10 +49,10 @@ class PolicyConfig(_Section):
         "arithmetic",
         description=f"Hugging Face id or folder, or an embedded task: {EMBEDDED}",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of weights and optimizer; bfloat16 loses small updates"
     )
-    device: str = Field("auto", description="auto (cuda if there is one, else cpu), or torch's name")
+    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of torch; 1 is fastest for tiny models"
     )
@@ -283,8 +283,8 @@ class Config(_Section):
         return self
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``--section.key value`` (or ``=value``) overrides, values in YAML.
+def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
+    """Read a YAML file and apply overrides, dotted key to text.
 
     Raises InputError with one line for a missing file, bad YAML, an unknown key or a bad value.
     """
@@ -301,8 +301,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         if not isinstance(loaded, dict | None):
             raise InputError(f"{path} must hold keys and values, not a {type(loaded).__name__}")
         values = loaded or {}
-    for key, value in _parse_overrides(overrides):
-        _assign(values, key, value)
+    for key, text in (overrides or {}).items():
+        _assign(values, key, _read_text(key, text))
     return validate(values, source)
 
 
@@ -314,20 +314,50 @@ def validate(values: dict[str, Any], source: str) -> Config:
         raise InputError(f"{source}: {_explain(error)}") from None
 
 
-def _parse_overrides(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("--") or len(word) == 2:
-            raise InputError(f"expected --key value, got {word!r}")
+def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
+    """``[CONFIG] --key value --other=value ...``, in any order, to a path and override texts.
+
+    Raises InputError for a second CONFIG or a key without a value.
+    """
+    path: Path | None = None
+    overrides: dict[str, str] = {}
+    remaining = iter(words)
+    for word in remaining:
+        if not word.startswith("--"):
+            if path is not None:
+                raise InputError(f"expected --key value, got {word!r} after the config {path}")
+            path = Path(word)
+            continue
         key, equals, text = word[2:].partition("=")
         if not equals:
-            text = next(words, "--")
+            text = next(remaining, "--")
             if text.startswith("--"):
                 raise InputError(f"--{key} needs a value")
-        try:
-            yield key, yaml.safe_load(text)
-        except yaml.YAMLError:
-            yield key, text
+        overrides[key] = text
+    return path, overrides
+
+
+def _read_text(dotted: str, text: str) -> Any:
+    """An override's value: null, YAML for sections and lists, else the text itself.
+
+    Text stays text, so that colons, braces and numerals in it survive; pydantic makes numbers and
+    switches of it where the field wants one.
+    """
+    if text == "null":
+        return None
+    kind: Any = Config
+    for name in dotted.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if name not in fields:
+            return text
+        kind = fields[name].annotation
+    structured = get_origin(kind) is tuple or hasattr(kind, "model_fields")
+    if not structured:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dibs.policy import Policy, TokenBatch, TokenSequence, micro_batches
-from dibs.types import InputError
+from dibs.types import InputError, NonFiniteError
 
 _VOCABULARY_CHUNK = 8192
 
@@ -38,6 +38,9 @@ def last_layer_norms(
 
     Returns:
         float64 [len(sequences)].
+
+    Raises:
+        NonFiniteError: a norm is NaN or infinite.
     """
     norms = np.zeros(len(sequences))
     training = policy.model.training
@@ -45,9 +48,11 @@ def last_layer_norms(
     try:
         for group in micro_batches(sequences, max_tokens):
             batch = policy.collate([sequences[i] for i in group])
-            norms[group] = _batch_norms(policy, batch).double().cpu().numpy()
+            norms[group] = _batch_norms(policy, batch).cpu().double().numpy()
     finally:
         policy.model.train(training)
+    if not np.isfinite(norms).all():
+        raise NonFiniteError("the gradient norm of a completion is NaN or infinite")
     return norms
 
 

@@ -27,7 +27,7 @@ from dibs.config import PolicyConfig
 from dibs.types import InputError
 
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TokenSequence(Protocol):
@@ -177,7 +177,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
             config.model, dtype=_DTYPES[config.dtype], **options
         )
         model.to(device)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
     policy = Policy(model, tokenizer, temperature)

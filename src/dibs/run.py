@@ -17,7 +17,7 @@ from dibs.gradnorm import check_output_layer
 from dibs.losses import PolicyLoss
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy
-from dibs.prompts import batches, load_prompts
+from dibs.prompts import batches, build_prompts, read_questions
 from dibs.report.figures import draw_figures
 from dibs.report.metrics import describe_prompts, sample_records
 from dibs.report.trackers import Trackers, check_trackers
@@ -26,8 +26,8 @@ from dibs.sampling import build_sampler
 from dibs.tasks.arithmetic import TASKS
 from dibs.tasks.warm_start import warm_started_policy
 from dibs.train import StepRecord, Trainer
-from dibs.types import InputError, TrainingExample
-from dibs.update import NonFiniteError, Updater
+from dibs.types import InputError, NonFiniteError, TrainingExample
+from dibs.update import Updater
 from dibs.verify import build_verifier
 
 
@@ -67,11 +67,11 @@ def run_training(config: Config, view: View) -> dict[str, Any]:
     folder.write_summary(summary)
     view.phase("drawing figures")
     draw_figures({config.allocate.allocator: folder.path}, folder.path / "figures")
-    if summary["accepted_rollouts"] == 0:
+    if summary["learned_rollouts"] == 0:
         view.message(
-            "Nothing was accepted in the whole run, so the policy has not changed. Look at "
-            f"{folder.path / 'samples.jsonl'}: a stronger policy, easier prompts or another "
-            "verifier is needed."
+            f"No completion of the whole run gave anything to learn from: "
+            f"{summary['accepted_rollouts']} were accepted. Look at {folder.path / 'samples.jsonl'}; "
+            "a stronger policy, easier prompts or another verifier is needed."
         )
     return summary
 
@@ -93,9 +93,10 @@ def build_trainer(config: Config, view: View) -> Trainer:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(config.seed)
+    questions = read_questions(config.data, config.seed)
     policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
     room = _room_for_prompts(policy, config)
-    prompts = load_prompts(config.data, policy.tokenizer, config.seed, room)
+    prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     batches(prompts.train, config.train.prompts_per_step, config.seed)
     if config.estimate.mode != "none" and config.estimate.grad_norm == "last_layer":
         first = prompts.train[0].token_ids
@@ -155,8 +156,11 @@ def _room_for_prompts(policy: Policy, config: Config) -> int | None:
 
 
 def _first_record(trainer: Trainer) -> dict[str, Any]:
-    with trainer.phase("evaluate"):
-        return {"step": 0, **asdict(trainer.totals), **trainer.evaluate()}
+    try:
+        with trainer.phase("evaluate"):
+            return {"step": 0, **asdict(trainer.totals), **trainer.evaluate()}
+    except NonFiniteError as error:
+        raise NonFiniteError(f"the first evaluation: {error}") from None
 
 
 def _keep(record: StepRecord, folder: RunFolder, view: View, config: Config) -> None:
@@ -170,8 +174,9 @@ def _keep(record: StepRecord, folder: RunFolder, view: View, config: Config) -> 
         for sample in samples:
             folder.append("samples.jsonl", sample)
         view.samples(samples)
-    if record.metrics["accepted"] == 0:
-        view.message(f"step {record.step}: no completion was accepted; nothing to learn from it")
+    if record.metrics["learned"] == 0:
+        why = "every group was all alike" if record.metrics["accepted"] else "nothing was accepted"
+        view.message(f"step {record.step}: {why}, so there is nothing to learn from it")
 
 
 def _save_checkpoint(folder: RunFolder, trainer: Trainer, step: int) -> None:

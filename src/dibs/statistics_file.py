@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dibs.types import Allocation, InputError, PromptStats
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, le=2**53)]
 _OPTIONAL = ("grad_norm_rejected", "mean_tokens")
 
 
@@ -23,8 +24,8 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     prompt_id: str | int
-    trials: int
-    successes: int
+    trials: _Count
+    successes: _Count
     grad_norm: _Number | None
     grad_norm_rejected: _Number | None = None
     mean_tokens: _Number | None = None

@@ -29,12 +29,13 @@ from dibs.types import (
     Allocation,
     Completion,
     Group,
+    NonFiniteError,
     Prompt,
     PromptStats,
     Rollout,
     TrainingExample,
 )
-from dibs.update import NonFiniteError, Updater
+from dibs.update import Updater
 from dibs.verify import Verifier
 
 PILOT, TRAINING, EVALUATION = range(3)
@@ -43,14 +44,17 @@ PILOT, TRAINING, EVALUATION = range(3)
 
 @dataclass
 class Totals:
-    """What the run has spent. ``rollouts`` and ``completion_tokens`` include the pilots,
-    ``accepted_rollouts`` does not.
+    """What the run has spent. ``rollouts`` and ``completion_tokens`` include the pilots.
+
+    Of the training rollouts, ``accepted_rollouts`` were accepted and ``learned_rollouts`` had an
+    advantage other than 0.
     """
 
     optimizer_updates: int = 0
     rollouts: int = 0
     pilot_rollouts: int = 0
     accepted_rollouts: int = 0
+    learned_rollouts: int = 0
     completion_tokens: int = 0
 
 
@@ -78,42 +82,58 @@ class Trainer:
     on_phase: Callable[[str], None] = lambda name: None
     totals: Totals = field(default_factory=Totals)
     seconds: dict[str, float] = field(default_factory=dict)
+    step_tokens: int = 0
 
     def run(self) -> Iterator[StepRecord]:
         """Train for ``train.steps`` steps and yield a record after each.
 
-        Raises NonFiniteError, naming the step, before a NaN or infinite gradient is applied.
+        Raises NonFiniteError, naming the step, when the policy, a loss or a gradient is NaN or
+        infinite; a bad gradient is never applied.
         """
         config = self.config
         draw = batches(self.prompts.train, config.train.prompts_per_step, config.seed)
         upcoming: list[tuple[list[Prompt], PromptStats]] = []
         for step in range(1, config.train.steps + 1):
-            self.seconds.clear()
-            tokens_before = self.totals.completion_tokens
-
-            with self.phase("estimate"):
+            try:
+                self.seconds.clear()
+                self.step_tokens = 0
                 if not upcoming:
                     ahead = min(config.estimate.interval, config.train.steps + 1 - step)
-                    drawn = [next(draw) for _ in range(ahead)]
-                    upcoming = [(prompts, self.estimate(prompts, step)) for prompts in drawn]
-                prompts, stats = upcoming.pop(0)
-            with self.phase("allocate"):
-                allocation = self.allocate(stats)
-            with self.phase("sample"):
-                completions = self.sample(prompts, allocation.counts.tolist(), TRAINING, step)
-            with self.phase("verify"):
-                groups = self.verify(prompts, completions)
-                self.totals.accepted_rollouts += sum(int(group.accepted.sum()) for group in groups)
-            with self.phase("update"):
-                metrics = self.update(self.weigh(groups, stats), step)
-            with self.phase("evaluate"):
-                if self.evaluation_is_due(step):
-                    metrics |= self.evaluate()
+                    with self.phase("estimate"):
+                        drawn = [next(draw) for _ in range(ahead)]
+                        upcoming = [(p, self.estimate(p, step + i)) for i, p in enumerate(drawn)]
+                record = self.step(step, *upcoming.pop(0))
+            except NonFiniteError as error:
+                raise NonFiniteError(f"step {step}: {error}") from None
+            yield record
 
-            metrics = {"step": step, **asdict(self.totals), **metrics}
-            metrics |= describe_step(groups, stats, allocation)
-            metrics |= self.timings(self.totals.completion_tokens - tokens_before)
-            yield StepRecord(step, metrics, groups, stats, allocation)
+    def step(self, step: int, prompts: Sequence[Prompt], stats: PromptStats) -> StepRecord:
+        """One training step on prompts whose statistics are known."""
+        with self.phase("allocate"):
+            allocation = self.allocate(stats)
+        with self.phase("sample"):
+            completions = self.sample(prompts, allocation.counts.tolist(), TRAINING, step)
+        with self.phase("verify"):
+            groups = self.verify(prompts, completions)
+        with self.phase("weigh"):
+            examples = self.weigh(groups, stats)
+        with self.phase("update"):
+            metrics = self.update(examples)
+        if self.evaluation_is_due(step):
+            with self.phase("evaluate"):
+                metrics |= self.evaluate()
+
+        self.totals.accepted_rollouts += sum(int(group.accepted.sum()) for group in groups)
+        metrics["learned"] = sum(example.advantage != 0 for example in examples)
+        self.totals.learned_rollouts += metrics["learned"]
+        metrics |= describe_step(groups, stats, allocation)
+        return StepRecord(
+            step,
+            {"step": step, **asdict(self.totals), **metrics, **self.timings()},
+            groups,
+            stats,
+            allocation,
+        )
 
     def estimate(self, prompts: Sequence[Prompt], step: int) -> PromptStats:
         """Pilot every prompt: accept rates and gradient norms. The pilots are not trained on."""
@@ -151,7 +171,9 @@ class Trainer:
         completions = self.sampler.sample(requests)
         written = [completion for group in completions for completion in group]
         self.totals.rollouts += len(written)
-        self.totals.completion_tokens += sum(len(each.token_ids) for each in written)
+        tokens = sum(len(each.token_ids) for each in written)
+        self.totals.completion_tokens += tokens
+        self.step_tokens += tokens
         return completions
 
     def verify(
@@ -195,12 +217,9 @@ class Trainer:
             for rollout, advantage, weight in zip(group.rollouts, *shares, strict=True)
         ]
 
-    def update(self, examples: Sequence[TrainingExample], step: int) -> dict[str, Any]:
+    def update(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
         """The step's optimizer updates."""
-        try:
-            outcome = asdict(self.updater.step(examples))
-        except NonFiniteError as error:
-            raise NonFiniteError(f"step {step}, {error}") from None
+        outcome = asdict(self.updater.step(examples))
         self.totals.optimizer_updates += outcome.pop("updates")
         return outcome
 
@@ -223,13 +242,13 @@ class Trainer:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def timings(self, tokens: int) -> dict[str, float]:
-        """Seconds of each phase, and tokens/s of sampling (pilots included)."""
-        sampling = self.seconds["estimate"] + self.seconds["sample"]
+    def timings(self) -> dict[str, float]:
+        """Seconds of each phase of the step, and tokens/s of sampling (pilots included)."""
+        sampling = self.seconds.get("estimate", 0.0) + self.seconds["sample"]
         return {
             **{f"{name}_seconds": spent for name, spent in self.seconds.items()},
             "step_seconds": sum(self.seconds.values()),
-            "tokens_per_second": tokens / sampling if sampling > 0 else 0.0,
+            "tokens_per_second": self.step_tokens / sampling if sampling > 0 else 0.0,
         }
 
 

@@ -19,6 +19,10 @@ class InputError(Exception):
     """
 
 
+class NonFiniteError(Exception):
+    """A log-probability, loss or gradient is NaN or infinite; no update came of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, rendered and tokenised.

@@ -19,11 +19,7 @@ from transformers import get_scheduler
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
 from dibs.policy import Policy, micro_batches
-from dibs.types import TrainingExample
-
-
-class NonFiniteError(Exception):
-    """A loss or gradient was NaN or infinite; the update was not applied."""
+from dibs.types import NonFiniteError, TrainingExample
 
 
 @dataclass(frozen=True)
@@ -73,15 +69,18 @@ class Updater:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        # Of transformers' schedules, "constant" alone ignores the warm-up.
+        schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.scheduler = get_scheduler(
-            config.schedule, self.optimizer, config.warmup_updates, total_updates
+            schedule, self.optimizer, config.warmup_updates, total_updates
         )
 
     def step(self, examples: Sequence[TrainingExample]) -> UpdateMetrics:
         """``updates_per_step`` optimizer updates on a step's completions.
 
-        Updates happen also where there is nothing to learn (their gradient is 0), so that schedules
-        and comparisons stay aligned. Raises NonFiniteError before a bad gradient is applied.
+        Updates happen also where there is nothing to learn, so that schedules and comparisons stay
+        aligned: their gradient is 0, though AdamW's momentum may still move the weights. Raises
+        NonFiniteError before a bad gradient is applied.
         """
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient; a step may consist of nothing else.

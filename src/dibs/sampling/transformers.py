@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dibs.policy import Policy
 from dibs.sampling import SampleRequest
-from dibs.types import Completion
+from dibs.types import Completion, NonFiniteError
 
 
 class InverseCdfSampling(LogitsProcessor):
@@ -103,7 +103,10 @@ class TransformersSampler:
                 logits_processor=LogitsProcessorList([processor]),
             )
         tokens = output[:, longest:].cpu().tolist()
-        logprobs = torch.stack(processor.logprobs, dim=1).cpu().tolist()
+        drawn = torch.stack(processor.logprobs, dim=1)
+        if not bool(torch.isfinite(drawn).all()):
+            raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
+        logprobs = drawn.cpu().tolist()
         return [self._completion(*row) for row in zip(tokens, logprobs, strict=True)]
 
     @contextmanager

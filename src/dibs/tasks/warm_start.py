@@ -32,7 +32,7 @@ from dibs.types import InputError
 Progress = Callable[[int, int, float], None]
 """``progress(update, updates, loss)``"""
 
-_RECIPE = 1
+_RECIPE = 2
 _WARM_UP_UPDATES = 50
 _MATRIX_WEIGHT_DECAY = 0.1
 _INITIALIZER_RANGE = 0.08
@@ -91,7 +91,7 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
-            max_position_embeddings=256,
+            max_position_embeddings=1024,
             tie_word_embeddings=True,
             # The usual 0.02 takes several times longer at this width.
             initializer_range=_INITIALIZER_RANGE,
