@@ -289,7 +289,7 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
     Raises InputError with one line for a missing file, bad YAML, an unknown key or a bad value.
     """
     values: dict[str, Any] = {}
-    source = "the defaults"
+    source = "configuration"
     if path is not None:
         source = str(path)
         try:

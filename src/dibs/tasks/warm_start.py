@@ -3,8 +3,8 @@
 Trained once on the CPU, from a seed, and kept in the user's cache folder under a hash of everything
 that decides the weights. The result is an ordinary Hugging Face folder.
 
-Weight matrices are trained with Muon and the rest with AdamW: at equal accept rate this takes half
-the updates of AdamW alone (docs/lab-notes.md). Each batch holds equally many problems of every
+Weight matrices are trained with Muon and the rest with AdamW, which takes half the time of AdamW alone
+(docs/lab-notes.md). Each batch holds equally many problems of every
 length, one forward pass a length, so nothing is padded.
 """
 
