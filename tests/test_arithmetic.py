@@ -94,6 +94,23 @@ def test_the_arithmetic_verifier_looks_only_at_what_follows_the_mark(completion,
 
 
 @pytest.mark.parametrize(
+    ("answer", "given", "same"),
+    [
+        ("27.0", "27", True),
+        ("27.0", "2 7", True),
+        ("0.50", ".5", True),
+        ("1", "NaN", False),
+        ("sNaN", "1", False),
+        ("x", "X", False),
+        ("1e999999999", "1", False),
+    ],
+)
+def test_boxed_numbers_compare_by_value(answer, given, same):
+    """AMC 2023 has gold answers such as 27.0."""
+    assert (verify_boxed(answer, f"\\boxed{{{given}}}").status == "accepted") == same
+
+
+@pytest.mark.parametrize(
     ("completion", "status"),
     [
         (r"so \boxed{\frac{1}{2}}.", "accepted"),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from conftest import EASY_WARM_START
 from dibs import allocate
 from dibs.cli import main
 
@@ -82,16 +87,18 @@ def test_a_row_that_cannot_be_names_its_prompt(capsys, monkeypatch):
 
 def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, capsys):
     out = tmp_path / "out"
-    for arguments in (
-        [str(tmp_path / "none.yaml")],
-        ["--train.steps", "1", "--seed", "-1"],
-        ["a.yaml", "b.yaml"],
-        ["--allocate.alocator", "gvm"],
-        ["--data.train", "nowhere.jsonl", "--policy.warm_start.updates", "1"],
+    for arguments, message in (
+        ([str(tmp_path / "none.yaml")], "cannot read config"),
+        (["--train.steps", "1", "--seed", "-1"], "seed: Input should be greater"),
+        (["--seed", "1", "a.yaml", "b.yaml"], "got 'b.yaml' after the config a.yaml"),
+        (["--allocate.alocator", "gvm"], "nearest is allocate.allocator"),
+        (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--policy.model", "./nowhere"], "policy.model ./nowhere: no such folder"),
     ):
         assert main(["train", *arguments, "--output_dir", str(out)]) == 2
         captured = capsys.readouterr()
         assert captured.err.startswith("dibs train: ")
+        assert message in captured.err
         assert captured.err.count("\n") == 1
         assert not out.exists()
 
@@ -109,3 +116,46 @@ def test_help_lists_commands_and_every_configuration_key(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["fly"])
     assert stopped.value.code == 2
+
+
+def test_an_interrupted_run_says_where_it_stands_and_is_whole(tmp_path):
+    out = tmp_path / "out"
+    words = ["--policy.model=arithmetic-easy", "--data.train=arithmetic-easy", "--data.size=64"]
+    warm = [f"--policy.warm_start.{key}={value}" for key, value in EASY_WARM_START.items()]
+    code = (
+        "import sys; from dibs.tasks.arithmetic import TASKS; TASKS['arithmetic-easy'] = (1, 1); "
+        "from dibs.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", *words, *warm, "--policy.threads=1"]
+    command += ["--data.eval_size=8", "--train.steps=100000", "--evaluate.interval=0"]
+    command += ["--checkpoint.interval=2", "--train.prompts_per_step=4", f"--output_dir={out}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "step-000002").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Interrupted. {out} holds the run so far; the last good checkpoint is" in said
+    assert not (out / "summary.json").exists()
+    assert not list((out / "checkpoints").glob(".unfinished*"))
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_the_allocator_examples_of_the_readme(tmp_path, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = re.findall(r'^\{"prompt_id".*"trials".*\}$', readme, flags=re.MULTILINE)
+    printed = re.findall(r'^\{"prompt_id".*"count".*\}$', readme, flags=re.MULTILINE)
+    (words,) = re.findall(r"dibs allocate stats.jsonl (.*)$", readme, flags=re.MULTILINE)
+    (tmp_path / "stats.jsonl").write_text("\n".join(rows))
+    assert main(["allocate", str(tmp_path / "stats.jsonl"), *words.split()]) == 0
+    assert capsys.readouterr().out.splitlines() == printed
+    (code, array) = re.findall(r"```python\n(.*\n\))  # array\((.*)\)\n", readme, flags=re.DOTALL)[
+        0
+    ]
+    space: dict = {}
+    exec(code, space)
+    assert space["counts"].tolist() == json.loads(array)

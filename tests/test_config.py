@@ -95,7 +95,7 @@ def test_algorithms_bring_their_objective_and_baseline():
             "unknown key allocate.alocator; nearest is allocate.allocator",
         ),
         (["--lower", "1"], "unknown key lower; nearest is allocate.lower"),
-        (["--update.lr", "1"], "unknown key update.lr; nearest is"),
+        (["--update.lr", "1"], "unknown key update.lr; update has learning_rate, schedule,"),
         (
             ["--train.steps", "0"],
             r"train.steps: Input should be greater than or equal to 1 \(got '0'\)",
@@ -118,7 +118,7 @@ def test_algorithms_bring_their_objective_and_baseline():
         ),
         (
             ["--estimate.mode", "none"],
-            "allocator gvm needs accept rates; set estimate.mode to pilot",
+            "allocator gvm with algorithm.estimator self_normalised needs accept rates; set estimate",
         ),
         (
             [
@@ -129,7 +129,7 @@ def test_algorithms_bring_their_objective_and_baseline():
                 "--algorithm.estimator",
                 "prompt_mean",
             ],
-            "estimator prompt_mean on log_likelihood needs accept rates",
+            "allocator uniform with algorithm.estimator prompt_mean needs accept rates",
         ),
         (["--data.template", "no placeholder"], "template must contain {prompt}"),
         (["--policy.warm_start.heads", "5"], "hidden_size must be a multiple of 2 \\* heads"),

@@ -45,7 +45,6 @@ def test_scores_by_hand():
     result = score([make_group([1, 0]), make_group([0, 0]), make_group([1, 1])])
     assert result.accuracy == 0.5
     assert result.pass_at_k == pytest.approx(2 / 3)
-    assert (result.k, result.prompts) == (2, 3)
     # Rates 1/2, 0, 1: variance 1/4, squared error 1/12, effective size 3. Wilson with z^2 = 3.8415:
     # half = 1.96 / (1 + 3.8415/3) * sqrt(0.25/3 + 3.8415/36) = 0.3747.
     assert (result.low, result.high) == pytest.approx((0.1253, 0.8747), abs=1e-4)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dibs import gradnorm
 from dibs.gradnorm import check_output_layer, last_layer_norms
 from dibs.policy import Policy
-from dibs.types import InputError, TrainingExample
+from dibs.types import InputError, NonFiniteError, TrainingExample
 from test_policy import examples
 
 SIZES = {
@@ -67,11 +67,29 @@ def test_an_empty_completion_has_norm_zero(policy):
     assert last_layer_norms(policy, []).shape == (0,)
 
 
-def test_nothing_is_left_behind(policy):
+def test_an_output_bias_counts(policy):
+    policy = make_policy(policy, "qwen2", tied=False, temperature=0.8)
+    head = torch.nn.Linear(16, 60, bias=True)
+    policy.model.set_output_embeddings(head)
+    made = examples(policy, 3)
+    for norm, example in zip(last_layer_norms(policy, made), made, strict=True):
+        policy.model.zero_grad()
+        policy.logprobs(policy.collate([example])).sum().backward()
+        expected = (head.weight.grad.norm() ** 2 + head.bias.grad.norm() ** 2).sqrt()
+        assert norm == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_mode_is_put_back(policy):
     policy.model.train()
     last_layer_norms(policy, examples(policy, 2))
     assert policy.model.training
-    assert all(p.grad is None for p in policy.model.parameters())
+
+
+def test_norms_that_are_not_finite_are_refused(policy):
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="gradient norm"):
+        last_layer_norms(policy, examples(policy, 2))
 
 
 def test_a_model_that_changes_its_logits_is_refused(policy):

@@ -124,3 +124,5 @@ def test_log_likelihood_looks_at_acceptance_and_expected_reward_at_rewards():
 def test_a_pair_that_is_not_in_the_table_is_refused():
     with pytest.raises(InputError, match=r"grpo has no baseline none; choose .* mean"):
         group_advantages(REWARDS, "grpo", "none", 0.5)
+    with pytest.raises(InputError, match="unknown objective 'x'; known: log_likelihood"):
+        group_advantages(REWARDS, "x", "none", 0.5)

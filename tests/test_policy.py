@@ -81,7 +81,7 @@ def test_a_saved_policy_loads_with_the_same_tokenizer_and_weights(policy, tmp_pa
 
 
 def test_a_missing_model_is_one_clear_line(tmp_path):
-    with pytest.raises(InputError, match=r"policy.model .*nowhere: cannot be loaded") as caught:
+    with pytest.raises(InputError, match=r"policy.model .*nowhere: no such folder") as caught:
         load_policy(PolicyConfig(model=str(tmp_path / "nowhere")), 1.0)
     assert "\n" not in str(caught.value)
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dibs.config import DataConfig
-from dibs.prompts import batches, build_prompts, prompt_id, read_questions
+from dibs.prompts import batches, build_prompts, check_batch_size, prompt_id, read_questions
 from dibs.tasks.arithmetic import TASKS
 from dibs.tasks.warm_start import build_tokenizer
 from dibs.types import InputError
@@ -190,4 +190,4 @@ def test_batches_cover_an_epoch_without_repeats_and_reshuffle():
     again = batches(prompts, 3, seed=0)
     assert [next(again) for _ in range(3)] == epochs[0]
     with pytest.raises(InputError, match=r"train.prompts_per_step is 11, but there are 10"):
-        batches(prompts, 11, seed=0)
+        check_batch_size(prompts, 11)

@@ -49,7 +49,7 @@ def test_logprobs_are_those_of_the_policy(policy, temperature):
         with torch.no_grad():
             rows = policy.logprobs(policy.collate(made))
         for row, completion in zip(rows, group, strict=True):
-            assert completion.logprobs == pytest.approx(
+            assert completion.sampling_logprobs == pytest.approx(
                 row[: len(completion.token_ids)].tolist(), abs=2e-5
             )
 
@@ -61,7 +61,7 @@ def test_a_completion_ends_with_its_end_of_sequence(policy):
     for completion in group:
         assert completion.finished == (completion.token_ids[-1] == eos)
         assert eos not in completion.token_ids[:-1]
-        assert len(completion.token_ids) == len(completion.logprobs)
+        assert len(completion.token_ids) == len(completion.sampling_logprobs)
         assert completion.finished or len(completion.token_ids) == 40
         assert "<eos>" not in completion.text
 

@@ -116,7 +116,7 @@ def test_a_step_in_which_nothing_was_accepted_changes_nothing(policy):
     metrics = trainer.step(made)
     assert (weights(policy) == before).all()
     assert metrics.loss == 0
-    assert metrics.grad_norm == 0
+    assert metrics.update_grad_norm == 0
 
 
 def test_dealt_updates_add_up_to_the_gradient_of_the_step(policy):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -43,6 +44,9 @@ class RunFolder:
         """InputError when ``path`` is no folder, or holds a run and may not be overwritten."""
         if path.exists() and not path.is_dir():
             raise InputError(f"output_dir {path} is a file; give a folder")
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not os.access(parent, os.W_OK):
+            raise InputError(f"cannot write to output_dir {path}: no permission in {parent}")
         if not overwrite and any((path / name).exists() for name in _CONTENTS):
             raise InputError(
                 f"output_dir {path} already holds a run; give another or set overwrite to true"

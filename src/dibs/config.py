@@ -105,7 +105,6 @@ class VerifyConfig(_Section):
 class SamplingConfig(_Section):
     """How completions are drawn."""
 
-    engine: Literal["transformers"] = Field("transformers", description="what writes completions")
     temperature: float = Field(1.0, gt=0, description="of sampling, and of all log-probabilities")
     max_completion_length: int = Field(512, ge=1, description="tokens, end of sequence included")
     batch_tokens: int = Field(
@@ -256,6 +255,12 @@ class Config(_Section):
             return self.allocate.budget
         return self.allocate.num_generations * self.train.prompts_per_step
 
+    @property
+    def uses_pilots(self) -> bool:
+        """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
+        weighs = (self.algorithm.objective, self.algorithm.estimator)
+        return self.allocate.allocator != "uniform" or weighs == ("log_likelihood", "prompt_mean")
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         m = self.train.prompts_per_step
@@ -269,17 +274,12 @@ class Config(_Section):
                 f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
                 f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
             )
-        if self.estimate.mode == "none":
-            needs = None
-            if self.allocate.allocator != "uniform":
-                needs = f"allocate.allocator {self.allocate.allocator}"
-            elif (
-                self.algorithm.objective == "log_likelihood"
-                and self.algorithm.estimator == "prompt_mean"
-            ):
-                needs = "algorithm.estimator prompt_mean on log_likelihood"
-            if needs:
-                raise ValueError(f"{needs} needs accept rates; set estimate.mode to pilot")
+        if self.estimate.mode == "none" and self.uses_pilots:
+            raise ValueError(
+                f"allocate.allocator {self.allocate.allocator} with algorithm.estimator "
+                f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot, or "
+                "choose allocator uniform and another estimator"
+            )
         return self
 
 
@@ -376,9 +376,7 @@ def _explain(error: ValidationError) -> str:
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = _nearest_key(key)
-        hint = f"; nearest is {near}" if near else ""
-        message = f"unknown key {key}{hint}"
+        message = f"unknown key {key}; {_hint(key)}"
     else:
         reason = first["msg"].removeprefix("Value error, ")
         got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
@@ -386,18 +384,19 @@ def _explain(error: ValidationError) -> str:
     return message + (f" (and {len(rest)} more)" if rest else "")
 
 
-def _nearest_key(unknown: str) -> str | None:
-    """The known key most like ``unknown``: a neighbour in its section, else one of equal name."""
+def _hint(unknown: str) -> str:
+    """What to write instead: the likest key of the section, one of equal name, or all there are."""
     keys = [name for name, _, _ in config_keys()]
-    keys += {name.rpartition(".")[0] for name in keys if "." in name}
+    keys += sorted({name.rpartition(".")[0] for name in keys if "." in name})
     section, _, last = unknown.rpartition(".")
-    neighbours = [name for name in keys if name.rpartition(".")[0] == section]
+    neighbours = {
+        name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == section
+    }
+    alike = [neighbours[name] for name in get_close_matches(last, neighbours, n=1, cutoff=0.6)]
     namesakes = [name for name in keys if name.rpartition(".")[2] == last]
-    for candidates, cutoff in ((neighbours, 0.6), (namesakes, 0.0), (keys, 0.3)):
-        near = get_close_matches(unknown, sorted(candidates), n=1, cutoff=cutoff)
-        if near:
-            return near[0]
-    return None
+    for near in alike + namesakes:
+        return f"nearest is {near}"
+    return f"{section or 'the configuration'} has {', '.join(neighbours)}"
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:

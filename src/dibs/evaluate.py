@@ -15,7 +15,7 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on ``prompts`` prompts with ``k`` completions each.
+    """Scores on prompts with k completions each.
 
     ``accuracy``: accepted share (avg@k), with its 95% interval ``[low, high]``. ``pass_at_k``: share
     of prompts with at least one accepted completion. ``no_answer``: share of completions in which the
@@ -27,8 +27,6 @@ class Evaluation:
     high: float
     pass_at_k: float
     no_answer: float
-    k: int
-    prompts: int
 
     def metrics(self) -> dict[str, float]:
         """The scores under the names they have in metrics.jsonl."""
@@ -52,8 +50,6 @@ def score(groups: Sequence[Group]) -> Evaluation:
         high=high,
         pass_at_k=float(accepted.any(axis=1).mean()),
         no_answer=statuses.count("no_answer") / len(statuses),
-        k=accepted.shape[1],
-        prompts=len(groups),
     )
 
 

@@ -46,9 +46,9 @@ def last_layer_norms(
     training = policy.model.training
     policy.model.eval()
     try:
-        for group in micro_batches(sequences, max_tokens):
-            batch = policy.collate([sequences[i] for i in group])
-            norms[group] = _batch_norms(policy, batch).cpu().double().numpy()
+        for indices in micro_batches(sequences, max_tokens):
+            batch = policy.collate([sequences[i] for i in indices])
+            norms[indices] = _batch_norms(policy, batch).cpu().double().numpy()
     finally:
         policy.model.train(training)
     if not np.isfinite(norms).all():

@@ -48,7 +48,9 @@ ESTIMATORS = ("prompt_mean", "self_normalised", "flat")
 
 def check_objective(objective: str, baseline: str) -> None:
     """InputError unless the pair is a row of the table above."""
-    if baseline not in BASELINES.get(objective, ()):
+    if objective not in BASELINES:
+        raise InputError(f"unknown objective {objective!r}; known: {', '.join(BASELINES)}")
+    if baseline not in BASELINES[objective]:
         raise InputError(
             f"algorithm.objective {objective} has no baseline {baseline}; choose algorithm.baseline "
             + " or ".join(BASELINES[objective])

@@ -137,29 +137,29 @@ class Policy:
 def micro_batches(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[int]]:
     """Indices of sequences grouped so that each group, padded, holds at most ``max_tokens``.
 
-    Long sequences first, so that a group pads little and the largest comes at once; a sequence
+    Long sequences first, so that a batch pads little and the largest comes at once; a sequence
     longer than ``max_tokens`` stands alone.
     """
     order = sorted(
         range(len(sequences)),
         key=lambda i: (-len(sequences[i].context_ids) - len(sequences[i].completion_ids), i),
     )
-    group: list[int] = []
+    indices: list[int] = []
     contexts = length = 0
     for i in order:
         wider = max(contexts, len(sequences[i].context_ids))
         longer = max(length, len(sequences[i].completion_ids))
-        if group and (len(group) + 1) * (wider + longer) > max_tokens:
-            yield group
-            group, wider, longer = (
+        if indices and (len(indices) + 1) * (wider + longer) > max_tokens:
+            yield indices
+            indices, wider, longer = (
                 [],
                 len(sequences[i].context_ids),
                 len(sequences[i].completion_ids),
             )
-        group.append(i)
+        indices.append(i)
         contexts, length = wider, longer
-    if group:
-        yield group
+    if indices:
+        yield indices
 
 
 def load_policy(config: PolicyConfig, temperature: float) -> Policy:
@@ -171,6 +171,8 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
     options = {"trust_remote_code": config.trust_remote_code}
+    if config.model.startswith(("/", ".", "~")) and not Path(config.model).exists():
+        raise InputError(f"policy.model {config.model}: no such folder")
     try:
         tokenizer = _load_tokenizer(config.model, options)
         model = AutoModelForCausalLM.from_pretrained(

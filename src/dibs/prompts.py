@@ -120,20 +120,17 @@ def build_prompts(
     return PromptSet(train, evaluation, dict(dropped))
 
 
-def batches(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
-    """Endless batches of ``size`` distinct prompts, reshuffled each epoch; the tail is left out.
-
-    Raises InputError at once when there are fewer prompts than ``size``.
-    """
+def check_batch_size(prompts: Sequence[Prompt], size: int) -> None:
+    """InputError when there are fewer prompts than a step draws."""
     if len(prompts) < size:
         raise InputError(
             f"train.prompts_per_step is {size}, but there are {len(prompts)} training prompts; "
             "lower it or give more data"
         )
-    return _shuffled(prompts, size, seed)
 
 
-def _shuffled(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
+def batches(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
+    """Endless batches of ``size`` distinct prompts, reshuffled each epoch; the tail is left out."""
     epoch = 0
     while True:
         epoch += 1
@@ -246,6 +243,7 @@ def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Mappi
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         if Path(source).suffix.lower() == ".parquet":
             yield from datasets.load_dataset("parquet", data_files=source, split="train")

@@ -17,7 +17,7 @@ from dibs.gradnorm import check_output_layer
 from dibs.losses import PolicyLoss
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy
-from dibs.prompts import batches, build_prompts, read_questions
+from dibs.prompts import build_prompts, check_batch_size, read_questions
 from dibs.report.figures import draw_figures
 from dibs.report.metrics import describe_prompts, sample_records
 from dibs.report.trackers import Trackers, check_trackers
@@ -57,16 +57,17 @@ def run_training(config: Config, view: View) -> dict[str, Any]:
         _refuse_broken_weights(trainer, f"step {config.train.steps}")
         folder.save_final(trainer.policy)
     except NonFiniteError as error:
-        good = folder.last_checkpoint()
         advice = "lower update.learning_rate or set update.max_grad_norm"
-        kept = f"the last good checkpoint is {good}" if good else "no checkpoint was saved"
-        raise InputError(f"stopped at {error}; {kept}; {advice}") from None
+        raise InputError(f"stopped at {error}; {_kept(folder)}; {advice}") from None
+    except KeyboardInterrupt:
+        view.message(f"Interrupted. {folder.path} holds the run so far; {_kept(folder)}.")
+        raise
     finally:
         trackers.close()
     summary = _summary(trainer, before, after, time.perf_counter() - started)
-    folder.write_summary(summary)
     view.phase("drawing figures")
     draw_figures({config.allocate.allocator: folder.path}, folder.path / "figures")
+    folder.write_summary(summary)
     if summary["learned_rollouts"] == 0:
         view.message(
             f"No completion of the whole run gave anything to learn from: "
@@ -97,7 +98,7 @@ def build_trainer(config: Config, view: View) -> Trainer:
     policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
     room = _room_for_prompts(policy, config)
     prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
-    batches(prompts.train, config.train.prompts_per_step, config.seed)
+    check_batch_size(prompts.train, config.train.prompts_per_step)
     if config.estimate.mode != "none" and config.estimate.grad_norm == "last_layer":
         first = prompts.train[0].token_ids
         check_output_layer(policy, TrainingExample(first[:16], first[:4], 0.0, 0.0))
@@ -110,6 +111,11 @@ def build_trainer(config: Config, view: View) -> Trainer:
         "top-p or penalties"
     )
     algorithm = config.algorithm
+    if config.estimate.mode != "none" and not config.uses_pilots:
+        pilots = config.estimate.num_pilots * config.train.prompts_per_step
+        view.message(
+            f"The {pilots:,} pilots a step decide nothing here; estimate.mode none saves them."
+        )
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
     return Trainer(
@@ -127,6 +133,11 @@ def build_trainer(config: Config, view: View) -> Trainer:
         prompts=prompts,
         on_phase=view.phase,
     )
+
+
+def _kept(folder: RunFolder) -> str:
+    checkpoint = folder.last_checkpoint()
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was saved"
 
 
 def _trained(config: PolicyConfig, view: View) -> PolicyConfig:

@@ -41,12 +41,13 @@ class Completion:
     """What the policy wrote after a prompt.
 
     ``token_ids`` holds the end-of-sequence token when the policy emitted it (``finished``), ``text``
-    does not. ``logprobs`` are the sampler's log-probabilities of ``token_ids``, at its temperature.
+    does not. ``sampling_logprobs`` are the sampler's log-probabilities of ``token_ids``, at its
+    temperature.
     """
 
     token_ids: tuple[int, ...]
     text: str
-    logprobs: tuple[float, ...]
+    sampling_logprobs: tuple[float, ...]
     finished: bool
 
 
@@ -132,8 +133,9 @@ class PromptStats:
                 )
             self._refuse(np.isinf(values), name, "is infinite")
             self._refuse(np.asarray(values) < 0, name, "is negative")
-        self._refuse(np.isnan(self.trials), "trials", "is not a number")
-        self._refuse(np.isnan(self.successes), "successes", "is not a number")
+        for name in ("trials", "successes"):
+            values = np.asarray(getattr(self, name))
+            self._refuse(values != np.floor(values), name, "is not a whole number")
         self._refuse(self.successes > self.trials, "successes", "exceeds trials")
         self._refuse(
             np.isnan(self.grad_norm) & (self.successes > 0),
@@ -164,12 +166,8 @@ class PromptStats:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How many completions each prompt gets: int64 ``counts`` [m] that sum to ``budget``."""
+    """How many completions each prompt gets: int64 ``counts`` [m]."""
 
     prompt_ids: Sequence[str | int]
     counts: np.ndarray
     allocator: str
-
-    @property
-    def budget(self) -> int:
-        return int(self.counts.sum())

@@ -28,7 +28,7 @@ class UpdateMetrics:
 
     updates: int
     loss: float
-    grad_norm: float
+    update_grad_norm: float
     clip_fraction: float
     kl: float
     learning_rate: float
@@ -99,7 +99,7 @@ class Updater:
         return UpdateMetrics(
             updates=updates,
             loss=tally.loss / updates,
-            grad_norm=sum(tally.norms) / updates,
+            update_grad_norm=sum(tally.norms) / updates,
             clip_fraction=tally.sums.get("clipped_tokens", 0.0) / tokens,
             kl=tally.sums.get("kl", 0.0) / tokens,
             learning_rate=self.scheduler.get_last_lr()[0],
@@ -117,12 +117,12 @@ class Updater:
         fall into micro-batches, rounding aside.
         """
         total, sums = 0.0, dict[str, Tensor]()
-        for group in micro_batches(examples, self.config.micro_batch_tokens):
-            chosen = [examples[i] for i in group]
+        for indices in micro_batches(examples, self.config.micro_batch_tokens):
+            chosen = [examples[i] for i in indices]
             batch = self.policy.collate(chosen)
             old = None
             if old_logprobs is not None:
-                old = self._stack([old_logprobs[i] for i in group], batch.completion_mask)
+                old = self._stack([old_logprobs[i] for i in indices], batch.completion_mask)
             ref = None
             if self.reference is not None:
                 with torch.no_grad():
@@ -170,10 +170,10 @@ class Updater:
         logprobs: list[Tensor | None] = [None] * len(examples)
         self.policy.model.train()
         with torch.no_grad():
-            for group in micro_batches(examples, self.config.micro_batch_tokens):
-                batch = self.policy.collate([examples[i] for i in group])
+            for indices in micro_batches(examples, self.config.micro_batch_tokens):
+                batch = self.policy.collate([examples[i] for i in indices])
                 rows = self.policy.logprobs(batch)
-                for row, i in zip(rows, group, strict=True):
+                for row, i in zip(rows, indices, strict=True):
                     logprobs[i] = row[: len(examples[i].completion_ids)]
         return logprobs
 

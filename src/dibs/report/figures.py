@@ -50,7 +50,10 @@ def accuracy_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
 
 
 def counts_figure(allocations: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Count n_i against the accept rate it was decided on: every prompt of every step."""
+    """Count n_i against accept rate, every prompt of every step.
+
+    The accept rate is the pilots', on which the count was decided, or the group's own without pilots.
+    """
     figure, panels = _figure(len(allocations))
     last_step = max((line["step"] for lines in allocations.values() for line in lines), default=1)
     time = Normalize(1, max(last_step, 2))

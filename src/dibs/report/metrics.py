@@ -71,7 +71,7 @@ def sample_records(
     step: int, groups: Sequence[Group], stats: PromptStats, allocation: Allocation, limit: int = 3
 ) -> list[dict[str, Any]]:
     """A few prompts from the hardest to the easiest, each with one rejected or accepted completion."""
-    rates = np.nan_to_num(prompt_accept_rates(groups, stats), nan=-1.0)
+    rates = prompt_accept_rates(groups, stats)
     order = [int(i) for i in np.argsort(rates, kind="stable") if groups[int(i)].rollouts]
     if not order:
         return []

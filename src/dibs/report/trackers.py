@@ -9,8 +9,6 @@ from typing import Any
 from dibs.config import Config, config_keys
 from dibs.types import InputError
 
-_PACKAGES = {"comet_ml": "comet_ml", "tensorboard": "tensorboard"}
-
 
 def check_trackers(names: tuple[str, ...]) -> None:
     """InputError for a tracker that accelerate does not know or whose package is not installed."""

@@ -15,14 +15,14 @@ from rich.text import Text
 
 _COLUMNS = {
     "step": ("step", "{:d}"),
-    "accuracy": ("held-out accuracy", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.3f}"),
     "reward": ("reward", "{:.3f}"),
-    "accept_rate": ("accept rate", "{:.3f}"),
-    "count_max": ("largest n_i", "{:d}"),
-    "starved_prompts": ("n_i = 0", "{:d}"),
+    "accept_rate": ("accept", "{:.3f}"),
+    "count_max": ("max n_i", "{:d}"),
+    "starved_prompts": ("n_i=0", "{:d}"),
     "rollouts": ("rollouts", "{:,d}"),
-    "grad_norm": ("grad norm", "{:.3g}"),
-    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "update_grad_norm": ("grad", "{:.3g}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
     "step_seconds": ("s/step", "{:.2f}"),
 }
 _ROWS_SHOWN = 12
@@ -169,7 +169,7 @@ class LiveView:
     def _render(self) -> Group:
         parts: list[Any] = []
         if self.rows:
-            table = Table(box=None, header_style="bold", padding=(0, 1))
+            table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
             for title, _ in _COLUMNS.values():
                 table.add_column(title, justify="right")
             for row in self.rows:
@@ -184,8 +184,8 @@ class LiveView:
 
 def _sample_line(record: Mapping[str, Any]) -> str:
     prompt, completion = (_shorten(record[key]) for key in ("prompt", "completion"))
-    rate = "p_i unknown" if record["accept_rate"] < 0 else f"p_i {record['accept_rate']:.2f}"
-    return f"{rate}, n_i {record['count']}, {record['status']}: {prompt} -> {completion}"
+    rate = record["accept_rate"]
+    return f"p_i {rate:.2f}, n_i {record['count']}, {record['status']}: {prompt} -> {completion}"
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from dibs.policy import Policy
-from dibs.sampling import SampleRequest
+from dibs.sampling.base import SampleRequest
 from dibs.types import Completion, NonFiniteError
 
 
@@ -50,7 +50,7 @@ class TransformersSampler:
     def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> list[list[Completion]]:
-        """See :class:`dibs.sampling.Sampler`."""
+        """See :class:`dibs.sampling.base.Sampler`."""
         rows = [(i, k) for i, request in enumerate(requests) for k in range(request.count)]
         done: dict[tuple[int, int], Completion] = {}
         for batch in self._batches(requests, rows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
+
 from dibs.tasks.arithmetic import ANSWER_MARK
 from dibs.types import Verdict
 
@@ -19,11 +21,21 @@ def verify_arithmetic(answer: str, completion: str) -> Verdict:
 
 
 def verify_boxed(answer: str, completion: str) -> Verdict:
-    r"""The last complete ``\boxed{...}`` must equal the answer, white space aside."""
+    r"""The last complete ``\boxed{...}`` must be the answer: the same text, white space aside, or the
+    same decimal number.
+    """
     given = last_boxed(completion)
     if given is None:
         return NO_ANSWER
-    return ACCEPTED if "".join(given.split()) == "".join(answer.split()) else REJECTED
+    given, answer = "".join(given.split()), "".join(answer.split())
+    return ACCEPTED if given == answer or _same_number(given, answer) else REJECTED
+
+
+def _same_number(one: str, other: str) -> bool:
+    try:
+        return Decimal(one) == Decimal(other)
+    except InvalidOperation:
+        return False
 
 
 def last_boxed(text: str) -> str | None:
