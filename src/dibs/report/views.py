@@ -169,7 +169,7 @@ class LiveView:
     def _render(self) -> Group:
         parts: list[Any] = []
         if self.rows:
-            table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+            table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
             for title, _ in _COLUMNS.values():
                 table.add_column(title, justify="right")
             for row in self.rows:
