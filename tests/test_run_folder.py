@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dibs.checkpoint import RunFolder, to_json
-from dibs.config import load_config
+from dibs.config_file import load_config
 from dibs.types import InputError
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from conftest import EASY, EASY_WARM_START
-from dibs.config import load_config, split_config
+from dibs.config_file import load_config, split_config
 from dibs.report.figures import read_lines
 from dibs.report.views import PlainView
 from dibs.run import build_trainer, run_training

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dibs import __version__
 from dibs.allocate import ALLOCATORS, pose, solve
-from dibs.config import config_keys, load_config, split_config
+from dibs.config_file import config_keys, load_config, split_config
 from dibs.statistics_file import count_lines, read_statistics
 from dibs.types import InputError
 

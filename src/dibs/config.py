@@ -1,29 +1,26 @@
-"""One nested, validated configuration: a YAML file, then dotted overrides. Imports no torch.
+"""One nested, validated configuration. Imports no torch.
 
-Unknown keys are errors that name the nearest key there is. Every field carries its description, and
-``dibs train --help`` prints them all.
+Unknown keys are errors. Every field carries its description, and ``dibs train --help`` prints them
+all. ``config_file.py`` reads a configuration from a file and the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from dibs.types import InputError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 EMBEDDED = "arithmetic, arithmetic-hard"
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A frozen group of keys that refuses others."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class WarmStartConfig(_Section):
+class WarmStartConfig(Section):
     """The imitation of noisy demonstrations that makes the embedded task's policy."""
 
     seed: int = Field(0, ge=0, description="seed of weights and demonstrations")
@@ -42,7 +39,7 @@ class WarmStartConfig(_Section):
         return self
 
 
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """The model that is trained."""
 
     model: str = Field(
@@ -60,7 +57,7 @@ class PolicyConfig(_Section):
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Prompts to train and evaluate on."""
 
     train: str = Field(
@@ -93,7 +90,7 @@ class DataConfig(_Section):
         return self
 
 
-class VerifyConfig(_Section):
+class VerifyConfig(Section):
     """What makes a completion right."""
 
     verifier: Literal["auto", "arithmetic", "boxed"] = Field(
@@ -102,7 +99,7 @@ class VerifyConfig(_Section):
     accept_threshold: float = Field(1.0, description="a completion is accepted at this reward")
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How completions are drawn."""
 
     temperature: float = Field(1.0, gt=0, description="of sampling, and of all log-probabilities")
@@ -112,7 +109,7 @@ class SamplingConfig(_Section):
     )
 
 
-class AlgorithmConfig(_Section):
+class AlgorithmConfig(Section):
     """The loss, the target gradient and its estimator."""
 
     name: Literal["raft", "raft++", "grpo"] = Field("raft++", description="loss and defaults")
@@ -149,7 +146,7 @@ class AlgorithmConfig(_Section):
         return filled
 
 
-class EstimateConfig(_Section):
+class EstimateConfig(Section):
     """How prompts are measured before the budget is spent."""
 
     mode: Literal["pilot", "none"] = Field(
@@ -164,7 +161,7 @@ class EstimateConfig(_Section):
     )
 
 
-class AllocateConfig(_Section):
+class AllocateConfig(Section):
     """How the budget is spent."""
 
     allocator: str = Field("gvm", description="uniform, gvm, or one registered by your own code")
@@ -178,7 +175,7 @@ class AllocateConfig(_Section):
     accept_rate_power: float = Field(2.0, ge=1, description="GVM's beta; the paper asks for >= 2")
 
 
-class UpdateConfig(_Section):
+class UpdateConfig(Section):
     """Optimizer updates."""
 
     learning_rate: float = Field(1e-6, gt=0, description="of AdamW")
@@ -192,14 +189,14 @@ class UpdateConfig(_Section):
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one forward and backward")
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Length and width of training."""
 
     steps: int = Field(100, ge=1, description="training steps")
     prompts_per_step: int = Field(64, ge=1, description="prompts drawn a step (m)")
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """Scoring on held-out prompts."""
 
     interval: int = Field(10, ge=0, description="steps between evaluations; 0: only first and last")
@@ -207,14 +204,14 @@ class EvaluateConfig(_Section):
     temperature: float = Field(1.0, gt=0, description="of evaluation sampling")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """Which intermediate policies are kept."""
 
     interval: int = Field(50, ge=0, description="steps between checkpoints; 0: none")
     keep: int = Field(2, ge=1, description="checkpoints kept, newest first")
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """Where numbers and samples go besides the run folder."""
 
     trackers: tuple[str, ...] = Field(
@@ -229,7 +226,7 @@ class TrackingConfig(_Section):
         return (value,) if isinstance(value, str) else value
 
 
-class Config(_Section):
+class Config(Section):
     """A training run."""
 
     seed: int = Field(0, ge=0, description="of everything random: data order, sampling, evaluation")
@@ -281,131 +278,3 @@ class Config(_Section):
                 "choose allocator uniform and another estimator"
             )
         return self
-
-
-def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
-    """Read a YAML file and apply overrides, dotted key to text.
-
-    Raises InputError with one line for a missing file, bad YAML, an unknown key or a bad value.
-    """
-    values: dict[str, Any] = {}
-    source = "configuration"
-    if path is not None:
-        source = str(path)
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read config {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(loaded, dict | None):
-            raise InputError(f"{path} must hold keys and values, not a {type(loaded).__name__}")
-        values = loaded or {}
-    for key, text in (overrides or {}).items():
-        _assign(values, key, _read_text(key, text))
-    return validate(values, source)
-
-
-def validate(values: dict[str, Any], source: str) -> Config:
-    """Nested values to a Config; InputError names key, value, ``source`` and the nearest key."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from None
-
-
-def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
-    """``[CONFIG] --key value --other=value ...``, in any order, to a path and override texts.
-
-    Raises InputError for a second CONFIG or a key without a value.
-    """
-    path: Path | None = None
-    overrides: dict[str, str] = {}
-    remaining = iter(words)
-    for word in remaining:
-        if not word.startswith("--"):
-            if path is not None:
-                raise InputError(f"expected --key value, got {word!r} after the config {path}")
-            path = Path(word)
-            continue
-        key, equals, text = word[2:].partition("=")
-        if not equals:
-            text = next(remaining, "--")
-            if text.startswith("--"):
-                raise InputError(f"--{key} needs a value")
-        overrides[key] = text
-    return path, overrides
-
-
-def _read_text(dotted: str, text: str) -> Any:
-    """An override's value: null, YAML for sections and lists, else the text itself.
-
-    Text stays text, so that colons, braces and numerals in it survive; pydantic makes numbers and
-    switches of it where the field wants one.
-    """
-    if text == "null":
-        return None
-    kind: Any = Config
-    for name in dotted.split("."):
-        fields = getattr(kind, "model_fields", {})
-        if name not in fields:
-            return text
-        kind = fields[name].annotation
-    structured = get_origin(kind) is tuple or hasattr(kind, "model_fields")
-    if not structured:
-        return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, key = dotted.split(".")
-    for section in sections:
-        inner = values.get(section)
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise InputError(f"--{dotted}: {section} is a value, not a section")
-        values = inner
-    values[key] = value
-
-
-def _explain(error: ValidationError) -> str:
-    first, *rest = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        message = f"unknown key {key}; {_hint(key)}"
-    else:
-        reason = first["msg"].removeprefix("Value error, ")
-        got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
-        message = f"{key}: {reason}{got}" if key else f"{reason}{got}"
-    return message + (f" (and {len(rest)} more)" if rest else "")
-
-
-def _hint(unknown: str) -> str:
-    """What to write instead: the likest key of the section, one of equal name, or all there are."""
-    keys = [name for name, _, _ in config_keys()]
-    keys += sorted({name.rpartition(".")[0] for name in keys if "." in name})
-    section, _, last = unknown.rpartition(".")
-    neighbours = {
-        name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == section
-    }
-    alike = [neighbours[name] for name in get_close_matches(last, neighbours, n=1, cutoff=0.6)]
-    namesakes = [name for name in keys if name.rpartition(".")[2] == last]
-    for near in alike + namesakes:
-        return f"nearest is {near}"
-    return f"{section or 'the configuration'} has {', '.join(neighbours)}"
-
-
-def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """``(dotted key, default, description)`` of every value of the configuration, in order."""
-    keys: list[tuple[str, Any, str]] = []
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, _Section):
-            keys += config_keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append((prefix + name, field.default, field.description or ""))
-    return keys

@@ -17,7 +17,7 @@ from dibs.gradnorm import check_output_layer
 from dibs.losses import PolicyLoss
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy
-from dibs.prompts import build_prompts, check_batch_size, read_questions
+from dibs.prompts import PromptSet, build_prompts, check_batch_size, read_questions
 from dibs.report.figures import draw_figures
 from dibs.report.metrics import describe_prompts, sample_records
 from dibs.report.trackers import Trackers, check_trackers
@@ -82,15 +82,7 @@ def build_trainer(config: Config, view: View) -> Trainer:
 
     Raises InputError for anything that would stop the run later.
     """
-    RunFolder.check(config.output_dir, config.overwrite)
-    if config.allocate.allocator not in ALLOCATORS:
-        raise InputError(
-            f"allocate.allocator: unknown allocator {config.allocate.allocator!r}; "
-            f"known: {', '.join(sorted(ALLOCATORS))}"
-        )
-    check_objective(config.algorithm.objective, config.algorithm.baseline)
-    check_trackers(config.tracking.trackers)
-    verifier = build_verifier(config.verify.verifier, config.data.train)
+    _check(config)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(config.seed)
@@ -102,27 +94,15 @@ def build_trainer(config: Config, view: View) -> Trainer:
     if config.estimate.mode != "none" and config.estimate.grad_norm == "last_layer":
         first = prompts.train[0].token_ids
         check_output_layer(policy, TrainingExample(first[:16], first[:4], 0.0, 0.0))
-    for reason, rows in prompts.dropped.items():
-        view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
-    view.message(
-        f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
-        f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
-        f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
-        "top-p or penalties"
-    )
+    _announce(config, policy, prompts, view)
     algorithm = config.algorithm
-    if config.estimate.mode != "none" and not config.uses_pilots:
-        pilots = config.estimate.num_pilots * config.train.prompts_per_step
-        view.message(
-            f"The {pilots:,} pilots a step decide nothing here; estimate.mode none saves them."
-        )
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
     return Trainer(
         config=config,
         policy=policy,
         sampler=build_sampler(config.sampling, policy),
-        verifier=verifier,
+        verifier=build_verifier(config.verify.verifier, config.data.train),
         updater=Updater(
             policy,
             PolicyLoss(clip, algorithm.beta),
@@ -133,6 +113,35 @@ def build_trainer(config: Config, view: View) -> Trainer:
         prompts=prompts,
         on_phase=view.phase,
     )
+
+
+def _check(config: Config) -> None:
+    """InputError for what can be told without loading anything."""
+    RunFolder.check(config.output_dir, config.overwrite)
+    if config.allocate.allocator not in ALLOCATORS:
+        raise InputError(
+            f"allocate.allocator: unknown allocator {config.allocate.allocator!r}; "
+            f"known: {', '.join(sorted(ALLOCATORS))}"
+        )
+    check_objective(config.algorithm.objective, config.algorithm.baseline)
+    check_trackers(config.tracking.trackers)
+
+
+def _announce(config: Config, policy: Policy, prompts: PromptSet, view: View) -> None:
+    """Say what is about to be trained on what, and how it is sampled."""
+    for reason, rows in prompts.dropped.items():
+        view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
+    view.message(
+        f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
+        f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
+        f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
+        "top-p or penalties"
+    )
+    if config.estimate.mode != "none" and not config.uses_pilots:
+        pilots = config.estimate.num_pilots * config.train.prompts_per_step
+        view.message(
+            f"The {pilots:,} pilots a step decide nothing here; estimate.mode none saves them."
+        )
 
 
 def _kept(folder: RunFolder) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import get_scheduler
 
 from dibs.config import UpdateConfig
@@ -108,7 +109,7 @@ class Updater:
     def gradient(
         self,
         examples: Sequence[TrainingExample],
-        old_logprobs: Sequence[Tensor | None] | None = None,
+        old_logprobs: Sequence[Tensor] | None = None,
         scale: float = 1.0,
     ) -> tuple[float, dict[str, Tensor]]:
         """Add ``scale`` times the loss gradient to ``.grad``, micro-batch by micro-batch.
@@ -122,7 +123,7 @@ class Updater:
             batch = self.policy.collate(chosen)
             old = None
             if old_logprobs is not None:
-                old = self._stack([old_logprobs[i] for i in indices], batch.completion_mask)
+                old = pad_sequence([old_logprobs[i] for i in indices], batch_first=True)
             ref = None
             if self.reference is not None:
                 with torch.no_grad():
@@ -144,7 +145,7 @@ class Updater:
     def _update(
         self,
         examples: Sequence[TrainingExample],
-        old_logprobs: Sequence[Tensor | None] | None,
+        old_logprobs: Sequence[Tensor] | None,
         scale: float,
         tally: _Tally,
     ) -> None:
@@ -161,28 +162,18 @@ class Updater:
         tally.add(loss, sums)
         tally.norms.append(norm)
 
-    def _behaviour_logprobs(
-        self, examples: Sequence[TrainingExample]
-    ) -> list[Tensor | None] | None:
+    def _behaviour_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
         """``log pi`` before the step's first update, one a completion; None if the loss has no use."""
         if self.loss.clip is None:
             return None
-        logprobs: list[Tensor | None] = [None] * len(examples)
+        logprobs: dict[int, Tensor] = {}
         self.policy.model.train()
         with torch.no_grad():
             for indices in micro_batches(examples, self.config.micro_batch_tokens):
                 batch = self.policy.collate([examples[i] for i in indices])
-                rows = self.policy.logprobs(batch)
-                for row, i in zip(rows, indices, strict=True):
-                    logprobs[i] = row[: len(examples[i].completion_ids)]
-        return logprobs
-
-    def _stack(self, rows: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        stacked = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        for i, row in enumerate(rows):
-            assert row is not None
-            stacked[i, : len(row)] = row
-        return stacked
+                for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
+                    logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
+        return [logprobs[i] for i in range(len(examples))]
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dibs.config import Config, config_keys
+from dibs.config import Config
+from dibs.config_file import config_keys
 from dibs.types import InputError
 
 
