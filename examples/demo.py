@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -57,11 +58,8 @@ def main() -> int:
             console.rule(arm)
             place = {"output_dir": str(runs[arm]), "overwrite": "true"}
             config = load_config(CONFIG, {**overrides, **shorten, **place})
-            view = view_for(console)
-            try:
+            with closing(view_for(console)) as view:
                 run_training(config, view)
-            finally:
-                view.close()
     except InputError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2

@@ -93,18 +93,14 @@ def proportional(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:
         positive, weights = ~positive, np.ones(len(weights))
     # Far below any count that rounds to 1, a floor keeps quotients of weights finite.
     weights = np.where(positive, np.maximum(weights / weights.max(), 1e-200), 0.0)
-    budget, lower, upper = problem.budget, problem.lower, problem.upper
-    counts = lower.copy()
-    spent_on_rest = int(lower[~positive].sum())
-    if int(upper[positive].sum()) + spent_on_rest < budget:
+    lower, upper = problem.lower, problem.upper
+    counts, sharing = lower.copy(), positive
+    if upper[positive].sum() + lower[~positive].sum() < problem.budget:
         counts[positive] = upper[positive]
-        left = budget - int(upper[positive].sum())
-        shares = _fill(np.ones(int((~positive).sum())), left, lower[~positive], upper[~positive])
-        counts[~positive] = _round(shares, left, lower[~positive], upper[~positive])
-    else:
-        left = budget - spent_on_rest
-        shares = _fill(weights[positive], left, lower[positive], upper[positive])
-        counts[positive] = _round(shares, left, lower[positive], upper[positive])
+        sharing, weights = ~positive, np.ones(len(weights))
+    left = problem.budget - int(counts[~sharing].sum())
+    shares = _fill(weights[sharing], left, lower[sharing], upper[sharing])
+    counts[sharing] = _round(shares, left, lower[sharing], upper[sharing])
     return counts
 
 
@@ -199,13 +195,18 @@ def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
     return np.broadcast_to(given, (m,)).astype(np.int64)
 
 
+def check_allocator(name: str) -> None:
+    """InputError unless an allocator of this name is registered."""
+    if name not in ALLOCATORS:
+        raise InputError(f"unknown allocator {name!r}; known: {', '.join(sorted(ALLOCATORS))}")
+
+
 def solve(problem: AllocationProblem, name: str) -> Allocation:
     """Run the allocator registered as ``name``.
 
     Raises InputError for an unknown name, RuntimeError when the allocator broke its contract.
     """
-    if name not in ALLOCATORS:
-        raise InputError(f"unknown allocator {name!r}; known: {', '.join(sorted(ALLOCATORS))}")
+    check_allocator(name)
     counts = ALLOCATORS[name](problem)
     within = (counts >= problem.lower).all() and (counts <= problem.upper).all()
     if counts.sum() != problem.budget or not within:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -109,11 +110,8 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
     from dibs.run import run_training
 
     console = Console()
-    view = view_for(console)
-    try:
+    with closing(view_for(console)) as view:
         summary = run_training(config, view)
-    finally:
-        view.close()
     console.print(
         f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
         f"(95% {summary['accuracy_after_low']:.3f} to {summary['accuracy_after_high']:.3f}), "

@@ -34,11 +34,6 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
         values = loaded or {}
     for key, text in (overrides or {}).items():
         _assign(values, key, _read_text(key, text))
-    return validate(values, source)
-
-
-def validate(values: dict[str, Any], source: str) -> Config:
-    """Nested values to a Config; InputError names key, value, ``source`` and the nearest key."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -125,8 +120,9 @@ def _hint(unknown: str) -> str:
     }
     alike = [neighbours[name] for name in get_close_matches(last, neighbours, n=1, cutoff=0.6)]
     namesakes = [name for name in keys if name.rpartition(".")[2] == last]
-    for near in alike + namesakes:
-        return f"nearest is {near}"
+    near = [*alike, *namesakes]
+    if near:
+        return f"nearest is {near[0]}"
     return f"{section or 'the configuration'} has {', '.join(neighbours)}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from dibs.allocate import ALLOCATORS
+from dibs.allocate import check_allocator
 from dibs.checkpoint import RunFolder, all_finite
 from dibs.config import Config, PolicyConfig
 from dibs.gradnorm import check_output_layer
@@ -118,11 +118,7 @@ def build_trainer(config: Config, view: View) -> Trainer:
 def _check(config: Config) -> None:
     """InputError for what can be told without loading anything."""
     RunFolder.check(config.output_dir, config.overwrite)
-    if config.allocate.allocator not in ALLOCATORS:
-        raise InputError(
-            f"allocate.allocator: unknown allocator {config.allocate.allocator!r}; "
-            f"known: {', '.join(sorted(ALLOCATORS))}"
-        )
+    check_allocator(config.allocate.allocator)
     check_objective(config.algorithm.objective, config.algorithm.baseline)
     check_trackers(config.tracking.trackers)
 

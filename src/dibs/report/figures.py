@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
 def accuracy_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Held-out accuracy against rollouts, pilots counted, with its 95% interval."""
     figure, (axes,) = _figure(1, width=6.4)
-    for colour, (label, lines) in zip(_colours(), metrics.items(), strict=False):
+    for colour, (label, lines) in zip(cycle(_COLOURS), metrics.items(), strict=False):
         measured = [line for line in lines if line.get("accuracy") is not None]
         rollouts = [line["rollouts"] for line in measured]
         low, high = ([line[key] for line in measured] for key in ("accuracy_low", "accuracy_high"))
@@ -122,7 +123,3 @@ def _figure(panels: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
     for axes in row:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, list(row)
-
-
-def _colours() -> list[str]:
-    return [*_COLOURS] * 8

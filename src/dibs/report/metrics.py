@@ -70,7 +70,7 @@ def describe_prompts(
 def sample_records(
     step: int, groups: Sequence[Group], stats: PromptStats, allocation: Allocation, limit: int = 3
 ) -> list[dict[str, Any]]:
-    """A few prompts from the hardest to the easiest, each with one rejected or accepted completion."""
+    """A few prompts from the hardest to the easiest, each with its first completion."""
     rates = prompt_accept_rates(groups, stats)
     order = [int(i) for i in np.argsort(rates, kind="stable") if groups[int(i)].rollouts]
     if not order:
