@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 EMBEDDED = "arithmetic, arithmetic-hard"
 
+GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
+GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
+
 
 class Section(BaseModel):
     """A frozen group of keys that refuses others."""
@@ -156,9 +159,26 @@ class EstimateConfig(Section):
     interval: int = Field(
         1, ge=1, description="steps between pilot phases; each measures all prompts up to the next"
     )
-    grad_norm: Literal["last_layer", "none"] = Field(
-        "last_layer", description="gradient norm of the output layer, or 1 for every completion"
+    grad_norm: Literal[GradNormMethod, "none"] = Field(
+        "exact",
+        description="gradient norm of a completion: exact (one forward and backward pass a batch), "
+        "exact_slow (one sample at a time, for any model), last_layer (output layer, forward only), or "
+        "none (1 for every completion)",
     )
+    grad_norm_parameters: GradNormParameters = Field(
+        "all", description="exact norms are over these trainable parameters"
+    )
+    grad_norm_sketch: int | None = Field(
+        None,
+        ge=1,
+        description="last_layer: project the vocabulary to this many entries, for large ones",
+    )
+
+    @model_validator(mode="after")
+    def _sketch_has_a_use(self) -> EstimateConfig:
+        if self.grad_norm_sketch is not None and self.grad_norm != "last_layer":
+            raise ValueError("grad_norm_sketch needs grad_norm: last_layer")
+        return self
 
 
 class AllocateConfig(Section):

@@ -101,7 +101,7 @@ class Policy:
 
     def hidden_states(self, batch: TokenBatch) -> Tensor:
         """Last hidden states that predict each completion token, [B, T, d]."""
-        base = self.model.base_model
+        base = self.model.get_decoder()  # that of PEFT too, adapters included
         hidden: Tensor = base(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

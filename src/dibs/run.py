@@ -13,7 +13,7 @@ import transformers
 from dibs.allocate import check_allocator
 from dibs.checkpoint import RunFolder, all_finite
 from dibs.config import Config, PolicyConfig
-from dibs.gradnorm import check_output_layer
+from dibs.gradnorm import gradient_norms
 from dibs.losses import PolicyLoss
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy
@@ -91,9 +91,15 @@ def build_trainer(config: Config, view: View) -> Trainer:
     room = _room_for_prompts(policy, config)
     prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
-    if config.estimate.mode != "none" and config.estimate.grad_norm == "last_layer":
+    if config.estimate.mode != "none" and config.estimate.grad_norm != "none":
         first = prompts.train[0].token_ids
-        check_output_layer(policy, TrainingExample(first[:16], first[:4], 0.0, 0.0))
+        sample = TrainingExample(first[:16], first[:4], 0.0, 0.0)
+        gradient_norms(
+            policy,
+            [sample, sample],
+            config.estimate.grad_norm,
+            parameters=config.estimate.grad_norm_parameters,
+        )
     _announce(config, policy, prompts, view)
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high

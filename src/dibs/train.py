@@ -20,7 +20,7 @@ from dibs.allocate import pose, solve
 from dibs.config import AlgorithmConfig, Config
 from dibs.estimate import no_statistics, pilot_statistics, weighting_rates
 from dibs.evaluate import score
-from dibs.gradnorm import last_layer_norms
+from dibs.gradnorm import gradient_norms
 from dibs.policy import Policy
 from dibs.prompts import PromptSet, batches
 from dibs.report.metrics import describe_step
@@ -194,11 +194,18 @@ class Trainer:
     def grad_norms(self, groups: Sequence[Group]) -> list[np.ndarray]:
         """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
         sizes = [len(group.rollouts) for group in groups]
-        if self.config.estimate.grad_norm == "none":
+        options = self.config.estimate
+        if options.grad_norm == "none":
             return [np.ones(size) for size in sizes]
-        sequences = [as_example(rollout) for group in groups for rollout in group.rollouts]
-        norms = last_layer_norms(self.policy, sequences, self.config.update.micro_batch_tokens)
-        return np.split(norms, np.cumsum(sizes)[:-1])
+        measured = gradient_norms(
+            self.policy,
+            [as_example(rollout) for group in groups for rollout in group.rollouts],
+            options.grad_norm,
+            parameters=options.grad_norm_parameters,
+            sketch=options.grad_norm_sketch,
+            max_tokens=self.config.update.micro_batch_tokens,
+        )
+        return np.split(measured.norms, np.cumsum(sizes)[:-1])
 
     def weigh(self, groups: Sequence[Group], stats: PromptStats) -> list[TrainingExample]:
         """Advantage and estimator weight of every rollout."""

@@ -1,0 +1,311 @@
+"""Squared norms and inner products of ``s(y) = grad log pi(y|x)``, one gradient a completion.
+
+``exact`` runs one forward and one backward pass a micro-batch (see ``recorder``; the output layer in
+closed form, see ``output_layer``), ``last_layer`` the forward pass alone, ``exact_slow`` ordinary
+autograd for one sample at a time: the fallback where ``exact`` does not cover a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dibs.config import GradNormMethod, GradNormParameters
+from dibs.gradnorm.output_layer import Sketch, output_layer
+from dibs.gradnorm.recorder import Products, Recorder, uncovered
+from dibs.policy import Policy, TokenBatch, TokenSequence, micro_batches
+from dibs.types import InputError, NonFiniteError
+
+_Function = Callable[..., Any]
+_Measure = Callable[[Sequence[TokenSequence], Products], None]
+"""Adds the gradients of one micro-batch's sequences to the products."""
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Gradients of n completions, by what the variance of a mean needs of them.
+
+    ``squares``: ``||s||^2``, float64 [n]. ``products``: ``s_a . s_b`` of the completions of each group,
+    float64 [n_g, n_g] a group, or None when no groups were given; ``a @ products @ a`` is
+    ``||sum_i a_i s_i||^2``.
+    """
+
+    squares: np.ndarray
+    products: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def norms(self) -> np.ndarray:
+        """``||s||``, float64 [n]."""
+        return np.sqrt(self.squares)
+
+
+def gradient_norms(
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    method: GradNormMethod = "exact",
+    *,
+    parameters: GradNormParameters = "all",
+    sketch: int | None = None,
+    group_sizes: Sequence[int] | None = None,
+    max_tokens: int = 16384,
+    seed: int = 0,
+) -> GradientNorms:
+    """Measure ``grad log pi(y|x)`` of each sequence's completion, summed over its tokens.
+
+    Modules are in evaluation mode meanwhile (layers with gradient checkpointing keep that). Afterwards
+    parameters, their ``.grad``, modes and the global random state are what they were.
+
+    Args:
+        policy: a causal language model; ``log pi`` is at its temperature.
+        sequences: n contexts and completions; an empty completion has norm 0.
+        method: ``exact``: over the chosen trainable parameters, a shared one counted once.
+            ``exact_slow``: the same, one sample at a time. ``last_layer``: the output layer only, and of
+            tied embeddings only their use as output layer; it may be frozen.
+        parameters: of the exact methods: ``all`` trainable ones, ``embed_tokens``, ``lm_head`` (the same
+            where tied) or ``lora``.
+        sketch: with ``last_layer``, project the vocabulary axis to this many entries: squared norms stay
+            unbiased, with a relative standard error of at most sqrt(2 / sketch).
+        group_sizes: sizes of consecutive groups, adding up to n; asks for inner products within each. A
+            group is then one micro-batch, whatever ``max_tokens``.
+        max_tokens: padded tokens of one forward pass.
+        seed: of the sketch.
+
+    Raises:
+        InputError: none of ``parameters`` is trainable; one is used in a way ``exact`` does not cover;
+            logits are no plain output layer, with ``last_layer``; the model was made in inference mode.
+        NonFiniteError: a norm is NaN or infinite.
+    """
+    if group_sizes is not None and sum(group_sizes) != len(sequences):
+        raise ValueError(f"groups of {sum(group_sizes)} in all, but {len(sequences)} sequences")
+    if sketch is not None and method != "last_layer":
+        raise ValueError("a sketch belongs to the method last_layer")
+    if any(parameter.is_inference() for parameter in policy.model.parameters()):
+        raise InputError(
+            "estimate.grad_norm: the model's parameters were made in torch.inference_mode and can have "
+            "no gradients; load the model outside of it"
+        )
+    squares = np.zeros(len(sequences))
+    products = []
+    with torch.inference_mode(False), _quiet(policy.model):
+        measure = None
+        for indices in _batches(
+            sequences, group_sizes, 1 if method == "exact_slow" else max_tokens
+        ):
+            taken = Products(len(indices), group_sizes is not None, policy.device)
+            if indices:
+                measure = measure or _method(policy, sequences, method, parameters, sketch, seed)
+                measure([sequences[i] for i in indices], taken)
+            total = taken.total.cpu().numpy()
+            squares[indices] = total.diagonal() if taken.pairs else total
+            products.append(total)
+    if not np.isfinite(squares).all():
+        raise NonFiniteError("the gradient norm of a completion is NaN or infinite")
+    # Rounding can leave a tiny negative square.
+    return GradientNorms(squares.clip(min=0), None if group_sizes is None else tuple(products))
+
+
+def _batches(
+    sequences: Sequence[TokenSequence], group_sizes: Sequence[int] | None, max_tokens: int
+) -> Iterator[list[int]]:
+    if group_sizes is None:
+        yield from micro_batches(sequences, max_tokens)
+        return
+    ends = np.cumsum(group_sizes).tolist()
+    for size, end in zip(group_sizes, ends, strict=True):
+        yield list(range(end - size, end))
+
+
+def _method(
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    method: GradNormMethod,
+    parameters: GradNormParameters,
+    sketch: int | None,
+    seed: int,
+) -> _Measure:
+    if method == "exact_slow":
+        return _exact_slow(policy, _tracked(policy, parameters))
+    shortest = min(sequences, key=lambda s: len(s.context_ids) + len(s.completion_ids))
+    head = _plain_output_layer(policy, policy.collate([shortest]))
+    if method == "exact":
+        return _exact(policy, _tracked(policy, parameters), head)
+    if head is None:
+        raise InputError(
+            f"estimate.grad_norm last_layer: the logits of {type(policy.model).__name__} are not a "
+            "Linear output layer of its last hidden state; set estimate.grad_norm to exact or none"
+        )
+    vocabulary = len(head.weight)
+    drawn = None if sketch is None else Sketch.draw(sketch, vocabulary, seed, policy.device)
+    return _last_layer(policy, head, drawn)
+
+
+def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -> _Measure:
+    """One forward and one backward pass; ``head``: the output layer, where its closed form holds."""
+    if getattr(head, "bias", None) is not None:
+        head = None
+
+    def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
+        batch = policy.collate(sequences)
+        recorder = Recorder(tracked, products)
+        with _gradients(tracked, policy.model, recorder.around):
+            with recorder:
+                start = policy.logprobs(batch) if head is None else policy.hidden_states(batch)
+            if head is None:
+                gradient = torch.ones_like(start)
+            else:
+                gradient = _through(head, start, batch, policy.temperature, recorder)
+            if start.requires_grad:
+                torch.autograd.backward(start, gradient)
+            for name, parameter in tracked.items():
+                if parameter.grad is not None:
+                    raise uncovered(name, f"its use in {type(policy.model).__name__}")
+        recorder.close()
+
+    return measure
+
+
+def _through(
+    head: nn.Linear, hidden: Tensor, batch: TokenBatch, temperature: float, recorder: Recorder
+) -> Tensor:
+    """Record the output layer's share; the gradient at the hidden states."""
+    name, hidden = recorder.name_of(head.weight), hidden.detach()
+    looked_up = None if name is None else recorder.looked_up.get(name)
+    gradient, errors = output_layer(
+        head,
+        hidden,
+        batch,
+        temperature,
+        None if name is None else recorder.products,
+        backward=True,
+        looked_up=looked_up,
+    )
+    if name is not None:
+        recorder.finish(name)
+    if name is not None and looked_up is not None:
+        recorder.keep_for_embedding(name, errors, hidden)
+    return gradient.to(hidden.dtype)
+
+
+def _exact_slow(policy: Policy, tracked: dict[str, Tensor]) -> _Measure:
+    """Ordinary autograd; the gradients of a group are held together if pairs are wanted."""
+
+    def gradients(sequence: TokenSequence) -> list[Tensor]:
+        with _gradients(tracked, policy.model):
+            policy.logprobs(policy.collate([sequence])).sum().backward()
+            return [torch.zeros_like(p) if p.grad is None else p.grad for p in tracked.values()]
+
+    def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
+        for parts in zip(*map(gradients, sequences), strict=True):
+            products.add(torch.stack(parts))
+
+    return measure
+
+
+def _last_layer(policy: Policy, head: nn.Linear, sketch: Sketch | None) -> _Measure:
+    """A forward pass and the closed form."""
+
+    @torch.no_grad()
+    def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
+        batch = policy.collate(sequences)
+        hidden = policy.hidden_states(batch)
+        output_layer(head, hidden, batch, policy.temperature, products, sketch=sketch)
+
+    return measure
+
+
+def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
+    """The chosen trainable parameters by name; InputError where there are none."""
+    model = policy.model
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if choice == "lora":
+        chosen = {name: p for name, p in trainable.items() if "lora_" in name}
+    elif choice == "all":
+        chosen = trainable
+    else:
+        layer = (
+            model.get_input_embeddings()
+            if choice == "embed_tokens"
+            else model.get_output_embeddings()
+        )
+        own = {id(p) for p in layer.parameters()}
+        chosen = {name: p for name, p in trainable.items() if id(p) in own}
+    if not chosen:
+        what = "parameter" if choice == "all" else f"parameter of {choice}"
+        raise InputError(
+            f"estimate.grad_norm: no {what} of {type(model).__name__} is trainable; "
+            "unfreeze some, or set estimate.grad_norm to last_layer or none"
+        )
+    return chosen
+
+
+@torch.no_grad()
+def _plain_output_layer(policy: Policy, batch: TokenBatch) -> nn.Linear | None:
+    """The output layer, if the model's logits are just that of its last hidden states."""
+    layer = policy.model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        return None
+    direct = layer(policy.hidden_states(batch)).float() / policy.temperature
+    logits = policy.logits(batch)
+    tolerance = 1e-4 if layer.weight.dtype == torch.float32 else 1e-2
+    same = (direct - logits).abs().max() <= tolerance * logits.abs().max()
+    # Logits that are not finite are for the norms to report.
+    return layer if same or not logits.isfinite().all() else None
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _gradients(
+    tracked: dict[str, Tensor],
+    model: nn.Module,
+    around: Callable[[_Function], _Function] = lambda function: function,
+) -> Iterator[None]:
+    """Gradients flow to the tracked parameters alone, and every ``.grad`` is put aside.
+
+    Layers with gradient checkpointing use it, which transformers does in training mode only: the mode
+    of the layer itself, while the modules with dropout inside it stay in evaluation mode. What is run
+    again for the backward pass is wrapped by ``around``.
+    """
+    chosen = {id(parameter) for parameter in tracked.values()}
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    layers = {
+        layer: layer._gradient_checkpointing_func
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
+    }
+    try:
+        for parameter, trainable, _ in before:
+            parameter.grad = None
+            if trainable and id(parameter) not in chosen:
+                parameter.requires_grad_(False)
+        for layer, checkpoint in layers.items():
+            layer.training = True
+            layer._gradient_checkpointing_func = lambda function, *inputs, use=checkpoint: use(
+                around(function), *inputs
+            )
+        with torch.enable_grad():
+            yield
+    finally:
+        for layer, checkpoint in layers.items():
+            layer.training = False
+            layer._gradient_checkpointing_func = checkpoint
+        for parameter, trainable, gradient in before:
+            parameter.grad = gradient
+            parameter.requires_grad_(trainable)

@@ -1,0 +1,185 @@
+"""The output layer in closed form: no backward pass, never a full [batch, tokens, vocabulary] tensor.
+
+With logits ``z_t = W h_t / tau`` the gradient of one completion's log-probability is
+
+    ``dW = sum_t e_t h_t^T``,   ``dh_t = W^T e_t``,   ``e_t = (onehot(y_t) - softmax(z_t)) / tau``
+
+The vocabulary is walked in chunks. Different chunks are different rows of ``dW``, so squares add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dibs.gradnorm.recorder import Products, product
+from dibs.policy import TokenBatch
+
+_CHUNK = 2**22
+"""Logits held at once on a CPU (16 MiB), more where one token's logits need it."""
+_CHUNK_ON_DEVICE = 2**28
+"""The same on an accelerator (1 GiB)."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A random projection of the vocabulary axis to ``size`` sums with random signs (a count sketch).
+
+    Inner products of projected vectors are unbiased; the squared norm has a relative standard error of
+    at most sqrt(2 / size), and the norm about half of it. (Charikar et al. 2002; Weinberger et al. 2009,
+    arXiv 0902.2206. Entries go to ``index mod size`` and not to random places: the signs alone make the
+    estimate unbiased, and the bound then holds on average over orders of the vocabulary.)
+    """
+
+    size: int
+    signs: Tensor
+
+    @classmethod
+    def draw(cls, size: int, vocabulary: int, seed: int, device: torch.device) -> Sketch:
+        """Signs from a generator of its own; the global random state is left alone."""
+        generator = torch.Generator().manual_seed(seed)
+        bits = torch.randint(0, 2, (vocabulary,), generator=generator)
+        return cls(size, (2 * bits - 1).float().to(device))
+
+    def fold(self, errors: Tensor, chunk: slice) -> Tensor:
+        """Project [B, T, chunk] to [B, T, size]; the chunk begins at a multiple of ``size``."""
+        signed = errors * self.signs[chunk]
+        missing = -signed.shape[2] % self.size
+        padded = nn.functional.pad(signed, (0, missing))
+        return padded.unflatten(2, (-1, self.size)).sum(2)
+
+
+@torch.no_grad()
+def output_layer(
+    layer: nn.Linear,
+    hidden: Tensor,
+    batch: TokenBatch,
+    temperature: float,
+    products: Products | None = None,
+    *,
+    sketch: Sketch | None = None,
+    backward: bool = False,
+    looked_up: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the completions' log-probabilities at and below the output layer.
+
+    Args:
+        layer: its input is ``hidden``, [B, T, d], one vector for each completion token.
+        products: takes the share of the layer's matrix, and of its bias where it has one.
+        sketch: project the vocabulary axis before products are taken.
+        backward: return the gradient at ``hidden`` [B, T, d]; else an empty tensor.
+        looked_up: rows of the matrix, [B, U], whose logit gradients [B, T, U] are returned; -1 gives
+            no meaningful value. None: an empty tensor.
+    """
+    below = torch.zeros_like(hidden, dtype=torch.float32) if backward else hidden.new_zeros(0)
+    picked = []
+    for rows in _blocks(layer, hidden, products):
+        errors = _Errors(layer, hidden[rows], batch, rows, temperature)
+        features = _with_ones(errors.hidden) if layer.bias is not None else errors.hidden
+        folded = None
+        for chunk, error in errors.chunks(1 if sketch is None else sketch.size):
+            if backward:
+                below[rows] += product(error.to(hidden.dtype), layer.weight[chunk].unsqueeze(0))
+            if sketch is not None:
+                folded = sketch.fold(error, chunk) + (0.0 if folded is None else folded)
+            elif products is not None:
+                products.add_outer(error, features, rows)
+        if folded is not None and products is not None:
+            products.add_outer(folded, features, rows)
+        if looked_up is not None:
+            picked.append(errors.at(looked_up[rows]))
+    return below, torch.cat(picked) if picked else hidden.new_zeros(0)
+
+
+def _blocks(layer: nn.Linear, hidden: Tensor, products: Products | None) -> Iterator[slice]:
+    """Samples taken together: as many as fit, at least one; all where pairs of samples are wanted."""
+    samples, length, _ = hidden.shape
+    count = max(1, _chunk(hidden) // (length * len(layer.weight)))
+    if products is not None and products.pairs:
+        count = samples
+    for start in range(0, samples, count):
+        yield slice(start, min(start + count, samples))
+
+
+def _chunk(hidden: Tensor) -> int:
+    return _CHUNK_ON_DEVICE if hidden.is_cuda else _CHUNK
+
+
+def _with_ones(hidden: Tensor) -> Tensor:
+    return torch.cat([hidden, hidden.new_ones(*hidden.shape[:2], 1)], dim=2)
+
+
+class _Errors:
+    """The errors ``e_t`` of a block of samples, chunk by chunk over the vocabulary.
+
+    One walk finds the softmax's normaliser, a second gives the errors; where the vocabulary is one
+    chunk, its exponentials are kept and the logits are computed once. The chosen token's error is had
+    from the sum over the others, so that a token of probability near 1 keeps its relative precision.
+    """
+
+    def __init__(
+        self, layer: nn.Linear, hidden: Tensor, batch: TokenBatch, rows: slice, temperature: float
+    ) -> None:
+        self.layer, self.hidden, self.temperature = layer, hidden, temperature
+        self.chosen = batch.completion_ids[rows].unsqueeze(2)
+        self.mask = batch.completion_mask[rows].unsqueeze(2)
+
+    def chunks(self, multiple: int) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the vocabulary, each beginning at a ``multiple``, with errors [b, T, slice]."""
+        samples, length, _ = self.hidden.shape
+        vocabulary = len(self.layer.weight)
+        width = max(1, _chunk(self.hidden) // (samples * length) // multiple) * multiple
+        slices = [
+            slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)
+        ]
+        powers = self._normalise(slices)
+        for chunk in slices:
+            if len(slices) > 1:
+                powers = self._logits(chunk).sub_(self.maximum).exp_()
+            error = powers.mul_(-self.scale)
+            self._at_chosen(error, chunk, self.chosen_error)
+            yield chunk, error
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Errors at the entries [b, U] of the vocabulary, [b, T, U]; after ``chunks``."""
+        entries = rows.clamp(min=0)
+        logits = product(self.hidden, self.layer.weight[entries].mT)
+        if self.layer.bias is not None:
+            logits += self.layer.bias[entries].unsqueeze(1)
+        error = (logits / self.temperature - self.maximum).exp_().mul_(-self.scale)
+        return torch.where(rows.unsqueeze(1) == self.chosen, self.chosen_error, error)
+
+    def _normalise(self, slices: list[slice]) -> Tensor:
+        maximum = torch.full_like(self.chosen, -torch.inf, dtype=torch.float32)
+        others, own = torch.zeros_like(maximum), torch.zeros_like(maximum)
+        for chunk in slices:
+            powers = self._logits(chunk)
+            higher = torch.maximum(maximum, powers.amax(2, keepdim=True))
+            powers.sub_(higher).exp_()
+            shrink = (maximum - higher).exp_()
+            inside, index = self._index(chunk)
+            own = own * shrink + powers.gather(2, index) * inside
+            powers.scatter_(2, index, powers.gather(2, index) * ~inside)
+            others = others * shrink + powers.sum(2, keepdim=True)
+            maximum = higher
+        self.maximum = maximum
+        self.scale = self.mask / ((others + own) * self.temperature)
+        self.chosen_error = others * self.scale
+        return powers
+
+    def _logits(self, chunk: slice) -> Tensor:
+        bias = None if self.layer.bias is None else self.layer.bias[chunk]
+        logits = nn.functional.linear(self.hidden, self.layer.weight[chunk], bias).float()
+        return logits if self.temperature == 1 else logits.div_(self.temperature)
+
+    def _index(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """Which tokens chose an entry of the chunk, and its index (any, for the others)."""
+        inside = (self.chosen >= chunk.start) & (self.chosen < chunk.stop)
+        return inside, (self.chosen - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
+
+    def _at_chosen(self, error: Tensor, chunk: slice, value: Tensor) -> None:
+        inside, index = self._index(chunk)
+        error.scatter_(2, index, torch.where(inside, value, error.gather(2, index)))
