@@ -175,7 +175,9 @@ class EstimateConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _sketch_has_a_use(self) -> EstimateConfig:
+    def _options_have_a_use(self) -> EstimateConfig:
+        if self.grad_norm_parameters != "all" and not self.grad_norm.startswith("exact"):
+            raise ValueError("grad_norm_parameters needs grad_norm: exact or exact_slow")
         if self.grad_norm_sketch is not None and self.grad_norm != "last_layer":
             raise ValueError("grad_norm_sketch needs grad_norm: last_layer")
         return self

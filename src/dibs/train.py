@@ -142,7 +142,7 @@ class Trainer:
         counts = [self.config.estimate.num_pilots] * len(prompts)
         groups = self.verify(prompts, self.sample(prompts, counts, PILOT, step))
         self.totals.pilot_rollouts += sum(counts)
-        return pilot_statistics(groups, self.grad_norms(groups))
+        return pilot_statistics(groups, self.grad_norms(groups, step))
 
     def allocate(self, stats: PromptStats) -> Allocation:
         """Spend the step's budget on its prompts."""
@@ -191,7 +191,7 @@ class Trainer:
             for prompt, group in zip(prompts, completions, strict=True)
         ]
 
-    def grad_norms(self, groups: Sequence[Group]) -> list[np.ndarray]:
+    def grad_norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
         """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
         sizes = [len(group.rollouts) for group in groups]
         options = self.config.estimate
@@ -204,6 +204,7 @@ class Trainer:
             parameters=options.grad_norm_parameters,
             sketch=options.grad_norm_sketch,
             max_tokens=self.config.update.micro_batch_tokens,
+            seed=self.config.seed + step,
         )
         return np.split(measured.norms, np.cumsum(sizes)[:-1])
 

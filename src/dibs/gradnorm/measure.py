@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ def gradient_norms(
 ) -> GradientNorms:
     """Measure ``grad log pi(y|x)`` of each sequence's completion, summed over its tokens.
 
-    Modules are in evaluation mode meanwhile (layers with gradient checkpointing keep that). Afterwards
-    parameters, their ``.grad``, modes and the global random state are what they were.
+    Modules are in evaluation mode meanwhile; gradient checkpointing stays on. Afterwards parameters,
+    their ``.grad``, modes and the global random state are what they were.
 
     Args:
         policy: a causal language model; ``log pi`` is at its temperature.
@@ -71,21 +72,19 @@ def gradient_norms(
         parameters: of the exact methods: ``all`` trainable ones, ``embed_tokens``, ``lm_head`` (the same
             where tied) or ``lora``.
         sketch: with ``last_layer``, project the vocabulary axis to this many entries: squared norms stay
-            unbiased, with a relative standard error of at most sqrt(2 / sketch).
+            unbiased, with a relative standard error of at most about sqrt(2 / sketch).
         group_sizes: sizes of consecutive groups, adding up to n; asks for inner products within each. A
             group is then one micro-batch, whatever ``max_tokens``.
         max_tokens: padded tokens of one forward pass.
-        seed: of the sketch.
+        seed: of the sketch; sketches of different steps should differ.
 
     Raises:
+        ValueError: arguments that do not go together, or an empty context.
         InputError: none of ``parameters`` is trainable; one is used in a way ``exact`` does not cover;
             logits are no plain output layer, with ``last_layer``; the model was made in inference mode.
         NonFiniteError: a norm is NaN or infinite.
     """
-    if group_sizes is not None and sum(group_sizes) != len(sequences):
-        raise ValueError(f"groups of {sum(group_sizes)} in all, but {len(sequences)} sequences")
-    if sketch is not None and method != "last_layer":
-        raise ValueError("a sketch belongs to the method last_layer")
+    _check_arguments(sequences, method, parameters, sketch, group_sizes)
     if any(parameter.is_inference() for parameter in policy.model.parameters()):
         raise InputError(
             "estimate.grad_norm: the model's parameters were made in torch.inference_mode and can have "
@@ -109,6 +108,34 @@ def gradient_norms(
         raise NonFiniteError("the gradient norm of a completion is NaN or infinite")
     # Rounding can leave a tiny negative square.
     return GradientNorms(squares.clip(min=0), None if group_sizes is None else tuple(products))
+
+
+def _check_arguments(
+    sequences: Sequence[TokenSequence],
+    method: str,
+    parameters: str,
+    sketch: int | None,
+    group_sizes: Sequence[int] | None,
+) -> None:
+    if method not in get_args(GradNormMethod):
+        raise ValueError(f"unknown method {method!r}; known: {get_args(GradNormMethod)}")
+    if parameters not in get_args(GradNormParameters):
+        raise ValueError(
+            f"unknown parameters {parameters!r}; known: {get_args(GradNormParameters)}"
+        )
+    if parameters != "all" and method == "last_layer":
+        raise ValueError("a choice of parameters belongs to the exact methods")
+    if sketch is not None and (method != "last_layer" or sketch < 1):
+        raise ValueError("a sketch of at least 1 entry belongs to the method last_layer")
+    if group_sizes is not None and (
+        min(group_sizes, default=0) < 0 or sum(group_sizes) != len(sequences)
+    ):
+        raise ValueError(f"groups of {sum(group_sizes)} in all, but {len(sequences)} sequences")
+    for i, sequence in enumerate(sequences):
+        if not sequence.context_ids:
+            raise ValueError(
+                f"sequence {i} has an empty context; its first token has no prediction"
+            )
 
 
 def _batches(
@@ -142,7 +169,7 @@ def _method(
             "Linear output layer of its last hidden state; set estimate.grad_norm to exact or none"
         )
     vocabulary = len(head.weight)
-    drawn = None if sketch is None else Sketch.draw(sketch, vocabulary, seed, policy.device)
+    drawn = None if sketch is None else Sketch(sketch, vocabulary, seed, policy.device)
     return _last_layer(policy, head, drawn)
 
 
@@ -198,14 +225,25 @@ def _exact_slow(policy: Policy, tracked: dict[str, Tensor]) -> _Measure:
 
     def gradients(sequence: TokenSequence) -> list[Tensor]:
         with _gradients(tracked, policy.model):
-            policy.logprobs(policy.collate([sequence])).sum().backward()
-            return [torch.zeros_like(p) if p.grad is None else p.grad for p in tracked.values()]
+            logprob = policy.logprobs(policy.collate([sequence])).sum()
+            if not logprob.requires_grad:
+                raise InputError(
+                    "estimate.grad_norm exact_slow: the log-probability depends on none of the "
+                    f"parameters {', '.join(tracked)}"
+                )
+            logprob.backward()
+            return [_dense_gradient(parameter) for parameter in tracked.values()]
 
     def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
         for parts in zip(*map(gradients, sequences), strict=True):
             products.add(torch.stack(parts))
 
     return measure
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor:
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.to_dense().flatten()
 
 
 def _last_layer(policy: Policy, head: nn.Linear, sketch: Sketch | None) -> _Measure:
@@ -234,7 +272,7 @@ def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
             if choice == "embed_tokens"
             else model.get_output_embeddings()
         )
-        own = {id(p) for p in layer.parameters()}
+        own = set() if layer is None else {id(p) for p in layer.parameters()}
         chosen = {name: p for name, p in trainable.items() if id(p) in own}
     if not chosen:
         what = "parameter" if choice == "all" else f"parameter of {choice}"
@@ -247,16 +285,37 @@ def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _plain_output_layer(policy: Policy, batch: TokenBatch) -> nn.Linear | None:
-    """The output layer, if the model's logits are just that of its last hidden states."""
-    layer = policy.model.get_output_embeddings()
-    if not isinstance(layer, nn.Linear):
+    """The output layer, if the model's logits are ``W h`` of its last hidden states and no more.
+
+    Random numbers are put in place of the layer's output: they must come back as the logits, unchanged.
+    """
+    model, layer = policy.model, policy.model.get_output_embeddings()
+    if type(layer) is not nn.Linear or not isinstance(layer.weight, nn.Parameter):
         return None
-    direct = layer(policy.hidden_states(batch)).float() / policy.temperature
-    logits = policy.logits(batch)
-    tolerance = 1e-4 if layer.weight.dtype == torch.float32 else 1e-2
-    same = (direct - logits).abs().max() <= tolerance * logits.abs().max()
-    # Logits that are not finite are for the norms to report.
-    return layer if same or not logits.isfinite().all() else None
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return None
+    known = {id(p) for part in (model.get_decoder(), layer) for p in part.parameters()}
+    if any(p.requires_grad and id(p) not in known for p in model.parameters()):
+        return None
+    seen: dict[str, Tensor] = {}
+
+    def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        numbers = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) * 50
+        seen["input"], seen["output"] = inputs[0], numbers.to(output)
+        return seen["output"]
+
+    handle = layer.register_forward_hook(replace)
+    try:
+        logits = policy.logits(batch)
+    finally:
+        handle.remove()
+    if not seen:
+        return None
+    columns = slice(-logits.shape[1] - 1, -1)
+    hidden = policy.hidden_states(batch)
+    same_input = torch.allclose(seen["input"][:, columns], hidden, rtol=1e-2, equal_nan=True)
+    unchanged = torch.equal(seen["output"][:, columns].float() / policy.temperature, logits)
+    return layer if same_input and unchanged else None
 
 
 @contextmanager
@@ -279,9 +338,8 @@ def _gradients(
 ) -> Iterator[None]:
     """Gradients flow to the tracked parameters alone, and every ``.grad`` is put aside.
 
-    Layers with gradient checkpointing use it, which transformers does in training mode only: the mode
-    of the layer itself, while the modules with dropout inside it stay in evaluation mode. What is run
-    again for the backward pass is wrapped by ``around``.
+    Layers with gradient checkpointing use it, which transformers does where the layer is in training
+    mode. What is run again for the backward pass is wrapped by ``around``.
     """
     chosen = {id(parameter) for parameter in tracked.values()}
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -297,9 +355,7 @@ def _gradients(
                 parameter.requires_grad_(False)
         for layer, checkpoint in layers.items():
             layer.training = True
-            layer._gradient_checkpointing_func = lambda function, *inputs, use=checkpoint: use(
-                around(function), *inputs
-            )
+            layer._gradient_checkpointing_func = partial(_checkpointed, layer, checkpoint, around)
         with torch.enable_grad():
             yield
     finally:
@@ -309,3 +365,22 @@ def _gradients(
         for parameter, trainable, gradient in before:
             parameter.grad = gradient
             parameter.requires_grad_(trainable)
+
+
+def _checkpointed(
+    layer: nn.Module,
+    checkpoint: _Function,
+    around: Callable[[_Function], _Function],
+    function: _Function,
+    *inputs: Any,
+) -> Any:
+    """Checkpoint ``function`` of the layer, run in evaluation mode: the layer may ask for dropout."""
+
+    def evaluated(*given: Any) -> Any:
+        layer.training = False
+        try:
+            return function(*given)
+        finally:
+            layer.training = True
+
+    return checkpoint(around(evaluated), *inputs)

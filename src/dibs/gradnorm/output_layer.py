@@ -1,16 +1,16 @@
-"""The output layer in closed form: no backward pass, never a full [batch, tokens, vocabulary] tensor.
+"""The output layer in closed form: no backward pass, the vocabulary in chunks.
 
 With logits ``z_t = W h_t / tau`` the gradient of one completion's log-probability is
 
     ``dW = sum_t e_t h_t^T``,   ``dh_t = W^T e_t``,   ``e_t = (onehot(y_t) - softmax(z_t)) / tau``
 
-The vocabulary is walked in chunks. Different chunks are different rows of ``dW``, so squares add up.
+No [batch, tokens, vocabulary] tensor is held. Different chunks are different rows of ``dW``, so their
+squares add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,31 +24,25 @@ _CHUNK_ON_DEVICE = 2**28
 """The same on an accelerator (1 GiB)."""
 
 
-@dataclass(frozen=True)
 class Sketch:
     """A random projection of the vocabulary axis to ``size`` sums with random signs (a count sketch).
 
-    Inner products of projected vectors are unbiased; the squared norm has a relative standard error of
-    at most sqrt(2 / size), and the norm about half of it. (Charikar et al. 2002; Weinberger et al. 2009,
-    arXiv 0902.2206. Entries go to ``index mod size`` and not to random places: the signs alone make the
-    estimate unbiased, and the bound then holds on average over orders of the vocabulary.)
+    Inner products of projected vectors are unbiased. The squared norm has a relative standard error of
+    at most sqrt(2 / size), up to the chunks' part in drawing the places; the norm about half of it.
+    (Charikar et al. 2002; Weinberger et al. 2009, arXiv 0902.2206.)
     """
 
-    size: int
-    signs: Tensor
-
-    @classmethod
-    def draw(cls, size: int, vocabulary: int, seed: int, device: torch.device) -> Sketch:
-        """Signs from a generator of its own; the global random state is left alone."""
-        generator = torch.Generator().manual_seed(seed)
+    def __init__(self, size: int, vocabulary: int, seed: int, device: torch.device) -> None:
+        self.size = size
+        generator = torch.Generator().manual_seed(seed)  # the global random state is left alone
         bits = torch.randint(0, 2, (vocabulary,), generator=generator)
-        return cls(size, (2 * bits - 1).float().to(device))
+        self.signs = (2 * bits - 1).float().to(device)
+        self.keys = torch.rand(vocabulary, generator=generator).to(device)
 
     def fold(self, errors: Tensor, chunk: slice) -> Tensor:
-        """Project [B, T, chunk] to [B, T, size]; the chunk begins at a multiple of ``size``."""
-        signed = errors * self.signs[chunk]
-        missing = -signed.shape[2] % self.size
-        padded = nn.functional.pad(signed, (0, missing))
+        """Project errors [B, T, chunk] to [B, T, size]: shuffled, signed, added up."""
+        shuffled = (errors * self.signs[chunk])[:, :, self.keys[chunk].argsort()]
+        padded = nn.functional.pad(shuffled, (0, -shuffled.shape[2] % self.size))
         return padded.unflatten(2, (-1, self.size)).sum(2)
 
 
@@ -80,15 +74,17 @@ def output_layer(
         errors = _Errors(layer, hidden[rows], batch, rows, temperature)
         features = _with_ones(errors.hidden) if layer.bias is not None else errors.hidden
         folded = None
-        for chunk, error in errors.chunks(1 if sketch is None else sketch.size):
+        for chunk, error in errors.chunks():
+            rounded = error.to(hidden.dtype)  # bfloat16 models multiply in bfloat16
             if backward:
-                below[rows] += product(error.to(hidden.dtype), layer.weight[chunk].unsqueeze(0))
+                flat = product(rounded.flatten(0, 1), layer.weight[chunk])
+                below[rows] += flat.view_as(below[rows])
             if sketch is not None:
                 folded = sketch.fold(error, chunk) + (0.0 if folded is None else folded)
             elif products is not None:
-                products.add_outer(error, features, rows)
+                products.add_outer(rounded, features, rows)
         if folded is not None and products is not None:
-            products.add_outer(folded, features, rows)
+            products.add_outer(folded.to(hidden.dtype), features, rows)
         if looked_up is not None:
             picked.append(errors.at(looked_up[rows]))
     return below, torch.cat(picked) if picked else hidden.new_zeros(0)
@@ -127,11 +123,11 @@ class _Errors:
         self.chosen = batch.completion_ids[rows].unsqueeze(2)
         self.mask = batch.completion_mask[rows].unsqueeze(2)
 
-    def chunks(self, multiple: int) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the vocabulary, each beginning at a ``multiple``, with errors [b, T, slice]."""
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the vocabulary with their errors [b, T, slice]."""
         samples, length, _ = self.hidden.shape
         vocabulary = len(self.layer.weight)
-        width = max(1, _chunk(self.hidden) // (samples * length) // multiple) * multiple
+        width = max(1, _chunk(self.hidden) // (samples * length))
         slices = [
             slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)
         ]
@@ -146,7 +142,7 @@ class _Errors:
     def at(self, rows: Tensor) -> Tensor:
         """Errors at the entries [b, U] of the vocabulary, [b, T, U]; after ``chunks``."""
         entries = rows.clamp(min=0)
-        logits = product(self.hidden, self.layer.weight[entries].mT)
+        logits = product(self.hidden, self.layer.weight[entries].mT.to(self.hidden.dtype))
         if self.layer.bias is not None:
             logits += self.layer.bias[entries].unsqueeze(1)
         error = (logits / self.temperature - self.maximum).exp_().mul_(-self.scale)

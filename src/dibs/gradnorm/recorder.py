@@ -90,11 +90,10 @@ def gram_is_cheaper(length: int, outputs: int, inputs: int) -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Batched matrix product in float32, also of bfloat16 factors."""
-    if left.dtype == right.dtype == torch.float32:
-        return left @ right
-    if left.is_cuda and left.dtype == right.dtype:
-        return torch.bmm(left, right, out_dtype=torch.float32)
+    """Product in float32, also of bfloat16 factors: of two matrices, or of two batches of them."""
+    if left.is_cuda and left.dtype == right.dtype != torch.float32:
+        multiply = torch.mm if left.ndim == 2 else torch.bmm
+        return multiply(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
 
@@ -103,7 +102,8 @@ class Recorder(TorchFunctionMode):
 
     Args:
         tracked: parameters by name.
-        products: where the shares go; its samples are the leading axis of every activation.
+        products: where the shares go. Its samples must be the first axis of every activation, which is
+            checked by shape alone.
 
     Raises InputError, naming the parameter, where one is used in a way that has no closed form here.
     """
@@ -123,6 +123,7 @@ class Recorder(TorchFunctionMode):
         }
         self.vectors: dict[str, Tensor] = {}
         self.finished: set[str] = set()
+        self.used_without_gradient: set[str] = set()
         self.looked_up: dict[str, Tensor] = {}
         self.output_gradients: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -149,7 +150,16 @@ class Recorder(TorchFunctionMode):
         return inside
 
     def close(self) -> None:
-        """Add what had to wait for the end of the backward pass."""
+        """Add what had to wait for the end of the backward pass.
+
+        Raises InputError for a parameter used without gradients and never again with them.
+        """
+        for name in self.used_without_gradient - self.finished - self.vectors.keys():
+            raise uncovered(
+                name,
+                "a layer that gradients do not reach (reentrant gradient checkpointing of inputs "
+                "without gradient)",
+            )
         for gradient in self.vectors.values():
             self.products.add(gradient)
         self.vectors.clear()
@@ -165,6 +175,8 @@ class Recorder(TorchFunctionMode):
         bias = self._per_sample(bias, input)
         if name is None:
             output = F.linear(input, weight)
+        elif weight.ndim != 2:
+            raise uncovered(name, f"a linear map of shape {list(weight.shape)}")
         else:
             self._check_samples(name, input)
             output = _Linear.apply(input, weight, self, name)
@@ -230,11 +242,13 @@ class Recorder(TorchFunctionMode):
         return _Vector.apply(vector, shape, self, name)
 
     def _check_samples(self, name: str, activations: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            self.used_without_gradient.add(name)
         if activations.ndim < 2 or activations.shape[0] != self.samples:
             raise uncovered(
                 name,
-                f"activations of shape {list(activations.shape)}, "
-                f"whose first axis is not the batch of {self.samples}",
+                f"its use on activations of shape {list(activations.shape)}, whose first axis is not "
+                f"the batch of {self.samples},",
             )
 
     # What the backward passes report.
@@ -246,7 +260,7 @@ class Recorder(TorchFunctionMode):
         self.finish(name)
         if name in self.looked_up:
             rows = self.looked_up[name]
-            picked = torch.where(rows >= 0, rows, 0).unsqueeze(1)
+            picked = rows.clamp(min=0).unsqueeze(1)
             picked = picked.expand(*gradient.shape[:2], -1)
             self.keep_for_embedding(name, gradient.gather(2, picked), inputs)
         self.products.add_outer(gradient, inputs)
@@ -267,7 +281,7 @@ class Recorder(TorchFunctionMode):
         embedding.scatter_add_(1, index, gradient.float())
         if name in self.output_gradients:
             logits, inputs = self.output_gradients.pop(name)
-            output = product(logits.to(inputs.dtype).mT, inputs)
+            output = product(logits.mT, inputs)
             output *= (self.looked_up[name] >= 0).unsqueeze(2)
             self.products.add(output, sign=-1.0)
             embedding += output
