@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dibs import allocate
-from dibs.allocate import ALLOCATORS, allocator, pose, proportional
-from dibs.types import InputError, PromptStats
+from dibs.allocate import ALLOCATORS, allocator, describe, pose, solve
+from dibs.counts import least_variance, proportional
+from dibs.types import Allocation, InputError, PromptStats
 
+gvm = partial(allocate, allocator="gvm")
 NAN = float("nan")
 
 
@@ -27,7 +30,7 @@ def test_theorem_3_by_hand():
 
 def test_theorem_3_with_penalty_by_hand():
     # alpha 3, beta 2: p + alpha/p = 1/2 + 6 = 6.5 and 1 + 3 = 4; w = sqrt(26), 2*sqrt(4) = 5.099, 4.
-    counts = allocate(
+    counts = gvm(
         [2, 2],
         [1, 2],
         [np.sqrt(26 * 6.5), 8],
@@ -41,7 +44,7 @@ def test_theorem_3_with_penalty_by_hand():
 
 def test_beta_three_by_hand():
     # alpha 1, beta 3: p + 1/p^2 = 0.5 + 4 = 4.5 and 2; w = 1 and 1.
-    counts = allocate(
+    counts = gvm(
         [2, 2],
         [1, 2],
         [np.sqrt(4.5), np.sqrt(2)],
@@ -53,22 +56,22 @@ def test_beta_three_by_hand():
 
 
 def test_a_penalty_beyond_floating_point_is_a_weight_of_nothing():
-    counts = allocate([2, 2], [1, 2], [1, 1], budget=5, accept_rate_power=5000)
+    counts = gvm([2, 2], [1, 2], [1, 1], budget=5, accept_rate_power=5000)
     assert counts.tolist() == [0, 5]
 
 
 def test_prompt_ids_may_be_an_array():
     ids = np.array(["a", "b"])
-    assert allocate([1, 1], [1, 1], [1, 1], budget=2, prompt_ids=ids).tolist() == [1, 1]
+    assert gvm([1, 1], [1, 1], [1, 1], budget=2, prompt_ids=ids).tolist() == [1, 1]
 
 
 def test_gvm_starves_a_prompt_without_an_accepted_pilot():
-    assert allocate([8, 8], [0, 1], [NAN, 1.0], budget=7).tolist() == [0, 7]
-    assert allocate([8, 8], [0, 1], [NAN, 1.0], budget=7, lower=2).tolist() == [2, 5]
+    assert gvm([8, 8], [0, 1], [NAN, 1.0], budget=7).tolist() == [0, 7]
+    assert gvm([8, 8], [0, 1], [NAN, 1.0], budget=7, lower=2).tolist() == [2, 5]
 
 
 def test_gvm_spends_uniformly_when_nothing_was_accepted():
-    assert allocate([8] * 3, [0] * 3, [NAN] * 3, budget=7).tolist() == [3, 2, 2]
+    assert gvm([8] * 3, [0] * 3, [NAN] * 3, budget=7).tolist() == [3, 2, 2]
 
 
 def test_ties_and_remainders_go_to_the_first_prompts():
@@ -82,17 +85,17 @@ def test_ties_and_remainders_go_to_the_first_prompts():
 
 
 def test_one_prompt_gets_everything_and_a_budget_of_nothing_is_legal():
-    assert allocate([8], [3], [1.0], budget=11).tolist() == [11]
-    assert allocate([8, 8], [3, 3], [1.0, 1.0], budget=0).tolist() == [0, 0]
+    assert gvm([8], [3], [1.0], budget=11).tolist() == [11]
+    assert gvm([8, 8], [3, 3], [1.0, 1.0], budget=0).tolist() == [0, 0]
 
 
 def test_surplus_beyond_the_upper_bounds_goes_to_prompts_without_weight():
-    counts = allocate([4, 4, 4], [4, 0, 0], [1, NAN, NAN], budget=9, upper=4)
+    counts = gvm([4, 4, 4], [4, 0, 0], [1, NAN, NAN], budget=9, upper=4)
     assert counts.tolist() == [4, 3, 2]
 
 
 def test_upper_and_lower_bounds_a_prompt():
-    counts = allocate([4] * 3, [4] * 3, [100, 1, 1], budget=12, lower=[0, 1, 3], upper=[5, 9, 9])
+    counts = gvm([4] * 3, [4] * 3, [100, 1, 1], budget=12, lower=[0, 1, 3], upper=[5, 9, 9])
     # The first is capped at 5; 7 are left, 3.5 each, and the half goes to the earlier prompt.
     assert counts.tolist() == [5, 4, 3]
 
@@ -131,7 +134,7 @@ def test_counts_sum_to_the_budget_within_bounds(problem, name):
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=9), st.integers(0, 200))
 def test_unbounded_counts_are_within_one_of_the_real_shares(norms, budget):
     m = len(norms)
-    counts = allocate([1] * m, [1] * m, norms, budget=budget)
+    counts = gvm([1] * m, [1] * m, norms, budget=budget)
     shares = budget * np.array(norms) / np.sum(norms)
     assert (np.abs(counts - shares) < 1 + 1e-9).all()
     order = np.argsort(norms, kind="stable")
@@ -145,8 +148,8 @@ def test_permuting_prompts_permutes_counts():
     rng = np.random.default_rng(0)
     successes, norms = rng.integers(0, 9, 50), rng.random(50)
     order = rng.permutation(50)
-    counts = allocate([8] * 50, successes, norms, budget=400, upper=30)
-    shuffled = allocate([8] * 50, successes[order], norms[order], budget=400, upper=30)
+    counts = gvm([8] * 50, successes, norms, budget=400, upper=30)
+    shuffled = gvm([8] * 50, successes[order], norms[order], budget=400, upper=30)
     assert shuffled.tolist() == counts[order].tolist()
 
 
@@ -159,8 +162,7 @@ def test_bounded_shares_match_brute_force(seed):
     lower = rng.integers(0, 3, m)
     upper = lower + rng.integers(0, 5, m)
     budget = int(rng.integers(lower.sum(), upper.sum() + 1))
-    stats = PromptStats(range(m), np.ones(m), np.ones(m), np.ones(m))
-    counts = proportional(weights, pose(stats, budget, lower=lower, upper=upper))
+    counts = proportional(weights, budget, lower, upper)
     low, high = 0.0, 1e9
     for _ in range(200):
         scale = (low + high) / 2
@@ -179,9 +181,8 @@ def test_bounded_shares_match_brute_force(seed):
         (([1], [1], [-1.0]), {}, "grad_norm = -1.0 is negative"),
         (([1], [1], [NAN]), {}, "grad_norm = nan is missing though completions were accepted"),
         (([1], [1], [np.inf]), {}, "grad_norm = inf is infinite"),
-        (([NAN], [1], [1.0]), {}, "trials = nan is not a whole number"),
-        (([8.5], [1], [1.0]), {}, "trials = 8.5 is not a whole number"),
-        (([0], [0], [NAN]), {}, "prompt '0' has 0 trials; gvm needs"),
+        (([NAN], [1], [1.0]), {}, "trials = nan is missing"),
+        (([0], [0], [NAN]), {"allocator": "gvm"}, "prompt '0' has 0 trials; gvm needs"),
         (([], [], []), {}, "no prompts"),
         (([1, 1], [1, 1], [1.0]), {}, r"grad_norm has shape \(1,\), but there are 2 prompts"),
         (([1], [1], [1.0]), {"budget": -1}, "budget -1 is not a whole number"),
@@ -190,7 +191,9 @@ def test_bounded_shares_match_brute_force(seed):
         (([1], [1], [1.0]), {"lower": 3, "upper": 2}, "lower bound 3 exceeds upper bound 2"),
         (([1], [1], [1.0]), {"lower": 0.5}, "whole numbers"),
         (([1], [1], [1.0]), {"lower": [0, 0]}, "lower has shape"),
-        (([1], [1], [1.0]), {"allocator": "best"}, "unknown allocator 'best'; known: gvm, uniform"),
+        (([1], [1], [1.0]), {"allocator": "best"}, "'best'; known: gvm, min_variance, uniform"),
+        (([1], [1], [1.0]), {"objective": "wealth"}, "unknown objective 'wealth'"),
+        (([1], [1], [1.0]), {"baseline": "median"}, "log_likelihood has no baseline median"),
         (([1], [1], [1.0]), {"accept_rate_penalty": -1}, "at least 0"),
         (([1], [1], [1.0]), {"accept_rate_penalty": NAN}, "at least 0"),
         (([1], [1], [1.0]), {"accept_rate_power": NAN}, "at least 1"),
@@ -222,3 +225,152 @@ def test_an_allocator_can_be_added_and_is_held_to_its_contract():
             allocate([1], [1], [1], budget=9, allocator="spendthrift")
     finally:
         del ALLOCATORS["everything_to_the_last"], ALLOCATORS["spendthrift"]
+
+
+def greedy(sigma, budget, lower, upper):
+    """One completion after another where it helps most; the first of a prompt before any second."""
+    counts = lower.copy()
+    for _ in range(budget - int(lower.sum())):
+        gains = [
+            (-1.0, 0.0)
+            if n >= high
+            else (1.0, s)
+            if n == 0 and s > 0
+            else (0.0, s**2 / (n * (n + 1)) if n else 0.0)
+            for s, n, high in zip(sigma, counts, upper, strict=True)
+        ]
+        counts[gains.index(max(gains))] += 1
+    return counts
+
+
+def cost(sigma, counts):
+    """What is left out comes first, then the variance of the rest."""
+    varies = sigma > 0
+    left_out = varies & (counts == 0)
+    kept = varies & ~left_out
+    return left_out.sum(), (sigma[left_out] ** 2).sum(), (sigma[kept] ** 2 / counts[kept]).sum()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_least_variance_matches_brute_force(seed):
+    """1,000 small cases in all: no count vector within the bounds does better."""
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        m = int(rng.integers(1, 5))
+        sigma = np.exp(rng.normal(0, rng.choice([0.0, 0.5, 3.0, 20.0]), m))
+        sigma[rng.random(m) < 0.15] = 0
+        lower = rng.integers(0, 3, m)
+        upper = lower + rng.integers(0, 6, m)
+        budget = int(rng.integers(lower.sum(), upper.sum() + 1))
+        counts = least_variance(sigma, budget, lower, upper)
+        assert counts.sum() == budget
+        assert (lower <= counts).all()
+        assert (counts <= upper).all()
+        ranges = [range(a, b + 1) for a, b in zip(lower, upper, strict=True)]
+        every = (np.array(c) for c in product(*ranges) if sum(c) == budget)
+        best = min(cost(sigma, counts) for counts in every)
+        got = cost(sigma, counts)
+        assert got[:2] == best[:2]
+        assert got[2] <= best[2] * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_least_variance_matches_greedy_on_larger_problems(seed):
+    rng = np.random.default_rng(seed)
+    m = 200
+    sigma = np.exp(rng.normal(0, 2, m))
+    lower = rng.integers(0, 3, m)
+    upper = lower + rng.integers(0, 60, m)
+    budget = int(rng.integers(lower.sum(), upper.sum() + 1))
+    counts = least_variance(sigma, budget, lower, upper)
+    assert cost(sigma, counts) == pytest.approx(cost(sigma, greedy(sigma, budget, lower, upper)))
+
+
+def test_least_variance_by_hand():
+    def solve(sigma, budget, lower=0, upper=99):
+        m = len(sigma)
+        return least_variance(
+            np.array(sigma, dtype=float), budget, np.full(m, lower), np.full(m, upper)
+        ).tolist()
+
+    # Second completions gain 9/2 and 1/2, third 9/6, fourth 9/12, fifth 9/20 < 1/2.
+    assert solve([3, 1], 5) == [4, 1]
+    assert solve([3, 1], 6) == [4, 2]
+    assert solve([1, 1, 1], 7) == [3, 2, 2]
+    assert solve([1, 3, 2], 2) == [0, 1, 1]  # too few for all: the largest sigma first
+    assert solve([0, 0, 0], 4) == [2, 1, 1]
+    assert solve([5, 0, 0], 9, upper=4) == [4, 3, 2]
+    assert solve([5, 0, 0], 9) == [9, 0, 0]
+    assert solve([2], 7) == [7]
+    assert solve([1, 1e-200, 1e200], 12) == [1, 1, 10]
+    assert solve([1, 2], 0) == [0, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=12), st.integers(0, 100), st.randoms())
+def test_least_variance_is_monotone_and_blind_to_order(sigma, budget, random):
+    sigma = np.array(sigma)
+    m = len(sigma)
+    bounds = np.zeros(m, dtype=np.int64), np.full(m, 100)
+    counts = least_variance(sigma, budget, *bounds)
+    for i, j in product(range(m), range(m)):
+        if sigma[i] > sigma[j] * (1 + 1e-9):
+            assert counts[i] >= counts[j]
+    order = np.array(random.sample(range(m), m))
+    shuffled = least_variance(sigma[order], budget, *bounds)
+    assert sorted(shuffled) == sorted(counts)
+    for value in np.unique(sigma):
+        assert sorted(shuffled[sigma[order] == value]) == sorted(counts[sigma == value])
+
+
+def test_min_variance_stays_uniform_where_there_is_nothing_to_gain():
+    counts = allocate([8] * 4, [4] * 4, [1.0, 1.01, 0.99, 1.0], budget=32)
+    assert counts.tolist() == [8, 8, 8, 8]
+
+
+def test_min_variance_never_starves_and_learns_from_the_batch():
+    trials, successes = [8] * 6, [8, 8, 7, 4, 2, 0]
+    norms = [0.1, 0.1, 0.3, 1.0, 2.0, NAN]
+    counts = allocate(trials, successes, norms, budget=48)
+    assert counts.min() >= 1
+    assert counts[5] > counts[3] > counts[0]
+    assert allocate([0] * 3, [0] * 3, [NAN] * 3, budget=9).tolist() == [3, 3, 3]
+    assert allocate([8] * 3, [0] * 3, [NAN] * 3, budget=9).tolist() == [3, 3, 3]
+    assert allocate([8, 8], [8, 1], [1e-3, 5.0], budget=1).sum() == 1
+
+
+def test_min_variance_allocates_for_its_objective():
+    """Rare outcomes have large norms: what GVM gives hard prompts, GRPO should not."""
+    statistics = {
+        "trials": [64] * 4,
+        "successes": [60, 32, 16, 4],
+        "grad_norm": [1.0, 4.0, 6.0, 8.0],
+        "grad_norm_rejected": [8.0, 4.0, 2.0, 1.0],
+        "budget": 400,
+    }
+    likelihood = allocate(**statistics)
+    grpo = allocate(**statistics, objective="grpo", baseline="mean")
+    assert likelihood[3] / likelihood[0] > 10
+    # sigma^2 = (1 - p) Q1 + p Q0: 60, 16, 28, 60.
+    assert grpo[0] > grpo[1]
+    assert grpo[3] > grpo[1]
+    damped = allocate(**statistics, accept_rate_penalty=0.1)
+    assert damped[3] < likelihood[3]
+
+
+def test_gains_by_hand():
+    stats = PromptStats(["a", "b"], np.full(2, 10**6), np.full(2, 500_000), np.array([1.0, 3.0]))
+    problem = pose(stats, 16)
+    # sigma 1 : 3, so counts 4 and 12: 1/4 + 9/12 = 1 against (1 + 9) / 8.
+    assert solve(problem, "min_variance").counts.tolist() == [4, 12]
+    told = describe(problem, solve(problem, "min_variance"))
+    assert told["expected_gain"] == pytest.approx(1.25, rel=1e-3)
+    assert told["achievable_gain"] == pytest.approx(1.25, rel=1e-3)
+    assert told["allocation_note"] is None
+    assert describe(problem, solve(problem, "uniform"))["expected_gain"] == 1
+    starving = Allocation(["a", "b"], np.array([0, 16]), "gvm")
+    assert describe(problem, starving)["expected_gain"] == 0
+    flat = pose(PromptStats(["a", "b"], np.ones(2), np.ones(2), np.ones(2)), 16)
+    assert describe(flat, solve(flat, "min_variance"))["allocation_note"].startswith("uniform: ")
+    unknown = pose(PromptStats(["a"], np.zeros(1), np.zeros(1), np.array([NAN])), 4)
+    assert describe(unknown, solve(unknown, "uniform"))["expected_gain"] is None

@@ -119,7 +119,7 @@ def test_algorithms_bring_their_objective_and_baseline():
         ),
         (
             ["--estimate.mode", "none"],
-            "allocator gvm with algorithm.estimator self_normalised needs accept rates; set estimate",
+            "allocator min_variance with algorithm.estimator self_normalised needs accept rates",
         ),
         (
             [

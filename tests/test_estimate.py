@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as distributions
 
 from conftest import assert_equal_arrays, make_group, make_prompt
-from dibs.estimate import no_statistics, pilot_statistics, weighting_rates
+from dibs.estimate import believe, no_statistics, pilot_statistics, weighting_rates
 from dibs.evaluate import clustered_interval, score
-from dibs.types import InputError, PromptStats
+from dibs.objectives import BASELINES
+from dibs.types import CompletionMoments, InputError, PromptStats
 
 
 def test_algorithm_2_by_hand():
@@ -65,3 +67,121 @@ def test_the_interval_covers_at_about_its_level():
         low, high = clustered_interval(rates)
         inside += low <= 0.5 <= high
     assert 0.93 < inside / trials < 0.97
+
+
+def draw(seed, m=400, trials=8, spread=1.0, classes=True):
+    """Prompts with known rates and second moments, and the statistics of their pilots."""
+    rng = np.random.default_rng(seed)
+    rate = rng.beta(2, 3, m)
+    level = rng.normal(1.0, spread, m)
+    groups, norms = [], []
+    for i in range(m):
+        rewards = (rng.random(trials) < rate[i]).astype(float)
+        groups.append(make_group(list(rewards), make_prompt(str(i))))
+        norms.append(np.exp((level[i] + rng.normal(0, 0.5, trials)) / 2))
+    return rate, np.exp(level + 0.125), pilot_statistics(groups, norms)
+
+
+def test_the_posterior_is_calibrated():
+    """95% intervals hold the truth for 95% of 400 prompts, within 4 standard errors (4.4%)."""
+    rate, moment, stats = draw(0)
+    posterior = believe(stats)
+    low, high = distributions.beta.interval(0.95, posterior.alpha, posterior.beta)
+    assert abs(np.mean((low <= rate) & (rate <= high)) - 0.95) < 0.044
+    error = np.log(moment) - posterior.log_square
+    assert abs(np.mean(np.abs(error) <= 1.96 * posterior.log_square_deviation) - 0.95) < 0.044
+
+
+def test_the_posterior_is_nearer_to_the_truth_than_shares_and_means():
+    rate, moment, stats = draw(1)
+    posterior = believe(stats)
+    assert ((posterior.accept_rate - rate) ** 2).mean() < 0.75 * (
+        (stats.accept_rate - rate) ** 2
+    ).mean()
+    known = stats.successes > 0
+    naive = 2 * np.log(stats.grad_norm[known]) - np.log(moment[known])
+    ours = posterior.log_square[known] - np.log(moment[known])
+    assert (ours**2).mean() < 0.9 * (naive**2).mean()
+
+
+def test_a_prompt_without_an_accepted_pilot_keeps_a_small_rate():
+    _, _, stats = draw(2)
+    posterior = believe(stats)
+    failed = stats.successes == 0
+    assert failed.any()
+    assert (posterior.accept_rate[failed] > 0.01).all()
+    assert (posterior.accept_rate[failed] < 0.25).all()
+    assert (posterior.accept_rate_deviation > 0).all()
+
+
+def test_many_pilots_leave_the_prior_behind():
+    rate, moment, stats = draw(3, m=50, trials=4000)
+    posterior = believe(stats)
+    np.testing.assert_allclose(posterior.accept_rate, rate, atol=0.04)
+    np.testing.assert_allclose(posterior.log_square, np.log(moment), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("trials", "successes", "norms"),
+    [
+        ([0, 0], [0, 0], [np.nan, np.nan]),
+        ([8, 8], [0, 0], [np.nan, np.nan]),
+        ([8, 8], [8, 8], [0.0, 0.0]),
+        ([8], [8], [1.0]),
+        ([1, 1000], [0, 1000], [np.nan, 1e-30]),
+    ],
+)
+def test_degenerate_statistics_have_a_posterior(trials, successes, norms):
+    posterior = believe(
+        PromptStats(
+            list(range(len(trials))), np.array(trials), np.array(successes), np.array(norms)
+        )
+    )
+    assert ((posterior.accept_rate > 0) & (posterior.accept_rate < 1)).all()
+    for objective, baselines in BASELINES.items():
+        for baseline in baselines:
+            moment = posterior.second_moment(objective, baseline)
+            assert (np.isfinite(moment) & (moment > 0)).all()
+
+
+def test_log_probabilities_sharpen_the_accept_rate():
+    """Where likely completions are the accepted ones, prompts that failed are told apart by them."""
+    rng = np.random.default_rng(4)
+    m, trials = 300, 4
+    hardness = rng.normal(0, 1.5, m)
+    rate = 1 / (1 + np.exp(hardness))
+    successes = rng.binomial(trials, rate)
+
+    def moments(count, shift):
+        logprob = np.where(count > 0, -hardness + shift, np.nan)
+        flat = np.where(count > 0, 0.0, np.nan)
+        return CompletionMoments(count.astype(float), flat, flat, logprob)
+
+    def squared_error(**known):
+        stats = PromptStats(list(range(m)), np.full(m, trials), successes, np.ones(m), **known)
+        return ((believe(stats).accept_rate - rate) ** 2).mean()
+
+    known = {"accepted": moments(successes, 2.0), "rejected": moments(trials - successes, 0.0)}
+    assert squared_error(**known) < 0.3 * squared_error()
+
+
+def test_uninformative_log_probabilities_do_no_harm():
+    """Accepted completions are the likelier ones, but their mean says nothing beyond the successes."""
+    rng = np.random.default_rng(5)
+    m, trials = 300, 4
+    rate = rng.beta(2, 2, m)
+    successes = rng.binomial(trials, rate)
+
+    def moments(count, shift):
+        flat = np.where(count > 0, 0.0, np.nan)
+        noise = rng.normal(0, 1, m) / np.sqrt(np.maximum(count, 1))
+        return CompletionMoments(
+            count.astype(float), flat, flat, np.where(count > 0, shift + noise, np.nan)
+        )
+
+    def squared_error(**known):
+        stats = PromptStats(list(range(m)), np.full(m, trials), successes, np.ones(m), **known)
+        return ((believe(stats).accept_rate - rate) ** 2).mean()
+
+    known = {"accepted": moments(successes, 3.0), "rejected": moments(trials - successes, 0.0)}
+    assert squared_error(**known) < 1.03 * squared_error()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import assert_equal_arrays, make_group
-from dibs.objectives import BASELINES, group_advantages, weigh
+from dibs.objectives import BASELINES, group_advantages, variance, weigh
 from dibs.types import InputError
 
 REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # mean 0.4, population std sqrt(0.24)
@@ -126,3 +126,35 @@ def test_a_pair_that_is_not_in_the_table_is_refused():
         group_advantages(REWARDS, "grpo", "none", 0.5)
     with pytest.raises(InputError, match="unknown objective 'x'; known: log_likelihood"):
         group_advantages(REWARDS, "x", "none", 0.5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_variance_table_matches_enumeration(rate):
+    """A softmax over five outcomes, two accepted: trace Cov(a s) from all outcomes, and from moments."""
+    rng = np.random.default_rng(0)
+    accepted = np.array([True, True, False, False, False])
+    weights = rng.random(5)
+    weights /= np.where(accepted, weights[accepted].sum(), weights[~accepted].sum())
+    probabilities = weights * np.where(accepted, rate, 1 - rate)
+    scores = np.eye(5) - probabilities  # gradients of ln p with respect to the logits; E[s] = 0
+    squares = (scores**2).sum(1)
+    q1 = (weights * squares)[accepted].sum()
+    q0 = (weights * squares)[~accepted].sum()
+    mean = (weights[:, None] * scores)[accepted].sum(0)
+    for objective, baselines in BASELINES.items():
+        for baseline in baselines:
+            got = variance(objective, baseline, np.array([rate]), q1, q0, mean @ mean)
+            if rate == 0 or (rate == 1 and baseline != "none"):
+                assert got == [0]
+                continue
+            a = accepted - (0 if baseline == "none" else rate)
+            if objective == "log_likelihood":
+                a = a / rate
+            if objective == "grpo":
+                a = a / np.sqrt(rate * (1 - rate))
+            x = a[:, None] * scores
+            first = probabilities @ x
+            expected = probabilities @ (x**2).sum(1) - first @ first
+            assert got == pytest.approx([expected], rel=1e-9, abs=1e-12)
+            bound = variance(objective, baseline, np.array([rate]), q1, q0)
+            assert bound >= got - 1e-12

@@ -62,7 +62,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert summary["rollouts"] == 2 * 8 * (4 + 4)
     assert summary["pilot_rollouts"] == 2 * 8 * 4
     assert summary["algorithm"] == "raft++"
-    assert summary["allocator"] == "gvm"
+    assert summary["allocator"] == "min_variance"
     assert summary["seed"] == 0
     assert summary["wall_seconds"] > 0
     lines = read_lines(out / "metrics.jsonl")
@@ -267,7 +267,10 @@ def test_a_policy_that_broke_is_noticed_at_the_next_sampling(tmp_path, steps):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--allocate.allocator=best"], "unknown allocator 'best'; known: gvm, uniform"),
+        (
+            ["--allocate.allocator=best"],
+            "unknown allocator 'best'; known: gvm, min_variance, uniform",
+        ),
         (["--algorithm.baseline=leave_one_out"], "objective log_likelihood has no baseline"),
         (["--tracking.trackers=[nothing]"], "unknown tracker 'nothing'; known: .*tensorboard"),
         (["--tracking.trackers=[mlflow]"], "mlflow is not installed; pip install mlflow"),

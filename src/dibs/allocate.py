@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dibs.counts import least_variance, proportional
+from dibs.estimate import believe
+from dibs.objectives import check_objective
 from dibs.types import Allocation, InputError, PromptStats
 
 
@@ -21,22 +25,41 @@ from dibs.types import Allocation, InputError, PromptStats
 class AllocationProblem:
     """Everything an allocator may look at. Build it with :func:`pose`, which checks it.
 
-    ``lower`` and ``upper``: int64 [m], counts allowed to each prompt.
-    ``accept_rate_penalty``, ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391,
-    eq. (5).
+    ``lower`` and ``upper``: int64 [m], counts allowed to each prompt. ``objective`` and ``baseline``:
+    the target gradient, a row of the table in ``objectives``. ``accept_rate_penalty`` and
+    ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391, eq. (5); None leaves alpha to
+    the allocator.
     """
 
     stats: PromptStats
     budget: int
     lower: np.ndarray
     upper: np.ndarray
-    accept_rate_penalty: float = 1e-3
+    objective: str = "log_likelihood"
+    baseline: str = "none"
+    accept_rate_penalty: float | None = None
     accept_rate_power: float = 2.0
+
+    @cached_property
+    def sigma(self) -> np.ndarray:
+        """Standard deviation of one rollout's share of the gradient, as the statistics have it; [m].
+
+        An upper bound: the prompt's mean gradient is not taken off. With an ``accept_rate_penalty`` it
+        is weighed by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5) weighs the variance.
+        """
+        posterior = believe(self.stats)
+        square = posterior.second_moment(self.objective, self.baseline)
+        if self.accept_rate_penalty:
+            square /= 1 + self.accept_rate_penalty / posterior.accept_rate**self.accept_rate_power
+        return np.sqrt(square)
 
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
 _LARGEST_COUNT = 2**53
+_GVM_PENALTY = 1e-3
+WORTHWHILE_GAIN = 1.05
+"""``min_variance`` stays uniform where it expects to lower the variance by less than this factor."""
 
 
 def allocator(name: str) -> Callable[[Allocator], Allocator]:
@@ -52,7 +75,7 @@ def allocator(name: str) -> Callable[[Allocator], Allocator]:
 @allocator("uniform")
 def uniform(problem: AllocationProblem) -> np.ndarray:
     """The same count for every prompt, as far as the bounds allow."""
-    return proportional(np.ones(len(problem.stats)), problem)
+    return _in_proportion(np.ones(len(problem.stats)), problem)
 
 
 @allocator("gvm")
@@ -75,69 +98,60 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
     norm = np.where(rate > 0, stats.grad_norm, 0.0)
     rate = np.where(rate > 0, rate, 1.0)
     alpha, beta = problem.accept_rate_penalty, problem.accept_rate_power
+    alpha = _GVM_PENALTY if alpha is None else alpha
     with np.errstate(over="ignore"):  # an infinite penalty is a weight of 0
         penalty = alpha * rate ** (1 - beta) if alpha > 0 else 0.0
-    return proportional(norm / np.sqrt(rate + penalty), problem)
+    return _in_proportion(norm / np.sqrt(rate + penalty), problem)
 
 
-def proportional(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:
-    """Integer counts as close to proportional to ``weights`` as bounds and an exact sum allow.
+@allocator("min_variance")
+def min_variance(problem: AllocationProblem) -> np.ndarray:
+    """Counts of least expected variance for the objective at hand: exact integers, n_i about sigma_i.
 
-    The real-valued optimum is ``clip(scale * weight, lower, upper)`` with the one scale that spends
-    the budget; it is rounded by largest remainder. Prompts of weight 0 get their lower bound, and
-    share evenly what is left once all others are at their upper bound. If every weight is 0, all
-    prompts share evenly. O(m log m).
+    ``sigma_i`` is what the statistics let one expect (``estimate.believe``): where they say little, all
+    prompts look alike and the counts are near uniform. They are uniform where the variance expected is
+    not at least 1.05 times lower. No prompt is starved while the budget has one completion for each.
     """
-    positive = weights > 0
-    if not positive.any():
-        positive, weights = ~positive, np.ones(len(weights))
-    # Far below any count that rounds to 1, a floor keeps quotients of weights finite.
-    weights = np.where(positive, np.maximum(weights / weights.max(), 1e-200), 0.0)
-    lower, upper = problem.lower, problem.upper
-    counts, sharing = lower.copy(), positive
-    if upper[positive].sum() + lower[~positive].sum() < problem.budget:
-        counts[positive] = upper[positive]
-        sharing, weights = ~positive, np.ones(len(weights))
-    left = problem.budget - int(counts[~sharing].sum())
-    shares = _fill(weights[sharing], left, lower[sharing], upper[sharing])
-    counts[sharing] = _round(shares, left, lower[sharing], upper[sharing])
-    return counts
+    counts = least_variance(problem.sigma, problem.budget, problem.lower, problem.upper)
+    return counts if expected_gain(problem, counts) >= WORTHWHILE_GAIN else uniform(problem)
 
 
-def _fill(weights: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Real shares ``clip(scale * weights, lower, upper)`` that sum to ``total``; weights > 0.
+def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
+    """Variance expected of uniform counts over that of ``counts``; 0 where only ``counts`` leave out.
 
-    The sum is piecewise linear in the scale: prompt i grows between ``lower/weight`` and
-    ``upper/weight``. A binary search over those sorted breakpoints finds the linear piece that holds
-    the total. Every sum is taken afresh over positive terms: running sums would cancel where weights
-    differ by many orders of magnitude.
+    1 where both are 0, or where uniform counts leave prompts out, too.
     """
-    grows_from, grows_to = lower / weights, upper / weights
-    breakpoints = np.sort(np.concatenate([grows_from, grows_to]))
-    first, last = 0, len(breakpoints) - 1
-    while first < last:
-        middle = (first + last + 1) // 2
-        if np.clip(breakpoints[middle] * weights, lower, upper).sum() <= total:
-            first = middle
-        else:
-            last = middle - 1
-    scale = breakpoints[first]
-    growing = (grows_from <= scale) & (scale < grows_to)
-    if growing.any():
-        fixed = np.clip(scale * weights[~growing], lower[~growing], upper[~growing])
-        scale = max(scale, (total - fixed.sum()) / weights[growing].sum())
-    return np.clip(scale * weights, lower, upper)
+    even, chosen = (_variance(problem.sigma, n) for n in (uniform(problem), counts))
+    if even in (chosen, np.inf):
+        return 1.0
+    return even / chosen if chosen > 0 else np.inf
 
 
-def _round(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """Largest-remainder rounding to integers within bounds whose sum is ``total``."""
-    counts = np.floor(shares).astype(np.int64)
-    missing = total - int(counts.sum())
-    # The sign guards against a share that rounding error lifted over an integer.
-    step, room = (1, counts < upper) if missing > 0 else (-1, counts > lower)
-    order = np.argsort(-step * (shares - counts), kind="stable")
-    counts[order[room[order]][: abs(missing)]] += step
-    return counts
+def describe(problem: AllocationProblem, allocation: Allocation) -> dict[str, float | str | None]:
+    """What the statistics say of an allocation, for the metrics; None where they say nothing."""
+    if not np.any(problem.stats.trials):
+        return {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
+    best = least_variance(problem.sigma, problem.budget, problem.lower, problem.upper)
+    achievable = expected_gain(problem, best)
+    stayed = allocation.allocator == "min_variance" and achievable < WORTHWHILE_GAIN
+    note = f"uniform: an expected gain of {achievable:.3f} is below {WORTHWHILE_GAIN}"
+    return {
+        "expected_gain": expected_gain(problem, allocation.counts),
+        "achievable_gain": achievable,
+        "allocation_note": note if stayed else None,
+    }
+
+
+def _variance(sigma: np.ndarray, counts: np.ndarray) -> float:
+    """``sum_i sigma_i^2 / n_i``; infinite where a prompt that varies has no completion."""
+    varies = sigma > 0
+    if (counts[varies] == 0).any():
+        return np.inf
+    return float((sigma[varies] ** 2 / counts[varies]).sum())
+
+
+def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:
+    return proportional(weights, problem.budget, problem.lower, problem.upper)
 
 
 def pose(
@@ -146,7 +160,9 @@ def pose(
     *,
     lower: ArrayLike = 0,
     upper: ArrayLike | None = None,
-    accept_rate_penalty: float = 1e-3,
+    objective: str = "log_likelihood",
+    baseline: str = "none",
+    accept_rate_penalty: float | None = None,
     accept_rate_power: float = 2.0,
 ) -> AllocationProblem:
     """Check bounds and budget and make them arrays; ``upper=None`` means no upper bound.
@@ -159,7 +175,8 @@ def pose(
     if not 0 <= budget <= _LARGEST_COUNT or budget != int(budget):
         raise InputError(f"budget {budget} is not a whole number from 0 to 2^53")
     budget = int(budget)
-    if not 0 <= accept_rate_penalty < np.inf:
+    check_objective(objective, baseline)
+    if accept_rate_penalty is not None and not 0 <= accept_rate_penalty < np.inf:
         raise InputError(f"accept_rate_penalty is {accept_rate_penalty}; it must be at least 0")
     if not 1 <= accept_rate_power < np.inf:
         raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
@@ -183,7 +200,9 @@ def pose(
             f"budget {budget} is larger than the sum of the upper bounds, {high.sum()}; "
             "lower the budget or raise the bounds"
         )
-    return AllocationProblem(stats, budget, low, high, accept_rate_penalty, accept_rate_power)
+    return AllocationProblem(
+        stats, budget, low, high, objective, baseline, accept_rate_penalty, accept_rate_power
+    )
 
 
 def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
@@ -223,13 +242,15 @@ def allocate(
     grad_norm: ArrayLike,
     *,
     budget: int,
-    allocator: str = "gvm",
+    allocator: str = "min_variance",
     lower: ArrayLike = 0,
     upper: ArrayLike | None = None,
     grad_norm_rejected: ArrayLike | None = None,
     mean_tokens: ArrayLike | None = None,
     prompt_ids: Sequence[str] | None = None,
-    accept_rate_penalty: float = 1e-3,
+    objective: str = "log_likelihood",
+    baseline: str = "none",
+    accept_rate_penalty: float | None = None,
     accept_rate_power: float = 2.0,
 ) -> np.ndarray:
     """Counts for m prompts from arrays of their statistics; the library form of ``dibs allocate``.
@@ -239,12 +260,14 @@ def allocate(
         successes: how many of them were accepted, [m].
         grad_norm: mean gradient norm of the accepted ones, [m]; NaN where none was.
         budget: total number of completions to spread over the prompts.
-        allocator: a registered name; ``uniform`` and ``gvm`` come with DIBS.
+        allocator: a registered name; ``min_variance``, ``gvm`` and ``uniform`` come with DIBS.
         lower, upper: bounds on the count of a prompt, one number or [m].
         grad_norm_rejected: mean gradient norm of the rejected ones, [m].
         mean_tokens: mean completion length, [m].
         prompt_ids: names used in error messages; the prompt's position by default.
-        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's Theorem 3.
+        objective, baseline: the target gradient that ``min_variance`` allocates for.
+        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5). By default alpha is 1e-3
+            for ``gvm`` and 0 for ``min_variance``.
 
     Returns:
         int64 counts [m] whose sum is ``budget``.
@@ -270,6 +293,8 @@ def allocate(
         budget,
         lower=lower,
         upper=upper,
+        objective=objective,
+        baseline=baseline,
         accept_rate_penalty=accept_rate_penalty,
         accept_rate_power=accept_rate_power,
     )

@@ -14,6 +14,7 @@ from rich.console import Console
 from dibs import __version__
 from dibs.allocate import ALLOCATORS, pose, solve
 from dibs.config_file import config_keys, load_config, split_config
+from dibs.objectives import BASELINES
 from dibs.statistics_file import count_lines, read_statistics
 from dibs.types import InputError
 
@@ -82,12 +83,27 @@ def _parser() -> argparse.ArgumentParser:
     allocate.add_argument("stats", metavar="STATS", help="JSON Lines file, or - for standard input")
     allocate.add_argument("--budget", type=int, required=True, help="completions in all")
     allocate.add_argument(
-        "--allocator", default="gvm", help=f"{', '.join(sorted(ALLOCATORS))} (default: gvm)"
+        "--allocator",
+        default="min_variance",
+        help=f"{', '.join(sorted(ALLOCATORS))} (default: min_variance)",
+    )
+    allocate.add_argument(
+        "--objective",
+        default="log_likelihood",
+        choices=BASELINES,
+        help="target that min_variance allocates for (default: log_likelihood)",
+    )
+    allocate.add_argument(
+        "--baseline",
+        default="none",
+        help="its baseline: none, mean or leave_one_out (default: none)",
     )
     allocate.add_argument("--lower", type=int, default=0, help="fewest a prompt (default: 0)")
     allocate.add_argument("--upper", type=int, help="most a prompt (default: no limit)")
     allocate.add_argument(
-        "--accept-rate-penalty", type=float, default=1e-3, help="GVM's alpha (default: 0.001)"
+        "--accept-rate-penalty",
+        type=float,
+        help="GVM's alpha (default: 0.001 for gvm, 0 for min_variance)",
     )
     allocate.add_argument(
         "--accept-rate-power", type=float, default=2.0, help="GVM's beta (default: 2)"
@@ -131,6 +147,8 @@ def _allocate(options: argparse.Namespace) -> None:
         options.budget,
         lower=options.lower,
         upper=options.upper,
+        objective=options.objective,
+        baseline=options.baseline,
         accept_rate_penalty=options.accept_rate_penalty,
         accept_rate_power=options.accept_rate_power,
     )

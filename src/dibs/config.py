@@ -186,14 +186,19 @@ class EstimateConfig(Section):
 class AllocateConfig(Section):
     """How the budget is spent."""
 
-    allocator: str = Field("gvm", description="uniform, gvm, or one registered by your own code")
+    allocator: str = Field(
+        "min_variance",
+        description="min_variance, gvm, uniform, or one registered by your own code",
+    )
     num_generations: int = Field(8, ge=1, description="completions a prompt on average")
     budget: int | None = Field(
         None, ge=0, description="completions a step; default num_generations x prompts_per_step"
     )
     lower: int = Field(0, ge=0, description="fewest completions a prompt; gvm starves at 0")
     upper: int | None = Field(None, ge=0, description="most completions a prompt; null: no limit")
-    accept_rate_penalty: float = Field(1e-3, ge=0, description="GVM's alpha")
+    accept_rate_penalty: float | None = Field(
+        None, ge=0, description="GVM's alpha; null: 1e-3 for gvm, 0 for min_variance"
+    )
     accept_rate_power: float = Field(2.0, ge=1, description="GVM's beta; the paper asks for >= 2")
 
 

@@ -1,18 +1,25 @@
-"""Pilot completions in, statistics of their prompts out. numpy only; knows no budget.
+"""Pilot completions in, statistics of their prompts out, and what they let one believe. Knows no budget.
 
 This is the estimate step of arXiv 2505.02391, Algorithm 2: N' fresh completions a prompt give the
-accept rate ``p_i`` (accepted share) and ``G_i`` (mean gradient norm of the accepted ones). The
-pilots are thrown away afterwards, so the counts they decide stay independent of the samples that
-enter the gradient.
+accept rate ``p_i`` (accepted share) and ``G_i`` (mean gradient norm of the accepted ones). The pilots
+are thrown away afterwards, so the counts they decide stay independent of the samples that enter the
+gradient.
+
+Shares and means of a few completions are poor estimates, so ``believe`` turns them into a
+:class:`Posterior`: every prompt borrows from the others of its batch (empirical Bayes).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize, special
+from scipy import stats as distributions
 
-from dibs.types import Group, Prompt, PromptStats
+from dibs.objectives import second_moment_powers
+from dibs.types import CompletionMoments, Group, Prompt, PromptStats
 
 
 def no_statistics(prompts: Sequence[Prompt]) -> PromptStats:
@@ -33,21 +40,40 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
         PromptStats with norms averaged as plain means, as Algorithm 2 has it (the variance bound of
         Lemma 2 would ask for the root mean square); NaN where a class is empty.
     """
+    pairs = list(zip(groups, grad_norms, strict=True))
     return PromptStats(
         prompt_ids=[group.prompt.prompt_id for group in groups],
         trials=np.array([len(group.rollouts) for group in groups], dtype=np.int64),
         successes=np.array([int(group.accepted.sum()) for group in groups], dtype=np.int64),
-        grad_norm=_means(n[g.accepted] for g, n in zip(groups, grad_norms, strict=True)),
-        grad_norm_rejected=_means(n[~g.accepted] for g, n in zip(groups, grad_norms, strict=True)),
+        grad_norm=_means(norms[group.accepted] for group, norms in pairs),
+        grad_norm_rejected=_means(norms[~group.accepted] for group, norms in pairs),
         mean_tokens=_means(
             np.array([len(rollout.completion.token_ids) for rollout in group.rollouts])
             for group in groups
         ),
+        accepted=_moments([(norms, _logprobs(group), group.accepted) for group, norms in pairs]),
+        rejected=_moments([(norms, _logprobs(group), ~group.accepted) for group, norms in pairs]),
     )
 
 
 def _means(samples: Iterable[np.ndarray]) -> np.ndarray:
     return np.array([values.mean() if len(values) else np.nan for values in samples])
+
+
+def _logprobs(group: Group) -> np.ndarray:
+    return np.array([sum(rollout.completion.sampling_logprobs) for rollout in group.rollouts])
+
+
+def _moments(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> CompletionMoments:
+    """Of (norms, log-probabilities, members of the class) of each prompt."""
+    rows = np.full((len(samples), 4), np.nan)
+    for row, (norms, logprobs, chosen) in zip(rows, samples, strict=True):
+        usable = chosen & (norms > 0)
+        row[0] = usable.sum()
+        if usable.any():
+            logs = np.log(norms[usable])
+            row[1:] = logs.mean(), ((logs - logs.mean()) ** 2).sum(), logprobs[usable].mean()
+    return CompletionMoments(*rows.T.copy())
 
 
 def weighting_rates(stats: PromptStats) -> np.ndarray:
@@ -59,3 +85,171 @@ def weighting_rates(stats: PromptStats) -> np.ndarray:
     """
     floor = 1.0 / (np.asarray(stats.trials) + 1.0)
     return np.maximum(np.nan_to_num(stats.accept_rate), floor)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is believed about each of m prompts; all float64 [m].
+
+    The accept rate is Beta(``alpha``, ``beta``). ``E[||s||^2]`` of accepted and of rejected completions
+    is log-normal: ``log_square`` is the mean of its logarithm, ``log_square_deviation`` its standard
+    deviation.
+    """
+
+    alpha: np.ndarray
+    beta: np.ndarray
+    log_square: np.ndarray
+    log_square_deviation: np.ndarray
+    log_square_rejected: np.ndarray
+    log_square_rejected_deviation: np.ndarray
+
+    @property
+    def accept_rate(self) -> np.ndarray:
+        """Mean of the accept rate, in (0, 1)."""
+        return self.alpha / (self.alpha + self.beta)
+
+    @property
+    def accept_rate_deviation(self) -> np.ndarray:
+        """Standard deviation of the accept rate."""
+        return distributions.beta.std(self.alpha, self.beta)
+
+    def second_moment(self, objective: str, baseline: str) -> np.ndarray:
+        """``E[a_i^2 ||s||^2]``, expected under this posterior: an upper bound of sigma_i^2.
+
+        A mean of 1/p is taken as the squared mean of its root, which is finite for every posterior.
+        The mean gradient is not subtracted: a few pilots do not tell it.
+        """
+        total = np.zeros(len(self.alpha))
+        classes = (
+            (self.log_square, self.log_square_deviation),
+            (self.log_square_rejected, self.log_square_rejected_deviation),
+        )
+        powers = second_moment_powers(objective, baseline)
+        for pair, (log, deviation) in zip(powers, classes, strict=True):
+            if pair is not None:
+                total += np.exp(log + deviation**2 / 2) * self._mean_product(*pair)
+        return total
+
+    def _mean_product(self, power: int, other: int) -> np.ndarray:
+        """``E[p^power (1 - p)^other]``; for a negative power, the squared mean of its root."""
+        share = 1.0 if power >= 0 else 0.5
+        alpha = self.alpha if power >= 0 else np.maximum(self.alpha, 1.0)
+        log = special.betaln(alpha + share * power, self.beta + share * other)
+        return np.exp((log - special.betaln(alpha, self.beta)) / share)
+
+
+def believe(stats: PromptStats) -> Posterior:
+    """The posterior of every prompt, under priors fitted across the prompts of the batch.
+
+    The accept rate has a Beta prior whose concentration, and whose mean as a function of the prompt's
+    log-probabilities where they are known, are fitted by maximum likelihood (beta-binomial regression).
+    The logarithm of a class's second moment has a normal prior fitted by restricted moments; each
+    prompt's own mean pulls it as far as the class's spread within prompts allows. A prompt without an
+    accepted completion keeps a small accept rate, never 0.
+    """
+    alpha, beta = _accept_rates(stats)
+    accepted = _class_of(stats, stats.accepted, stats.grad_norm, stats.successes)
+    rejections = np.asarray(stats.trials) - np.asarray(stats.successes)
+    rejected = _class_of(stats, stats.rejected, stats.grad_norm_rejected, rejections)
+    # A class that no prompt of the batch has shown is taken to be like the other.
+    fallback = next((c for c in (accepted, rejected) if (c.count > 0).any()), None)
+    if fallback is None:
+        zero = np.zeros(len(stats))
+        return Posterior(alpha, beta, zero, zero, zero, zero)
+    levels = [_log_squares(c if (c.count > 0).any() else fallback) for c in (accepted, rejected)]
+    return Posterior(alpha, beta, *levels[0], *levels[1])
+
+
+def _class_of(
+    stats: PromptStats, known: CompletionMoments | None, norm: np.ndarray | None, count: np.ndarray
+) -> CompletionMoments:
+    """The moments given, or what a mean norm says of them."""
+    if known is not None:
+        return known
+    unknown = np.full(len(stats), np.nan)
+    norm = unknown if norm is None else np.asarray(norm, dtype=np.float64)
+    usable = norm > 0
+    logs = np.log(np.where(usable, norm, 1.0))
+    return CompletionMoments(
+        np.where(usable, count, 0.0), np.where(usable, logs, np.nan), unknown, unknown
+    )
+
+
+def _accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
+    """alpha and beta of the posterior accept rates."""
+    successes = np.asarray(stats.successes, dtype=np.float64)
+    failures = np.asarray(stats.trials) - successes
+    covariate = _surprise(stats)
+
+    def prior(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        level, slope, log_concentration = parameters
+        mean = special.expit(level + slope * covariate).clip(1e-6, 1 - 1e-6)
+        concentration = np.exp(log_concentration)
+        return mean * concentration, (1 - mean) * concentration
+
+    def loss(parameters: np.ndarray) -> float:
+        a, b = prior(parameters)
+        likelihood = special.betaln(a + successes, b + failures) - special.betaln(a, b)
+        # Weak priors keep a few prompts from claiming certainty.
+        doubt = 0.5 * ((parameters[2] - np.log(8.0)) / 1.5) ** 2 + 0.01 * parameters[1] ** 2
+        return doubt - float(likelihood.sum())
+
+    overall = (successes.sum() + 1) / (successes.sum() + failures.sum() + 2)
+    start = np.array([special.logit(overall), 0.0, np.log(5.0)])
+    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-14, 14), (-5, 5), (-3, 7)])
+    a, b = prior(found.x)
+    return a + successes, b + failures
+
+
+def _surprise(stats: PromptStats) -> np.ndarray:
+    """A standardised covariate of the accept rate, [m]: how likely the prompt's completions were.
+
+    Accepted completions are the likelier ones, so a plain mean over the pilots would repeat their
+    successes and make the regression sure of itself. The usual difference between the classes is
+    taken out first; ranks then tame outliers. All zeros where log-probabilities are not known.
+    """
+    m = len(stats)
+    if stats.accepted is None or stats.rejected is None:
+        return np.zeros(m)
+    yes, no = stats.accepted, stats.rejected
+    both = (yes.count > 0) & (no.count > 0)
+    weight = (yes.count * no.count / (yes.count + no.count).clip(min=1e-9))[both]
+    difference = (yes.logprob - no.logprob)[both]
+    gap = float((weight * difference).sum() / weight.sum()) if both.any() else 0.0
+    total = yes.count + no.count
+    known = total > 0
+    sums = np.nan_to_num(yes.logprob - gap) * yes.count + np.nan_to_num(no.logprob) * no.count
+    result = np.zeros(m)
+    ranks = distributions.rankdata(sums[known] / total[known])
+    result[known] = special.ndtri((ranks - 0.5) / max(int(known.sum()), 1))
+    return result
+
+
+def _log_squares(moments: CompletionMoments) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of the posterior of ``ln E[||s||^2]`` in a class, [m] each.
+
+    With ``y`` a prompt's mean of ``ln ||s||^2`` over n completions: ``y ~ N(u, w / n)``,
+    ``u ~ N(level, t)``; w is pooled over prompts, t by the method of moments (DerSimonian and Laird
+    1986, iterated), and ``ln E[||s||^2] = u + w / 2``.
+    """
+    has = moments.count > 0
+    count = moments.count[has]
+    own = 2 * moments.log_norm[has]
+    scatter = 4 * np.nan_to_num(moments.log_norm_scatter[has])
+    within = (scatter.sum() + 0.05) / (np.maximum(count - 1, 0).sum() + 1)
+    noise = within / count
+    between = max(float(own.var()) - float(noise.mean()), 0.05)
+    for _ in range(50):
+        weight = 1 / (between + noise)
+        level = float((weight * own).sum() / weight.sum())
+        excess = (weight**2 * ((own - level) ** 2 * len(own) / max(len(own) - 1, 1) - noise)).sum()
+        updated = max(float(excess / (weight**2).sum()), 1e-3)
+        settled = abs(updated - between) < 1e-6
+        between = updated
+        if settled:
+            break
+    pull = np.zeros(len(has))
+    pull[has] = between / (between + noise)
+    mean = np.full(len(has), level)
+    mean[has] += pull[has] * (own - level)
+    return mean + within / 2, np.sqrt(between * (1 - pull))

@@ -26,6 +26,11 @@ An estimator chooses the weight of a rollout and the ``p_i`` that divides it:
     weight 1/N for all N rollouts of the step, one pooled ``p``: what GVM's released code does. A
     prompt with more samples counts for more, so the counts change the objective.
 
+The variance of one rollout's share, ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``, follows for rewards
+of 0 and 1 from the accept rate, the second moments ``Q1 = E[||s||^2 | accepted]`` and ``Q0``
+(rejected), and ``M = ||E[s | accepted]||^2``; since ``E[s] = 0``, the mean gradient of the rejected is
+fixed by it. Every term is a product of powers of p and 1 - p, listed in ``_VARIANCE``.
+
 For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under a group baseline
 a group of one has advantage 0, and a group of equal rewards has advantages 0.
 """
@@ -38,11 +43,21 @@ import numpy as np
 
 from dibs.types import Group, InputError
 
+Powers = tuple[int, int]
 BASELINES: dict[str, tuple[str, ...]] = {
     "log_likelihood": ("none", "mean"),
     "expected_reward": ("none", "mean", "leave_one_out"),
     "grpo": ("mean",),
 }
+_VARIANCE: dict[tuple[str, str], tuple[Powers | None, Powers | None, Powers]] = {
+    ("log_likelihood", "none"): ((-1, 0), None, (0, 0)),
+    ("log_likelihood", "mean"): ((-1, 2), (0, 1), (0, 0)),
+    ("expected_reward", "none"): ((1, 0), None, (2, 0)),
+    ("expected_reward", "mean"): ((1, 2), (2, 1), (2, 0)),
+    ("expected_reward", "leave_one_out"): ((1, 2), (2, 1), (2, 0)),
+    ("grpo", "mean"): ((0, 1), (1, 0), (1, -1)),
+}
+"""Powers of p and of 1 - p that multiply Q1, Q0 and M in sigma^2; None: the moment does not enter."""
 ESTIMATORS = ("prompt_mean", "self_normalised", "flat")
 
 
@@ -55,6 +70,46 @@ def check_objective(objective: str, baseline: str) -> None:
             f"algorithm.objective {objective} has no baseline {baseline}; choose algorithm.baseline "
             + " or ".join(BASELINES[objective])
         )
+
+
+def second_moment_powers(objective: str, baseline: str) -> tuple[Powers | None, Powers | None]:
+    """Powers of p and 1 - p that multiply Q1 and Q0 in ``E[a^2 ||s||^2]``; None: not in it."""
+    check_objective(objective, baseline)
+    return _VARIANCE[objective, baseline][:2]
+
+
+def variance(
+    objective: str,
+    baseline: str,
+    accept_rate: np.ndarray,
+    accepted: np.ndarray,
+    rejected: np.ndarray,
+    mean_square: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """``sigma_i^2`` of one rollout's share of the gradient, for known moments and rewards of 0 and 1.
+
+    Args:
+        objective, baseline: a row of the module's table, its baseline taken at its expectation.
+        accept_rate: ``p_i`` in [0, 1], [m].
+        accepted, rejected: ``Q1`` and ``Q0``, [m]; ignored where the class has probability 0.
+        mean_square: ``M = ||E[s | accepted]||^2``, [m]; 0 leaves the mean gradient out, which bounds
+            the variance from above.
+
+    Returns:
+        float64 [m], at least 0; 0 where p is 0, or where it is 1 and the objective is ``grpo`` or has a
+        baseline: there all advantages are 0, or nothing can be learnt.
+    """
+    check_objective(objective, baseline)
+    p = np.asarray(accept_rate, dtype=np.float64)
+    varied = (p > 0) & ((p < 1) | (baseline == "none"))
+    inside = np.where(varied, p, 0.5)
+    total = np.zeros(p.shape)
+    moments = (accepted, rejected, -np.asarray(mean_square))
+    for powers, moment in zip(_VARIANCE[objective, baseline], moments, strict=True):
+        if powers is not None:
+            factor = inside ** powers[0] * np.where(inside < 1, 1 - inside, 0.0) ** powers[1]
+            total += np.where(factor > 0, factor * np.nan_to_num(moment), 0.0)
+    return np.where(varied, np.maximum(total, 0.0), 0.0)
 
 
 def centre(rewards: np.ndarray, baseline: str) -> np.ndarray:

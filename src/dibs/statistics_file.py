@@ -15,7 +15,6 @@ from dibs.types import Allocation, InputError, PromptStats
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
-_OPTIONAL = ("grad_norm_rejected", "mean_tokens")
 
 
 class _Row(BaseModel):
@@ -49,17 +48,13 @@ def read_statistics(source: str) -> PromptStats:
         raise InputError(f"{name} is not UTF-8 text") from None
     if not rows:
         raise InputError(f"{name} holds no prompts; give one JSON object a line")
-    optional = {
-        key: column if not np.isnan(column).all() else None
-        for key in _OPTIONAL
-        for column in [_column(rows, key)]
-    }
     return PromptStats(
         prompt_ids=[row.prompt_id for row in rows],
         trials=np.array([row.trials for row in rows], dtype=np.int64),
         successes=np.array([row.successes for row in rows], dtype=np.int64),
         grad_norm=_column(rows, "grad_norm"),
-        **optional,
+        grad_norm_rejected=_optional_column(rows, "grad_norm_rejected"),
+        mean_tokens=_optional_column(rows, "mean_tokens"),
     )
 
 
@@ -86,3 +81,8 @@ def _column(rows: list[_Row], key: str) -> np.ndarray:
     return np.array(
         [np.nan if getattr(row, key) is None else getattr(row, key) for row in rows], dtype=float
     )
+
+
+def _optional_column(rows: list[_Row], key: str) -> np.ndarray | None:
+    column = _column(rows, key)
+    return None if np.isnan(column).all() else column

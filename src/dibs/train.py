@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dibs import objectives
-from dibs.allocate import pose, solve
+from dibs.allocate import AllocationProblem, describe, pose, solve
 from dibs.config import AlgorithmConfig, Config
 from dibs.estimate import no_statistics, pilot_statistics, weighting_rates
 from dibs.evaluate import score
@@ -110,7 +110,8 @@ class Trainer:
     def step(self, step: int, prompts: Sequence[Prompt], stats: PromptStats) -> StepRecord:
         """One training step on prompts whose statistics are known."""
         with self.phase("allocate"):
-            allocation = self.allocate(stats)
+            problem = self.pose(stats)
+            allocation = solve(problem, self.config.allocate.allocator)
         with self.phase("sample"):
             completions = self.sample(prompts, allocation.counts.tolist(), TRAINING, step)
         with self.phase("verify"):
@@ -126,7 +127,7 @@ class Trainer:
         self.totals.accepted_rollouts += sum(int(group.accepted.sum()) for group in groups)
         metrics["learned"] = sum(example.advantage != 0 for example in examples)
         self.totals.learned_rollouts += metrics["learned"]
-        metrics |= describe_step(groups, stats, allocation)
+        metrics |= describe_step(groups, stats, allocation) | describe(problem, allocation)
         return StepRecord(
             step,
             {"step": step, **asdict(self.totals), **metrics, **self.timings()},
@@ -144,18 +145,19 @@ class Trainer:
         self.totals.pilot_rollouts += sum(counts)
         return pilot_statistics(groups, self.grad_norms(groups, step))
 
-    def allocate(self, stats: PromptStats) -> Allocation:
-        """Spend the step's budget on its prompts."""
+    def pose(self, stats: PromptStats) -> AllocationProblem:
+        """The step's budget and bounds, and what is known of its prompts."""
         options = self.config.allocate
-        problem = pose(
+        return pose(
             stats,
             self.config.budget,
             lower=options.lower,
             upper=options.upper,
+            objective=self.config.algorithm.objective,
+            baseline=self.config.algorithm.baseline,
             accept_rate_penalty=options.accept_rate_penalty,
             accept_rate_power=options.accept_rate_power,
         )
-        return solve(problem, options.allocator)
 
     def sample(
         self, prompts: Sequence[Prompt], counts: Sequence[int], stream: int, step: int

@@ -102,13 +102,30 @@ class TrainingExample:
 
 
 @dataclass(frozen=True)
+class CompletionMoments:
+    """Of the accepted, or of the rejected, completions of each of m prompts; all float64 [m].
+
+    ``count``: how many have a gradient norm above 0, discounted where they are old. ``log_norm`` and
+    ``log_norm_scatter``: mean of ``ln ||s||`` over them and sum of squared deviations from it.
+    ``logprob``: mean of ``ln pi(y|x)``, summed over tokens. NaN where the count is 0.
+    """
+
+    count: np.ndarray
+    log_norm: np.ndarray
+    log_norm_scatter: np.ndarray
+    logprob: np.ndarray
+
+
+@dataclass(frozen=True)
 class PromptStats:
     """What is known about each of m prompts before the budget is spent.
 
-    ``trials`` and ``successes``: pilot completions drawn and accepted, int64 [m].
+    ``trials`` and ``successes``: pilot completions drawn and accepted, [m]; discounted, so not whole
+    numbers, where they are old.
     ``grad_norm``: mean of ``||grad log pi(y|x)||`` over accepted pilots, float64 [m], NaN where
     nothing was accepted. ``grad_norm_rejected``: the same over rejected ones. ``mean_tokens``: mean
-    completion length in tokens. The last two are optional.
+    completion length in tokens. ``accepted`` and ``rejected``: moments on the log scale. The last four
+    are optional.
 
     Raises InputError, naming the prompt, for values that cannot be.
     """
@@ -119,6 +136,8 @@ class PromptStats:
     grad_norm: np.ndarray
     grad_norm_rejected: np.ndarray | None = None
     mean_tokens: np.ndarray | None = None
+    accepted: CompletionMoments | None = None
+    rejected: CompletionMoments | None = None
 
     def __post_init__(self) -> None:
         m = len(self.prompt_ids)
@@ -132,10 +151,9 @@ class PromptStats:
                     "give one value a prompt"
                 )
             self._refuse(np.isinf(values), name, "is infinite")
+            if name in ("trials", "successes"):
+                self._refuse(np.isnan(values), name, "is missing")
             self._refuse(np.asarray(values) < 0, name, "is negative")
-        for name in ("trials", "successes"):
-            values = np.asarray(getattr(self, name))
-            self._refuse(values != np.floor(values), name, "is not a whole number")
         self._refuse(self.successes > self.trials, "successes", "exceeds trials")
         self._refuse(
             np.isnan(self.grad_norm) & (self.successes > 0),

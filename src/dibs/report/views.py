@@ -20,6 +20,7 @@ _COLUMNS = {
     "accept_rate": ("accept", "{:.3f}"),
     "count_max": ("max n_i", "{:d}"),
     "starved_prompts": ("n_i=0", "{:d}"),
+    "expected_gain": ("gain", "{:.2f}"),
     "rollouts": ("rollouts", "{:,d}"),
     "update_grad_norm": ("grad", "{:.3g}"),
     "tokens_per_second": ("tok/s", "{:,.0f}"),
