@@ -118,6 +118,14 @@ def test_algorithms_bring_their_objective_and_baseline():
             "the budget of 100 exceeds allocate.upper 1 x 64 prompts = 64",
         ),
         (
+            ["--estimate.mode", "online", "--allocate.allocator", "gvm"],
+            "gvm needs pilots of every prompt",
+        ),
+        (
+            ["--estimate.grad_norm", "none", "--estimate.grad_norm_parameters", "lora"],
+            "grad_norm_parameters needs grad_norm: exact or exact_slow",
+        ),
+        (
             ["--estimate.mode", "none"],
             "allocator min_variance with algorithm.estimator self_normalised needs accept rates",
         ),

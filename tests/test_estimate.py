@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as distributions
 
 from conftest import assert_equal_arrays, make_group, make_prompt
-from dibs.estimate import believe, no_statistics, pilot_statistics, weighting_rates
+from dibs.estimate import believe, no_statistics, pilot_statistics
 from dibs.evaluate import clustered_interval, score
 from dibs.objectives import BASELINES
 from dibs.types import CompletionMoments, InputError, PromptStats
@@ -29,13 +29,17 @@ def test_algorithm_2_by_hand():
     assert_equal_arrays(stats.grad_norm, [4, np.nan, 7, np.nan])
     assert_equal_arrays(stats.grad_norm_rejected, [15, 1.5, np.nan, np.nan])
     assert_equal_arrays(stats.mean_tokens, [5, 2, 3, np.nan])
-    assert_equal_arrays(weighting_rates(stats), [0.5, 1 / 3, 1, 1])
+    # Of b's two norms, 1 and 2: mean of ln is ln(2)/2, squares about it add up to ln(2)^2 / 2.
+    assert_equal_arrays(stats.rejected.count, [2, 2, 0, 0])
+    assert_equal_arrays(stats.rejected.log_norm[1], np.log(2) / 2)
+    assert_equal_arrays(stats.rejected.log_norm_scatter[1], np.log(2) ** 2 / 2)
+    assert_equal_arrays(stats.accepted.logprob, [-5, np.nan, -3, np.nan])
 
 
 def test_nothing_known():
     stats = no_statistics([make_prompt("a"), make_prompt("b")])
     assert np.isnan(stats.accept_rate).all()
-    assert_equal_arrays(weighting_rates(stats), [1, 1])
+    assert_equal_arrays(believe(stats).accept_rate, [0.5, 0.5])
 
 
 def test_statistics_that_cannot_be_name_the_prompt():

@@ -72,7 +72,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert lines[2]["completion_tokens"] == summary["completion_tokens"] > 128
     for line in read_lines(out / "allocations.jsonl"):
         assert sum(line["count"]) == 32
-        assert line["pilots"] == [4] * 8
+        assert line["trials"] == [4] * 8
         assert len(line["accept_rate"]) == 8
     for sample in read_lines(out / "samples.jsonl"):
         assert sample["count"] > 0
@@ -151,6 +151,32 @@ def test_other_settings_run_to_the_end(tmp_path, more):
     for line in read_lines(tmp_path / "run" / "allocations.jsonl"):
         budget = {"--allocate.budget=17": 17, "--allocate.budget=0": 0}.get(more[0])
         assert budget is None or sum(line["count"]) == budget
+
+
+def test_online_runs_draw_no_pilots_and_remember_prompts(tmp_path):
+    out = tmp_path / "run"
+    summary = run(
+        out,
+        "--estimate.mode=online",
+        "--data.size=24",
+        "--train.steps=4",
+        "--checkpoint.interval=4",
+    )
+    assert summary["pilot_rollouts"] == 0
+    assert summary["rollouts"] == 4 * 32
+    # 16 training prompts: steps 1 and 2 see each for the first time, 3 and 4 for the second.
+    allocations = read_lines(out / "allocations.jsonl")
+    assert allocations[0]["trials"] == allocations[1]["trials"] == [0] * 8
+    assert allocations[0]["count"] == [4] * 8
+    seen = dict(zip(allocations[0]["prompt_id"], allocations[0]["count"], strict=True))
+    faded = 0.5 ** (2 / 20)
+    for name, trials in zip(allocations[2]["prompt_id"], allocations[2]["trials"], strict=True):
+        assert name not in seen or trials == pytest.approx(seen[name] * faded)
+    metrics = read_lines(out / "metrics.jsonl")
+    assert metrics[1]["expected_gain"] is None
+    assert metrics[3]["expected_gain"] >= 1
+    state = json.loads((out / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert len(state["history"]["prompts"]) == 16
 
 
 def test_pilots_at_intervals_measure_all_prompts_up_to_the_next(tmp_path):

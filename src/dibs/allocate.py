@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dibs.counts import least_variance, proportional
-from dibs.estimate import believe
+from dibs.estimate import Posterior, believe
 from dibs.objectives import check_objective
 from dibs.types import Allocation, InputError, PromptStats
 
@@ -41,16 +41,21 @@ class AllocationProblem:
     accept_rate_power: float = 2.0
 
     @cached_property
+    def posterior(self) -> Posterior:
+        """What the statistics let one believe."""
+        return believe(self.stats)
+
+    @cached_property
     def sigma(self) -> np.ndarray:
         """Standard deviation of one rollout's share of the gradient, as the statistics have it; [m].
 
         An upper bound: the prompt's mean gradient is not taken off. With an ``accept_rate_penalty`` it
         is weighed by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5) weighs the variance.
         """
-        posterior = believe(self.stats)
-        square = posterior.second_moment(self.objective, self.baseline)
+        square = self.posterior.second_moment(self.objective, self.baseline)
         if self.accept_rate_penalty:
-            square /= 1 + self.accept_rate_penalty / posterior.accept_rate**self.accept_rate_power
+            rate = self.posterior.accept_rate
+            square /= 1 + self.accept_rate_penalty / rate**self.accept_rate_power
         return np.sqrt(square)
 
 

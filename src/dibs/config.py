@@ -152,8 +152,15 @@ class AlgorithmConfig(Section):
 class EstimateConfig(Section):
     """How prompts are measured before the budget is spent."""
 
-    mode: Literal["pilot", "none"] = Field(
-        "pilot", description="pilot: fresh completions measure each prompt, then are thrown away"
+    mode: Literal["pilot", "online", "none"] = Field(
+        "pilot",
+        description="pilot: fresh completions measure each prompt, then are thrown away; online: the "
+        "completions of earlier steps do, and no pilots are drawn",
+    )
+    half_life: float = Field(
+        20.0,
+        gt=0,
+        description="online: steps after which a completion counts half; the policy moves",
     )
     num_pilots: int = Field(8, ge=1, description="pilot completions a prompt (N')")
     interval: int = Field(
@@ -280,7 +287,7 @@ class Config(Section):
         return self.allocate.num_generations * self.train.prompts_per_step
 
     @property
-    def uses_pilots(self) -> bool:
+    def uses_statistics(self) -> bool:
         """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
         weighs = (self.algorithm.objective, self.algorithm.estimator)
         return self.allocate.allocator != "uniform" or weighs == ("log_likelihood", "prompt_mean")
@@ -298,10 +305,15 @@ class Config(Section):
                 f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
                 f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
             )
-        if self.estimate.mode == "none" and self.uses_pilots:
+        if self.estimate.mode == "none" and self.uses_statistics:
             raise ValueError(
                 f"allocate.allocator {self.allocate.allocator} with algorithm.estimator "
-                f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot, or "
-                "choose allocator uniform and another estimator"
+                f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot or "
+                "online, or choose allocator uniform and another estimator"
+            )
+        if self.estimate.mode == "online" and self.allocate.allocator == "gvm":
+            raise ValueError(
+                "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or "
+                "choose allocator min_variance"
             )
         return self

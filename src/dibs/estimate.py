@@ -11,7 +11,7 @@ Shares and means of a few completions are poor estimates, so ``believe`` turns t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,51 +40,58 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
         PromptStats with norms averaged as plain means, as Algorithm 2 has it (the variance bound of
         Lemma 2 would ask for the root mean square); NaN where a class is empty.
     """
-    pairs = list(zip(groups, grad_norms, strict=True))
+    sums = [group_sums(group, norms) for group, norms in zip(groups, grad_norms, strict=True)]
+    return statistics([group.prompt.prompt_id for group in groups], np.reshape(sums, (-1, SUMS)))
+
+
+SUMS = 13
+"""Numbers that sum up a prompt's completions: see :func:`group_sums`."""
+
+
+def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
+    """A group as sums over its completions, float64 [13], so that groups of one prompt add up.
+
+    Completions; accepted ones; tokens; then of the accepted and of the rejected each: ``||s||``, and
+    over those with ``||s|| > 0``: 1, ``ln ||s||``, its square, ``ln pi(y|x)``.
+    """
+    tokens = sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
+    logprobs = np.array([sum(r.completion.sampling_logprobs) for r in group.rollouts])
+    sums = [len(group.rollouts), group.accepted.sum(), tokens]
+    for chosen in (group.accepted, ~group.accepted):
+        usable = chosen & (grad_norms > 0)
+        logs = np.log(grad_norms[usable])
+        sums += [grad_norms[chosen].sum(), usable.sum(), logs.sum(), (logs**2).sum()]
+        sums += [logprobs[usable].sum()]
+    return np.array(sums, dtype=np.float64)
+
+
+def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats:
+    """Statistics of m prompts from their sums [m, 13]."""
+    trials, successes, tokens = sums[:, :3].T
+    accepted, rejected = sums[:, 3:8].T, sums[:, 8:].T
     return PromptStats(
-        prompt_ids=[group.prompt.prompt_id for group in groups],
-        trials=np.array([len(group.rollouts) for group in groups], dtype=np.int64),
-        successes=np.array([int(group.accepted.sum()) for group in groups], dtype=np.int64),
-        grad_norm=_means(norms[group.accepted] for group, norms in pairs),
-        grad_norm_rejected=_means(norms[~group.accepted] for group, norms in pairs),
-        mean_tokens=_means(
-            np.array([len(rollout.completion.token_ids) for rollout in group.rollouts])
-            for group in groups
-        ),
-        accepted=_moments([(norms, _logprobs(group), group.accepted) for group, norms in pairs]),
-        rejected=_moments([(norms, _logprobs(group), ~group.accepted) for group, norms in pairs]),
+        prompt_ids=prompt_ids,
+        trials=trials,
+        successes=successes,
+        grad_norm=_quotient(accepted[0], successes),
+        grad_norm_rejected=_quotient(rejected[0], trials - successes),
+        mean_tokens=_quotient(tokens, trials),
+        accepted=_moments(*accepted[1:]),
+        rejected=_moments(*rejected[1:]),
     )
 
 
-def _means(samples: Iterable[np.ndarray]) -> np.ndarray:
-    return np.array([values.mean() if len(values) else np.nan for values in samples])
+def _moments(
+    count: np.ndarray, log: np.ndarray, square: np.ndarray, logprob: np.ndarray
+) -> CompletionMoments:
+    mean = _quotient(log, count)
+    scatter = np.maximum(square - log * mean, 0.0)
+    return CompletionMoments(count, mean, scatter, _quotient(logprob, count))
 
 
-def _logprobs(group: Group) -> np.ndarray:
-    return np.array([sum(rollout.completion.sampling_logprobs) for rollout in group.rollouts])
-
-
-def _moments(samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> CompletionMoments:
-    """Of (norms, log-probabilities, members of the class) of each prompt."""
-    rows = np.full((len(samples), 4), np.nan)
-    for row, (norms, logprobs, chosen) in zip(rows, samples, strict=True):
-        usable = chosen & (norms > 0)
-        row[0] = usable.sum()
-        if usable.any():
-            logs = np.log(norms[usable])
-            row[1:] = logs.mean(), ((logs - logs.mean()) ** 2).sum(), logprobs[usable].mean()
-    return CompletionMoments(*rows.T.copy())
-
-
-def weighting_rates(stats: PromptStats) -> np.ndarray:
-    """Accept rates [m] fit to divide by: the pilots' share, at least 1/(trials + 1).
-
-    A prompt whose pilots were all rejected may still have an accepted training sample. Its true rate
-    is positive but was not measured; 1/(trials + 1) is about where zero successes stop being likely,
-    and it keeps one lucky sample from outweighing the batch.
-    """
-    floor = 1.0 / (np.asarray(stats.trials) + 1.0)
-    return np.maximum(np.nan_to_num(stats.accept_rate), floor)
+def _quotient(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """``total / count``, NaN where the count is 0."""
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dibs.allocate import check_allocator
 from dibs.checkpoint import RunFolder, all_finite
 from dibs.config import Config, PolicyConfig
 from dibs.gradnorm import gradient_norms
+from dibs.history import History
 from dibs.losses import PolicyLoss
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy
@@ -117,6 +118,7 @@ def build_trainer(config: Config, view: View) -> Trainer:
             reference=policy.frozen_copy() if algorithm.beta > 0 else None,
         ),
         prompts=prompts,
+        history=History(config.estimate.half_life),
         on_phase=view.phase,
     )
 
@@ -139,7 +141,7 @@ def _announce(config: Config, policy: Policy, prompts: PromptSet, view: View) ->
         f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
         "top-p or penalties"
     )
-    if config.estimate.mode != "none" and not config.uses_pilots:
+    if config.estimate.mode == "pilot" and not config.uses_statistics:
         pilots = config.estimate.num_pilots * config.train.prompts_per_step
         view.message(
             f"The {pilots:,} pilots a step decide nothing here; estimate.mode none saves them."
@@ -206,6 +208,8 @@ def _save_checkpoint(folder: RunFolder, trainer: Trainer, step: int) -> None:
         return
     _refuse_broken_weights(trainer, f"step {step}")
     state = {"step": step, **asdict(trainer.totals)}
+    if trainer.config.estimate.mode == "online":
+        state["history"] = trainer.history.state()
     folder.save_checkpoint(trainer.policy, state, trainer.config.checkpoint.keep)
 
 

@@ -18,9 +18,10 @@ import numpy as np
 from dibs import objectives
 from dibs.allocate import AllocationProblem, describe, pose, solve
 from dibs.config import AlgorithmConfig, Config
-from dibs.estimate import no_statistics, pilot_statistics, weighting_rates
+from dibs.estimate import no_statistics, pilot_statistics
 from dibs.evaluate import score
 from dibs.gradnorm import gradient_norms
+from dibs.history import History
 from dibs.policy import Policy
 from dibs.prompts import PromptSet, batches
 from dibs.report.metrics import describe_step
@@ -79,6 +80,7 @@ class Trainer:
     verifier: Verifier
     updater: Updater
     prompts: PromptSet
+    history: History
     on_phase: Callable[[str], None] = lambda name: None
     totals: Totals = field(default_factory=Totals)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -98,7 +100,8 @@ class Trainer:
                 self.seconds.clear()
                 self.step_tokens = 0
                 if not upcoming:
-                    ahead = min(config.estimate.interval, config.train.steps + 1 - step)
+                    interval = config.estimate.interval if config.estimate.mode == "pilot" else 1
+                    ahead = min(interval, config.train.steps + 1 - step)
                     with self.phase("estimate"):
                         drawn = [next(draw) for _ in range(ahead)]
                         upcoming = [(p, self.estimate(p, step + i)) for i, p in enumerate(drawn)]
@@ -117,7 +120,10 @@ class Trainer:
         with self.phase("verify"):
             groups = self.verify(prompts, completions)
         with self.phase("weigh"):
-            examples = self.weigh(groups, stats)
+            examples = self.weigh(groups, problem.posterior.accept_rate)
+        if self.config.estimate.mode == "online":
+            with self.phase("remember"):
+                self.history.add(groups, self.grad_norms(groups, step), step)
         with self.phase("update"):
             metrics = self.update(examples)
         if self.evaluation_is_due(step):
@@ -137,9 +143,11 @@ class Trainer:
         )
 
     def estimate(self, prompts: Sequence[Prompt], step: int) -> PromptStats:
-        """Pilot every prompt: accept rates and gradient norms. The pilots are not trained on."""
+        """What is known of the prompts: from pilots, which are not trained on, or from earlier steps."""
         if self.config.estimate.mode == "none":
             return no_statistics(prompts)
+        if self.config.estimate.mode == "online":
+            return self.history.statistics([prompt.prompt_id for prompt in prompts], step)
         counts = [self.config.estimate.num_pilots] * len(prompts)
         groups = self.verify(prompts, self.sample(prompts, counts, PILOT, step))
         self.totals.pilot_rollouts += sum(counts)
@@ -210,7 +218,7 @@ class Trainer:
         )
         return np.split(measured.norms, np.cumsum(sizes)[:-1])
 
-    def weigh(self, groups: Sequence[Group], stats: PromptStats) -> list[TrainingExample]:
+    def weigh(self, groups: Sequence[Group], accept_rates: np.ndarray) -> list[TrainingExample]:
         """Advantage and estimator weight of every rollout."""
         algorithm = self.config.algorithm
         advantages, weights = objectives.weigh(
@@ -218,7 +226,7 @@ class Trainer:
             objective=algorithm.objective,
             baseline=algorithm.baseline,
             estimator=algorithm.estimator,
-            accept_rates=weighting_rates(stats),
+            accept_rates=accept_rates,
         )
         longest = self.config.sampling.max_completion_length
         return [

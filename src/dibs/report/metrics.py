@@ -60,7 +60,7 @@ def describe_prompts(
         "allocator": allocation.allocator,
         "prompt_id": [group.prompt.prompt_id for group in groups],
         "accept_rate": prompt_accept_rates(groups, stats).tolist(),
-        "pilots": np.asarray(stats.trials).tolist(),
+        "trials": np.asarray(stats.trials).tolist(),
         "grad_norm": np.asarray(stats.grad_norm).tolist(),
         "count": allocation.counts.tolist(),
         "accepted": [int(group.accepted.sum()) for group in groups],

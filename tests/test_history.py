@@ -1,0 +1,68 @@
+"""The online estimate: discounted sums by prompt id."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import assert_equal_arrays, make_group, make_prompt
+from dibs.estimate import pilot_statistics
+from dibs.history import History
+
+NORMS = [np.array([2.0, 8.0, 3.0]), np.array([0.0, 5.0])]
+
+
+def groups():
+    return [make_group([1, 1, 0], make_prompt("a")), make_group([0, 1], make_prompt("b"))]
+
+
+def same(left, right):
+    for name in ("trials", "successes", "grad_norm", "grad_norm_rejected", "mean_tokens"):
+        assert_equal_arrays(getattr(left, name), getattr(right, name))
+    for name in ("accepted", "rejected"):
+        for field in ("count", "log_norm", "log_norm_scatter", "logprob"):
+            assert_equal_arrays(
+                getattr(getattr(left, name), field), getattr(getattr(right, name), field)
+            )
+
+
+def test_one_step_says_what_pilots_would():
+    history = History(half_life=5)
+    history.add(groups(), NORMS, step=3)
+    same(history.statistics(["a", "b"], step=3), pilot_statistics(groups(), NORMS))
+
+
+def test_steps_add_up_and_old_ones_count_less():
+    history = History(half_life=2)
+    history.add(groups(), NORMS, step=1)
+    history.add([make_group([0], make_prompt("a"))], [np.array([9.0])], step=5)
+    stats = history.statistics(["a", "b", "new"], step=5)
+    # After two half-lives a's three completions count 3/4, two of them accepted; b's two count 1/2.
+    assert_equal_arrays(stats.trials, [3 / 4 + 1, 1 / 2, 0])
+    assert_equal_arrays(stats.successes, [1 / 2, 1 / 4, 0])
+    assert_equal_arrays(stats.grad_norm, [5, 5, np.nan])
+    assert_equal_arrays(stats.grad_norm_rejected, [(3 / 4 + 9) / (1 / 4 + 1), 0, np.nan])
+    assert_equal_arrays(stats.accepted.log_norm, [np.log(16) / 2, np.log(5), np.nan])
+    later = history.statistics(["a"], step=7)
+    assert_equal_arrays(later.trials, [(3 / 4 + 1) / 2])
+    assert_equal_arrays(later.accept_rate, stats.accept_rate[:1])
+
+
+def test_groups_of_none_and_prompts_never_seen():
+    history = History(half_life=1)
+    history.add([make_group([], make_prompt("a"))], [np.array([])], step=1)
+    stats = history.statistics(["a", "b"], step=1)
+    assert stats.trials.tolist() == [0, 0]
+    assert np.isnan(stats.accept_rate).all()
+    assert len(history.statistics([], step=1)) == 0
+
+
+def test_the_state_survives_json():
+    history = History(half_life=3)
+    history.add(groups(), NORMS, step=2)
+    again = History.from_state(json.loads(json.dumps(history.state())))
+    assert len(again) == len(history) == 2
+    same(again.statistics(["b", "a"], step=4), history.statistics(["b", "a"], step=4))
+    assert again.half_life == pytest.approx(3)
