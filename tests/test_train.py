@@ -158,7 +158,7 @@ def test_online_runs_draw_no_pilots_and_remember_prompts(tmp_path):
     summary = run(
         out,
         "--estimate.mode=online",
-        "--data.size=24",
+        "--data.size=16",
         "--train.steps=4",
         "--checkpoint.interval=4",
     )
