@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dibs import allocate
-from dibs.allocate import ALLOCATORS, allocator, describe, pose, solve
+from dibs.allocate import ALLOCATORS, allocator, describe, expected_gain, pose, solve
 from dibs.counts import least_variance, proportional
 from dibs.types import Allocation, InputError, PromptStats
 
@@ -368,9 +368,62 @@ def test_gains_by_hand():
     assert told["achievable_gain"] == pytest.approx(1.25, rel=1e-3)
     assert told["allocation_note"] is None
     assert describe(problem, solve(problem, "uniform"))["expected_gain"] == 1
+    fuller = pose(stats, 1)
+    assert expected_gain(fuller, np.array([0, 1])) == np.inf  # uniform leaves out the larger sigma
+    assert expected_gain(fuller, np.array([1, 0])) == 1
     starving = Allocation(["a", "b"], np.array([0, 16]), "gvm")
     assert describe(problem, starving)["expected_gain"] == 0
     flat = pose(PromptStats(["a", "b"], np.ones(2), np.ones(2), np.ones(2)), 16)
     assert describe(flat, solve(flat, "min_variance"))["allocation_note"].startswith("uniform: ")
     unknown = pose(PromptStats(["a"], np.zeros(1), np.zeros(1), np.array([NAN])), 4)
     assert describe(unknown, solve(unknown, "uniform"))["expected_gain"] is None
+
+
+def test_bounds_do_not_turn_min_variance_off():
+    free = allocate([800] * 4, [400] * 4, [1, 10, 1, 1], budget=32)
+    without_first = allocate([800] * 4, [400] * 4, [1, 10, 1, 1], budget=32, upper=[0, 32, 32, 32])
+    assert without_first[0] == 0
+    assert without_first[1] >= free[1] > 20
+    # A budget below one completion a prompt goes where the variance is.
+    assert allocate([800] * 4, [400] * 4, [1, 1, 1, 9], budget=1).tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("norms", [[1e160, 1, 1, 1], [1e-200, 1, 1, 1], [1e-300, 1e300, 1, 1]])
+def test_extreme_norms(norms):
+    counts = allocate([8] * 4, [4] * 4, norms, budget=32)
+    assert counts.sum() == 32
+    assert counts.min() >= 1
+
+
+def test_extreme_penalties_starve_nobody():
+    counts = allocate(
+        [8] * 3, [8, 4, 1], [1, 2, 3], budget=30, accept_rate_penalty=1, accept_rate_power=5000
+    )
+    assert counts.sum() == 30
+    assert counts.min() >= 1
+
+
+def test_huge_budgets():
+    counts = allocate([8] * 4, [8, 4, 2, 0], [1, 2, 3, NAN], budget=2**52)
+    assert counts.sum() == 2**52
+    assert allocate([8] * 7, [4] * 7, [1] * 7, budget=2**52 - 1).sum() == 2**52 - 1
+    many = allocate([8] * 2000, [4] * 2000, [1] * 2000, budget=16000, upper=2**52)
+    assert many.tolist() == [8] * 2000
+
+
+@pytest.mark.parametrize(
+    ("sigma", "budget", "lower", "upper", "expected"),
+    [
+        ([1, 1e-35], 150, [0, 0], [100, 150], [100, 50]),
+        ([1, 1e-140], 1500, [0, 0], [100, 1500], [100, 1400]),
+        ([3, 1e-110, 1e110], 18, [3, 3, 0], [17, 8, 0], [15, 3, 0]),
+    ],
+)
+def test_sigmas_of_very_different_size(sigma, budget, lower, upper, expected):
+    counts = least_variance(np.array(sigma), budget, np.array(lower), np.array(upper))
+    assert counts.tolist() == expected
+
+
+def test_the_default_baseline_is_the_objectives_first():
+    counts = allocate([8] * 2, [4] * 2, [1, 3], budget=8, objective="grpo")
+    assert counts.sum() == 8

@@ -22,7 +22,7 @@ def same(left, right):
     for name in ("trials", "successes", "grad_norm", "grad_norm_rejected", "mean_tokens"):
         assert_equal_arrays(getattr(left, name), getattr(right, name))
     for name in ("accepted", "rejected"):
-        for field in ("count", "log_norm", "log_norm_scatter", "logprob"):
+        for field in ("count", "log_norm", "log_norm_scatter", "effective_count", "logprob"):
             assert_equal_arrays(
                 getattr(getattr(left, name), field), getattr(getattr(right, name), field)
             )
@@ -66,3 +66,26 @@ def test_the_state_survives_json():
     assert len(again) == len(history) == 2
     same(again.statistics(["b", "a"], step=4), history.statistics(["b", "a"], step=4))
     assert again.half_life == pytest.approx(3)
+
+
+def test_what_is_very_old_is_forgotten():
+    history = History(half_life=1)
+    history.add(groups(), NORMS, step=0)
+    assert history.statistics(["a"], step=13).trials[0] > 0
+    assert history.statistics(["a"], step=14).trials[0] == 0
+    assert history.statistics(["a"], step=10**6).trials[0] == 0
+
+
+def test_discounting_does_not_change_how_precise_a_mean_is():
+    """Only evidence is discounted: one group of three has an effective count of three at any age."""
+    history = History(half_life=1)
+    norms = np.array([1.0, 2.0, 4.0])
+    history.add([make_group([1, 1, 1], make_prompt("a"))], [norms], step=0)
+    fresh, old = history.statistics(["a"], step=0), history.statistics(["a"], step=2)
+    assert_equal_arrays(old.accepted.count, [3 / 4])
+    assert_equal_arrays(old.accepted.effective_count, [3])
+    assert_equal_arrays(old.accepted.log_norm_scatter, fresh.accepted.log_norm_scatter / 4)
+    history.add([make_group([1, 1, 1], make_prompt("a"))], [norms], step=1)
+    mixed = history.statistics(["a"], step=1)
+    # Weights 1/2 and 1, three each: (3/2 + 3)^2 / (3/4 + 3).
+    assert_equal_arrays(mixed.accepted.effective_count, [4.5**2 / 3.75])

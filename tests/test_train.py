@@ -98,7 +98,7 @@ def test_pilots_that_decide_nothing_are_pointed_out(tmp_path):
         console = Console(record=True, width=200)
         words = options(tmp_path / "run", "--allocate.allocator=uniform", *more)
         build_trainer(load_config(*split_config(words)), PlainView(console))
-        assert ("32 pilots a step decide nothing here" in console.export_text()) == wasted
+        assert ("The estimates decide nothing here" in console.export_text()) == wasted
 
 
 def test_the_same_seed_gives_the_same_metrics_and_another_does_not(tmp_path):

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from dibs.counts import least_variance, proportional
 from dibs.estimate import Posterior, believe
-from dibs.objectives import check_objective
+from dibs.objectives import BASELINES, check_objective
 from dibs.types import Allocation, InputError, PromptStats
 
 
@@ -54,14 +54,15 @@ class AllocationProblem:
         """
         square = self.posterior.second_moment(self.objective, self.baseline)
         if self.accept_rate_penalty:
-            rate = self.posterior.accept_rate
-            square /= 1 + self.accept_rate_penalty / rate**self.accept_rate_power
-        return np.sqrt(square)
+            power = self.posterior.accept_rate**self.accept_rate_power
+            square *= power / (power + self.accept_rate_penalty)
+        return np.maximum(np.sqrt(square), 1e-150)
 
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
-_LARGEST_COUNT = 2**53
+_LARGEST_COUNT = 2**52
+"""Sums of counts are exact in float64."""
 _GVM_PENALTY = 1e-3
 WORTHWHILE_GAIN = 1.05
 """``min_variance`` stays uniform where it expects to lower the variance by less than this factor."""
@@ -122,14 +123,17 @@ def min_variance(problem: AllocationProblem) -> np.ndarray:
 
 
 def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
-    """Variance expected of uniform counts over that of ``counts``; 0 where only ``counts`` leave out.
+    """Variance expected of uniform counts over that of ``counts``.
 
-    1 where both are 0, or where uniform counts leave prompts out, too.
+    A prompt that could have completions and has none makes the variance infinite: the gain is 0 where
+    ``counts`` leave out more (in sigma^2) than uniform ones, infinite where less.
     """
-    even, chosen = (_variance(problem.sigma, n) for n in (uniform(problem), counts))
-    if even in (chosen, np.inf):
-        return 1.0
-    return even / chosen if chosen > 0 else np.inf
+    (even_out, even), (out, chosen) = (
+        _variance(problem, each) for each in (uniform(problem), counts)
+    )
+    if even_out != out:
+        return 0.0 if out > even_out else np.inf
+    return even / chosen if chosen > 0 else 1.0
 
 
 def describe(problem: AllocationProblem, allocation: Allocation) -> dict[str, float | str | None]:
@@ -147,12 +151,11 @@ def describe(problem: AllocationProblem, allocation: Allocation) -> dict[str, fl
     }
 
 
-def _variance(sigma: np.ndarray, counts: np.ndarray) -> float:
-    """``sum_i sigma_i^2 / n_i``; infinite where a prompt that varies has no completion."""
-    varies = sigma > 0
-    if (counts[varies] == 0).any():
-        return np.inf
-    return float((sigma[varies] ** 2 / counts[varies]).sum())
+def _variance(problem: AllocationProblem, counts: np.ndarray) -> tuple[float, float]:
+    """``sum sigma_i^2`` of prompts left out, and ``sum sigma_i^2 / n_i`` of the others."""
+    square = np.where(problem.upper > 0, problem.sigma**2, 0.0)
+    left_out = counts == 0
+    return float(square[left_out].sum()), float((square[~left_out] / counts[~left_out]).sum())
 
 
 def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:
@@ -166,11 +169,13 @@ def pose(
     lower: ArrayLike = 0,
     upper: ArrayLike | None = None,
     objective: str = "log_likelihood",
-    baseline: str = "none",
+    baseline: str | None = None,
     accept_rate_penalty: float | None = None,
     accept_rate_power: float = 2.0,
 ) -> AllocationProblem:
     """Check bounds and budget and make them arrays; ``upper=None`` means no upper bound.
+
+    ``baseline=None`` is the first that the objective has.
 
     Raises InputError where no allocation exists.
     """
@@ -178,8 +183,10 @@ def pose(
     if m == 0:
         raise InputError("no prompts to allocate to; give at least one")
     if not 0 <= budget <= _LARGEST_COUNT or budget != int(budget):
-        raise InputError(f"budget {budget} is not a whole number from 0 to 2^53")
+        raise InputError(f"budget {budget} is not a whole number from 0 to 2^52")
     budget = int(budget)
+    if baseline is None:
+        baseline = BASELINES.get(objective, ("none",))[0]
     check_objective(objective, baseline)
     if accept_rate_penalty is not None and not 0 <= accept_rate_penalty < np.inf:
         raise InputError(f"accept_rate_penalty is {accept_rate_penalty}; it must be at least 0")
@@ -187,24 +194,24 @@ def pose(
         raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
     low = _bound("lower", lower, m)
     high = np.full(m, budget, dtype=np.int64) if upper is None else _bound("upper", upper, m)
-    if upper is None:
-        high = np.maximum(high, low)
-    crossed = low > high
+    crossed = low > high if upper is not None else np.zeros(m, dtype=bool)
     if crossed.any():
         i = int(np.argmax(crossed))
         raise InputError(
             f"prompt {stats.prompt_ids[i]!r}: lower bound {low[i]} exceeds upper bound {high[i]}"
         )
-    if budget < low.sum():
+    least, most = low.sum(dtype=np.float64), high.sum(dtype=np.float64)
+    if budget < least:
         raise InputError(
-            f"budget {budget} is smaller than the sum of the lower bounds, {low.sum()}; "
+            f"budget {budget} is smaller than the sum of the lower bounds, {least:.0f}; "
             "raise the budget or lower the bounds"
         )
-    if budget > high.sum():
+    if budget > most:
         raise InputError(
-            f"budget {budget} is larger than the sum of the upper bounds, {high.sum()}; "
+            f"budget {budget} is larger than the sum of the upper bounds, {most:.0f}; "
             "lower the budget or raise the bounds"
         )
+    high = np.minimum(high, budget)
     return AllocationProblem(
         stats, budget, low, high, objective, baseline, accept_rate_penalty, accept_rate_power
     )
@@ -215,7 +222,7 @@ def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
     if given.shape not in ((), (m,)):
         raise InputError(f"{name} has shape {given.shape}; give one number or one a prompt ({m})")
     if not ((given >= 0) & (given <= _LARGEST_COUNT) & (given == np.floor(given))).all():
-        raise InputError(f"{name} bounds must be whole numbers from 0 to 2^53")
+        raise InputError(f"{name} bounds must be whole numbers from 0 to 2^52")
     return np.broadcast_to(given, (m,)).astype(np.int64)
 
 
@@ -254,14 +261,14 @@ def allocate(
     mean_tokens: ArrayLike | None = None,
     prompt_ids: Sequence[str] | None = None,
     objective: str = "log_likelihood",
-    baseline: str = "none",
+    baseline: str | None = None,
     accept_rate_penalty: float | None = None,
     accept_rate_power: float = 2.0,
 ) -> np.ndarray:
     """Counts for m prompts from arrays of their statistics; the library form of ``dibs allocate``.
 
     Args:
-        trials: pilot completions drawn for each prompt, [m].
+        trials: pilot completions drawn for each prompt, [m]; need not be whole where discounted.
         successes: how many of them were accepted, [m].
         grad_norm: mean gradient norm of the accepted ones, [m]; NaN where none was.
         budget: total number of completions to spread over the prompts.
@@ -270,7 +277,8 @@ def allocate(
         grad_norm_rejected: mean gradient norm of the rejected ones, [m].
         mean_tokens: mean completion length, [m].
         prompt_ids: names used in error messages; the prompt's position by default.
-        objective, baseline: the target gradient that ``min_variance`` allocates for.
+        objective, baseline: the target gradient that ``min_variance`` allocates for; by default the
+            first baseline that the objective has.
         accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5). By default alpha is 1e-3
             for ``gvm`` and 0 for ``min_variance``.
 

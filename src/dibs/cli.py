@@ -94,9 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="target that min_variance allocates for (default: log_likelihood)",
     )
     allocate.add_argument(
-        "--baseline",
-        default="none",
-        help="its baseline: none, mean or leave_one_out (default: none)",
+        "--baseline", help="none, mean or leave_one_out (default: the first the objective has)"
     )
     allocate.add_argument("--lower", type=int, default=0, help="fewest a prompt (default: 0)")
     allocate.add_argument("--upper", type=int, help="most a prompt (default: no limit)")

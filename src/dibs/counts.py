@@ -41,8 +41,8 @@ def least_variance(
         return counts
     if first.sum() == budget:
         return first
-    # Far below any sigma that gains a completion, a floor keeps squares of scales finite.
-    relative = np.maximum(sigma / sigma.max(), 1e-100)
+    # Far below, or above, those that compete, bounds on sigma keep squares of scales finite.
+    relative = np.clip(sigma / sigma[first < upper].max(), 1e-100, 1e100)
     few, many = _bracket(relative, budget, first.astype(np.float64), upper.astype(np.float64))
     return _take_best(relative, few, many, budget - int(few.sum()))
 
@@ -52,13 +52,12 @@ def _with_zeros(
 ) -> np.ndarray:
     counts = lower.copy()
     kept = int(lower[~positive].sum())
-    most = int(upper[positive].sum())
-    share = min(budget - kept, most)
+    share = int(min(budget - kept, upper[positive].sum(dtype=np.float64)))
     if positive.any():
         counts[positive] = least_variance(sigma[positive], share, lower[positive], upper[positive])
     zeros = ~positive
     counts[zeros] = proportional(
-        np.ones(int(zeros.sum())), budget - share * bool(positive.any()), lower[zeros], upper[zeros]
+        np.ones(int(zeros.sum())), budget - share, lower[zeros], upper[zeros]
     )
     return counts
 
@@ -76,7 +75,7 @@ def _bracket(
     scale = _scale(sigma[part], budget / stride, lower[part], upper[part])
     below, few = 0.0, lower
     above, many = np.inf, upper
-    widen = 1 + m / budget / 16
+    widen = 1 + max(m / budget / 16, 1e-9)
     for turn in itertools.count():
         counts = _units(sigma, scale, lower, upper)
         if counts.sum() <= budget:
@@ -87,9 +86,9 @@ def _bracket(
         if short + over <= max(64, m) or short == 0:
             break
         if above == np.inf:
-            scale, widen = below * widen, widen**4
+            scale, widen = below * widen, min(widen**4, 1e9)
         elif below == 0:
-            scale, widen = above / widen, widen**4
+            scale, widen = above / widen, min(widen**4, 1e9)
         elif turn % 2:
             scale = float(np.sqrt(below) * np.sqrt(above))
         else:
@@ -160,7 +159,7 @@ def proportional(
     # Far below any count that rounds to 1, a floor keeps quotients of weights finite.
     weights = np.where(positive, np.maximum(weights / weights.max(), 1e-200), 0.0)
     counts, sharing = lower.copy(), positive
-    if upper[positive].sum() + lower[~positive].sum() < budget:
+    if upper[positive].sum(dtype=np.float64) + lower[~positive].sum() < budget:
         counts[positive] = upper[positive]
         sharing, weights = ~positive, np.ones(len(weights))
     left = budget - int(counts[~sharing].sum())

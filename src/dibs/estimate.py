@@ -3,7 +3,7 @@
 This is the estimate step of arXiv 2505.02391, Algorithm 2: N' fresh completions a prompt give the
 accept rate ``p_i`` (accepted share) and ``G_i`` (mean gradient norm of the accepted ones). The pilots
 are thrown away afterwards, so the counts they decide stay independent of the samples that enter the
-gradient.
+gradient. ``history`` takes completions of earlier steps in their place.
 
 Shares and means of a few completions are poor estimates, so ``believe`` turns them into a
 :class:`Posterior`: every prompt borrows from the others of its batch (empirical Bayes).
@@ -44,15 +44,18 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
     return statistics([group.prompt.prompt_id for group in groups], np.reshape(sums, (-1, SUMS)))
 
 
-SUMS = 13
+SUMS = 15
 """Numbers that sum up a prompt's completions: see :func:`group_sums`."""
+SQUARED_WEIGHTS = [5, 11]
+"""Which of them are sums of squared weights."""
 
 
 def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
-    """A group as sums over its completions, float64 [13], so that groups of one prompt add up.
+    """A group as sums over its completions, float64 [15], so that groups of one prompt add up.
 
     Completions; accepted ones; tokens; then of the accepted and of the rejected each: ``||s||``, and
-    over those with ``||s|| > 0``: 1, ``ln ||s||``, its square, ``ln pi(y|x)``.
+    over those with ``||s|| > 0``: 1, 1 again (weights and their squares, where completions are
+    discounted), ``ln ||s||``, its square, ``ln pi(y|x)``.
     """
     tokens = sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
     logprobs = np.array([sum(r.completion.sampling_logprobs) for r in group.rollouts])
@@ -60,15 +63,15 @@ def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
     for chosen in (group.accepted, ~group.accepted):
         usable = chosen & (grad_norms > 0)
         logs = np.log(grad_norms[usable])
-        sums += [grad_norms[chosen].sum(), usable.sum(), logs.sum(), (logs**2).sum()]
-        sums += [logprobs[usable].sum()]
+        sums += [grad_norms[chosen].sum(), usable.sum(), usable.sum()]
+        sums += [logs.sum(), (logs**2).sum(), logprobs[usable].sum()]
     return np.array(sums, dtype=np.float64)
 
 
 def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats:
-    """Statistics of m prompts from their sums [m, 13]."""
+    """Statistics of m prompts from their sums [m, 15]."""
     trials, successes, tokens = sums[:, :3].T
-    accepted, rejected = sums[:, 3:8].T, sums[:, 8:].T
+    accepted, rejected = sums[:, 3:9].T, sums[:, 9:].T
     return PromptStats(
         prompt_ids=prompt_ids,
         trials=trials,
@@ -82,11 +85,16 @@ def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats
 
 
 def _moments(
-    count: np.ndarray, log: np.ndarray, square: np.ndarray, logprob: np.ndarray
+    count: np.ndarray,
+    squared: np.ndarray,
+    log: np.ndarray,
+    square: np.ndarray,
+    logprob: np.ndarray,
 ) -> CompletionMoments:
     mean = _quotient(log, count)
     scatter = np.maximum(square - log * mean, 0.0)
-    return CompletionMoments(count, mean, scatter, _quotient(logprob, count))
+    effective = np.nan_to_num(_quotient(count**2, squared))
+    return CompletionMoments(count, mean, scatter, effective, _quotient(logprob, count))
 
 
 def _quotient(total: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -115,16 +123,12 @@ class Posterior:
         """Mean of the accept rate, in (0, 1)."""
         return self.alpha / (self.alpha + self.beta)
 
-    @property
-    def accept_rate_deviation(self) -> np.ndarray:
-        """Standard deviation of the accept rate."""
-        return distributions.beta.std(self.alpha, self.beta)
-
     def second_moment(self, objective: str, baseline: str) -> np.ndarray:
         """``E[a_i^2 ||s||^2]``, expected under this posterior: an upper bound of sigma_i^2.
 
-        A mean of 1/p is taken as the squared mean of its root, which is finite for every posterior.
-        The mean gradient is not subtracted: a few pilots do not tell it.
+        A mean of 1/p is taken as the squared mean of its root, with alpha at least 1, so that it is
+        finite. The mean gradient is not subtracted: a few pilots do not tell it. Moments beyond e^600
+        are cut there, and so are their reciprocals.
         """
         total = np.zeros(len(self.alpha))
         classes = (
@@ -134,7 +138,8 @@ class Posterior:
         powers = second_moment_powers(objective, baseline)
         for pair, (log, deviation) in zip(powers, classes, strict=True):
             if pair is not None:
-                total += np.exp(log + deviation**2 / 2) * self._mean_product(*pair)
+                moment = np.exp(np.clip(log + deviation**2 / 2, -600, 600))
+                total += moment * self._mean_product(*pair)
         return total
 
     def _mean_product(self, power: int, other: int) -> np.ndarray:
@@ -150,7 +155,7 @@ def believe(stats: PromptStats) -> Posterior:
 
     The accept rate has a Beta prior whose concentration, and whose mean as a function of the prompt's
     log-probabilities where they are known, are fitted by maximum likelihood (beta-binomial regression).
-    The logarithm of a class's second moment has a normal prior fitted by restricted moments; each
+    The logarithm of a class's second moment has a normal prior fitted by restricted likelihood; each
     prompt's own mean pulls it as far as the class's spread within prompts allows. A prompt without an
     accepted completion keeps a small accept rate, never 0.
     """
@@ -178,7 +183,7 @@ def _class_of(
     usable = norm > 0
     logs = np.log(np.where(usable, norm, 1.0))
     return CompletionMoments(
-        np.where(usable, count, 0.0), np.where(usable, logs, np.nan), unknown, unknown
+        np.where(usable, count, 0.0), np.where(usable, logs, np.nan), unknown, count, unknown
     )
 
 
@@ -187,19 +192,25 @@ def _accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
     successes = np.asarray(stats.successes, dtype=np.float64)
     failures = np.asarray(stats.trials) - successes
     covariate = _surprise(stats)
+    # Without a covariate equal prompts are one row with a multiplicity.
+    rows = successes + 1j * failures if not covariate.any() else np.arange(len(stats))
+    _, first, multiplicity = np.unique(rows, return_index=True, return_counts=True)
 
-    def prior(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def prior(
+        parameters: np.ndarray, covariate: np.ndarray = covariate
+    ) -> tuple[np.ndarray, np.ndarray]:
         level, slope, log_concentration = parameters
         mean = special.expit(level + slope * covariate).clip(1e-6, 1 - 1e-6)
         concentration = np.exp(log_concentration)
         return mean * concentration, (1 - mean) * concentration
 
     def loss(parameters: np.ndarray) -> float:
-        a, b = prior(parameters)
-        likelihood = special.betaln(a + successes, b + failures) - special.betaln(a, b)
+        a, b = prior(parameters, covariate[first])
+        evidence = special.betaln(a + successes[first], b + failures[first])
+        likelihood = multiplicity @ (evidence - special.betaln(a, b))
         # Weak priors keep a few prompts from claiming certainty.
         doubt = 0.5 * ((parameters[2] - np.log(8.0)) / 1.5) ** 2 + 0.01 * parameters[1] ** 2
-        return doubt - float(likelihood.sum())
+        return doubt - float(likelihood)
 
     overall = (successes.sum() + 1) / (successes.sum() + failures.sum() + 2)
     start = np.array([special.logit(overall), 0.0, np.log(5.0)])
@@ -222,7 +233,7 @@ def _surprise(stats: PromptStats) -> np.ndarray:
     both = (yes.count > 0) & (no.count > 0)
     weight = (yes.count * no.count / (yes.count + no.count).clip(min=1e-9))[both]
     difference = (yes.logprob - no.logprob)[both]
-    gap = float((weight * difference).sum() / weight.sum()) if both.any() else 0.0
+    gap = float((weight * difference).sum() / weight.sum()) if weight.sum() > 0 else 0.0
     total = yes.count + no.count
     known = total > 0
     sums = np.nan_to_num(yes.logprob - gap) * yes.count + np.nan_to_num(no.logprob) * no.count
@@ -236,15 +247,20 @@ def _log_squares(moments: CompletionMoments) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the posterior of ``ln E[||s||^2]`` in a class, [m] each.
 
     With ``y`` a prompt's mean of ``ln ||s||^2`` over n completions: ``y ~ N(u, w / n)``,
-    ``u ~ N(level, t)``; w is pooled over prompts, t by the method of moments (DerSimonian and Laird
-    1986, iterated), and ``ln E[||s||^2] = u + w / 2``.
+    ``u ~ N(level, t)``, and ``ln E[||s||^2] = u + w / 2``. w is pooled over prompts, with one degree of
+    freedom at 1/2 for what it is before anything is known; t maximises the restricted likelihood,
+    approximately (the iteration of random-effects meta-analysis).
+
+    Where completions are discounted, priors are fitted with the noise that their means have, but a
+    prompt's own mean counts as that of ``count`` completions, since the policy has moved.
     """
     has = moments.count > 0
-    count = moments.count[has]
+    count, effective = moments.count[has], moments.effective_count[has]
     own = 2 * moments.log_norm[has]
-    scatter = 4 * np.nan_to_num(moments.log_norm_scatter[has])
-    within = (scatter.sum() + 0.05) / (np.maximum(count - 1, 0).sum() + 1)
-    noise = within / count
+    scatter = 4 * moments.log_norm_scatter[has]
+    freedom = np.where(np.isnan(scatter), 0.0, count * (1 - 1 / effective))
+    within = float((np.nansum(scatter) + 0.5) / (freedom.sum() + 1))
+    noise = within / effective
     between = max(float(own.var()) - float(noise.mean()), 0.05)
     for _ in range(50):
         weight = 1 / (between + noise)
@@ -256,7 +272,7 @@ def _log_squares(moments: CompletionMoments) -> tuple[np.ndarray, np.ndarray]:
         if settled:
             break
     pull = np.zeros(len(has))
-    pull[has] = between / (between + noise)
+    pull[has] = between / (between + within / count)
     mean = np.full(len(has), level)
     mean[has] += pull[has] * (own - level)
     return mean + within / 2, np.sqrt(between * (1 - pull))

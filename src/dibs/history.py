@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from dibs.estimate import SUMS, group_sums, statistics
+from dibs.estimate import SQUARED_WEIGHTS, SUMS, group_sums, statistics
 from dibs.types import Group, PromptStats
+
+_FORGOTTEN = 1e-4
+"""Completions discounted below this no longer count."""
 
 
 class History:
@@ -43,7 +46,12 @@ class History:
 
     def _at(self, name: str, step: int) -> np.ndarray:
         seen, sums = self._sums.get(name, (step, np.zeros(SUMS)))
-        return sums * 0.5 ** ((step - seen) / self.half_life)
+        weight = 0.5 ** ((step - seen) / self.half_life)
+        if weight < _FORGOTTEN:
+            return np.zeros(SUMS)
+        weights = np.full(SUMS, weight)
+        weights[SQUARED_WEIGHTS] = weight**2
+        return sums * weights
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""

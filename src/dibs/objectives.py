@@ -107,8 +107,7 @@ def variance(
     moments = (accepted, rejected, -np.asarray(mean_square))
     for powers, moment in zip(_VARIANCE[objective, baseline], moments, strict=True):
         if powers is not None:
-            factor = inside ** powers[0] * np.where(inside < 1, 1 - inside, 0.0) ** powers[1]
-            total += np.where(factor > 0, factor * np.nan_to_num(moment), 0.0)
+            total += inside ** powers[0] * (1 - inside) ** powers[1] * np.nan_to_num(moment)
     return np.where(varied, np.maximum(total, 0.0), 0.0)
 
 

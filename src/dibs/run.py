@@ -141,11 +141,8 @@ def _announce(config: Config, policy: Policy, prompts: PromptSet, view: View) ->
         f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
         "top-p or penalties"
     )
-    if config.estimate.mode == "pilot" and not config.uses_statistics:
-        pilots = config.estimate.num_pilots * config.train.prompts_per_step
-        view.message(
-            f"The {pilots:,} pilots a step decide nothing here; estimate.mode none saves them."
-        )
+    if config.estimate.mode != "none" and not config.uses_statistics:
+        view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
 
 
 def _kept(folder: RunFolder) -> str:

@@ -106,13 +106,16 @@ class CompletionMoments:
     """Of the accepted, or of the rejected, completions of each of m prompts; all float64 [m].
 
     ``count``: how many have a gradient norm above 0, discounted where they are old. ``log_norm`` and
-    ``log_norm_scatter``: mean of ``ln ||s||`` over them and sum of squared deviations from it.
-    ``logprob``: mean of ``ln pi(y|x)``, summed over tokens. NaN where the count is 0.
+    ``log_norm_scatter``: mean of ``ln ||s||`` over them and sum of squared deviations from it; NaN if
+    the deviations are not known. ``effective_count``: undiscounted completions that would give the mean
+    as precisely, ``(sum of weights)^2 / sum of squares``. ``logprob``: mean of ``ln pi(y|x)``, summed
+    over tokens. Means are NaN where the count is 0.
     """
 
     count: np.ndarray
     log_norm: np.ndarray
     log_norm_scatter: np.ndarray
+    effective_count: np.ndarray
     logprob: np.ndarray
 
 
