@@ -427,3 +427,13 @@ def test_sigmas_of_very_different_size(sigma, budget, lower, upper, expected):
 def test_the_default_baseline_is_the_objectives_first():
     counts = allocate([8] * 2, [4] * 2, [1, 3], budget=8, objective="grpo")
     assert counts.sum() == 8
+
+
+def test_hopeless_prompts_do_not_take_the_budget():
+    """After 500 failures a prompt gets less than one that is right half the time."""
+    trials, successes = [8] * 20 + [500], [4] * 20 + [0]
+    norms = [1.0] * 20 + [NAN]
+    counts = allocate(trials, successes, norms, budget=8 * 21)
+    assert counts[20] <= counts[:20].max()
+    unweighed = allocate(trials, successes, norms, budget=8 * 21, accept_rate_penalty=0)
+    assert unweighed[20] > 2 * unweighed[0]

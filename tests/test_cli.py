@@ -106,7 +106,7 @@ def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, caps
 def test_help_lists_commands_and_every_configuration_key(capsys):
     for arguments, expected in (
         (["--help"], "allocate"),
-        (["train", "--help"], "--allocate.accept_rate_power (default: 2.0)"),
+        (["train", "--help"], "--allocate.accept_rate_penalty (default: 0.001)"),
         (["allocate", "--help"], "grad_norm_rejected"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -27,8 +27,7 @@ class AllocationProblem:
 
     ``lower`` and ``upper``: int64 [m], counts allowed to each prompt. ``objective`` and ``baseline``:
     the target gradient, a row of the table in ``objectives``. ``accept_rate_penalty`` and
-    ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391, eq. (5); None leaves alpha to
-    the allocator.
+    ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391, eq. (5).
     """
 
     stats: PromptStats
@@ -37,7 +36,7 @@ class AllocationProblem:
     upper: np.ndarray
     objective: str = "log_likelihood"
     baseline: str = "none"
-    accept_rate_penalty: float | None = None
+    accept_rate_penalty: float = 1e-3
     accept_rate_power: float = 2.0
 
     @cached_property
@@ -49,13 +48,15 @@ class AllocationProblem:
     def sigma(self) -> np.ndarray:
         """Standard deviation of one rollout's share of the gradient, as the statistics have it; [m].
 
-        An upper bound: the prompt's mean gradient is not taken off. With an ``accept_rate_penalty`` it
-        is weighed by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5) weighs the variance.
+        An upper bound: the prompt's mean gradient is not taken off. For ``log_likelihood`` it is weighed
+        by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5) weighs the variance: without that, the
+        less hope a prompt has the more completions it would get. With the default, prompts of
+        p = 0.03 get most.
         """
         square = self.posterior.second_moment(self.objective, self.baseline)
-        if self.accept_rate_penalty:
+        if self.objective == "log_likelihood":
             power = self.posterior.accept_rate**self.accept_rate_power
-            square *= power / (power + self.accept_rate_penalty)
+            square *= power / np.maximum(power + self.accept_rate_penalty, 1e-300)
         return np.maximum(np.sqrt(square), 1e-150)
 
 
@@ -63,7 +64,6 @@ Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
 _LARGEST_COUNT = 2**52
 """Sums of counts are exact in float64."""
-_GVM_PENALTY = 1e-3
 WORTHWHILE_GAIN = 1.05
 """``min_variance`` stays uniform where it expects to lower the variance by less than this factor."""
 
@@ -104,7 +104,6 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
     norm = np.where(rate > 0, stats.grad_norm, 0.0)
     rate = np.where(rate > 0, rate, 1.0)
     alpha, beta = problem.accept_rate_penalty, problem.accept_rate_power
-    alpha = _GVM_PENALTY if alpha is None else alpha
     with np.errstate(over="ignore"):  # an infinite penalty is a weight of 0
         penalty = alpha * rate ** (1 - beta) if alpha > 0 else 0.0
     return _in_proportion(norm / np.sqrt(rate + penalty), problem)
@@ -170,7 +169,7 @@ def pose(
     upper: ArrayLike | None = None,
     objective: str = "log_likelihood",
     baseline: str | None = None,
-    accept_rate_penalty: float | None = None,
+    accept_rate_penalty: float = 1e-3,
     accept_rate_power: float = 2.0,
 ) -> AllocationProblem:
     """Check bounds and budget and make them arrays; ``upper=None`` means no upper bound.
@@ -188,7 +187,7 @@ def pose(
     if baseline is None:
         baseline = BASELINES.get(objective, ("none",))[0]
     check_objective(objective, baseline)
-    if accept_rate_penalty is not None and not 0 <= accept_rate_penalty < np.inf:
+    if not 0 <= accept_rate_penalty < np.inf:
         raise InputError(f"accept_rate_penalty is {accept_rate_penalty}; it must be at least 0")
     if not 1 <= accept_rate_power < np.inf:
         raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
@@ -262,7 +261,7 @@ def allocate(
     prompt_ids: Sequence[str] | None = None,
     objective: str = "log_likelihood",
     baseline: str | None = None,
-    accept_rate_penalty: float | None = None,
+    accept_rate_penalty: float = 1e-3,
     accept_rate_power: float = 2.0,
 ) -> np.ndarray:
     """Counts for m prompts from arrays of their statistics; the library form of ``dibs allocate``.
@@ -279,8 +278,8 @@ def allocate(
         prompt_ids: names used in error messages; the prompt's position by default.
         objective, baseline: the target gradient that ``min_variance`` allocates for; by default the
             first baseline that the objective has.
-        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5). By default alpha is 1e-3
-            for ``gvm`` and 0 for ``min_variance``.
+        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5), against prompts without
+            hope; of ``min_variance`` for ``log_likelihood`` only.
 
     Returns:
         int64 counts [m] whose sum is ``budget``.

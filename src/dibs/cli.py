@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     allocate.add_argument(
         "--accept-rate-penalty",
         type=float,
-        help="GVM's alpha (default: 0.001 for gvm, 0 for min_variance)",
+        default=1e-3,
+        help="GVM's alpha: gives prompts without hope less, for log_likelihood (default: 0.001)",
     )
     allocate.add_argument(
         "--accept-rate-power", type=float, default=2.0, help="GVM's beta (default: 2)"

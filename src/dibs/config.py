@@ -203,8 +203,8 @@ class AllocateConfig(Section):
     )
     lower: int = Field(0, ge=0, description="fewest completions a prompt; gvm starves at 0")
     upper: int | None = Field(None, ge=0, description="most completions a prompt; null: no limit")
-    accept_rate_penalty: float | None = Field(
-        None, ge=0, description="GVM's alpha; null: 1e-3 for gvm, 0 for min_variance"
+    accept_rate_penalty: float = Field(
+        1e-3, ge=0, description="GVM's alpha: gives prompts without hope less, for log_likelihood"
     )
     accept_rate_power: float = Field(2.0, ge=1, description="GVM's beta; the paper asks for >= 2")
 

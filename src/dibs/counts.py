@@ -33,16 +33,18 @@ def least_variance(
     if not positive.all():
         return _with_zeros(sigma, positive, budget, lower, upper)
     first = np.maximum(lower, np.minimum(upper, 1))
-    if first.sum() > budget:
+    least = first.sum()
+    if least > budget:
         counts = lower.copy()
         wanting = np.flatnonzero(first > lower)
         order = wanting[np.argsort(-sigma[wanting], kind="stable")]
         counts[order[: budget - int(lower.sum())]] += 1
         return counts
-    if first.sum() == budget:
+    if least == budget:
         return first
     # Far below, or above, those that compete, bounds on sigma keep squares of scales finite.
-    relative = np.clip(sigma / sigma[first < upper].max(), 1e-100, 1e100)
+    largest = sigma.max(where=first < upper, initial=0.0)
+    relative = np.clip(sigma / largest, 1e-100, 1e100)
     few, many = _bracket(relative, budget, first.astype(np.float64), upper.astype(np.float64))
     return _take_best(relative, few, many, budget - int(few.sum()))
 
