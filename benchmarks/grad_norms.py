@@ -29,6 +29,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from dibs.gradnorm import gradient_norms
@@ -127,27 +128,31 @@ def plain_pass(policy: Policy, samples: Sequence[TrainingExample], max_tokens: i
     policy.model.zero_grad()
 
 
-def one_at_a_time(policy: Policy, samples: Sequence[TrainingExample], layer: str) -> np.ndarray:
-    """A full backward pass for each sample; the norm over all parameters or the output layer's."""
-    norms = []
-    model = policy.model
-    parameters = list((model if layer == "all" else model.get_output_embeddings()).parameters())
-    for sample in samples:
-        policy.logprobs(policy.collate([sample])).sum().backward()
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]).item())
-        model.zero_grad()
-    return np.array(norms)
-
-
-def accurate_norms(policy: Policy, samples: Sequence[TrainingExample]) -> np.ndarray:
-    """One-at-a-time autograd with squares added up in float64, which float32 norms need."""
+def one_at_a_time(
+    policy: Policy, samples: Sequence[TrainingExample], norm: Callable[[nn.Module], float]
+) -> np.ndarray:
+    """A full backward pass for each sample, and a norm of the gradients it leaves in the model."""
     norms = []
     for sample in samples:
         policy.logprobs(policy.collate([sample])).sum().backward()
-        squares = sum(float(p.grad.double().square().sum()) for p in policy.model.parameters())
-        norms.append(squares**0.5)
+        norms.append(norm(policy.model))
         policy.model.zero_grad()
     return np.array(norms)
+
+
+def total_norm(module: nn.Module) -> float:
+    """Over all parameters of a module, in its dtype."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters()]).item()
+
+
+def output_layer_norm(model: nn.Module) -> float:
+    """Over the output layer."""
+    return total_norm(model.get_output_embeddings())
+
+
+def accurate_norm(model: nn.Module) -> float:
+    """Over all parameters, with squares added up in float64, which millions of them need."""
+    return sum(float(p.grad.double().square().sum()) for p in model.parameters()) ** 0.5
 
 
 def opacus_norms(policy: Policy, samples: Sequence[TrainingExample], max_tokens: int) -> np.ndarray:
@@ -198,8 +203,8 @@ def ways(policy: Policy, samples: Sequence[TrainingExample], preset: dict) -> di
 
     return {
         "floor": lambda: plain_pass(policy, samples, tokens),
-        "one_at_a_time_one_layer": lambda: one_at_a_time(policy, samples, "lm_head"),
-        "one_at_a_time": lambda: one_at_a_time(policy, samples, "all"),
+        "one_at_a_time_one_layer": lambda: one_at_a_time(policy, samples, output_layer_norm),
+        "one_at_a_time": lambda: one_at_a_time(policy, samples, total_norm),
         "opacus": lambda: opacus_norms(policy, samples, tokens),
         "exact": ours("exact"),
         "last_layer": ours("last_layer"),
@@ -251,7 +256,7 @@ def growth(policy: Policy, preset: dict, device: str) -> dict[str, dict[str, flo
 def errors(policy: Policy, preset: dict, outcomes: dict[str, list[Outcome]]) -> dict:
     """Largest relative errors: against autograd, or against the exact form of the same thing."""
     samples = draw_samples(preset, preset["samples"])
-    expected = accurate_norms(policy, samples)
+    expected = one_at_a_time(policy, samples, accurate_norm)
     last = outcomes["last_layer"][0].norms
     sketched = outcomes["last_layer_sketch"][0].norms
     half = copy.deepcopy(policy.model).to(torch.bfloat16)
@@ -265,7 +270,9 @@ def errors(policy: Policy, preset: dict, outcomes: dict[str, list[Outcome]]) -> 
         ),
         "max_relative_error_sketch": relative_error(sketched, last),
         "rms_relative_error_sketch": float(np.sqrt(np.mean((sketched / last - 1) ** 2))),
-        "max_relative_error_bfloat16": relative_error(in_half.norms, accurate_norms(rounded, few)),
+        "max_relative_error_bfloat16": relative_error(
+            in_half.norms, one_at_a_time(rounded, few, accurate_norm)
+        ),
     }
 
 

@@ -149,6 +149,18 @@ def test_degenerate_statistics_have_a_posterior(trials, successes, norms):
             assert (np.isfinite(moment) & (moment > 0)).all()
 
 
+def logprob_moments(count: np.ndarray, logprob: np.ndarray) -> CompletionMoments:
+    """Moments of a class with equal norms, of which only counts and log-probabilities tell."""
+    weight, flat = count.astype(float), np.where(count > 0, 0.0, np.nan)
+    return CompletionMoments(weight, flat, flat, weight, np.where(count > 0, logprob, np.nan))
+
+
+def squared_error(rate: np.ndarray, trials: int, successes: np.ndarray, **known) -> float:
+    m = len(rate)
+    stats = PromptStats(list(range(m)), np.full(m, trials), successes, np.ones(m), **known)
+    return ((believe(stats).accept_rate - rate) ** 2).mean()
+
+
 def test_log_probabilities_sharpen_the_accept_rate():
     """Where likely completions are the accepted ones, prompts that failed are told apart by them."""
     rng = np.random.default_rng(4)
@@ -156,18 +168,12 @@ def test_log_probabilities_sharpen_the_accept_rate():
     hardness = rng.normal(0, 1.5, m)
     rate = 1 / (1 + np.exp(hardness))
     successes = rng.binomial(trials, rate)
-
-    def moments(count, shift):
-        logprob = np.where(count > 0, -hardness + shift, np.nan)
-        flat = np.where(count > 0, 0.0, np.nan)
-        return CompletionMoments(count.astype(float), flat, flat, count.astype(float), logprob)
-
-    def squared_error(**known):
-        stats = PromptStats(list(range(m)), np.full(m, trials), successes, np.ones(m), **known)
-        return ((believe(stats).accept_rate - rate) ** 2).mean()
-
-    known = {"accepted": moments(successes, 2.0), "rejected": moments(trials - successes, 0.0)}
-    assert squared_error(**known) < 0.3 * squared_error()
+    known = {
+        "accepted": logprob_moments(successes, 2.0 - hardness),
+        "rejected": logprob_moments(trials - successes, -hardness),
+    }
+    without = squared_error(rate, trials, successes)
+    assert squared_error(rate, trials, successes, **known) < 0.3 * without
 
 
 def test_uninformative_log_probabilities_do_no_harm():
@@ -177,23 +183,13 @@ def test_uninformative_log_probabilities_do_no_harm():
     rate = rng.beta(2, 2, m)
     successes = rng.binomial(trials, rate)
 
-    def moments(count, shift):
-        flat = np.where(count > 0, 0.0, np.nan)
+    def noisy(count, shift):
         noise = rng.normal(0, 1, m) / np.sqrt(np.maximum(count, 1))
-        return CompletionMoments(
-            count.astype(float),
-            flat,
-            flat,
-            count.astype(float),
-            np.where(count > 0, shift + noise, np.nan),
-        )
+        return logprob_moments(count, shift + noise)
 
-    def squared_error(**known):
-        stats = PromptStats(list(range(m)), np.full(m, trials), successes, np.ones(m), **known)
-        return ((believe(stats).accept_rate - rate) ** 2).mean()
-
-    known = {"accepted": moments(successes, 3.0), "rejected": moments(trials - successes, 0.0)}
-    assert squared_error(**known) < 1.03 * squared_error()
+    known = {"accepted": noisy(successes, 3.0), "rejected": noisy(trials - successes, 0.0)}
+    without = squared_error(rate, trials, successes)
+    assert squared_error(rate, trials, successes, **known) < 1.03 * without
 
 
 @pytest.mark.parametrize("age", [0, 20, 60, 100])

@@ -59,6 +59,11 @@ class AllocationProblem:
             square *= power / np.maximum(power + self.accept_rate_penalty, 1e-300)
         return np.maximum(np.sqrt(square), 1e-150)
 
+    @cached_property
+    def best(self) -> np.ndarray:
+        """Counts of least expected variance, int64 [m]."""
+        return least_variance(self.sigma, self.budget, self.lower, self.upper)
+
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
@@ -117,8 +122,8 @@ def min_variance(problem: AllocationProblem) -> np.ndarray:
     prompts look alike and the counts are near uniform. They are uniform where the variance expected is
     not at least 1.05 times lower. No prompt is starved while the budget has one completion for each.
     """
-    counts = least_variance(problem.sigma, problem.budget, problem.lower, problem.upper)
-    return counts if expected_gain(problem, counts) >= WORTHWHILE_GAIN else uniform(problem)
+    worthwhile = expected_gain(problem, problem.best) >= WORTHWHILE_GAIN
+    return problem.best if worthwhile else uniform(problem)
 
 
 def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
@@ -139,8 +144,7 @@ def describe(problem: AllocationProblem, allocation: Allocation) -> dict[str, fl
     """What the statistics say of an allocation, for the metrics; None where they say nothing."""
     if not np.any(problem.stats.trials):
         return {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
-    best = least_variance(problem.sigma, problem.budget, problem.lower, problem.upper)
-    achievable = expected_gain(problem, best)
+    achievable = expected_gain(problem, problem.best)
     stayed = allocation.allocator == "min_variance" and achievable < WORTHWHILE_GAIN
     note = f"uniform: an expected gain of {achievable:.3f} is below {WORTHWHILE_GAIN}"
     return {
@@ -193,17 +197,17 @@ def pose(
         raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
     low = _bound("lower", lower, m)
     high = np.full(m, budget, dtype=np.int64) if upper is None else _bound("upper", upper, m)
-    crossed = low > high if upper is not None else np.zeros(m, dtype=bool)
-    if crossed.any():
-        i = int(np.argmax(crossed))
-        raise InputError(
-            f"prompt {stats.prompt_ids[i]!r}: lower bound {low[i]} exceeds upper bound {high[i]}"
-        )
     least, most = low.sum(dtype=np.float64), high.sum(dtype=np.float64)
     if budget < least:
         raise InputError(
             f"budget {budget} is smaller than the sum of the lower bounds, {least:.0f}; "
             "raise the budget or lower the bounds"
+        )
+    crossed = low > high
+    if crossed.any():
+        i = int(np.argmax(crossed))
+        raise InputError(
+            f"prompt {stats.prompt_ids[i]!r}: lower bound {low[i]} exceeds upper bound {high[i]}"
         )
     if budget > most:
         raise InputError(

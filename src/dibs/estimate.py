@@ -24,9 +24,7 @@ from dibs.types import CompletionMoments, Group, Prompt, PromptStats
 
 def no_statistics(prompts: Sequence[Prompt]) -> PromptStats:
     """Statistics of prompts that nothing is known about."""
-    nothing = np.zeros(len(prompts), dtype=np.int64)
-    unknown = np.full(len(prompts), np.nan)
-    return PromptStats([prompt.prompt_id for prompt in prompts], nothing, nothing, unknown)
+    return statistics([prompt.prompt_id for prompt in prompts], np.zeros((len(prompts), SUMS)))
 
 
 def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> PromptStats:

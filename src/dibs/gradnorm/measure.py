@@ -215,8 +215,8 @@ def _through(
     )
     if name is not None:
         recorder.finish(name)
-    if name is not None and looked_up is not None:
-        recorder.keep_for_embedding(name, errors, hidden)
+        if looked_up is not None:
+            recorder.keep_for_embedding(name, errors, hidden)
     return gradient.to(hidden.dtype)
 
 

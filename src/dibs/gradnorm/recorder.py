@@ -295,6 +295,7 @@ class Recorder(TorchFunctionMode):
         self.vectors[name] = self.vectors[name] + flat if name in self.vectors else flat
 
     def finish(self, name: str) -> None:
+        """Note that a matrix has had its share added; InputError for a second time."""
         if name in self.finished:
             raise uncovered(name, "a matrix used more than once in a forward pass")
         self.finished.add(name)
