@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import make_group, make_prompt
 from dibs import allocate
 from dibs.allocate import ALLOCATORS, allocator, describe, expected_gain, pose, solve
 from dibs.counts import least_variance, proportional
+from dibs.estimate import pilot_statistics
 from dibs.types import Allocation, InputError, PromptStats
 
 gvm = partial(allocate, allocator="gvm")
@@ -363,20 +365,22 @@ def test_gains_by_hand():
     problem = pose(stats, 16)
     # sigma 1 : 3, so counts 4 and 12: 1/4 + 9/12 = 1 against (1 + 9) / 8.
     assert solve(problem, "min_variance").counts.tolist() == [4, 12]
-    told = describe(problem, solve(problem, "min_variance"))
+    told = describe([problem], [solve(problem, "min_variance")])
     assert told["expected_gain"] == pytest.approx(1.25, rel=1e-3)
     assert told["achievable_gain"] == pytest.approx(1.25, rel=1e-3)
     assert told["allocation_note"] is None
-    assert describe(problem, solve(problem, "uniform"))["expected_gain"] == 1
+    assert describe([problem], [solve(problem, "uniform")])["expected_gain"] == 1
     fuller = pose(stats, 1)
     assert expected_gain(fuller, np.array([0, 1])) == np.inf  # uniform leaves out the larger sigma
     assert expected_gain(fuller, np.array([1, 0])) == 1
     starving = Allocation(["a", "b"], np.array([0, 16]), "gvm")
-    assert describe(problem, starving)["expected_gain"] == 0
+    assert describe([problem], [starving])["expected_gain"] == 0
     flat = pose(PromptStats(["a", "b"], np.ones(2), np.ones(2), np.ones(2)), 16)
-    assert describe(flat, solve(flat, "min_variance"))["allocation_note"].startswith("uniform: ")
+    assert describe([flat], [solve(flat, "min_variance")])["allocation_note"].startswith(
+        "uniform: "
+    )
     unknown = pose(PromptStats(["a"], np.zeros(1), np.zeros(1), np.array([NAN])), 4)
-    assert describe(unknown, solve(unknown, "uniform"))["expected_gain"] is None
+    assert describe([unknown], [solve(unknown, "uniform")])["expected_gain"] is None
 
 
 def test_bounds_do_not_turn_min_variance_off():
@@ -437,3 +441,117 @@ def test_hopeless_prompts_do_not_take_the_budget():
     assert counts[20] <= counts[:20].max()
     unweighed = allocate(trials, successes, norms, budget=8 * 21, accept_rate_penalty=0)
     assert unweighed[20] > 2 * unweighed[0]
+
+
+def cheapest_variance(sigma, budget, lower, upper, cost):
+    """By trying every vector of counts that the budget can pay for."""
+    best = np.inf
+    for counts in product(*(range(lo, hi + 1) for lo, hi in zip(lower, upper, strict=True))):
+        if np.dot(counts, cost) <= budget:
+            best = min(best, sum(s**2 / n for s, n in zip(sigma, counts, strict=True)))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_counts_of_unequal_cost_are_near_the_best(seed):
+    """A knapsack: nothing affordable is left, and the variance is the best's but for one completion."""
+    rng = np.random.default_rng(seed)
+    m = int(rng.integers(1, 4))
+    sigma, cost = rng.lognormal(0, 1.5, m), rng.integers(1, 20, m).astype(float)
+    lower = rng.integers(1, 3, m)
+    upper = lower + rng.integers(0, 9, m)
+    budget = float(lower @ cost + rng.integers(0, 100))
+    counts = least_variance(sigma, budget, lower, upper, cost)
+    assert ((lower <= counts) & (counts <= upper)).all()
+    left = budget - counts @ cost
+    assert left >= 0
+    assert (cost[counts < upper] > left).all()
+    achieved = (sigma**2 / counts).sum()
+    assert achieved >= cheapest_variance(sigma, budget, lower, upper, cost) * (1 - 1e-12)
+    richer = cheapest_variance(sigma, budget - cost.max(), lower, upper, cost)
+    assert achieved <= richer * (1 + 1e-12)
+
+
+def test_equal_costs_change_nothing():
+    rng = np.random.default_rng(0)
+    sigma = rng.lognormal(0, 1, 1000)
+    bounds = np.ones(1000, dtype=np.int64), np.full(1000, 50)
+    plain = least_variance(sigma, 8000, *bounds)
+    assert least_variance(sigma, 8000 * 7.0, *bounds, np.full(1000, 7.0)).tolist() == plain.tolist()
+
+
+def test_counts_follow_sigma_over_the_root_of_the_cost():
+    sigma, cost = np.array([1.0, 1.0, 2.0]), np.array([100.0, 400.0, 100.0])
+    bounds = np.zeros(3, dtype=np.int64), np.full(3, 10**6)
+    counts = least_variance(sigma, 1e6, *bounds, cost)
+    # n ~ 1, 1/2, 2 and 100 + 200 + 200 = 500 tokens a unit: 2000, 1000, 4000
+    assert np.abs(counts - [2000, 1000, 4000]).max() <= 1
+
+
+def test_a_budget_of_tokens():
+    statistics = {"trials": [8] * 4, "successes": [4] * 4, "grad_norm": [1.0] * 4}
+    lengths = [100.0, 100.0, 400.0, 400.0]
+    even = allocate(**statistics, mean_tokens=lengths, token_budget=8000, allocator="uniform")
+    assert even.tolist() == [8, 8, 8, 8]  # 100 + 100 + 400 + 400 tokens a round
+    best = allocate(**statistics, mean_tokens=lengths, token_budget=8000)
+    assert best[:2].min() > 1.5 * best[2:].max()
+    assert best @ np.array(lengths) <= 8000 * 1.02  # expected lengths are shrunk a little
+    with pytest.raises(InputError, match="a budget of tokens needs mean_tokens"):
+        allocate(**statistics, token_budget=8000)
+    with pytest.raises(InputError, match="one of tokens, and not both"):
+        allocate(**statistics, mean_tokens=lengths, token_budget=8000, budget=3)
+    with pytest.raises(InputError, match="budget 300 is smaller than the cost of the lower bounds"):
+        allocate(**statistics, mean_tokens=lengths, token_budget=300, lower=1)
+
+
+def test_all_allocators_keep_to_a_budget_of_tokens():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        m = int(rng.integers(1, 30))
+        trials = rng.integers(1, 9, m)
+        successes = rng.binomial(trials, rng.random(m))
+        stats = PromptStats(
+            [str(i) for i in range(m)],
+            trials,
+            successes,
+            np.where(successes > 0, rng.lognormal(0, 1, m), NAN),
+        )
+        cost = rng.lognormal(4, 1, m)
+        lower = rng.integers(0, 2, m)
+        budget = float(lower @ cost + rng.random() * 8 * cost.sum())
+        problem = pose(stats, budget, cost=cost, lower=lower, upper=40)
+        for name in ("uniform", "gvm", "min_variance"):
+            counts = solve(problem, name).counts
+            left = budget - counts @ cost
+            assert left >= -1e-6
+            starved = (counts == lower) & (successes == 0) & (name == "gvm")
+            assert not ((cost <= left) & (counts < 40) & ~starved).any()
+
+
+def test_an_allocator_by_import_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n\n\n"
+        "def first(problem):\n"
+        "    counts = np.zeros(len(problem.stats), dtype=np.int64)\n"
+        "    counts[0] = problem.budget\n"
+        "    return counts\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:first").tolist() == [5, 0]
+    with pytest.raises(InputError, match="'mine:second' cannot be imported"):
+        allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:second")
+    with pytest.raises(InputError, match="or your own as module:function"):
+        allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine")
+
+
+def test_real_rewards_are_allocated_for():
+    """Equal accept rates and norms; the second prompt's rewards vary ten times as much."""
+    groups = [make_group([1, 1.1, 0.9, 1.0] * 4), make_group([10, 1, 20, 5] * 4, make_prompt("01"))]
+    norms = [np.ones(16), np.ones(16)]
+    stats = pilot_statistics(groups, norms)
+    counts = solve(
+        pose(stats, 20, objective="expected_reward", baseline="mean"), "min_variance"
+    ).counts
+    assert counts[1] > 3 * counts[0]
+    blind = solve(pose(stats, 20, objective="log_likelihood"), "min_variance").counts
+    assert blind[0] == 10

@@ -126,6 +126,30 @@ def test_algorithms_bring_their_objective_and_baseline():
             "grad_norm_parameters needs grad_norm: exact or exact_slow",
         ),
         (
+            ["--estimate.mode", "cross_fit"],
+            "cross_fit trains on its pilots, and 8 a prompt spend the whole budget of 512; lower",
+        ),
+        (
+            ["--estimate.mode", "cross_fit", "--estimate.num_pilots", "3"],
+            "num_pilots 3 is odd",
+        ),
+        (
+            ["--estimate.mode", "cross_fit", "--estimate.num_pilots", "10"],
+            "estimate.num_pilots 10 x 64 prompts = 640 exceeds the budget of 512",
+        ),
+        (
+            ["--estimate.mode", "online", "--estimate.interval", "2"],
+            "interval 2 needs mode: pilot",
+        ),
+        (
+            ["--allocate.lower", "9", "--allocate.budget_unit", "tokens"],
+            "allocate.lower 9 exceeds allocate.num_generations 8",
+        ),
+        (
+            ["--allocate.lower", "3", "--allocate.upper", "2", "--allocate.budget", "100"],
+            "exceeds",
+        ),
+        (
             ["--estimate.mode", "none"],
             "allocator min_variance with algorithm.estimator self_normalised needs accept rates",
         ),

@@ -7,10 +7,11 @@ import pytest
 from scipy import stats as distributions
 
 from conftest import assert_equal_arrays, make_group, make_prompt
-from dibs.estimate import believe, no_statistics, pilot_statistics
+from dibs.estimate import no_statistics, pilot_statistics
 from dibs.evaluate import clustered_interval, score
 from dibs.history import History
 from dibs.objectives import BASELINES
+from dibs.posterior import believe
 from dibs.types import CompletionMoments, InputError, PromptStats
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import assert_equal_arrays, make_group
-from dibs.objectives import BASELINES, group_advantages, variance, weigh
-from dibs.types import InputError
+from dibs.objectives import BASELINES, group_advantages, second_moment, variance, weigh
+from dibs.types import InputError, RewardMoments
 
 REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # mean 0.4, population std sqrt(0.24)
 
@@ -158,3 +158,42 @@ def test_the_variance_table_matches_enumeration(rate):
             assert got == pytest.approx([expected], rel=1e-9, abs=1e-12)
             bound = variance(objective, baseline, np.array([rate]), q1, q0)
             assert bound >= got - 1e-12
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.4, 2.0])
+def test_second_moments_of_real_rewards_match_enumeration(threshold):
+    """Seven outcomes with real rewards, some accepted: E[a^2 ||s||^2] directly, and from moments."""
+    rng = np.random.default_rng(1)
+    probabilities = rng.dirichlet(np.ones(7))
+    rewards = rng.normal(0.5, 1, 7)
+    accepted = rewards >= threshold
+    squares = ((np.eye(7) - probabilities) ** 2).sum(1)
+
+    def of(chosen):
+        weights = np.where(chosen, probabilities, 0)
+        weights = weights / max(weights.sum(), 1e-300)
+        norm = np.array([weights @ squares])
+        share = weights * squares / max(norm[0], 1e-300)
+        return norm, RewardMoments(
+            *(np.array([w @ r]) for w in (weights, share) for r in (rewards, rewards**2))
+        )
+
+    (q1, r1), (q0, r0) = of(accepted), of(~accepted)
+    mean = probabilities @ rewards
+    spread = probabilities @ (rewards - mean) ** 2
+    rate = np.array([probabilities[accepted].sum()])
+    for baseline, a in (("none", rewards), ("mean", rewards - mean)):
+        got = second_moment("expected_reward", baseline, rate, (q1, q0), (r1, r0))
+        assert got == pytest.approx([probabilities @ (a**2 * squares)])
+    got = second_moment("grpo", "mean", rate, (q1, q0), (r1, r0))
+    assert got == pytest.approx([probabilities @ ((rewards - mean) ** 2 * squares) / spread])
+
+
+def test_second_moments_where_all_rewards_are_equal_and_where_they_are_refused():
+    ones = RewardMoments(*np.ones((4, 1)))
+    squares = np.ones(1), np.ones(1)
+    half = np.array([0.5])
+    assert second_moment("grpo", "mean", half, squares, (ones, ones)) == [0]
+    assert second_moment("expected_reward", "mean", half, squares, (ones, ones)) == [0]
+    with pytest.raises(ValueError, match="takes accept indicators"):
+        second_moment("log_likelihood", "none", half, squares, (ones, ones))

@@ -153,6 +153,37 @@ def test_other_settings_run_to_the_end(tmp_path, more):
         assert budget is None or sum(line["count"]) == budget
 
 
+def test_cross_fit_spends_no_more_than_the_budget_and_trains_on_all_of_it(tmp_path):
+    out, pilots = tmp_path / "run", 2
+    more = ("--estimate.mode=cross_fit", "--algorithm.objective=expected_reward")
+    summary = run(out, *more, f"--estimate.num_pilots={pilots}", "--algorithm.baseline=none")
+    assert summary["rollouts"] == 2 * 32
+    assert summary["pilot_rollouts"] == 2 * 8 * pilots
+    for line in read_lines(out / "allocations.jsonl"):
+        assert sum(line["count"]) == 32
+        assert min(line["count"]) >= pilots
+        assert line["trials"] == [pilots] * 8
+    # Every accepted completion has an advantage here, pilots among them.
+    assert summary["learned_rollouts"] == summary["accepted_rollouts"] > 0
+
+
+@pytest.mark.parametrize("mode", ["pilot", "cross_fit", "online", "none"])
+def test_a_budget_of_tokens_is_kept_about(tmp_path, mode):
+    out = tmp_path / "run"
+    allocator = "uniform" if mode == "none" else "min_variance"
+    unit = ("--allocate.budget_unit=tokens", f"--allocate.allocator={allocator}")
+    for name, more in (("even", ()), ("given", ("--allocate.budget=250",))):
+        run(out / name, f"--estimate.mode={mode}", "--estimate.num_pilots=2", *unit, *more)
+        lines = untimed(out / name)
+        spent = [line["completion_length"] * line["count_sum"] for line in lines[1:]]
+        aim = 250 if more else 32 * lines[1]["completion_length"]
+        known = mode in ("pilot", "cross_fit")
+        if known:
+            assert np.mean(spent) == pytest.approx(aim, rel=0.3)
+        elif not more:
+            assert lines[1]["count_sum"] == 32
+
+
 def test_online_runs_draw_no_pilots_and_remember_prompts(tmp_path):
     out = tmp_path / "run"
     summary = run(

@@ -1,13 +1,14 @@
 """Prompt statistics and a budget in, integer sample counts out.
 
 An allocator is a function from an :class:`AllocationProblem` to integer counts; ``@allocator(name)``
-registers it, also from outside this package. Counts sum to the budget exactly, respect the bounds
-of every prompt, and do not depend on anything random: ties and remainders go to the prompt that
-comes first.
+registers it, also from outside this package, where ``module:function`` names it too. Counts sum to the
+budget exactly or, where it is one of tokens, are expected to cost no more. They respect the bounds of
+every prompt and do not depend on anything random: ties and remainders go to the prompt that comes first.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dibs.counts import least_variance, proportional
-from dibs.estimate import Posterior, believe
 from dibs.objectives import BASELINES, check_objective
+from dibs.posterior import Posterior, believe, expected_tokens
 from dibs.types import Allocation, InputError, PromptStats
 
 
@@ -25,19 +26,21 @@ from dibs.types import Allocation, InputError, PromptStats
 class AllocationProblem:
     """Everything an allocator may look at. Build it with :func:`pose`, which checks it.
 
-    ``lower`` and ``upper``: int64 [m], counts allowed to each prompt. ``objective`` and ``baseline``:
-    the target gradient, a row of the table in ``objectives``. ``accept_rate_penalty`` and
+    ``budget``: completions; or, where ``cost`` is given (tokens of a completion of each prompt, above 0,
+    [m]), tokens. ``lower`` and ``upper``: int64 [m], counts allowed to each prompt. ``objective`` and
+    ``baseline``: the target gradient, a row of the table in ``objectives``. ``accept_rate_penalty`` and
     ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391, eq. (5).
     """
 
     stats: PromptStats
-    budget: int
+    budget: float
     lower: np.ndarray
     upper: np.ndarray
     objective: str = "log_likelihood"
     baseline: str = "none"
     accept_rate_penalty: float = 1e-3
     accept_rate_power: float = 2.0
+    cost: np.ndarray | None = None
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -62,7 +65,7 @@ class AllocationProblem:
     @cached_property
     def best(self) -> np.ndarray:
         """Counts of least expected variance, int64 [m]."""
-        return least_variance(self.sigma, self.budget, self.lower, self.upper)
+        return least_variance(self.sigma, self.budget, self.lower, self.upper, self.cost)
 
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
@@ -116,9 +119,10 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
 
 @allocator("min_variance")
 def min_variance(problem: AllocationProblem) -> np.ndarray:
-    """Counts of least expected variance for the objective at hand: exact integers, n_i about sigma_i.
+    """Counts of least expected variance for the objective at hand: n_i about sigma_i / sqrt(cost_i).
 
-    ``sigma_i`` is what the statistics let one expect (``estimate.believe``): where they say little, all
+    Exact integers for a budget of completions. ``sigma_i`` is what the statistics let one expect
+    (``posterior.believe``): where they say little, all
     prompts look alike and the counts are near uniform. They are uniform where the variance expected is
     not at least 1.05 times lower. No prompt is starved while the budget has one completion for each.
     """
@@ -140,15 +144,21 @@ def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
     return even / chosen if chosen > 0 else 1.0
 
 
-def describe(problem: AllocationProblem, allocation: Allocation) -> dict[str, float | str | None]:
-    """What the statistics say of an allocation, for the metrics; None where they say nothing."""
-    if not np.any(problem.stats.trials):
+def describe(
+    problems: Sequence[AllocationProblem], allocations: Sequence[Allocation]
+) -> dict[str, float | str | None]:
+    """What the statistics say of the allocations of a step's streams, for the metrics.
+
+    Gains are means over the streams; None where nothing is known.
+    """
+    if not any(np.any(problem.stats.trials) for problem in problems):
         return {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
-    achievable = expected_gain(problem, problem.best)
-    stayed = allocation.allocator == "min_variance" and achievable < WORTHWHILE_GAIN
+    achievable = float(np.mean([expected_gain(p, p.best) for p in problems]))
+    chosen = [expected_gain(p, a.counts) for p, a in zip(problems, allocations, strict=True)]
+    stayed = allocations[0].allocator == "min_variance" and achievable < WORTHWHILE_GAIN
     note = f"uniform: an expected gain of {achievable:.3f} is below {WORTHWHILE_GAIN}"
     return {
-        "expected_gain": expected_gain(problem, allocation.counts),
+        "expected_gain": float(np.mean(chosen)),
         "achievable_gain": achievable,
         "allocation_note": note if stayed else None,
     }
@@ -162,12 +172,12 @@ def _variance(problem: AllocationProblem, counts: np.ndarray) -> tuple[float, fl
 
 
 def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:
-    return proportional(weights, problem.budget, problem.lower, problem.upper)
+    return proportional(weights, problem.budget, problem.lower, problem.upper, problem.cost)
 
 
 def pose(
     stats: PromptStats,
-    budget: int,
+    budget: float,
     *,
     lower: ArrayLike = 0,
     upper: ArrayLike | None = None,
@@ -175,19 +185,24 @@ def pose(
     baseline: str | None = None,
     accept_rate_penalty: float = 1e-3,
     accept_rate_power: float = 2.0,
+    cost: np.ndarray | None = None,
 ) -> AllocationProblem:
     """Check bounds and budget and make them arrays; ``upper=None`` means no upper bound.
 
-    ``baseline=None`` is the first that the objective has.
+    ``baseline=None`` is the first that the objective has. ``cost``: tokens of a completion of each
+    prompt, [m]; the budget is then tokens, and what the bounds cannot take is not spent.
 
     Raises InputError where no allocation exists.
     """
     m = len(stats)
     if m == 0:
         raise InputError("no prompts to allocate to; give at least one")
-    if not 0 <= budget <= _LARGEST_COUNT or budget != int(budget):
+    if not 0 <= budget <= _LARGEST_COUNT or (cost is None and budget != int(budget)):
         raise InputError(f"budget {budget} is not a whole number from 0 to 2^52")
-    budget = int(budget)
+    if cost is None:
+        budget = int(budget)
+    elif cost.shape != (m,) or not ((cost > 0) & np.isfinite(cost)).all():
+        raise InputError("costs must be finite and above 0, one a prompt")
     if baseline is None:
         baseline = BASELINES.get(objective, ("none",))[0]
     check_objective(objective, baseline)
@@ -196,12 +211,14 @@ def pose(
     if not 1 <= accept_rate_power < np.inf:
         raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
     low = _bound("lower", lower, m)
-    high = np.full(m, budget, dtype=np.int64) if upper is None else _bound("upper", upper, m)
-    least, most = low.sum(dtype=np.float64), high.sum(dtype=np.float64)
+    price = np.ones(m) if cost is None else cost
+    affordable = np.minimum(budget // price, _LARGEST_COUNT).astype(np.int64)
+    high = affordable if upper is None else _bound("upper", upper, m)
+    least, most = float(low @ price), high.sum(dtype=np.float64)
     if budget < least:
         raise InputError(
-            f"budget {budget} is smaller than the sum of the lower bounds, {least:.0f}; "
-            "raise the budget or lower the bounds"
+            f"budget {budget:.16g} is smaller than the {'sum' if cost is None else 'cost'} of the lower "
+            f"bounds, {least:.0f}; raise the budget or lower the bounds"
         )
     crossed = low > high
     if crossed.any():
@@ -209,15 +226,32 @@ def pose(
         raise InputError(
             f"prompt {stats.prompt_ids[i]!r}: lower bound {low[i]} exceeds upper bound {high[i]}"
         )
-    if budget > most:
+    if cost is None and budget > most:
         raise InputError(
             f"budget {budget} is larger than the sum of the upper bounds, {most:.0f}; "
             "lower the budget or raise the bounds"
         )
-    high = np.minimum(high, budget)
+    high = np.minimum(high, affordable)
     return AllocationProblem(
-        stats, budget, low, high, objective, baseline, accept_rate_penalty, accept_rate_power
+        stats, budget, low, high, objective, baseline, accept_rate_penalty, accept_rate_power, cost
     )
+
+
+def spendable(
+    stats: PromptStats, budget: int | None, token_budget: float | None
+) -> tuple[float, np.ndarray | None]:
+    """Budget and costs for :func:`pose`, from a number of completions or of tokens.
+
+    Raises InputError unless exactly one is given, and for tokens where no length is known.
+    """
+    if (budget is None) == (token_budget is None):
+        raise InputError("give a budget of completions or one of tokens, and not both")
+    if budget is not None:
+        return budget, None
+    assert token_budget is not None
+    if stats.mean_tokens is None or not (np.asarray(stats.mean_tokens) > 0).any():
+        raise InputError("a budget of tokens needs mean_tokens, at least of some prompts")
+    return token_budget, expected_tokens(stats, otherwise=1.0)
 
 
 def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
@@ -230,9 +264,19 @@ def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
 
 
 def check_allocator(name: str) -> None:
-    """InputError unless an allocator of this name is registered."""
-    if name not in ALLOCATORS:
-        raise InputError(f"unknown allocator {name!r}; known: {', '.join(sorted(ALLOCATORS))}")
+    """InputError unless an allocator of this name is registered, or ``module:function`` is one."""
+    if name in ALLOCATORS:
+        return
+    module, colon, function = name.partition(":")
+    if not colon:
+        known = ", ".join(sorted(ALLOCATORS))
+        raise InputError(
+            f"unknown allocator {name!r}; known: {known}, or your own as module:function"
+        )
+    try:
+        ALLOCATORS[name] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"allocator {name!r} cannot be imported: {error}") from None
 
 
 def solve(problem: AllocationProblem, name: str) -> Allocation:
@@ -243,9 +287,11 @@ def solve(problem: AllocationProblem, name: str) -> Allocation:
     check_allocator(name)
     counts = ALLOCATORS[name](problem)
     within = (counts >= problem.lower).all() and (counts <= problem.upper).all()
-    if counts.sum() != problem.budget or not within:
+    spent = counts.sum() if problem.cost is None else float(counts @ problem.cost)
+    paid = spent == problem.budget if problem.cost is None else spent <= problem.budget * (1 + 1e-9)
+    if not (paid and within):
         raise RuntimeError(
-            f"allocator {name!r} returned counts that sum to {counts.sum()} for a budget of "
+            f"allocator {name!r} returned counts that spend {spent} of a budget of "
             f"{problem.budget}, or that leave their bounds"
         )
     return Allocation(problem.stats.prompt_ids, counts, name)
@@ -256,7 +302,8 @@ def allocate(
     successes: ArrayLike,
     grad_norm: ArrayLike,
     *,
-    budget: int,
+    budget: int | None = None,
+    token_budget: float | None = None,
     allocator: str = "min_variance",
     lower: ArrayLike = 0,
     upper: ArrayLike | None = None,
@@ -275,7 +322,10 @@ def allocate(
         successes: how many of them were accepted, [m].
         grad_norm: mean gradient norm of the accepted ones, [m]; NaN where none was.
         budget: total number of completions to spread over the prompts.
-        allocator: a registered name; ``min_variance``, ``gvm`` and ``uniform`` come with DIBS.
+        token_budget: in its place, tokens that their completions may be expected to take; needs
+            ``mean_tokens``.
+        allocator: a registered name (``min_variance``, ``gvm`` and ``uniform`` come with DIBS) or
+            ``module:function``.
         lower, upper: bounds on the count of a prompt, one number or [m].
         grad_norm_rejected: mean gradient norm of the rejected ones, [m].
         mean_tokens: mean completion length, [m].
@@ -286,7 +336,7 @@ def allocate(
             hope; of ``min_variance`` for ``log_likelihood`` only.
 
     Returns:
-        int64 counts [m] whose sum is ``budget``.
+        int64 counts [m] whose sum is ``budget``, or which are expected to take ``token_budget`` at most.
 
     Raises:
         InputError: statistics that cannot be, or bounds that no allocation meets.
@@ -304,9 +354,11 @@ def allocate(
         grad_norm_rejected=array(grad_norm_rejected),
         mean_tokens=array(mean_tokens),
     )
+    amount, cost = spendable(stats, budget, token_budget)
     problem = pose(
         stats,
-        budget,
+        amount,
+        cost=cost,
         lower=lower,
         upper=upper,
         objective=objective,

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dibs import __version__
-from dibs.allocate import ALLOCATORS, pose, solve
+from dibs.allocate import ALLOCATORS, pose, solve, spendable
 from dibs.config_file import config_keys, load_config, split_config
 from dibs.objectives import BASELINES
 from dibs.statistics_file import count_lines, read_statistics
@@ -29,7 +29,8 @@ Spread a budget of completions over prompts.
 
 STATS holds one JSON object a line: prompt_id, trials, successes and grad_norm (mean gradient norm of
 the accepted completions; may be null where successes is 0), and optionally grad_norm_rejected and
-mean_tokens. Prints one {"prompt_id", "count"} a line, in input order; the counts sum to the budget."""
+mean_tokens. Prints one {"prompt_id", "count"} a line, in input order; the counts sum to the budget, or
+are expected to take --token-budget tokens at most."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,11 +82,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     allocate.add_argument("stats", metavar="STATS", help="JSON Lines file, or - for standard input")
-    allocate.add_argument("--budget", type=int, required=True, help="completions in all")
+    amount = allocate.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--budget", type=int, help="completions in all")
+    amount.add_argument(
+        "--token-budget",
+        type=float,
+        metavar="TOKENS",
+        help="tokens in all, as far as mean_tokens tells; prompts with short completions get more",
+    )
     allocate.add_argument(
         "--allocator",
         default="min_variance",
-        help=f"{', '.join(sorted(ALLOCATORS))} (default: min_variance)",
+        help=f"{', '.join(sorted(ALLOCATORS))}, or your own function as module:function "
+        "(default: min_variance)",
     )
     allocate.add_argument(
         "--objective",
@@ -141,9 +150,11 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
 
 def _allocate(options: argparse.Namespace) -> None:
     stats = read_statistics(options.stats)
+    budget, cost = spendable(stats, options.budget, options.token_budget)
     problem = pose(
         stats,
-        options.budget,
+        budget,
+        cost=cost,
         lower=options.lower,
         upper=options.upper,
         objective=options.objective,

@@ -152,19 +152,24 @@ class AlgorithmConfig(Section):
 class EstimateConfig(Section):
     """How prompts are measured before the budget is spent."""
 
-    mode: Literal["pilot", "online", "none"] = Field(
+    mode: Literal["pilot", "cross_fit", "online", "none"] = Field(
         "pilot",
-        description="pilot: fresh completions measure each prompt, then are thrown away; online: the "
-        "completions of earlier steps do, and no pilots are drawn",
+        description="pilot: fresh completions measure each prompt, then are thrown away; cross_fit: "
+        "each half of them decides the counts of a stream that the other half enters, so that all "
+        "are trained on; online: the completions of earlier steps measure, and no pilots are drawn",
     )
     half_life: float = Field(
         20.0,
         gt=0,
         description="online: steps after which a completion counts half; the policy moves",
     )
-    num_pilots: int = Field(8, ge=1, description="pilot completions a prompt (N')")
+    num_pilots: int = Field(
+        8, ge=1, description="pilot completions a prompt (N'); cross_fit: part of num_generations"
+    )
     interval: int = Field(
-        1, ge=1, description="steps between pilot phases; each measures all prompts up to the next"
+        1,
+        ge=1,
+        description="pilot: steps between pilot phases; each measures all prompts up to the next",
     )
     grad_norm: Literal[GradNormMethod, "none"] = Field(
         "exact",
@@ -187,6 +192,12 @@ class EstimateConfig(Section):
             raise ValueError("grad_norm_parameters needs grad_norm: exact or exact_slow")
         if self.grad_norm_sketch is not None and self.grad_norm != "last_layer":
             raise ValueError("grad_norm_sketch needs grad_norm: last_layer")
+        if self.interval > 1 and self.mode != "pilot":
+            raise ValueError(f"interval {self.interval} needs mode: pilot")
+        if self.mode == "cross_fit" and self.num_pilots % 2:
+            raise ValueError(
+                f"mode cross_fit halves the pilots; num_pilots {self.num_pilots} is odd"
+            )
         return self
 
 
@@ -195,11 +206,19 @@ class AllocateConfig(Section):
 
     allocator: str = Field(
         "min_variance",
-        description="min_variance, gvm, uniform, or one registered by your own code",
+        description="min_variance, gvm, uniform, or your own function as module:function",
     )
     num_generations: int = Field(8, ge=1, description="completions a prompt on average")
     budget: int | None = Field(
-        None, ge=0, description="completions a step; default num_generations x prompts_per_step"
+        None,
+        ge=0,
+        description="completions, or tokens, a step; default: what num_generations for every prompt "
+        "comes to",
+    )
+    budget_unit: Literal["completions", "tokens"] = Field(
+        "completions",
+        description="tokens: the budget is spent on expected tokens, and prompts with short "
+        "completions get more of them",
     )
     lower: int = Field(0, ge=0, description="fewest completions a prompt; gvm starves at 0")
     upper: int | None = Field(None, ge=0, description="most completions a prompt; null: no limit")
@@ -280,11 +299,19 @@ class Config(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @property
-    def budget(self) -> int:
-        """Training completions a step."""
+    def budget(self) -> int | None:
+        """Training completions a step; None where the budget is one of tokens."""
+        if self.allocate.budget_unit == "tokens":
+            return None
         if self.allocate.budget is not None:
             return self.allocate.budget
         return self.allocate.num_generations * self.train.prompts_per_step
+
+    @property
+    def lower(self) -> int:
+        """Fewest completions a prompt: cross_fit trains on all pilots."""
+        pilots = self.estimate.num_pilots if self.estimate.mode == "cross_fit" else 0
+        return max(self.allocate.lower, pilots)
 
     @property
     def uses_statistics(self) -> bool:
@@ -295,15 +322,33 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         m = self.train.prompts_per_step
-        if self.budget < m * self.allocate.lower:
+        reason = "estimate.num_pilots" if self.lower > self.allocate.lower else "allocate.lower"
+        if self.budget is not None and self.budget < m * self.lower:
             raise ValueError(
-                f"allocate.lower {self.allocate.lower} x {m} prompts = {m * self.allocate.lower} "
-                f"exceeds the budget of {self.budget}; raise allocate.budget or lower allocate.lower"
+                f"{reason} {self.lower} x {m} prompts = {m * self.lower} exceeds the budget of "
+                f"{self.budget}; raise the budget or lower {reason}"
             )
-        if self.allocate.upper is not None and self.budget > m * self.allocate.upper:
+        if self.allocate.budget is None and self.allocate.num_generations < self.lower:
+            raise ValueError(
+                f"{reason} {self.lower} exceeds allocate.num_generations "
+                f"{self.allocate.num_generations}; raise it or lower {reason}"
+            )
+        if self.allocate.upper is not None and self.allocate.upper < self.lower:
+            raise ValueError(f"allocate.upper {self.allocate.upper} is below {reason} {self.lower}")
+        if (
+            self.budget is not None
+            and self.allocate.upper is not None
+            and self.budget > m * self.allocate.upper
+        ):
             raise ValueError(
                 f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
                 f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
+            )
+        if self.estimate.mode == "cross_fit" and self.budget == m * self.estimate.num_pilots:
+            raise ValueError(
+                f"estimate.mode cross_fit trains on its pilots, and {self.estimate.num_pilots} a prompt "
+                f"spend the whole budget of {self.budget}; lower estimate.num_pilots to half of "
+                "allocate.num_generations, say"
             )
         if self.estimate.mode == "none" and self.uses_statistics:
             raise ValueError(

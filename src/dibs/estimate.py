@@ -1,25 +1,17 @@
-"""Pilot completions in, statistics of their prompts out, and what they let one believe. Knows no budget.
+"""Completions in, statistics of their prompts out. Knows no budget.
 
 This is the estimate step of arXiv 2505.02391, Algorithm 2: N' fresh completions a prompt give the
-accept rate ``p_i`` (accepted share) and ``G_i`` (mean gradient norm of the accepted ones). The pilots
-are thrown away afterwards, so the counts they decide stay independent of the samples that enter the
-gradient. ``history`` takes completions of earlier steps in their place.
-
-Shares and means of a few completions are poor estimates, so ``believe`` turns them into a
-:class:`Posterior`: every prompt borrows from the others of its batch (empirical Bayes).
+accept rate ``p_i`` (accepted share) and ``G_i`` (mean gradient norm of the accepted ones). ``history``
+takes completions of earlier steps in their place; ``posterior`` says what to make of so few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
-from scipy import stats as distributions
 
-from dibs.objectives import second_moment_powers
-from dibs.types import CompletionMoments, Group, Prompt, PromptStats
+from dibs.types import CompletionMoments, Group, Prompt, PromptStats, RewardMoments
 
 
 def no_statistics(prompts: Sequence[Prompt]) -> PromptStats:
@@ -42,18 +34,20 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
     return statistics([group.prompt.prompt_id for group in groups], np.reshape(sums, (-1, SUMS)))
 
 
-SUMS = 15
+_CLASS = 11
+SUMS = 3 + 2 * _CLASS
 """Numbers that sum up a prompt's completions: see :func:`group_sums`."""
-SQUARED_WEIGHTS = [5, 11]
+SQUARED_WEIGHTS = [5, 5 + _CLASS]
 """Which of them are sums of squared weights."""
+_LARGEST_NORM = 1e100
 
 
 def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
-    """A group as sums over its completions, float64 [15], so that groups of one prompt add up.
+    """A group as sums over its completions, float64 [25], so that groups of one prompt add up.
 
-    Completions; accepted ones; tokens; then of the accepted and of the rejected each: ``||s||``, and
-    over those with ``||s|| > 0``: 1, 1 again (weights and their squares, where completions are
-    discounted), ``ln ||s||``, its square, ``ln pi(y|x)``.
+    Completions; accepted ones; tokens; then of the accepted and of the rejected each: ``||s||``; over
+    those with ``||s|| > 0``: 1, 1 again (weights and their squares, where completions are discounted),
+    ``ln ||s||``, its square, ``ln pi(y|x)``; over all again: r, r^2, ``||s||^2``, r and r^2 times it.
     """
     tokens = sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
     logprobs = np.array([sum(r.completion.sampling_logprobs) for r in group.rollouts])
@@ -63,13 +57,24 @@ def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
         logs = np.log(grad_norms[usable])
         sums += [grad_norms[chosen].sum(), usable.sum(), usable.sum()]
         sums += [logs.sum(), (logs**2).sum(), logprobs[usable].sum()]
+        rewards = group.rewards[chosen]
+        squares = grad_norms[chosen].clip(max=_LARGEST_NORM) ** 2
+        sums += [rewards.sum(), (rewards**2).sum(), squares.sum()]
+        sums += [(rewards * squares).sum(), (rewards**2 * squares).sum()]
     return np.array(sums, dtype=np.float64)
 
 
 def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats:
-    """Statistics of m prompts from their sums [m, 15]."""
+    """Statistics of m prompts from their sums [m, 25]."""
     trials, successes, tokens = sums[:, :3].T
-    accepted, rejected = sums[:, 3:9].T, sums[:, 9:].T
+    accepted, rejected = sums[:, 3 : 3 + _CLASS].T, sums[:, 3 + _CLASS :].T
+    # Rewards of 0 and 1 need no moments of their own.
+    binary = not rejected[6:8].any() and (accepted[6:8] == successes).all()
+    rewards = (
+        (None, None)
+        if binary
+        else (_rewards(accepted, successes), _rewards(rejected, trials - successes))
+    )
     return PromptStats(
         prompt_ids=prompt_ids,
         trials=trials,
@@ -77,200 +82,29 @@ def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats
         grad_norm=_quotient(accepted[0], successes),
         grad_norm_rejected=_quotient(rejected[0], trials - successes),
         mean_tokens=_quotient(tokens, trials),
-        accepted=_moments(*accepted[1:]),
-        rejected=_moments(*rejected[1:]),
+        accepted=_moments(accepted, rewards[0]),
+        rejected=_moments(rejected, rewards[1]),
     )
 
 
-def _moments(
-    count: np.ndarray,
-    squared: np.ndarray,
-    log: np.ndarray,
-    square: np.ndarray,
-    logprob: np.ndarray,
-) -> CompletionMoments:
+def _moments(sums: np.ndarray, rewards: RewardMoments | None) -> CompletionMoments:
+    count, squared, log, square, logprob = sums[1:6]
     mean = _quotient(log, count)
     scatter = np.maximum(square - log * mean, 0.0)
     effective = np.nan_to_num(_quotient(count**2, squared))
-    return CompletionMoments(count, mean, scatter, effective, _quotient(logprob, count))
+    return CompletionMoments(count, mean, scatter, effective, _quotient(logprob, count), rewards)
+
+
+def _rewards(sums: np.ndarray, count: np.ndarray) -> RewardMoments:
+    reward, square, norms, weighted, weighted_square = sums[6:]
+    return RewardMoments(
+        _quotient(reward, count),
+        _quotient(square, count),
+        _quotient(weighted, norms),
+        _quotient(weighted_square, norms),
+    )
 
 
 def _quotient(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """``total / count``, NaN where the count is 0."""
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """What is believed about each of m prompts; all float64 [m].
-
-    The accept rate is Beta(``alpha``, ``beta``). ``E[||s||^2]`` of accepted and of rejected completions
-    is log-normal: ``log_square`` is the mean of its logarithm, ``log_square_deviation`` its standard
-    deviation.
-    """
-
-    alpha: np.ndarray
-    beta: np.ndarray
-    log_square: np.ndarray
-    log_square_deviation: np.ndarray
-    log_square_rejected: np.ndarray
-    log_square_rejected_deviation: np.ndarray
-
-    @property
-    def accept_rate(self) -> np.ndarray:
-        """Mean of the accept rate, in (0, 1)."""
-        return self.alpha / (self.alpha + self.beta)
-
-    def second_moment(self, objective: str, baseline: str) -> np.ndarray:
-        """``E[a_i^2 ||s||^2]``, expected under this posterior: an upper bound of sigma_i^2.
-
-        A mean of 1/p is taken as the squared mean of its root, with alpha at least 1, so that it is
-        finite. The mean gradient is not subtracted: a few pilots do not tell it. Moments beyond e^600
-        are cut there, and so are their reciprocals.
-        """
-        total = np.zeros(len(self.alpha))
-        classes = (
-            (self.log_square, self.log_square_deviation),
-            (self.log_square_rejected, self.log_square_rejected_deviation),
-        )
-        powers = second_moment_powers(objective, baseline)
-        for pair, (log, deviation) in zip(powers, classes, strict=True):
-            if pair is not None:
-                moment = np.exp(np.clip(log + deviation**2 / 2, -600, 600))
-                total += moment * self._mean_product(*pair)
-        return total
-
-    def _mean_product(self, power: int, other: int) -> np.ndarray:
-        """``E[p^power (1 - p)^other]``; for a negative power, the squared mean of its root."""
-        share = 1.0 if power >= 0 else 0.5
-        alpha = self.alpha if power >= 0 else np.maximum(self.alpha, 1.0)
-        log = special.betaln(alpha + share * power, self.beta + share * other)
-        return np.exp((log - special.betaln(alpha, self.beta)) / share)
-
-
-def believe(stats: PromptStats) -> Posterior:
-    """The posterior of every prompt, under priors fitted across the prompts of the batch.
-
-    The accept rate has a Beta prior whose concentration, and whose mean as a function of the prompt's
-    log-probabilities where they are known, are fitted by maximum likelihood (beta-binomial regression).
-    The logarithm of a class's second moment has a normal prior fitted by restricted likelihood; each
-    prompt's own mean pulls it as far as the class's spread within prompts allows. A prompt without an
-    accepted completion keeps a small accept rate, never 0.
-    """
-    alpha, beta = _accept_rates(stats)
-    accepted = _class_of(stats, stats.accepted, stats.grad_norm, stats.successes)
-    rejections = np.asarray(stats.trials) - np.asarray(stats.successes)
-    rejected = _class_of(stats, stats.rejected, stats.grad_norm_rejected, rejections)
-    # A class that no prompt of the batch has shown is taken to be like the other.
-    fallback = next((c for c in (accepted, rejected) if (c.count > 0).any()), None)
-    if fallback is None:
-        zero = np.zeros(len(stats))
-        return Posterior(alpha, beta, zero, zero, zero, zero)
-    levels = [_log_squares(c if (c.count > 0).any() else fallback) for c in (accepted, rejected)]
-    return Posterior(alpha, beta, *levels[0], *levels[1])
-
-
-def _class_of(
-    stats: PromptStats, known: CompletionMoments | None, norm: np.ndarray | None, count: np.ndarray
-) -> CompletionMoments:
-    """The moments given, or what a mean norm says of them."""
-    if known is not None:
-        return known
-    unknown = np.full(len(stats), np.nan)
-    norm = unknown if norm is None else np.asarray(norm, dtype=np.float64)
-    usable = norm > 0
-    logs = np.log(np.where(usable, norm, 1.0))
-    return CompletionMoments(
-        np.where(usable, count, 0.0), np.where(usable, logs, np.nan), unknown, count, unknown
-    )
-
-
-def _accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
-    """alpha and beta of the posterior accept rates."""
-    successes = np.asarray(stats.successes, dtype=np.float64)
-    failures = np.asarray(stats.trials) - successes
-    covariate = _surprise(stats)
-    # Without a covariate equal prompts are one row with a multiplicity.
-    rows = successes + 1j * failures if not covariate.any() else np.arange(len(stats))
-    _, first, multiplicity = np.unique(rows, return_index=True, return_counts=True)
-
-    def prior(
-        parameters: np.ndarray, covariate: np.ndarray = covariate
-    ) -> tuple[np.ndarray, np.ndarray]:
-        level, slope, log_concentration = parameters
-        mean = special.expit(level + slope * covariate).clip(1e-6, 1 - 1e-6)
-        concentration = np.exp(log_concentration)
-        return mean * concentration, (1 - mean) * concentration
-
-    def loss(parameters: np.ndarray) -> float:
-        a, b = prior(parameters, covariate[first])
-        evidence = special.betaln(a + successes[first], b + failures[first])
-        likelihood = multiplicity @ (evidence - special.betaln(a, b))
-        # Weak priors keep a few prompts from claiming certainty.
-        doubt = 0.5 * ((parameters[2] - np.log(8.0)) / 1.5) ** 2 + 0.01 * parameters[1] ** 2
-        return doubt - float(likelihood)
-
-    overall = (successes.sum() + 1) / (successes.sum() + failures.sum() + 2)
-    start = np.array([special.logit(overall), 0.0, np.log(5.0)])
-    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-14, 14), (-5, 5), (-3, 7)])
-    a, b = prior(found.x)
-    return a + successes, b + failures
-
-
-def _surprise(stats: PromptStats) -> np.ndarray:
-    """A standardised covariate of the accept rate, [m]: how likely the prompt's completions were.
-
-    Accepted completions are the likelier ones, so a plain mean over the pilots would repeat their
-    successes and make the regression sure of itself. The usual difference between the classes is
-    taken out first; ranks then tame outliers. All zeros where log-probabilities are not known.
-    """
-    m = len(stats)
-    if stats.accepted is None or stats.rejected is None:
-        return np.zeros(m)
-    yes, no = stats.accepted, stats.rejected
-    both = (yes.count > 0) & (no.count > 0)
-    weight = (yes.count * no.count / (yes.count + no.count).clip(min=1e-9))[both]
-    difference = (yes.logprob - no.logprob)[both]
-    gap = float((weight * difference).sum() / weight.sum()) if weight.sum() > 0 else 0.0
-    total = yes.count + no.count
-    known = total > 0
-    sums = np.nan_to_num(yes.logprob - gap) * yes.count + np.nan_to_num(no.logprob) * no.count
-    result = np.zeros(m)
-    ranks = distributions.rankdata(sums[known] / total[known])
-    result[known] = special.ndtri((ranks - 0.5) / max(int(known.sum()), 1))
-    return result
-
-
-def _log_squares(moments: CompletionMoments) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of the posterior of ``ln E[||s||^2]`` in a class, [m] each.
-
-    With ``y`` a prompt's mean of ``ln ||s||^2`` over n completions: ``y ~ N(u, w / n)``,
-    ``u ~ N(level, t)``, and ``ln E[||s||^2] = u + w / 2``. w is pooled over prompts, with one degree of
-    freedom at 1/2 for what it is before anything is known; t maximises the restricted likelihood,
-    approximately (the iteration of random-effects meta-analysis).
-
-    Where completions are discounted, priors are fitted with the noise that their means have, but a
-    prompt's own mean counts as that of ``count`` completions, since the policy has moved.
-    """
-    has = moments.count > 0
-    count, effective = moments.count[has], moments.effective_count[has]
-    own = 2 * moments.log_norm[has]
-    scatter = 4 * moments.log_norm_scatter[has]
-    freedom = np.where(np.isnan(scatter), 0.0, count * (1 - 1 / effective))
-    within = float((np.nansum(scatter) + 0.5) / (freedom.sum() + 1))
-    noise = within / effective
-    between = max(float(own.var()) - float(noise.mean()), 0.05)
-    for _ in range(50):
-        weight = 1 / (between + noise)
-        level = float((weight * own).sum() / weight.sum())
-        excess = (weight**2 * ((own - level) ** 2 * len(own) / max(len(own) - 1, 1) - noise)).sum()
-        updated = max(float(excess / (weight**2).sum()), 1e-3)
-        settled = abs(updated - between) < 1e-6
-        between = updated
-        if settled:
-            break
-    pull = np.zeros(len(has))
-    pull[has] = between / (between + within / count)
-    mean = np.full(len(has), level)
-    mean[has] += pull[has] * (own - level)
-    return mean + within / 2, np.sqrt(between * (1 - pull))

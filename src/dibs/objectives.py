@@ -29,7 +29,9 @@ An estimator chooses the weight of a rollout and the ``p_i`` that divides it:
 The variance of one rollout's share, ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``, follows for rewards
 of 0 and 1 from the accept rate, the second moments ``Q1 = E[||s||^2 | accepted]`` and ``Q0``
 (rejected), and ``M = ||E[s | accepted]||^2``; since ``E[s] = 0``, the mean gradient of the rejected is
-fixed by it. Every term is a product of powers of p and 1 - p, listed in ``_VARIANCE``.
+fixed by it. Every term is a product of powers of p and 1 - p, listed in ``_VARIANCE``. For other
+rewards ``E[a^2 ||s||^2]`` follows from ``E[r^k ||s||^2]``, k = 0, 1, 2, of both classes
+(:func:`second_moment`).
 
 For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under a group baseline
 a group of one has advantage 0, and a group of equal rewards has advantages 0.
@@ -41,7 +43,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dibs.types import Group, InputError
+from dibs.types import Group, InputError, RewardMoments
 
 Powers = tuple[int, int]
 BASELINES: dict[str, tuple[str, ...]] = {
@@ -109,6 +111,47 @@ def variance(
         if powers is not None:
             total += inside ** powers[0] * (1 - inside) ** powers[1] * np.nan_to_num(moment)
     return np.where(varied, np.maximum(total, 0.0), 0.0)
+
+
+def second_moment(
+    objective: str,
+    baseline: str,
+    accept_rate: np.ndarray,
+    squares: tuple[np.ndarray, np.ndarray],
+    rewards: tuple[RewardMoments, RewardMoments],
+) -> np.ndarray:
+    """``E[a_i^2 ||s||^2]`` for rewards of any value; not for ``log_likelihood``, which takes 0 and 1.
+
+    Args:
+        objective, baseline: a row of the module's table, its baseline taken at its expectation.
+        accept_rate: ``p_i``, [m].
+        squares: ``E[||s||^2]`` of accepted and of rejected completions, [m] each.
+        rewards: moments of the rewards of both classes; a class that cannot occur may hold anything
+            finite.
+
+    Returns:
+        float64 [m]; 0 for ``grpo`` where all rewards are equal.
+    """
+    check_objective(objective, baseline)
+    if objective == "log_likelihood":
+        raise ValueError("log_likelihood takes accept indicators; its rewards are 0 and 1")
+    shares = (accept_rate, 1 - np.asarray(accept_rate))
+
+    def total(parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return shares[0] * parts[0] + shares[1] * parts[1]
+
+    mean = total((rewards[0].mean, rewards[1].mean))
+    centre = np.zeros(len(mean)) if baseline == "none" else mean
+    result = total(
+        tuple(
+            square * (r.weighted_square - 2 * centre * r.weighted + centre**2)
+            for square, r in zip(squares, rewards, strict=True)
+        )
+    ).clip(min=0)
+    if objective != "grpo":
+        return result
+    spread = total((rewards[0].square, rewards[1].square)) - mean**2
+    return np.divide(result, spread, out=np.zeros(len(mean)), where=spread > 1e-12 * mean**2)
 
 
 def centre(rewards: np.ndarray, baseline: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dibs import objectives
-from dibs.allocate import AllocationProblem, describe, pose, solve
+from dibs.allocate import describe, solve
 from dibs.config import AlgorithmConfig, Config
 from dibs.estimate import no_statistics, pilot_statistics
 from dibs.evaluate import score
@@ -26,6 +26,15 @@ from dibs.policy import Policy
 from dibs.prompts import PromptSet, batches
 from dibs.report.metrics import describe_step
 from dibs.sampling import Sampler, SampleRequest
+from dibs.streams import (
+    Estimate,
+    cross_fit,
+    deal,
+    merged,
+    missing_counts,
+    one_stream,
+    pose_streams,
+)
 from dibs.types import (
     Allocation,
     Completion,
@@ -94,14 +103,13 @@ class Trainer:
         """
         config = self.config
         draw = batches(self.prompts.train, config.train.prompts_per_step, config.seed)
-        upcoming: list[tuple[list[Prompt], PromptStats]] = []
+        upcoming: list[tuple[list[Prompt], Estimate]] = []
         for step in range(1, config.train.steps + 1):
             try:
                 self.seconds.clear()
                 self.step_tokens = 0
                 if not upcoming:
-                    interval = config.estimate.interval if config.estimate.mode == "pilot" else 1
-                    ahead = min(interval, config.train.steps + 1 - step)
+                    ahead = min(config.estimate.interval, config.train.steps + 1 - step)
                     with self.phase("estimate"):
                         drawn = [next(draw) for _ in range(ahead)]
                         upcoming = [(p, self.estimate(p, step + i)) for i, p in enumerate(drawn)]
@@ -110,17 +118,23 @@ class Trainer:
                 raise NonFiniteError(f"step {step}: {error}") from None
             yield record
 
-    def step(self, step: int, prompts: Sequence[Prompt], stats: PromptStats) -> StepRecord:
-        """One training step on prompts whose statistics are known."""
+    def step(self, step: int, prompts: Sequence[Prompt], estimate: Estimate) -> StepRecord:
+        """One training step on prompts of which something is known."""
         with self.phase("allocate"):
-            problem = self.pose(stats)
-            allocation = solve(problem, self.config.allocate.allocator)
+            problems = pose_streams(estimate.streams, self.config)
+            allocations = [solve(each, self.config.allocate.allocator) for each in problems]
         with self.phase("sample"):
-            completions = self.sample(prompts, allocation.counts.tolist(), TRAINING, step)
+            missing = missing_counts(allocations, estimate.streams)
+            completions = self.sample(prompts, np.sum(missing, axis=0).tolist(), TRAINING, step)
         with self.phase("verify"):
-            groups = self.verify(prompts, completions)
+            streams = deal(self.verify(prompts, completions), missing, estimate.streams)
         with self.phase("weigh"):
-            examples = self.weigh(groups, problem.posterior.accept_rate)
+            examples = [
+                example
+                for groups, problem in zip(streams, problems, strict=True)
+                for example in self.weigh(groups, problem.posterior.accept_rate, 1 / len(streams))
+            ]
+        groups = [merged(parts) for parts in zip(*streams, strict=True)]
         if self.config.estimate.mode == "online":
             with self.phase("remember"):
                 self.history.add(groups, self.grad_norms(groups, step), step)
@@ -133,39 +147,36 @@ class Trainer:
         self.totals.accepted_rollouts += sum(int(group.accepted.sum()) for group in groups)
         metrics["learned"] = sum(example.advantage != 0 for example in examples)
         self.totals.learned_rollouts += metrics["learned"]
-        metrics |= describe_step(groups, stats, allocation) | describe(problem, allocation)
+        allocation = Allocation(
+            [prompt.prompt_id for prompt in prompts],
+            np.sum([each.counts for each in allocations], axis=0),
+            self.config.allocate.allocator,
+        )
+        metrics |= describe_step(groups, estimate.stats, allocation)
+        metrics |= describe(problems, allocations)
         return StepRecord(
             step,
             {"step": step, **asdict(self.totals), **metrics, **self.timings()},
             groups,
-            stats,
+            estimate.stats,
             allocation,
         )
 
-    def estimate(self, prompts: Sequence[Prompt], step: int) -> PromptStats:
-        """What is known of the prompts: from pilots, which are not trained on, or from earlier steps."""
-        if self.config.estimate.mode == "none":
-            return no_statistics(prompts)
-        if self.config.estimate.mode == "online":
-            return self.history.statistics([prompt.prompt_id for prompt in prompts], step)
+    def estimate(self, prompts: Sequence[Prompt], step: int) -> Estimate:
+        """What is known of the prompts: from pilots or from earlier steps."""
+        mode = self.config.estimate.mode
+        if mode == "none":
+            return one_stream(no_statistics(prompts), prompts)
+        if mode == "online":
+            known = self.history.statistics([prompt.prompt_id for prompt in prompts], step)
+            return one_stream(known, prompts)
         counts = [self.config.estimate.num_pilots] * len(prompts)
         groups = self.verify(prompts, self.sample(prompts, counts, PILOT, step))
         self.totals.pilot_rollouts += sum(counts)
-        return pilot_statistics(groups, self.grad_norms(groups, step))
-
-    def pose(self, stats: PromptStats) -> AllocationProblem:
-        """The step's budget and bounds, and what is known of its prompts."""
-        options = self.config.allocate
-        return pose(
-            stats,
-            self.config.budget,
-            lower=options.lower,
-            upper=options.upper,
-            objective=self.config.algorithm.objective,
-            baseline=self.config.algorithm.baseline,
-            accept_rate_penalty=options.accept_rate_penalty,
-            accept_rate_power=options.accept_rate_power,
-        )
+        norms = self.grad_norms(groups, step)
+        if mode == "cross_fit":
+            return cross_fit(groups, norms)
+        return one_stream(pilot_statistics(groups, norms), prompts)
 
     def sample(
         self, prompts: Sequence[Prompt], counts: Sequence[int], stream: int, step: int
@@ -218,8 +229,10 @@ class Trainer:
         )
         return np.split(measured.norms, np.cumsum(sizes)[:-1])
 
-    def weigh(self, groups: Sequence[Group], accept_rates: np.ndarray) -> list[TrainingExample]:
-        """Advantage and estimator weight of every rollout."""
+    def weigh(
+        self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0
+    ) -> list[TrainingExample]:
+        """Advantage and estimator weight of every rollout; ``share``: of its stream in the gradient."""
         algorithm = self.config.algorithm
         advantages, weights = objectives.weigh(
             groups,
@@ -230,7 +243,9 @@ class Trainer:
         )
         longest = self.config.sampling.max_completion_length
         return [
-            as_example(rollout, advantage, weight / length_divisor(algorithm, rollout, longest))
+            as_example(
+                rollout, advantage, share * weight / length_divisor(algorithm, rollout, longest)
+            )
             for group, *shares in zip(groups, advantages, weights, strict=True)
             for rollout, advantage, weight in zip(group.rollouts, *shares, strict=True)
         ]

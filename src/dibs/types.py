@@ -102,6 +102,20 @@ class TrainingExample:
 
 
 @dataclass(frozen=True)
+class RewardMoments:
+    """Means of rewards over a class of completions, float64 [m]; NaN where there are none.
+
+    ``mean`` and ``square``: of r and r^2. ``weighted`` and ``weighted_square``: the same with weights
+    ``||s||^2``, so that times ``E[||s||^2]`` they are ``E[r ||s||^2]`` and ``E[r^2 ||s||^2]``.
+    """
+
+    mean: np.ndarray
+    square: np.ndarray
+    weighted: np.ndarray
+    weighted_square: np.ndarray
+
+
+@dataclass(frozen=True)
 class CompletionMoments:
     """Of the accepted, or of the rejected, completions of each of m prompts; all float64 [m].
 
@@ -109,7 +123,8 @@ class CompletionMoments:
     ``log_norm_scatter``: mean of ``ln ||s||`` over them and sum of squared deviations from it; NaN if
     the deviations are not known. ``effective_count``: undiscounted completions that would give the mean
     as precisely, ``(sum of weights)^2 / sum of squares``. ``logprob``: mean of ``ln pi(y|x)``, summed
-    over tokens. Means are NaN where the count is 0.
+    over tokens. Means are NaN where the count is 0. ``rewards`` is None where accepted completions have
+    reward 1 and rejected ones 0.
     """
 
     count: np.ndarray
@@ -117,6 +132,7 @@ class CompletionMoments:
     log_norm_scatter: np.ndarray
     effective_count: np.ndarray
     logprob: np.ndarray
+    rewards: RewardMoments | None = None
 
 
 @dataclass(frozen=True)

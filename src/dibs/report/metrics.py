@@ -28,6 +28,7 @@ def describe_step(
         "completion_length": _mean([len(rollout.completion.token_ids) for rollout in rollouts]),
         "truncated_share": _mean([not rollout.completion.finished for rollout in rollouts]),
         "zero_spread_share": _mean([np.ptp(group.rewards) == 0 for group in sampled]),
+        "count_sum": int(counts.sum()),
         "count_min": int(counts.min()),
         "count_max": int(counts.max()),
         "starved_prompts": int((counts == 0).sum()),

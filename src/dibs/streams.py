@@ -1,0 +1,152 @@
+"""A step's gradient as the mean of streams: which completions decide the counts of which.
+
+If counts depended on the samples that enter the gradient, it would be biased. Three honest ways:
+
+``pilot``
+    Fresh completions are thrown away once they have decided the counts.
+``cross_fit``
+    Each half of them decides the counts of a stream that the other half enters; the gradient is the
+    mean of the two streams, and nothing is thrown away.
+``online``
+    Completions of earlier steps decide the counts (``history``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from dibs.allocate import AllocationProblem, pose
+from dibs.config import Config
+from dibs.estimate import pilot_statistics
+from dibs.posterior import expected_tokens
+from dibs.types import Allocation, Group, Prompt, PromptStats, Rollout
+
+_Sliceable = TypeVar("_Sliceable", tuple[Rollout, ...], np.ndarray)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A share of a step's gradient: the mean of its streams is the step's.
+
+    ``stats`` decide its counts. ``given``: completions that enter it and were drawn before, a group a
+    prompt; the counts must not depend on them, so ``stats`` come from others.
+    """
+
+    stats: PromptStats
+    given: Sequence[Group]
+
+    @property
+    def given_counts(self) -> np.ndarray:
+        """How many completions of each prompt were given, int64 [m]."""
+        return np.array([len(group.rollouts) for group in self.given], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``stats``: all that is known of a step's prompts; ``streams``: what decides which counts."""
+
+    stats: PromptStats
+    streams: Sequence[Stream]
+
+
+def one_stream(stats: PromptStats, prompts: Sequence[Prompt]) -> Estimate:
+    """Statistics that decide all counts, from completions that do not enter the gradient."""
+    return Estimate(stats, [Stream(stats, [Group(prompt, ()) for prompt in prompts])])
+
+
+def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Estimate:
+    """Two streams from pilot groups: what one half of a group tells, the other half enters.
+
+    Args:
+        groups: pilot rollouts of each prompt, at least two each.
+        grad_norms: as for :func:`pilot_statistics`.
+    """
+    cuts = [len(group.rollouts) // 2 for group in groups]
+
+    def halves(values: Sequence[_Sliceable]) -> tuple[list[_Sliceable], list[_Sliceable]]:
+        pairs = [(v[:cut], v[cut:]) for v, cut in zip(values, cuts, strict=True)]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    first, second = (
+        [Group(g.prompt, part) for g, part in zip(groups, half, strict=True)]
+        for half in halves([group.rollouts for group in groups])
+    )
+    norms = halves(grad_norms)
+    return Estimate(
+        pilot_statistics(groups, grad_norms),
+        [
+            Stream(pilot_statistics(first, norms[0]), second),
+            Stream(pilot_statistics(second, norms[1]), first),
+        ],
+    )
+
+
+def pose_streams(streams: Sequence[Stream], config: Config) -> list[AllocationProblem]:
+    """The allocation problem of every stream: an equal part of the step's budget and bounds.
+
+    What a stream was given counts as spent: it is the least that a prompt can have. Raises InputError
+    where a budget of completions cannot be spent so; one of tokens is raised to what the bounds cost.
+    """
+    options, algorithm = config.allocate, config.algorithm
+
+    def part(total: int, index: int) -> int:
+        return total // len(streams) + (index < total % len(streams))
+
+    problems = []
+    for i, stream in enumerate(streams):
+        lower = np.maximum(part(options.lower, i), stream.given_counts)
+        if config.budget is not None:
+            budget, cost = float(part(config.budget, i)), None
+        else:
+            cost = expected_tokens(stream.stats, otherwise=config.sampling.max_completion_length)
+            total = (
+                options.num_generations * cost.sum() if options.budget is None else options.budget
+            )
+            budget = max(float(total) / len(streams), float(lower @ cost))
+        problems.append(
+            pose(
+                stream.stats,
+                budget,
+                cost=cost,
+                lower=lower,
+                upper=None if options.upper is None else part(options.upper, i),
+                objective=algorithm.objective,
+                baseline=algorithm.baseline,
+                accept_rate_penalty=options.accept_rate_penalty,
+                accept_rate_power=options.accept_rate_power,
+            )
+        )
+    return problems
+
+
+def missing_counts(
+    allocations: Sequence[Allocation], streams: Sequence[Stream]
+) -> list[np.ndarray]:
+    """Completions that every stream still needs of each prompt, int64 [m] a stream."""
+    return [
+        allocation.counts - stream.given_counts
+        for allocation, stream in zip(allocations, streams, strict=True)
+    ]
+
+
+def deal(
+    fresh: Sequence[Group], missing: Sequence[np.ndarray], streams: Sequence[Stream]
+) -> list[list[Group]]:
+    """The groups of every stream: what it was given, and its share of the fresh rollouts."""
+    ends = np.cumsum(missing, axis=0)
+    return [
+        [
+            merged((given, Group(group.prompt, group.rollouts[end - count : end])))
+            for given, group, count, end in zip(stream.given, fresh, counts, stops, strict=True)
+        ]
+        for stream, counts, stops in zip(streams, missing, ends, strict=True)
+    ]
+
+
+def merged(parts: Sequence[Group]) -> Group:
+    """Groups of one prompt as one."""
+    return Group(parts[0].prompt, tuple(r for part in parts for r in part.rollouts))
