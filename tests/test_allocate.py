@@ -537,6 +537,7 @@ def test_an_allocator_by_import_path(tmp_path, monkeypatch):
         "    return counts\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("dibs.allocate.ALLOCATORS", dict(ALLOCATORS))
     assert allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:first").tolist() == [5, 0]
     with pytest.raises(InputError, match="'mine:second' cannot be imported"):
         allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:second")
