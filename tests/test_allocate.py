@@ -537,7 +537,8 @@ def test_an_allocator_by_import_path(tmp_path, monkeypatch):
         "    return counts\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("dibs.allocate.ALLOCATORS", dict(ALLOCATORS))
+    monkeypatch.setitem(ALLOCATORS, "mine:first", None)  # forgotten at the end
+    del ALLOCATORS["mine:first"]
     assert allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:first").tolist() == [5, 0]
     with pytest.raises(InputError, match="'mine:second' cannot be imported"):
         allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:second")
