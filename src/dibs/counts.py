@@ -46,7 +46,9 @@ def least_variance(
     relative = sigma if cost is None else sigma / np.sqrt(cost)
 
     def gain(i: int, count: int) -> tuple[bool, float]:
-        return count == 0, float(relative[i] ** 2 / max(count * (count + 1.0), 1.0))
+        if count == 0:
+            return True, float(relative[i])
+        return False, float(relative[i] ** 2 / (count * (count + 1.0)))
 
     first = np.maximum(lower, np.minimum(upper, 1))
     least = _spent(first, cost)
