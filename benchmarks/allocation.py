@@ -45,7 +45,7 @@ from dibs.history import History
 from dibs.objectives import variance
 from dibs.report.views import PlainView
 from dibs.run import build_trainer
-from dibs.train import EVALUATION, as_example
+from dibs.train import EVALUATION
 from dibs.types import Completion, Group, Prompt, Rollout
 
 PROMPTS, SAMPLES, PER_PROMPT, VISITS = 96, 256, 8, 4
@@ -101,7 +101,7 @@ def measure(steps: int) -> Truth:
     groups = trainer.verify(prompts, trainer.sample(prompts, counts, EVALUATION, 1))
     squares, means = [], []
     for group in track(groups, "gradients", console=Console(stderr=True)):
-        sequences = [as_example(rollout) for rollout in group.rollouts]
+        sequences = [rollout.example() for rollout in group.rollouts]
         measured = gradient_norms(trainer.policy, sequences, group_sizes=[SAMPLES])
         (products,) = measured.products
         chosen = products[np.ix_(group.accepted, group.accepted)]

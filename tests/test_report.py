@@ -108,8 +108,8 @@ def test_views_show_numbers_and_completions_as_text(kind):
     view = view_for(console)
     assert type(view) is kind
     view.message("[red]a path[/red]")
-    view.preparing("warm start", 1, 2, 3.0)
-    view.preparing("warm start", 2, 2, 2.0)
+    view.preparing("warm start", 1, 2, "loss 3.000")
+    view.preparing("warm start", 2, 2, "loss 2.000")
     view.phase("sample")
     view.step(METRICS, 10)
     view.step({**METRICS, "step": 2, "accuracy": None}, 10)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -11,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
 from dibs.policy import Policy
+from dibs.projection import Projection
 from dibs.types import NonFiniteError, TrainingExample
 from dibs.update import Updater
 from test_policy import examples, naive_logprobs
@@ -181,3 +184,65 @@ def test_the_constant_schedule_warms_up_too(policy):
     options = UpdateConfig(learning_rate=1.0, warmup_updates=4, updates_per_step=2)
     trainer = Updater(policy, RAFT, options, total_updates=8)
     assert [trainer.step([]).learning_rate for _ in range(3)] == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_noise_of_the_gradient_by_monte_carlo(policy):
+    """Completions drawn from a pool: ||g||^2 and the variance of an update's estimate are known sums."""
+    pool = [replace(each, weight=1.0) for each in examples(policy, 12)]
+    single = updater(policy)
+    vectors = []
+    for example in pool:
+        policy.model.zero_grad()
+        single.gradient([example])
+        vectors.append(gradient(policy).double())
+    x = torch.stack(vectors)
+    square = float(x.mean(0) @ x.mean(0))
+    spread = float((x**2).sum(1).mean()) - square
+    drawn, updates = 8, 4
+    maker = updater(policy, updates_per_step=updates, learning_rate=1e-30)
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(300):
+        hand = [replace(pool[i], weight=1 / drawn) for i in rng.integers(0, 12, drawn)]
+        made = maker.step(hand)
+        told.append((made.gradient_square, made.gradient_variance))
+    exact = np.array([square, spread * updates / drawn])
+    error = np.std(told, axis=0, ddof=1) / np.sqrt(len(told))
+    assert (np.abs(np.mean(told, axis=0) - exact) < 5 * error).all()
+    assert (error < 0.2 * exact).all()
+
+
+def test_one_update_tells_nothing_of_noise(policy):
+    made = updater(policy, updates_per_step=1).step(examples(policy, 3))
+    assert made.gradient_square is None
+    assert made.gradient_variance is None
+
+
+def test_projections_keep_inner_products():
+    torch.manual_seed(0)
+    parameters = [torch.zeros(40, 30), torch.zeros(7), torch.zeros(900)]
+    gradients = torch.randn(2, 3, 1200)
+
+    def vectors(seed, largest):
+        project = Projection(parameters, seed, largest)
+        result = []
+        for rows in gradients:
+            for parameter, row in zip(parameters, rows, strict=True):
+                parameter.grad = row[: parameter.numel()].view(parameter.shape)
+            parameters[1].grad = None
+            result.append(project())
+        return torch.stack(result).double()
+
+    whole = vectors(0, 10**6)
+    assert whole.shape == (2, 2107)
+    exact = whole @ whole.T
+    assert exact[0, 0] == pytest.approx(
+        float((gradients[0, 0] ** 2).sum() + (gradients[0, 2, :900] ** 2).sum())
+    )
+    sketches = [vectors(seed, 256) for seed in range(400)]
+    products = torch.stack([s @ s.T for s in sketches])
+    assert products.shape == (400, 2, 2)
+    error = products.std(0) / 20
+    assert ((products.mean(0) - exact).abs() < 5 * error).all()
+    assert (products.std(0) < 2 * float(exact.max()) / 16).all()
+    assert torch.equal(vectors(3, 256), sketches[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,15 +34,28 @@ mean_tokens. Prints one {"prompt_id", "count"} a line, in input order; the count
 are expected to take --token-budget tokens at most."""
 
 
+_VARIANCE_HELP = """\
+Measure how noisy the gradient is, and what counts can do about it.
+
+Samples completions of one step's prompts from the configured policy and compares uniform counts, the
+configured allocator (seeing pilots only) and an oracle, at the same budget: variance of the gradient,
+gain over uniform a rollout and a token (pilots counted), achievable gain, captured share, gradient noise
+scale. CONFIG is that of dibs train; nothing is written. See the keys variance.* below."""
+
+_CONFIGURED = {"train": _TRAIN_HELP, "variance": _VARIANCE_HELP}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 well, 2 bad input, 130 interrupted."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
+    if rest and options.command not in _CONFIGURED:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "train":
             _train(*split_config(rest))
+        elif options.command == "variance":
+            _variance(*split_config(rest), options.json)
         else:
             _allocate(options)
     except InputError as error:
@@ -64,14 +78,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dibs {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    commands.add_parser(
-        "train",
-        help="train a policy by rejection sampling or reinforcement learning",
-        description=_TRAIN_HELP,
-        epilog=_keys_help(),
-        usage="dibs train [CONFIG] [--section.key VALUE ...]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    configured = {
+        name: commands.add_parser(
+            name,
+            help=text.partition("\n")[0].partition(":")[0].rstrip(".").lower(),
+            description=text,
+            epilog=_keys_help(),
+            usage=f"dibs {name} [CONFIG] [--section.key VALUE ...]",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        for name, text in _CONFIGURED.items()
+    }
+    configured["variance"].add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
     )
 
     allocate = commands.add_parser(
@@ -146,6 +166,25 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
+    config = load_config(path, overrides)
+    from dibs.report.meter import variance_findings, variance_table, variance_title
+    from dibs.report.views import view_for
+    from dibs.run import run_variance
+
+    # Progress goes elsewhere, so that the result can be piped.
+    with closing(view_for(Console(stderr=True))) as view:
+        result = run_variance(config, view)
+    if as_json:
+        print(json.dumps(result, indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(variance_title(result), markup=False, highlight=False)
+    console.print(variance_table(result), highlight=False)
+    for sentence in variance_findings(result):
+        console.print(sentence, markup=False, highlight=False)
 
 
 def _allocate(options: argparse.Namespace) -> None:

@@ -249,6 +249,23 @@ class TrainConfig(Section):
     prompts_per_step: int = Field(64, ge=1, description="prompts drawn a step (m)")
 
 
+class VarianceConfig(Section):
+    """Measuring how noisy the gradient is: ``dibs variance``, and within training."""
+
+    prompts: int | None = Field(
+        None, ge=2, description="dibs variance: prompts measured; default train.prompts_per_step"
+    )
+    num_generations: int = Field(
+        32, ge=4, description="dibs variance: completions a prompt, those that play pilots included"
+    )
+    interval: int = Field(
+        10,
+        ge=0,
+        description="training: steps between measurements of what the counts achieved, on the step's "
+        "own completions; 0: never",
+    )
+
+
 class EvaluateConfig(Section):
     """Scoring on held-out prompts."""
 
@@ -294,6 +311,7 @@ class Config(Section):
     allocate: AllocateConfig = Field(default_factory=AllocateConfig)
     update: UpdateConfig = Field(default_factory=UpdateConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    variance: VarianceConfig = Field(default_factory=VarianceConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

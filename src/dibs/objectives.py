@@ -193,6 +193,26 @@ def group_advantages(
     return centred
 
 
+def expected_advantages(
+    rewards: np.ndarray, objective: str, baseline: str, mean: float, deviation: float
+) -> np.ndarray:
+    """``a_i(r)`` with the prompt's own moments in place of a group's: what the variance is of.
+
+    Args:
+        rewards: rewards, or accept indicators for ``log_likelihood``, float [n_i].
+        mean, deviation: of one of them; for ``log_likelihood`` the mean is ``p_i``.
+
+    Returns:
+        float64 [n_i]; 0 where a divisor is 0.
+    """
+    check_objective(objective, baseline)
+    centred = rewards if baseline == "none" else rewards - mean
+    if objective == "expected_reward":
+        return np.asarray(centred, dtype=np.float64)
+    divisor = deviation if objective == "grpo" else mean
+    return centred / divisor if divisor > 0 else np.zeros(len(rewards))
+
+
 def signal(group: Group, objective: str) -> np.ndarray:
     """The r of the objective, float64 [n_i]: accept indicator or reward."""
     return group.accepted.astype(np.float64) if objective == "log_likelihood" else group.rewards

@@ -39,6 +39,16 @@ class Posterior:
         """Mean of the accept rate, in (0, 1)."""
         return self.alpha / (self.alpha + self.beta)
 
+    def reward_moments(self, objective: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of one reward (accept indicator for ``log_likelihood``), [m]."""
+        p = self.accept_rate
+        if self.rewards is None or objective == "log_likelihood":
+            return p, np.sqrt(p * (1 - p))
+        yes, no = self.rewards
+        mean = p * yes.mean + (1 - p) * no.mean
+        square = p * yes.square + (1 - p) * no.square
+        return mean, np.sqrt((square - mean**2).clip(min=0))
+
     def second_moment(self, objective: str, baseline: str) -> np.ndarray:
         """``E[a_i^2 ||s||^2]``, expected under this posterior: an upper bound of sigma_i^2.
 

@@ -16,6 +16,8 @@ from dibs.config import Config, PolicyConfig
 from dibs.gradnorm import gradient_norms
 from dibs.history import History
 from dibs.losses import PolicyLoss
+from dibs.measure import Measure
+from dibs.meter import measure_variance
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy
 from dibs.prompts import PromptSet, build_prompts, check_batch_size, read_questions
@@ -38,6 +40,7 @@ def run_training(config: Config, view: View) -> dict[str, Any]:
     Everything the user gave is checked before the folder is touched. Raises InputError, also when a
     NaN or infinite gradient stopped the run; the last good checkpoint stays.
     """
+    RunFolder.check(config.output_dir, config.overwrite)
     trainer = build_trainer(config, view)
     folder = RunFolder.create(config)
     started = time.perf_counter()
@@ -76,6 +79,20 @@ def run_training(config: Config, view: View) -> dict[str, Any]:
             "a stronger policy, easier prompts or another verifier is needed."
         )
     return summary
+
+
+def run_variance(config: Config, view: View) -> dict[str, Any]:
+    """Measure the gradient's variance on the configured policy and prompts; writes nothing.
+
+    Raises InputError as :func:`run_training` does.
+    """
+    wanted = config.variance.prompts or config.train.prompts_per_step
+    trainer = build_trainer(config, view)
+    check_batch_size(trainer.prompts.train, wanted)
+    try:
+        return measure_variance(trainer, view.preparing)
+    except NonFiniteError as error:
+        raise InputError(f"policy.model {config.policy.model}: {error}") from None
 
 
 def build_trainer(config: Config, view: View) -> Trainer:
@@ -119,13 +136,13 @@ def build_trainer(config: Config, view: View) -> Trainer:
         ),
         prompts=prompts,
         history=History(config.estimate.half_life),
+        measure=Measure(policy, config),
         on_phase=view.phase,
     )
 
 
 def _check(config: Config) -> None:
     """InputError for what can be told without loading anything."""
-    RunFolder.check(config.output_dir, config.overwrite)
     check_allocator(config.allocate.allocator)
     check_objective(config.algorithm.objective, config.algorithm.baseline)
     check_trackers(config.tracking.trackers)
@@ -157,7 +174,7 @@ def _trained(config: PolicyConfig, view: View) -> PolicyConfig:
     folder = warm_started_policy(
         config.model,
         config.warm_start,
-        lambda done, total, loss: view.preparing("warm start", done, total, loss),
+        lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
     )
     return config.model_copy(update={"model": str(folder)})
 

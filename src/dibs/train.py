@@ -17,11 +17,11 @@ import numpy as np
 
 from dibs import objectives
 from dibs.allocate import describe, solve
-from dibs.config import AlgorithmConfig, Config
+from dibs.config import Config
 from dibs.estimate import no_statistics, pilot_statistics
 from dibs.evaluate import score
-from dibs.gradnorm import gradient_norms
 from dibs.history import History
+from dibs.measure import Measure
 from dibs.policy import Policy
 from dibs.prompts import PromptSet, batches
 from dibs.report.metrics import describe_step
@@ -45,10 +45,10 @@ from dibs.types import (
     Rollout,
     TrainingExample,
 )
-from dibs.update import Updater
+from dibs.update import UpdateMetrics, Updater
 from dibs.verify import Verifier
 
-PILOT, TRAINING, EVALUATION = range(3)
+PILOT, TRAINING, EVALUATION, METER = range(4)
 """Random streams: the same prompt at the same step draws different completions in each."""
 
 
@@ -57,7 +57,11 @@ class Totals:
     """What the run has spent. ``rollouts`` and ``completion_tokens`` include the pilots.
 
     Of the training rollouts, ``accepted_rollouts`` were accepted and ``learned_rollouts`` had an
-    advantage other than 0.
+    advantage other than 0. ``delta`` and ``omega`` are estimates of Delta and Omega of arXiv 2505.02391,
+    Theorem 4: ``||g||^2`` and the variance of its estimates, summed over updates. ``bound_decrease`` is
+    ``(eta / 2) Delta``, the decrease of the loss that the theorem promises, and ``bound_noise`` what the
+    noise may take from it, ``(eta^2 / 2 gamma) Omega`` at the largest step it allows, eta = gamma. They
+    stay 0 with one update a step.
     """
 
     optimizer_updates: int = 0
@@ -66,6 +70,23 @@ class Totals:
     accepted_rollouts: int = 0
     learned_rollouts: int = 0
     completion_tokens: int = 0
+    delta: float = 0.0
+    omega: float = 0.0
+    bound_decrease: float = 0.0
+    bound_noise: float = 0.0
+
+    def add_updates(self, made: UpdateMetrics) -> None:
+        """Count a step's optimizer updates; eta is the learning rate after the last."""
+        self.optimizer_updates += made.updates
+        if made.gradient_square is not None and made.gradient_variance is not None:
+            delta, omega = (
+                made.updates * made.gradient_square,
+                made.updates * made.gradient_variance,
+            )
+            self.delta += delta
+            self.omega += omega
+            self.bound_decrease += made.learning_rate / 2 * delta
+            self.bound_noise += made.learning_rate / 2 * omega
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,7 @@ class Trainer:
     updater: Updater
     prompts: PromptSet
     history: History
+    measure: Measure
     on_phase: Callable[[str], None] = lambda name: None
     totals: Totals = field(default_factory=Totals)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -137,9 +159,13 @@ class Trainer:
         groups = [merged(parts) for parts in zip(*streams, strict=True)]
         if self.config.estimate.mode == "online":
             with self.phase("remember"):
-                self.history.add(groups, self.grad_norms(groups, step), step)
+                self.history.add(groups, self.measure.norms(groups, step), step)
+        metrics: dict[str, Any] = {}
+        if self.measurement_is_due(step):
+            with self.phase("measure"):
+                metrics |= self.measure.gain(streams, problems)
         with self.phase("update"):
-            metrics = self.update(examples)
+            metrics |= self.update(examples)
         if self.evaluation_is_due(step):
             with self.phase("evaluate"):
                 metrics |= self.evaluate()
@@ -173,7 +199,7 @@ class Trainer:
         counts = [self.config.estimate.num_pilots] * len(prompts)
         groups = self.verify(prompts, self.sample(prompts, counts, PILOT, step))
         self.totals.pilot_rollouts += sum(counts)
-        norms = self.grad_norms(groups, step)
+        norms = self.measure.norms(groups, step)
         if mode == "cross_fit":
             return cross_fit(groups, norms)
         return one_stream(pilot_statistics(groups, norms), prompts)
@@ -212,23 +238,6 @@ class Trainer:
             for prompt, group in zip(prompts, completions, strict=True)
         ]
 
-    def grad_norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
-        """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
-        sizes = [len(group.rollouts) for group in groups]
-        options = self.config.estimate
-        if options.grad_norm == "none":
-            return [np.ones(size) for size in sizes]
-        measured = gradient_norms(
-            self.policy,
-            [as_example(rollout) for group in groups for rollout in group.rollouts],
-            options.grad_norm,
-            parameters=options.grad_norm_parameters,
-            sketch=options.grad_norm_sketch,
-            max_tokens=self.config.update.micro_batch_tokens,
-            seed=self.config.seed + step,
-        )
-        return np.split(measured.norms, np.cumsum(sizes)[:-1])
-
     def weigh(
         self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0
     ) -> list[TrainingExample]:
@@ -241,20 +250,23 @@ class Trainer:
             estimator=algorithm.estimator,
             accept_rates=accept_rates,
         )
-        longest = self.config.sampling.max_completion_length
+        divisor = self.measure.length_divisor
         return [
-            as_example(
-                rollout, advantage, share * weight / length_divisor(algorithm, rollout, longest)
-            )
+            rollout.example(advantage, share * weight / divisor(rollout))
             for group, *shares in zip(groups, advantages, weights, strict=True)
             for rollout, advantage, weight in zip(group.rollouts, *shares, strict=True)
         ]
 
     def update(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
         """The step's optimizer updates."""
-        outcome = asdict(self.updater.step(examples))
-        self.totals.optimizer_updates += outcome.pop("updates")
-        return outcome
+        made = self.updater.step(examples)
+        self.totals.add_updates(made)
+        return {name: value for name, value in asdict(made).items() if name != "updates"}
+
+    def measurement_is_due(self, step: int) -> bool:
+        """Every ``variance.interval`` steps; uniform counts gain nothing over themselves."""
+        interval = self.config.variance.interval
+        return interval > 0 and step % interval == 0 and self.config.allocate.allocator != "uniform"
 
     def evaluation_is_due(self, step: int) -> bool:
         """Every ``evaluate.interval`` steps, and after the last."""
@@ -283,19 +295,3 @@ class Trainer:
             "step_seconds": sum(self.seconds.values()),
             "tokens_per_second": self.step_tokens / sampling if sampling > 0 else 0.0,
         }
-
-
-def as_example(rollout: Rollout, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
-    """The tokens of a rollout with its share of the gradient."""
-    return TrainingExample(
-        rollout.prompt.token_ids, rollout.completion.token_ids, float(advantage), float(weight)
-    )
-
-
-def length_divisor(algorithm: AlgorithmConfig, rollout: Rollout, longest: int) -> int:
-    """What ``algorithm.length_normalization`` divides a completion's gradient by."""
-    if algorithm.length_normalization == "none":
-        return 1
-    if algorithm.length_normalization == "constant":
-        return longest
-    return max(len(rollout.completion.token_ids), 1)

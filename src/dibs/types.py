@@ -60,6 +60,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """A completion with its share of the gradient: ``weight * advantage * grad log pi(completion)``.
+
+    ``weight`` is the estimator's (it also weighs the KL penalty), ``advantage`` the objective's.
+    """
+
+    context_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    advantage: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """A prompt, one completion of it and the verdict on it."""
 
@@ -68,6 +81,12 @@ class Rollout:
     reward: float
     status: str
     accepted: bool
+
+    def example(self, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
+        """Its tokens with their share of the gradient."""
+        return TrainingExample(
+            self.prompt.token_ids, self.completion.token_ids, float(advantage), float(weight)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +105,6 @@ class Group:
     def accepted(self) -> np.ndarray:
         """Whether each rollout was accepted, bool [n_i]."""
         return np.array([rollout.accepted for rollout in self.rollouts], dtype=bool)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingExample:
-    """A completion with its share of the gradient: ``weight * advantage * grad log pi(completion)``.
-
-    ``weight`` is the estimator's (it also weighs the KL penalty), ``advantage`` the objective's.
-    """
-
-    context_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    advantage: float
-    weight: float
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,18 @@ from transformers import get_scheduler
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
 from dibs.policy import Policy, micro_batches
+from dibs.projection import Projection
 from dibs.types import NonFiniteError, TrainingExample
 
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """Of one step: sums over its updates, the mean gradient norm before clipping, the last rate."""
+    """Of one step: sums over its updates, the mean gradient norm before clipping, the last rate.
+
+    ``gradient_square`` and ``gradient_variance``: unbiased estimates of ``||g||^2`` for the gradient g
+    that every update estimates, and of ``E||g_u - g||^2`` for an update's estimate g_u. They compare the
+    updates of a step as if they were made at the same weights; None for a single update.
+    """
 
     updates: int
     loss: float
@@ -33,18 +39,36 @@ class UpdateMetrics:
     clip_fraction: float
     kl: float
     learning_rate: float
+    gradient_square: float | None
+    gradient_variance: float | None
 
 
 @dataclass
 class _Tally:
     loss: float = 0.0
     norms: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    gradient: Tensor | None = None
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, loss: float, sums: dict[str, Tensor]) -> None:
         self.loss += loss
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        self.squares.append(float(gradient.double() @ gradient.double()))
+        self.gradient = gradient if self.gradient is None else self.gradient.add_(gradient)
+
+    def noise(self) -> tuple[float | None, float | None]:
+        """``gradient_square`` and ``gradient_variance``, from U gradients and their mean."""
+        updates = len(self.squares)
+        if updates < 2 or self.gradient is None:
+            return None, None
+        mean = self.gradient.double() / updates
+        of_mean, mean_of = float(mean @ mean), sum(self.squares) / updates
+        variance = (mean_of - of_mean) * updates / (updates - 1)
+        return of_mean - variance / updates, variance
 
 
 class Updater:
@@ -70,6 +94,7 @@ class Updater:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        self.projection = Projection(self.parameters)
         # Of transformers' schedules, "constant" alone ignores the warm-up.
         schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.scheduler = get_scheduler(
@@ -97,6 +122,7 @@ class Updater:
             except NonFiniteError as error:
                 raise NonFiniteError(f"update {u + 1} of {updates}: {error}") from None
         tokens = max(tally.sums.get("tokens", 0.0), 1.0)
+        square, variance = tally.noise()
         return UpdateMetrics(
             updates=updates,
             loss=tally.loss / updates,
@@ -104,6 +130,8 @@ class Updater:
             clip_fraction=tally.sums.get("clipped_tokens", 0.0) / tokens,
             kl=tally.sums.get("kl", 0.0) / tokens,
             learning_rate=self.scheduler.get_last_lr()[0],
+            gradient_square=square,
+            gradient_variance=variance,
         )
 
     def gradient(
@@ -153,6 +181,8 @@ class Updater:
         loss, sums = self.gradient(examples, old_logprobs, scale)
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss}")
+        if self.config.updates_per_step > 1:
+            tally.add_gradient(self.projection())
         limit = self.config.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit or math.inf))
         if not math.isfinite(norm):

@@ -35,8 +35,8 @@ class View(Protocol):
     def message(self, text: str) -> None:
         """A line worth keeping on the screen."""
 
-    def preparing(self, what: str, done: int, total: int, loss: float) -> None:
-        """Progress of something that precedes training."""
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Progress of something that precedes training; ``note``: how it stands."""
 
     def phase(self, name: str) -> None:
         """A phase of the current step begins."""
@@ -77,20 +77,23 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.clock = _Clock()
+        self.prepared = ""
         self.said = 0.0
 
     def message(self, text: str) -> None:
         self._print(text)
 
-    def preparing(self, what: str, done: int, total: int, loss: float) -> None:
-        if done == 1:
-            self.clock = _Clock()
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
+        if what != self.prepared:
+            self.prepared, self.clock = what, _Clock()
         left = self.clock.left(done, total)
         if done == total or time.monotonic() - self.said > 10:
             self.said = time.monotonic()
-            self._print(f"{what}: {done}/{total}, loss {loss:.3f}, {left} left")
+            self._print(
+                ", ".join([f"{what}: {done}/{total}", *filter(None, [note]), f"{left} left"])
+            )
             if done == total:
-                self.clock = _Clock()
+                self.clock, self.prepared = _Clock(), ""
 
     def phase(self, name: str) -> None:
         pass
@@ -121,6 +124,7 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.clock = _Clock()
+        self.prepared = ""
         self.rows: list[Mapping[str, Any]] = []
         self.last_samples: Sequence[Mapping[str, Any]] = ()
         self.progress = Progress(
@@ -137,13 +141,13 @@ class LiveView:
     def message(self, text: str) -> None:
         self.live.console.print(escape(text), highlight=False)
 
-    def preparing(self, what: str, done: int, total: int, loss: float) -> None:
-        if done == 1:
-            self.clock = _Clock()
-        note = f"loss {loss:.3f}, {self.clock.left(done, total)} left"
-        self._advance(what, done, total, note)
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
+        if what != self.prepared:
+            self.prepared, self.clock = what, _Clock()
+        left = f"{self.clock.left(done, total)} left"
+        self._advance(what, done, total, ", ".join(filter(None, [note, left])))
         if done == total:
-            self.clock = _Clock()
+            self.clock, self.prepared = _Clock(), ""
 
     def phase(self, name: str) -> None:
         self.progress.update(self.task, description=f"training ({name})")

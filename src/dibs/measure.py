@@ -1,0 +1,115 @@
+"""Gradients of rollouts, by their norms: for the estimates, and to see what a step's counts achieved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from dibs import objectives
+from dibs.allocate import AllocationProblem, solve
+from dibs.config import Config, GradNormMethod
+from dibs.gradnorm import gradient_norms
+from dibs.policy import Policy
+from dibs.types import Group, Rollout
+from dibs.variance import ratio, shares
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measures gradients of the policy's rollouts as the configuration says."""
+
+    policy: Policy
+    config: Config
+
+    def norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
+        """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
+        options = self.config.estimate
+        if options.grad_norm == "none":
+            return [np.ones(len(group.rollouts)) for group in groups]
+        return self._norms(
+            groups,
+            options.grad_norm,
+            parameters=options.grad_norm_parameters,
+            sketch=options.grad_norm_sketch,
+            seed=self.config.seed + step,
+        )
+
+    def exact_norms(self, groups: Sequence[Group]) -> list[np.ndarray]:
+        """The same over all trainable parameters, however the allocator's are measured."""
+        slow = self.config.estimate.grad_norm == "exact_slow"
+        return self._norms(groups, "exact_slow" if slow else "exact")
+
+    def _norms(
+        self, groups: Sequence[Group], method: GradNormMethod, **options: Any
+    ) -> list[np.ndarray]:
+        measured = gradient_norms(
+            self.policy,
+            [rollout.example() for group in groups for rollout in group.rollouts],
+            method,
+            max_tokens=self.config.update.micro_batch_tokens,
+            **options,
+        )
+        ends = np.cumsum([len(group.rollouts) for group in groups])
+        return np.split(measured.norms, ends[:-1])
+
+    def gain(
+        self, streams: Sequence[Sequence[Group]], problems: Sequence[AllocationProblem]
+    ) -> dict[str, float | None]:
+        """What a step's counts achieved: gain over uniform ones, by the step's own completions.
+
+        They are independent of their counts, so each stream judges its own. None where a prompt that
+        uniform counts would sample was left out.
+        """
+        objective = self.config.algorithm.objective
+        chosen, even = np.zeros((2, len(streams[0])))
+        for groups, problem in zip(streams, problems, strict=True):
+            moments = zip(*problem.posterior.reward_moments(objective), strict=True)
+            factors = [self.factors(g, *each) for g, each in zip(groups, moments, strict=True)]
+            squares = self._second_moments(groups, factors)
+            chosen += shares(squares, [np.array([len(group.rollouts) for group in groups])])
+            even += shares(squares, [solve(problem, "uniform").counts])
+        found = ratio(even, chosen)
+        return {
+            "measured_gain": found.value,
+            "measured_gain_low": found.low,
+            "measured_gain_high": found.high,
+        }
+
+    def _second_moments(self, groups: Sequence[Group], factors: Sequence[np.ndarray]) -> np.ndarray:
+        """Mean of ``a^2 ||s||^2`` over each group, [m]; NaN where it is empty."""
+        # Where a is 0 the norm does not matter.
+        felt = [
+            Group(group.prompt, tuple(compress(group.rollouts, each != 0)))
+            for group, each in zip(groups, factors, strict=True)
+        ]
+        return np.array(
+            [
+                ((each[each != 0] * norms) ** 2).sum() / len(each) if len(each) else np.nan
+                for norms, each in zip(self.exact_norms(felt), factors, strict=True)
+            ]
+        )
+
+    def factors(self, group: Group, mean: float, deviation: float) -> np.ndarray:
+        """What multiplies each rollout's gradient, at moments of its prompt's reward; float64 [n_i]."""
+        algorithm = self.config.algorithm
+        advantages = objectives.expected_advantages(
+            objectives.signal(group, algorithm.objective),
+            algorithm.objective,
+            algorithm.baseline,
+            mean,
+            deviation,
+        )
+        return advantages / [self.length_divisor(r) for r in group.rollouts]
+
+    def length_divisor(self, rollout: Rollout) -> int:
+        """What ``algorithm.length_normalization`` divides a completion's gradient by."""
+        normalization = self.config.algorithm.length_normalization
+        if normalization == "none":
+            return 1
+        if normalization == "constant":
+            return self.config.sampling.max_completion_length
+        return max(len(rollout.completion.token_ids), 1)

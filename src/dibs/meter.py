@@ -1,0 +1,352 @@
+"""Measures, on a policy and its prompts, how noisy the gradient is and what counts can do about it.
+
+Many completions of each prompt give its moments; some of them, drawn anew several times, play the pilots
+that an allocator would see, and the others tell what its counts are worth. Gradients are over all
+trainable parameters, whole or, for large models, as random projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dibs.allocate import AllocationProblem, pose, solve
+from dibs.config import Config
+from dibs.counts import least_variance
+from dibs.estimate import no_statistics, pilot_statistics
+from dibs.losses import PolicyLoss
+from dibs.objectives import signal
+from dibs.projection import Projection
+from dibs.prompts import batches
+from dibs.streams import Estimate, cross_fit, one_stream, pose_streams
+from dibs.train import METER, Trainer
+from dibs.types import Group, InputError, Prompt
+from dibs.update import Updater
+from dibs.variance import achievable_gain, bootstrap, captured, noise, ratio, shares
+
+DRAWS = 20
+"""Times that pilots are drawn from the completions of every prompt."""
+_NUMBERS_HELD = 2**28
+"""Of mean gradients, all prompts together: 1 GiB."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """K completions of each of m prompts and what their gradients are.
+
+    ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``squares``: ``a^2 ||s||^2``
+    over all trainable parameters, [m, K], where a is the objective's factor at the prompt's own
+    moments. ``products``: inner products of the prompts' mean gradients, [m, m]; ``own``:
+    ``||E[a s]||^2`` without bias, [m]. ``tokens``: mean length, [m].
+    """
+
+    groups: Sequence[Group]
+    norms: Sequence[np.ndarray]
+    squares: np.ndarray
+    products: np.ndarray
+    own: np.ndarray
+    tokens: np.ndarray
+
+    def sigma_squared(self, chosen: np.ndarray) -> np.ndarray:
+        """Variance of one completion's share from the chosen completions, bool [m, K]; [m]."""
+        moment = np.where(chosen, self.squares, 0).sum(1) / chosen.sum(1)
+        return (moment - self.own).clip(min=0)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """An allocation over the draws: shares of the variance, completions and tokens, [m] each.
+
+    ``uniform``: shares of uniform counts for the same draws. ``extra``: completions that decided the
+    counts and were thrown away.
+    """
+
+    shares: np.ndarray
+    uniform: np.ndarray
+    counts: np.ndarray
+    extra: np.ndarray
+
+
+def measure_variance(
+    trainer: Trainer, on_progress: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, Any]:
+    """Everything that ``dibs variance`` tells, as one object; intervals are 95%.
+
+    Raises InputError where there are too few completions to draw pilots from.
+    """
+    config = _scaled(trainer.config)
+    spare = config.variance.num_generations - _seen(config)
+    if spare < 2:
+        raise InputError(
+            f"variance.num_generations {config.variance.num_generations} leaves {max(spare, 0)} "
+            f"completions beside the {_seen(config)} that play the pilots; raise it"
+        )
+    prompts = next(batches(trainer.prompts.train, config.train.prompts_per_step, config.seed))
+    measured = _measure(trainer, config, prompts, on_progress)
+    even = _reference(config, prompts, measured)
+    allocations = {"uniform": _known(measured, even, solve(even, "uniform").counts)}
+    if config.allocate.allocator != "uniform":
+        allocations[config.allocate.allocator] = _chosen(measured, config, prompts, even)
+    everything = measured.sigma_squared(np.ones(measured.squares.shape, dtype=bool))
+    best = least_variance(np.sqrt(everything), even.budget, even.lower, even.upper, even.cost)
+    allocations["oracle"] = _known(measured, even, best)
+    allocations["oracle_held_out"] = _held_out(measured, even)
+    return _report(trainer.config, measured, allocations, everything)
+
+
+def _scaled(config: Config) -> Config:
+    """The configuration for the measured number of prompts, its budget in proportion."""
+    wanted = config.variance.prompts or config.train.prompts_per_step
+    allocate = config.allocate
+    if allocate.budget is not None:
+        budget = round(allocate.budget * wanted / config.train.prompts_per_step)
+        allocate = allocate.model_copy(update={"budget": budget})
+    train = config.train.model_copy(update={"prompts_per_step": wanted})
+    return config.model_copy(update={"train": train, "allocate": allocate})
+
+
+def _seen(config: Config) -> int:
+    """Completions of a prompt that its counts are decided by; online, those of one earlier step."""
+    if config.allocate.allocator == "uniform":
+        return 0
+    online = config.estimate.mode == "online"
+    return config.allocate.num_generations if online else config.estimate.num_pilots
+
+
+def _measure(
+    trainer: Trainer,
+    config: Config,
+    prompts: Sequence[Prompt],
+    on_progress: Callable[[str, int, int], None],
+) -> Measured:
+    per_prompt, m = config.variance.num_generations, len(prompts)
+    groups: list[Group] = []
+    at_once = -(-m // 20)
+    for start in range(0, m, at_once):
+        part = prompts[start : start + at_once]
+        sampled = trainer.sample(part, [per_prompt] * len(part), METER, 0)
+        groups += trainer.verify(part, sampled)
+        on_progress("sampling", len(groups), m)
+    trainer.policy.model.eval()
+    updater = Updater(trainer.policy, PolicyLoss(None, 0.0), config.update, 1)
+    project = Projection(updater.parameters, config.seed, _NUMBERS_HELD // (2 * m))
+    whole = config.estimate.grad_norm.startswith("exact")
+    whole &= config.estimate.grad_norm_parameters == "all"
+    norms, squares, halves = [], [], []
+    for group in groups:
+        (seen,) = trainer.measure.norms([group], 0)
+        (full,) = (seen,) if whole else trainer.measure.exact_norms([group])
+        rewards = signal(group, config.algorithm.objective)
+        factors = trainer.measure.factors(group, float(rewards.mean()), float(rewards.std()))
+        norms.append(seen)
+        squares.append((factors * full) ** 2)
+        halves.append(_half_gradients(updater, project, group, factors))
+        on_progress("gradients", len(norms), m)
+    products, own = _products(torch.stack(halves))
+    lengths = np.array([[len(r.completion.token_ids) for r in g.rollouts] for g in groups])
+    return Measured(groups, norms, np.array(squares), products, own, lengths.mean(1))
+
+
+def _products(halves: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of the prompts' half gradients [m, 2, D]: inner products of their means, and across halves."""
+    m = len(halves)
+    products = torch.zeros(m, m, dtype=torch.float64, device=halves.device)
+    own = torch.zeros(m, dtype=torch.float64, device=halves.device)
+    for part in halves.split(2**16, dim=2):
+        exact = part.double()
+        means = exact.mean(1)
+        products += means @ means.T
+        own += (exact[:, 0] * exact[:, 1]).sum(1)
+    return products.cpu().numpy(), own.cpu().numpy()
+
+
+def _half_gradients(
+    updater: Updater, project: Projection, group: Group, factors: np.ndarray
+) -> Tensor:
+    """Mean of ``a s`` over each half of a group, [2, D]; products across halves have no bias."""
+    vectors = []
+    cut = len(factors) // 2
+    for part in (slice(cut), slice(cut, None)):
+        updater.optimizer.zero_grad(set_to_none=True)
+        examples = [
+            rollout.example(factor, 1 / len(factors[part]))
+            for rollout, factor in zip(group.rollouts[part], factors[part], strict=True)
+            if factor != 0
+        ]
+        if examples:
+            updater.gradient(examples)
+        vectors.append(project())
+    updater.optimizer.zero_grad(set_to_none=True)
+    return torch.stack(vectors)
+
+
+def _reference(config: Config, prompts: Sequence[Prompt], measured: Measured) -> AllocationProblem:
+    """The step's budget and bounds with the true costs: what uniform and oracle counts live by."""
+    options, budget = config.allocate, config.budget
+    if budget is not None:
+        amount, cost = float(budget), None
+    else:
+        cost = measured.tokens
+        amount = options.budget or options.num_generations * float(cost.sum())
+    return pose(
+        no_statistics(prompts),
+        amount,
+        cost=cost,
+        lower=options.lower,
+        upper=options.upper,
+        objective=config.algorithm.objective,
+        baseline=config.algorithm.baseline,
+    )
+
+
+def _known(measured: Measured, even: AllocationProblem, counts: np.ndarray) -> Counted:
+    """Counts that do not depend on a draw."""
+    sigma_squared = measured.sigma_squared(np.ones(measured.squares.shape, dtype=bool))
+    uniform = shares(sigma_squared, [solve(even, "uniform").counts])
+    nothing = np.zeros(len(counts))
+    return Counted(shares(sigma_squared, [counts]), uniform, counts.astype(np.float64), nothing)
+
+
+def _chosen(
+    measured: Measured, config: Config, prompts: Sequence[Prompt], even: AllocationProblem
+) -> Counted:
+    """The configured allocator, seeing pilots only; the other completions say what it achieved."""
+    seen, mode = _seen(config), config.estimate.mode
+
+    def decide(picked: np.ndarray) -> list[np.ndarray]:
+        pilots = [
+            Group(group.prompt, tuple(group.rollouts[j] for j in row[:seen]))
+            for group, row in zip(measured.groups, picked, strict=True)
+        ]
+        norms = [own[row[:seen]] for own, row in zip(measured.norms, picked, strict=True)]
+        estimate: Estimate = (
+            cross_fit(pilots, norms)
+            if mode == "cross_fit"
+            else one_stream(pilot_statistics(pilots, norms), prompts)
+        )
+        problems = pose_streams(estimate.streams, config)
+        return [solve(problem, config.allocate.allocator).counts for problem in problems]
+
+    extra = np.full(len(prompts), float(seen if mode == "pilot" else 0))
+    return _averaged(measured, even, seen, decide, extra)
+
+
+def _held_out(measured: Measured, even: AllocationProblem) -> Counted:
+    """Counts from one half of the completions as they are, judged by the other half."""
+    half = measured.squares.shape[1] // 2
+    lower = np.maximum(even.lower, np.minimum(even.upper, 1))
+    price = np.ones(len(lower)) if even.cost is None else even.cost
+    if lower @ price > even.budget:
+        lower = even.lower
+
+    def decide(picked: np.ndarray) -> list[np.ndarray]:
+        sigma = np.sqrt(measured.sigma_squared(_chosen_mask(picked[:, :half], measured)))
+        return [least_variance(sigma, even.budget, lower, even.upper, even.cost)]
+
+    return _averaged(measured, even, half, decide, np.zeros(len(lower)))
+
+
+def _averaged(
+    measured: Measured,
+    even: AllocationProblem,
+    seen: int,
+    decide: Callable[[np.ndarray], list[np.ndarray]],
+    extra: np.ndarray,
+) -> Counted:
+    """Means over draws: the first ``seen`` of a random order decide counts, the others judge them."""
+    m, per_prompt = measured.squares.shape
+    rng = np.random.default_rng(0)
+    uniform = solve(even, "uniform").counts
+    achieved, even_shares, counted = np.zeros((3, m))
+    for _ in range(DRAWS):
+        picked = rng.permuted(np.tile(np.arange(per_prompt), (m, 1)), axis=1)
+        counts = decide(picked)
+        judged = measured.sigma_squared(_chosen_mask(picked[:, seen:], measured))
+        achieved += shares(judged, counts)
+        even_shares += shares(judged, [uniform])
+        counted += np.sum(counts, axis=0)
+    return Counted(achieved / DRAWS, even_shares / DRAWS, counted / DRAWS, extra)
+
+
+def _chosen_mask(columns: np.ndarray, measured: Measured) -> np.ndarray:
+    mask = np.zeros(measured.squares.shape, dtype=bool)
+    np.put_along_axis(mask, columns, True, axis=1)
+    return mask
+
+
+def _report(
+    config: Config,
+    measured: Measured,
+    allocations: dict[str, Counted],
+    sigma_squared: np.ndarray,
+) -> dict[str, Any]:
+    m, per_prompt = measured.squares.shape
+    even = allocations["uniform"]
+    chosen = allocations.get(config.allocate.allocator, even)
+    step_rollouts = float(even.counts.sum()) * config.train.prompts_per_step / m
+    found = noise(
+        even.shares,
+        measured.products,
+        measured.own,
+        float(even.counts.sum()),
+        config.train.prompts_per_step,
+    )
+    return {
+        "policy": config.policy.model,
+        "objective": config.algorithm.objective,
+        "baseline": config.algorithm.baseline,
+        "allocator": config.allocate.allocator,
+        "mode": config.estimate.mode,
+        "seed": config.seed,
+        "prompts": m,
+        "completions_per_prompt": per_prompt,
+        "draws": DRAWS,
+        "accept_rate": float(np.mean([group.accepted.mean() for group in measured.groups])),
+        "completion_length": float(measured.tokens.mean()),
+        "step_prompts": config.train.prompts_per_step,
+        "step_rollouts": step_rollouts,
+        "update_rollouts": step_rollouts / config.update.updates_per_step,
+        "allocations": {
+            name: _describe(each, even, measured.tokens) for name, each in allocations.items()
+        },
+        "achievable_gain": asdict(achievable_gain(sigma_squared)),
+        "captured": asdict(captured(chosen.shares, chosen.uniform, allocations["oracle"].shares)),
+        "gradient_square": asdict(found.square),
+        "noise_scale": asdict(found.rollouts),
+        "noise_of_completions": asdict(found.completions),
+        "noise_of_prompts": asdict(found.prompts),
+        "completion_share": asdict(found.completion_share),
+    }
+
+
+def _describe(each: Counted, even: Counted, tokens: np.ndarray) -> dict[str, Any]:
+    m = len(tokens)
+    variance = float(each.shares.sum()) / m**2
+    spent = each.counts + each.extra
+    known = np.isfinite(variance)
+    share = each.shares if known else np.full(m, np.nan)
+
+    def at_equal(cost: np.ndarray) -> dict[str, Any]:
+        def gain(w: np.ndarray) -> float:
+            uniform = (w @ each.uniform) * (w @ (cost * even.counts))
+            return float(uniform / ((w @ share) * (w @ (cost * spent))))
+
+        return asdict(bootstrap(gain, m))
+
+    return {
+        "variance": variance if known else None,
+        "rollouts": float(each.counts.sum()),
+        "pilot_rollouts": float(each.extra.sum()),
+        "tokens": float(spent @ tokens),
+        "variance_per_rollout": variance * float(spent.sum()) if known else None,
+        "variance_per_token": variance * float(spent @ tokens) if known else None,
+        "gain": asdict(ratio(each.uniform, each.shares)),
+        "gain_per_rollout": at_equal(np.ones(m)),
+        "gain_per_token": at_equal(tokens),
+        "starved_prompts": int((each.counts == 0).sum()),
+    }

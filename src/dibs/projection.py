@@ -1,0 +1,46 @@
+"""A model's gradient as one vector of bearable size, for inner products between gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LARGEST = 2**22
+"""Entries of a vector that is kept whole, and of the sketch of a longer one."""
+
+
+class Projection:
+    """Reads ``.grad`` of the parameters into one float32 vector.
+
+    Up to ``largest`` entries it is the gradient itself. A longer one is folded onto ``largest`` entries
+    with random signs, the same for every gradient: inner products stay unbiased, with a standard error
+    of about ``|u| |v| / sqrt(largest)``.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], seed: int = 0, largest: int = LARGEST) -> None:
+        self.parameters = parameters
+        self.seed = seed
+        self.entries = sum(p.numel() for p in parameters)
+        self.size = min(self.entries, largest)
+
+    def __call__(self) -> Tensor:
+        """The vector of the gradients as they are now, [size]; a missing gradient is 0."""
+        device = self.parameters[0].device
+        if self.size == self.entries:
+            return torch.cat(
+                [
+                    (torch.zeros_like(p) if p.grad is None else p.grad).detach().flatten().float()
+                    for p in self.parameters
+                ]
+            )
+        folded = torch.zeros(self.size, device=device)
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            signs = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
+            for part in parameter.grad.detach().flatten().split(self.size):
+                sign = torch.randint(0, 2, part.shape, generator=signs, device=device)
+                folded[: len(part)] += part.float() * (2 * sign - 1)
+        return folded

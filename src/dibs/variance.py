@@ -1,0 +1,141 @@
+"""What the gradient's variance would be under some counts, and what that means. numpy only.
+
+Knowing moments of each prompt's completions, the variance of the step's gradient, given its prompts, is
+``(1/m^2) sum_i sigma_i^2 / n_i``. A prompt's share of it is linear in ``1 / n_i``, so everything here
+works on shares [m]: ratios of their sums, with intervals from resampled prompts (a cluster bootstrap; a
+prompt's own noise is part of its share).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with a 95% bootstrap interval; None where it cannot be told, or is infinite."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], m: int, seed: int = 0) -> Interval:
+    """A statistic of weighted prompts with its percentile interval.
+
+    Args:
+        statistic: its value where prompt i counts ``weights[i]`` times, float64 [m].
+        m: number of prompts.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES).astype(np.float64)
+    with np.errstate(all="ignore"):
+        value = float(statistic(np.ones(m)))
+        values = np.array([statistic(weights) for weights in draws])
+    known = values[~np.isnan(values)]
+    low, high = (
+        np.quantile(known, (0.025, 0.975), method="nearest") if len(known) else (np.nan, np.nan)
+    )
+    return Interval(*(float(v) if np.isfinite(v) else None for v in (value, low, high)))
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> Interval:
+    """``sum above / sum below`` over prompts [m]; unknown where a share below is infinite."""
+    below = np.where(np.isfinite(below).all(), below, np.nan)
+    return bootstrap(lambda w: (w @ above) / (w @ below), len(above))
+
+
+def shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
+    """``sigma_i^2 / n_i`` of a gradient that is the mean of streams, [m].
+
+    ``counts``: of each stream, [m]. Infinite where a prompt whose gradient varies has no completion.
+    """
+    total = np.zeros(len(sigma_squared))
+    for each in counts:
+        share = np.where(sigma_squared > 0, np.inf, 0.0)
+        total += np.divide(sigma_squared, each, out=share, where=each > 0)
+    return total / len(counts) ** 2
+
+
+def achievable_gain(sigma_squared: np.ndarray) -> Interval:
+    """``1 + CV^2(sigma) = m sum sigma^2 / (sum sigma)^2``: the gain of the best real counts."""
+    sigma = np.sqrt(sigma_squared)
+
+    def gain(weights: np.ndarray) -> float:
+        return float(weights.sum() * (weights @ sigma_squared) / (weights @ sigma) ** 2)
+
+    return bootstrap(gain, len(sigma))
+
+
+def captured(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Interval:
+    """``(gain - 1) / (oracle's gain - 1)`` from the shares [m] of three allocations."""
+
+    def share(weights: np.ndarray) -> float:
+        even = float(weights @ uniform)
+        best = even / float(weights @ oracle) - 1 if np.isfinite(gain).all() else 0.0
+        # Where nothing can be gained, the share of it means nothing.
+        return (even / float(weights @ gain) - 1) / best if best > 0.01 else np.nan
+
+    return bootstrap(share, len(uniform))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How a step's gradient compares with its noise.
+
+    ``square``: ``||g||^2``. ``rollouts``: the gradient noise scale, completions of uniform counts at
+    which their noise equals the gradient (trace Cov / ||g||^2). ``completions``, ``prompts``: variance
+    of the step's gradient over ``||g||^2``, by completions and by which prompts were drawn.
+    ``completion_share``: the first over their sum, all that counts can change.
+    """
+
+    square: Interval
+    rollouts: Interval
+    completions: Interval
+    prompts: Interval
+    completion_share: Interval
+
+
+def noise(
+    uniform: np.ndarray, products: np.ndarray, own: np.ndarray, rollouts: float, step_prompts: int
+) -> Noise:
+    """The noise of a step, from prompts that stand for all.
+
+    Args:
+        uniform: ``sigma_i^2 / n_i`` under uniform counts, [m].
+        products: inner products of the prompts' mean gradients, [m, m]; the diagonal is not used.
+        own: ``||E[a s]||^2`` of each prompt, estimated without bias, [m].
+        rollouts: training completions of a step of m prompts.
+        step_prompts: prompts of a step of training.
+    """
+    m = len(own)
+    off = products - np.diag(np.diag(products))
+
+    def square(w: np.ndarray) -> float:
+        return float(w @ off @ w / (w.sum() ** 2 - w @ w))
+
+    def signal(w: np.ndarray) -> float:
+        found = square(w)
+        return found if found > 0 else 0.0
+
+    def by_prompts(w: np.ndarray) -> float:
+        return max(float(w @ own / w.sum()) - square(w), 0.0) / step_prompts
+
+    def by_completions(w: np.ndarray) -> float:
+        return float(w @ uniform / w.sum()) / step_prompts
+
+    per_step = rollouts * step_prompts / m
+    return Noise(
+        square=bootstrap(square, m),
+        rollouts=bootstrap(lambda w: per_step * np.divide(by_completions(w), signal(w)), m),
+        completions=bootstrap(lambda w: np.divide(by_completions(w), signal(w)), m),
+        prompts=bootstrap(lambda w: np.divide(by_prompts(w), signal(w)), m),
+        completion_share=bootstrap(
+            lambda w: np.divide(by_completions(w), by_completions(w) + by_prompts(w)), m
+        ),
+    )

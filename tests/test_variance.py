@@ -1,0 +1,236 @@
+"""The variance meter: formulas by hand and by Monte Carlo, the measurement against plain autograd."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from dibs.allocate import pose
+from dibs.cli import main
+from dibs.config_file import load_config, split_config
+from dibs.estimate import pilot_statistics
+from dibs.meter import _measure, measure_variance
+from dibs.report.meter import variance_findings, variance_table, variance_title
+from dibs.report.views import PlainView
+from dibs.run import build_trainer
+from dibs.types import Group, InputError
+from dibs.variance import achievable_gain, bootstrap, captured, noise, ratio, shares
+from test_train import options, run, untimed
+
+
+def test_shares_by_hand():
+    sigma_squared = np.array([8.0, 0.0, 2.0])
+    assert shares(sigma_squared, [np.array([4, 0, 1])]).tolist() == [2, 0, 2]
+    # two streams: (8/4 + 8/2) / 4, (2/1 + 2/2) / 4
+    streams = [np.array([4, 0, 1]), np.array([2, 3, 2])]
+    assert shares(sigma_squared, streams).tolist() == [1.5, 0, 0.75]
+    assert shares(sigma_squared, [np.array([0, 0, 1])]).tolist() == [np.inf, 0, 2]
+
+
+def test_gains_by_hand():
+    # sigma 1 and 3: 2 (1 + 9) / (1 + 3)^2
+    assert achievable_gain(np.array([1.0, 9.0])).value == pytest.approx(1.25)
+    assert achievable_gain(np.full(5, 7.0)).value == pytest.approx(1)
+    assert ratio(np.array([1.0, 3.0]), np.array([1.0, 1.0])).value == 2
+    assert ratio(np.array([1.0, 3.0]), np.array([1.0, np.inf])).value is None
+    assert ratio(np.zeros(2), np.zeros(2)).value is None
+    one = captured(np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([0.5, 0.5]))
+    assert one.value == pytest.approx((2 - 1) / (4 - 1))
+    assert captured(np.ones(2), np.ones(2), np.ones(2)).value is None
+
+
+def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for seed in range(200):
+        above = rng.gamma(2, 1, 60)
+        below = above * rng.gamma(4, 0.25, 60)
+        told = bootstrap(lambda w, a=above, b=below: (w @ a) / (w @ b), 60, seed)
+        assert told.low is not None
+        assert told.high is not None
+        inside += told.low <= 1 <= told.high
+    assert inside >= 175
+
+
+def test_noise_estimates_are_unbiased(monkeypatch):
+    """Prompts with random mean gradients about g, halves with noise: every part is known."""
+    monkeypatch.setattr("dibs.variance.RESAMPLES", 2)  # no intervals are looked at
+    rng = np.random.default_rng(0)
+    m, dimension, per_half, step = 30, 40, 4, 50
+    g = rng.normal(0, 1, dimension)
+    told = []
+    for _ in range(400):
+        means = g + rng.normal(0, 2, (m, dimension))
+        halves = means[:, None] + rng.normal(0, 3, (m, 2, dimension)) / np.sqrt(per_half)
+        average = halves.mean(1)
+        own = (halves[:, 0] * halves[:, 1]).sum(1)
+        uniform = np.full(m, 9 * dimension / 8)
+        found = noise(uniform, average @ average.T, own, 8 * m, step)
+        told.append((found.square.value, own.mean()))
+    told = np.array(told)
+    error = told.std(0, ddof=1) / np.sqrt(len(told))
+    exact = np.array([g @ g, g @ g + 4 * dimension])
+    assert (np.abs(told.mean(0) - exact) < 5 * error).all()
+    # The last draw's ratios, from its own numbers.
+    square = found.square.value
+    completions = 9 * dimension / 8 / step / square
+    prompts = (own.mean() - square) / step / square
+    assert found.completions.value == pytest.approx(completions)
+    assert found.prompts.value == pytest.approx(prompts)
+    assert found.completion_share.value == pytest.approx(completions / (completions + prompts))
+    assert found.rollouts.value == pytest.approx(completions * 8 * step)
+
+
+SMALL = ("--variance.num_generations=8", "--train.prompts_per_step=6")
+
+
+def build(tmp_path, *more):
+    config = load_config(*split_config(options(tmp_path / "run", *SMALL, *more)))
+    return build_trainer(config, PlainView(Console(quiet=True)))
+
+
+@pytest.mark.parametrize(
+    ("objective", "baseline"),
+    [("log_likelihood", "none"), ("expected_reward", "mean"), ("grpo", "mean")],
+)
+def test_the_measurement_matches_plain_autograd(tmp_path, objective, baseline):
+    trainer = build(
+        tmp_path,
+        f"--algorithm.objective={objective}",
+        f"--algorithm.baseline={baseline}",
+        "--estimate.grad_norm=last_layer",
+        "--algorithm.length_normalization=sequence",
+    )
+    measured = _measure(trainer, trainer.config, trainer.prompts.train[:6], lambda *_: None)
+    model = trainer.policy.model
+    for i, group in enumerate(measured.groups):
+        r = group.accepted.astype(float)
+        p = r.mean()
+        a = {
+            "log_likelihood": r / max(p, 1e-9),
+            "expected_reward": r - p,
+            "grpo": (r - p) / max(np.sqrt(p * (1 - p)), 1e-9),
+        }[objective]
+        a = a / [len(rollout.completion.token_ids) for rollout in group.rollouts]
+        x = []
+        for rollout, factor in zip(group.rollouts, a, strict=True):
+            model.zero_grad()
+            trainer.policy.logprobs(trainer.policy.collate([rollout.example()])).sum().backward()
+            x.append(factor * torch.cat([q.grad.flatten() for q in model.parameters()]).double())
+        x = torch.stack(x)
+        np.testing.assert_allclose(measured.squares[i], (x**2).sum(1), rtol=1e-4, atol=1e-8)
+        halves = x[:4].mean(0), x[4:].mean(0)
+        assert measured.own[i] == pytest.approx(float(halves[0] @ halves[1]), rel=1e-3, abs=1e-8)
+        mean = (halves[0] + halves[1]) / 2
+        assert measured.products[i, i] == pytest.approx(float(mean @ mean), rel=1e-3, abs=1e-8)
+    chosen = np.zeros((6, 8), dtype=bool)
+    chosen[:, 2:5] = True
+    expected = (measured.squares[:, 2:5].mean(1) - measured.own).clip(min=0)
+    np.testing.assert_allclose(measured.sigma_squared(chosen), expected)
+    model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--estimate.mode=cross_fit", "--estimate.num_pilots=2"),
+        ("--estimate.mode=online", "--allocate.budget_unit=tokens"),
+        ("--allocate.budget=30", "--variance.prompts=8"),
+        ("--estimate.mode=none", "--allocate.allocator=uniform"),
+        ("--algorithm.name=grpo",),
+    ],
+)
+def test_everything_is_told(tmp_path, more):
+    result = measure_variance(build(tmp_path, *more))
+    json.dumps(result, allow_nan=False)
+    rows = result["allocations"]
+    uniform = rows["uniform"]
+    assert uniform["gain"] == uniform["gain_per_token"] == {"value": 1, "low": 1, "high": 1}
+    name = result["allocator"]
+    assert next(iter(rows)) == "uniform"
+    assert set(rows) == {"uniform", name, "oracle", "oracle_held_out"}
+    assert rows["oracle"]["gain"]["value"] >= 1 - 1e-9
+    assert result["achievable_gain"]["value"] >= 1
+    if "--allocate.budget=30" in more:
+        assert uniform["rollouts"] == 40  # 30 for 6 prompts, 8 measured
+        assert result["step_rollouts"] == 30
+    if "--estimate.mode=cross_fit" in more or not more:
+        assert rows[name]["rollouts"] == pytest.approx(24)
+    pilots = 24 if not more or more[0].startswith("--algorithm") else None
+    if pilots:
+        assert rows[name]["pilot_rollouts"] == pilots
+        value = rows[name]["gain"]["value"]
+        assert rows[name]["gain_per_rollout"]["value"] == pytest.approx(value / 2)
+    console = Console(record=True, width=80)
+    console.print(variance_title(result), variance_table(result), *variance_findings(result))
+    assert "noise scale: " in " ".join(console.export_text().split()).lower()
+
+
+def test_an_allocator_that_drops_prompts_has_no_variance(tmp_path):
+    result = measure_variance(
+        build(tmp_path, "--allocate.allocator=gvm", "--estimate.num_pilots=2")
+    )
+    row = result["allocations"]["gvm"]
+    assert row["variance"] is None
+    assert row["gain"]["value"] is None
+    assert result["captured"]["value"] is None
+    assert any("leaves out prompts" in sentence for sentence in variance_findings(result))
+
+
+def test_too_few_completions_are_refused(tmp_path):
+    with pytest.raises(InputError, match="leaves 0 completions beside the 8 that play the pilots"):
+        measure_variance(build(tmp_path, "--estimate.num_pilots=8"))
+
+
+def test_the_command_prints_one_object(tmp_path, capsys):
+    words = options(tmp_path / "run", *SMALL)
+    assert main(["variance", "--json", *words]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["prompts"] == 6
+    assert "gradients: 6/6" in printed.err
+    assert not (tmp_path / "run").exists()
+    assert main(["variance", *words, "--variance.prompts", "1000"]) == 2
+    assert "prompts" in capsys.readouterr().err
+    assert main(["variance", *words]) == 0
+    assert "Achievable gain" in capsys.readouterr().out
+
+
+def test_the_gain_measured_in_training_matches_its_definition(tmp_path):
+    """Counts 1, 3, 2 against uniform 2, 2, 2, with norms over all parameters."""
+    trainer = build(tmp_path, "--algorithm.objective=expected_reward", "--algorithm.baseline=mean")
+    prompts = trainer.prompts.train[:3]
+    pilots = trainer.verify(prompts, trainer.sample(prompts, [8] * 3, 0, 0))
+    stats = pilot_statistics(pilots, trainer.measure.norms(pilots, 0))
+    problem = pose(stats, 6, objective="expected_reward", baseline="mean")
+    groups = [
+        Group(group.prompt, group.rollouts[:n]) for group, n in zip(pilots, (1, 3, 2), strict=True)
+    ]
+    told = trainer.measure.gain([groups], [problem])
+    rate = problem.posterior.accept_rate
+    moments = [
+        np.mean(((group.rewards - p) * norms) ** 2)
+        for group, p, norms in zip(groups, rate, trainer.measure.exact_norms(groups), strict=True)
+    ]
+    expected = np.sum(np.array(moments) / 2) / np.sum(np.array(moments) / [1, 3, 2])
+    assert told["measured_gain"] == pytest.approx(expected)
+    starved = [Group(groups[0].prompt, ()), *groups[1:]]
+    assert trainer.measure.gain([starved], [problem])["measured_gain"] is None
+
+
+def test_training_measures_at_its_interval(tmp_path):
+    run(tmp_path / "run", "--variance.interval=2", "--train.steps=3", "--allocate.lower=1")
+    lines = untimed(tmp_path / "run")
+    assert ["measured_gain" in line for line in lines] == [False, False, True, False]
+    assert lines[2]["measured_gain_low"] <= lines[2]["measured_gain"]
+    totals = [line["omega"] for line in lines]
+    assert totals == sorted(totals)
+    assert lines[3]["delta"] == pytest.approx(
+        sum(2 * line["gradient_square"] for line in lines[1:])
+    )
+    noise_term = sum(line["gradient_variance"] * line["learning_rate"] for line in lines[1:])
+    assert lines[3]["bound_noise"] == pytest.approx(noise_term)
