@@ -218,3 +218,15 @@ def test_cross_fit_trains_on_every_pilot_once():
     assert second.stats.trials.tolist() == first.given_counts.tolist() == [3, 2, 1]
     for group, a, b in zip(pilots, second.given, first.given, strict=True):
         assert a.rollouts + b.rollouts == group.rollouts
+
+
+def test_one_over_an_estimated_accept_rate_is_biased_and_drawing_until_k_is_not():
+    """A gradient weighed by 1/p: E[trials/k] = 1/p when drawn until k were accepted."""
+    rng = np.random.default_rng(0)
+    rates = np.array([0.1, 0.3, 0.7])
+    share = rng.binomial(8, rates, (REPLICATES, 3)) / 8
+    successes = rng.binomial(8, rates, (REPLICATES, 3))
+    posterior = (successes + 1) / (8 + 2)
+    trials = 2 + rng.negative_binomial(2, rates, (REPLICATES, 3))
+    assert sigmas_off(share * trials / 2, np.ones(3)) < 5
+    assert sigmas_off(share / posterior, np.ones(3)) > 5

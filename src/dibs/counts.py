@@ -54,11 +54,12 @@ def least_variance(
     least = _spent(first, cost)
     if least > budget:
         return _spend_rest(lower.copy(), budget, upper, cost, gain)
-    if least == budget or (first == upper).all():
+    competing = first < upper
+    if least == budget or not competing.any():
         return first
     # Far below, or above, those that compete, bounds on sigma keep squares of scales finite.
-    largest = relative.max(where=first < upper, initial=0.0)
-    relative = np.clip(relative / largest, 1e-100, 1e100)
+    relative = relative / (relative if competing.all() else relative[competing]).max()
+    np.clip(relative, 1e-100, 1e100, out=relative)
     few, many = _bracket(relative, budget, first.astype(np.float64), upper.astype(np.float64), cost)
     if cost is None:
         return _take_best(relative, few, many, int(budget) - int(few.sum()))
