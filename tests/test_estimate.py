@@ -11,7 +11,7 @@ from dibs.estimate import no_statistics, pilot_statistics
 from dibs.evaluate import clustered_interval, score
 from dibs.history import History
 from dibs.objectives import BASELINES
-from dibs.posterior import believe
+from dibs.posterior import believe, expected_tokens
 from dibs.types import CompletionMoments, InputError, PromptStats
 
 
@@ -223,3 +223,46 @@ def test_a_mean_norm_alone_is_not_taken_at_its_word():
     norms[0] = 30.0
     posterior = believe(PromptStats(list(range(100)), np.full(100, 8), np.ones(100), norms))
     assert posterior.log_square[0] - posterior.log_square[1] < 0.9 * 2 * np.log(30)
+
+
+@pytest.mark.parametrize(
+    ("objective", "baseline"),
+    [("expected_reward", "none"), ("expected_reward", "mean"), ("grpo", "mean")],
+)
+def test_many_pilots_with_real_rewards_give_their_own_second_moments(objective, baseline):
+    rng = np.random.default_rng(0)
+    groups, norms, expected = [], [], []
+    for i in range(4):
+        rewards = rng.choice([0.0, 0.3, 1.0, 1.7], 4000, p=[0.3, 0.3, 0.2, 0.2]) * (i + 1) ** 0.5
+        group = make_group(rewards.tolist(), make_prompt(f"0{i}"))
+        size = np.exp(rng.normal(0, 0.3, 4000) + 0.5 * rewards)
+        a = rewards if baseline == "none" else rewards - rewards.mean()
+        a = a / rewards.std() if objective == "grpo" else a
+        groups.append(group)
+        norms.append(size)
+        expected.append(np.mean(a**2 * size**2))
+    got = believe(pilot_statistics(groups, norms)).second_moment(objective, baseline)
+    np.testing.assert_allclose(got, expected, rtol=0.1)
+
+
+def test_real_rewards_where_a_class_is_missing_stay_finite():
+    groups = [make_group([0.2, 0.5, 0.0]), make_group([0.1], make_prompt("01"))]
+    stats = pilot_statistics(groups, [np.ones(3), np.ones(1)])
+    for objective, baseline in (("expected_reward", "none"), ("grpo", "mean")):
+        moment = believe(stats).second_moment(objective, baseline)
+        assert (np.isfinite(moment) & (moment > 0)).all()
+    # Rewards of 0 and 1 keep no moments of their own.
+    plain = pilot_statistics([make_group([1, 0])], [np.ones(2)])
+    assert plain.accepted.rewards is None
+
+
+def test_expected_tokens_lean_on_the_batch():
+    group = make_group([1, 0, 1], length=3)
+    stats = pilot_statistics([group, make_group([], make_prompt("01"))], [np.ones(3), np.ones(0)])
+    assert expected_tokens(stats, otherwise=99.0).tolist() == [3, 3]
+    longer = pilot_statistics(
+        [group, make_group([1], make_prompt("01"), length=11)], [np.ones(3), np.ones(1)]
+    )
+    # pooled mean (9 + 11) / 4 = 5; (9 + 5) / 4 and (11 + 5) / 2
+    assert expected_tokens(longer, otherwise=99.0).tolist() == [3.5, 8]
+    assert expected_tokens(no_statistics([make_prompt()]), otherwise=99.0).tolist() == [99]
