@@ -235,7 +235,7 @@ def test_many_pilots_with_real_rewards_give_their_own_second_moments(objective, 
     for i in range(4):
         rewards = rng.choice([0.0, 0.3, 1.0, 1.7], 4000, p=[0.3, 0.3, 0.2, 0.2]) * (i + 1) ** 0.5
         group = make_group(rewards.tolist(), make_prompt(f"0{i}"))
-        size = np.exp(rng.normal(0, 0.3, 4000) + 0.5 * rewards)
+        size = np.exp(rng.normal(0, 0.3, 4000) + 0.3 * rewards / (i + 1) ** 0.5)
         a = rewards if baseline == "none" else rewards - rewards.mean()
         a = a / rewards.std() if objective == "grpo" else a
         groups.append(group)

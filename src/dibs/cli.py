@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
             help=text.partition("\n")[0].partition(":")[0].rstrip(".").lower(),
             description=text,
             epilog=_keys_help(),
-            usage=f"dibs {name} [CONFIG] [--section.key VALUE ...]",
+            usage=f"dibs {name} [CONFIG] [--section.key VALUE ...]"
+            + (" [--json]" if name == "variance" else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
