@@ -31,7 +31,7 @@ from dibs.sampling.transformers import TransformersSampler
 from dibs.tasks.arithmetic import draw_problem, draw_problems
 from dibs.tasks.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.types import Group, Prompt, Rollout
-from dibs.verify.exact import verify_arithmetic
+from dibs.verify.judges import judge_arithmetic
 
 
 def adamw_policy(updates: int, seed: int) -> Policy:
@@ -83,7 +83,7 @@ def accept_rate(policy: Policy) -> float:
     for request, group in zip(requests, completions, strict=True):
         rollouts = []
         for completion in group:
-            verdict = verify_arithmetic(request.prompt.answer, completion.text)
+            verdict = judge_arithmetic(request.prompt.answer, completion.text)
             rollouts.append(
                 Rollout(
                     request.prompt, completion, verdict.reward, verdict.status, verdict.reward == 1

@@ -557,3 +557,37 @@ def test_real_rewards_are_allocated_for():
     assert counts[1] > 3 * counts[0]
     blind = solve(pose(stats, 20, objective="log_likelihood"), "min_variance").counts
     assert blind[0] == 10
+
+
+def test_a_group_baseline_gets_pairs():
+    """A group of one has advantage 0, which its variance does not show."""
+    arguments = ([8] * 4, [4] * 4, [9.0, 1.0, 1.0, 1.0])
+    rejected = {"grad_norm_rejected": [9.0, 1.0, 1.0, 1.0]}
+    options = {"objective": "expected_reward", "budget": 12, **rejected}
+    alone = allocate(*arguments, **options)
+    assert alone.min() == 1
+    assert allocate(*arguments, **options, baseline="leave_one_out").min() == 2
+    few = options | {"budget": 6, "baseline": "leave_one_out"}
+    assert allocate(*arguments, **few).sum() == 6
+    assert allocate(*arguments, **options, baseline="leave_one_out", upper=[9, 1, 9, 9])[1] == 1
+
+
+def test_costs_never_put_a_bound_beyond_the_budget():
+    rng = np.random.default_rng(0)
+    stats = PromptStats(["a"], np.array([4]), np.array([2]), np.array([1.0]))
+    for _ in range(500):
+        cost, lower = rng.random(1) * 100 + 0.1, int(rng.integers(1, 9))
+        for upper in (None, 9):
+            problem = pose(stats, float(lower * cost[0]), cost=cost, lower=lower, upper=upper)
+            assert solve(problem, "min_variance").counts.tolist() == [lower]
+
+
+@pytest.mark.parametrize("budget", [NAN, -3.0, np.inf, 1e17])
+def test_impossible_budgets_of_tokens_are_named(budget):
+    with pytest.raises(InputError, match="is not a number from 0"):
+        allocate([4], [2], [1.0], mean_tokens=[5.0], token_budget=budget)
+
+
+def test_what_is_no_function_is_no_allocator():
+    with pytest.raises(InputError, match="'math:pi' is not a function"):
+        allocate([4], [2], [1.0], budget=3, allocator="math:pi")

@@ -167,11 +167,24 @@ def test_cross_fit_spends_no_more_than_the_budget_and_trains_on_all_of_it(tmp_pa
     assert summary["learned_rollouts"] == summary["accepted_rollouts"] > 0
 
 
-@pytest.mark.parametrize("mode", ["pilot", "cross_fit", "online", "none"])
+@pytest.mark.parametrize("bound", ["upper=5", "lower=5"])
+def test_cross_fit_divides_odd_bounds_and_budgets(tmp_path, bound):
+    run(
+        tmp_path / "run",
+        "--estimate.mode=cross_fit",
+        "--estimate.num_pilots=2",
+        "--allocate.num_generations=5",
+        "--train.prompts_per_step=3",
+        f"--allocate.{bound}",
+    )
+    for line in read_lines(tmp_path / "run" / "allocations.jsonl"):
+        assert line["count"] == [5, 5, 5]
+
+
+@pytest.mark.parametrize("mode", ["pilot", "cross_fit", "online"])
 def test_a_budget_of_tokens_is_kept_about(tmp_path, mode):
     out = tmp_path / "run"
-    allocator = "uniform" if mode == "none" else "min_variance"
-    unit = ("--allocate.budget_unit=tokens", f"--allocate.allocator={allocator}")
+    unit = ("--allocate.budget_unit=tokens",)
     for name, more in (("even", ()), ("given", ("--allocate.budget=250",))):
         run(out / name, f"--estimate.mode={mode}", "--estimate.num_pilots=2", *unit, *more)
         lines = untimed(out / name)

@@ -212,6 +212,31 @@ def test_noise_of_the_gradient_by_monte_carlo(policy):
     assert (error < 0.2 * exact).all()
 
 
+def test_noise_is_told_also_where_rejected_completions_have_no_gradient(policy):
+    """Accepted or not at random: hands that depended on it would not tell the noise by their spread."""
+    pool = [replace(each, weight=1 / 32) for each in examples(policy, 8)]
+    maker = updater(policy, updates_per_step=4, learning_rate=1e-30)
+    vectors = []
+    for example in pool:
+        policy.model.zero_grad()
+        maker.gradient([replace(example, advantage=1.0, weight=1.0)])
+        vectors.append(gradient(policy).double())
+    # Four completions of each of 8 prompts, right half the time: one of each prompt in every update.
+    x = torch.stack(vectors)
+    mean = x.sum(0) / 16
+    exact = float(mean @ mean)
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(300):
+        hand = [
+            replace(pool[i], advantage=float(rng.integers(0, 2)))
+            for i in np.repeat(np.arange(8), 4)
+        ]
+        told.append(maker.step(hand).gradient_square)
+    error = np.std(told, ddof=1) / np.sqrt(len(told))
+    assert abs(np.mean(told) - exact) < 5 * error
+
+
 def test_one_update_tells_nothing_of_noise(policy):
     made = updater(policy, updates_per_step=1).step(examples(policy, 3))
     assert made.gradient_square is None
@@ -245,4 +270,9 @@ def test_projections_keep_inner_products():
     error = products.std(0) / 20
     assert ((products.mean(0) - exact).abs() < 5 * error).all()
     assert (products.std(0) < 2 * float(exact.max()) / 16).all()
+    # Many small parameters spread over the sketch as one large one would.
+    many = [torch.zeros(50) for _ in range(40)]
+    for parameter in many:
+        parameter.grad = torch.ones(50)
+    assert int((Projection(many, 0, 1500)() != 0).sum()) > 1200
     assert torch.equal(vectors(3, 256), sketches[3])

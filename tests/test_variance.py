@@ -41,6 +41,13 @@ def test_gains_by_hand():
     one = captured(np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([0.5, 0.5]))
     assert one.value == pytest.approx((2 - 1) / (4 - 1))
     assert captured(np.ones(2), np.ones(2), np.ones(2)).value is None
+    # Resamples of prompts without any variance tell nothing, and do no harm.
+    part = captured(np.array([1.0, 0.0]), np.array([1.2, 0.0]), np.array([0.9, 0.0]))
+    assert part.value == pytest.approx(0.6)
+    assert captured(np.zeros(2), np.zeros(2), np.zeros(2)).value is None
+    # In tokens: uniform (1 + 4)(100 + 25) against (sqrt 100 + 2 sqrt 25)^2
+    told = achievable_gain(np.array([1.0, 4.0]), np.array([100.0, 25.0]))
+    assert told.value == pytest.approx(5 * 125 / 400)
 
 
 def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -116,14 +123,26 @@ def test_the_measurement_matches_plain_autograd(tmp_path, objective, baseline):
             "grpo": (r - p) / max(np.sqrt(p * (1 - p)), 1e-9),
         }[objective]
         a = a / [len(rollout.completion.token_ids) for rollout in group.rollouts]
-        x = []
-        for rollout, factor in zip(group.rollouts, a, strict=True):
+        scores = []
+        for rollout in group.rollouts:
             model.zero_grad()
             trainer.policy.logprobs(trainer.policy.collate([rollout.example()])).sum().backward()
-            x.append(factor * torch.cat([q.grad.flatten() for q in model.parameters()]).double())
-        x = torch.stack(x)
+            scores.append(torch.cat([q.grad.flatten() for q in model.parameters()]).double())
+        scores = torch.stack(scores)
+        x = scores * torch.tensor(a)[:, None]
         np.testing.assert_allclose(measured.squares[i], (x**2).sum(1), rtol=1e-4, atol=1e-8)
-        halves = x[:4].mean(0), x[4:].mean(0)
+        order = np.argsort(r, kind="stable")
+        halves = []
+        for picked in (order[::2], order[1::2]):
+            q = r[picked].mean()
+            again = {
+                "log_likelihood": r / max(q, 1e-9) if q else 0 * r,
+                "expected_reward": r - q,
+                "grpo": (r - q) / np.sqrt(q * (1 - q)) if 0 < q < 1 else 0 * r,
+            }[objective]
+            again = again / [len(rollout.completion.token_ids) for rollout in group.rollouts]
+            scale = torch.tensor(again[picked])[:, None]
+            halves.append((scores[picked] * scale).mean(0))
         assert measured.own[i] == pytest.approx(float(halves[0] @ halves[1]), rel=1e-3, abs=1e-8)
         mean = (halves[0] + halves[1]) / 2
         assert measured.products[i, i] == pytest.approx(float(mean @ mean), rel=1e-3, abs=1e-8)
@@ -180,6 +199,29 @@ def test_an_allocator_that_drops_prompts_has_no_variance(tmp_path):
     assert row["gain"]["value"] is None
     assert result["captured"]["value"] is None
     assert any("leaves out prompts" in sentence for sentence in variance_findings(result))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--verify.accept_threshold=2",),
+        ("--variance.prompts=2", "--seed=1"),
+        ("--estimate.mode=cross_fit", "--estimate.num_pilots=2", "--allocate.upper=5"),
+        (
+            "--allocate.budget_unit=tokens",
+            "--allocate.budget=0",
+            "--estimate.num_pilots=2",
+        ),
+        ("--allocate.budget_unit=tokens", "--allocate.budget=30", "--allocate.lower=4"),
+    ],
+)
+def test_odd_configurations_are_measured_at_one_budget(tmp_path, more):
+    result = measure_variance(build(tmp_path, *more))
+    rows = result["allocations"]
+    for row in rows.values():
+        assert row["rollouts"] == pytest.approx(rows["uniform"]["rollouts"], abs=8)
+    list(variance_findings(result))
+    json.dumps(result, allow_nan=False)
 
 
 def test_too_few_completions_are_refused(tmp_path):

@@ -64,8 +64,17 @@ class AllocationProblem:
 
     @cached_property
     def best(self) -> np.ndarray:
-        """Counts of least expected variance, int64 [m]."""
-        return least_variance(self.sigma, self.budget, self.lower, self.upper, self.cost)
+        """Counts of least expected variance, int64 [m].
+
+        At least 2 for every prompt under a group baseline, if the budget has them: a group of one has
+        advantage 0, which the variance does not show.
+        """
+        lower = self.lower
+        if self.baseline != "none":
+            pairs = np.maximum(lower, np.minimum(self.upper, 2))
+            price = np.ones(len(pairs)) if self.cost is None else self.cost
+            lower = pairs if pairs @ price <= self.budget else lower
+        return least_variance(self.sigma, self.budget, lower, self.upper, self.cost)
 
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
@@ -198,7 +207,8 @@ def pose(
     if m == 0:
         raise InputError("no prompts to allocate to; give at least one")
     if not 0 <= budget <= _LARGEST_COUNT or (cost is None and budget != int(budget)):
-        raise InputError(f"budget {budget} is not a whole number from 0 to 2^52")
+        whole = "whole number" if cost is None else "number"
+        raise InputError(f"budget {budget} is not a {whole} from 0 to 2^52")
     if cost is None:
         budget = int(budget)
     elif cost.shape != (m,) or not ((cost > 0) & np.isfinite(cost)).all():
@@ -212,7 +222,8 @@ def pose(
         raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
     low = _bound("lower", lower, m)
     price = np.ones(m) if cost is None else cost
-    affordable = np.minimum(budget // price, _LARGEST_COUNT).astype(np.int64)
+    # At least the lower bound, which rounding could put beyond what is affordable.
+    affordable = np.maximum(np.minimum(budget // price, _LARGEST_COUNT).astype(np.int64), low)
     high = affordable if upper is None else _bound("upper", upper, m)
     least, most = float(low @ price), high.sum(dtype=np.float64)
     if budget < least:
@@ -274,9 +285,12 @@ def check_allocator(name: str) -> None:
             f"unknown allocator {name!r}; known: {known}, or your own as module:function"
         )
     try:
-        ALLOCATORS[name] = getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"allocator {name!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise InputError(f"allocator {name!r} is not a function")
+    ALLOCATORS[name] = found
 
 
 def solve(problem: AllocationProblem, name: str) -> Allocation:

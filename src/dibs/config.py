@@ -96,9 +96,32 @@ class DataConfig(Section):
 class VerifyConfig(Section):
     """What makes a completion right."""
 
-    verifier: Literal["auto", "arithmetic", "boxed"] = Field(
-        "auto", description="auto: arithmetic for embedded tasks, else boxed (exact \\boxed{...})"
+    verifier: str = Field(
+        "auto",
+        description="math (equal in value), exact (equal text), numeric, choice (a letter), arithmetic, "
+        "or your own module:function of (answer, completion); auto: arithmetic for embedded tasks, else "
+        "math",
     )
+    answer_from: Literal["boxed", "anywhere"] = Field(
+        "boxed",
+        description="boxed: the last \\boxed{...}; anywhere: without one, what follows the last 'answer "
+        "is' or '####', or the last number",
+    )
+    failures: Literal["exclude", "reject"] = Field(
+        "exclude",
+        description="completions the verifier failed on or ran out of time: leave them out of the step, "
+        "or give them reward 0; both are counted",
+    )
+    timeout: float = Field(
+        5.0, gt=0, description="seconds for one completion; its worker is killed"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="processes of math and of your own function; default: cores, at most 8",
+    )
+    memory_limit: int = Field(4096, ge=256, description="megabytes of address space a worker")
+    tolerance: float = Field(1e-6, ge=0, description="numeric: relative; absolute below 1")
     accept_threshold: float = Field(1.0, description="a completion is accepted at this reward")
 
 
@@ -361,6 +384,17 @@ class Config(Section):
             raise ValueError(
                 f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
                 f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
+            )
+        fewest = 2 if self.algorithm.baseline == "none" else 4
+        if self.estimate.mode == "cross_fit" and self.estimate.num_pilots < fewest:
+            raise ValueError(
+                f"estimate.num_pilots {self.estimate.num_pilots} leaves halves of one, which have no "
+                f"advantage under algorithm.baseline {self.algorithm.baseline}; set it to 4 or more"
+            )
+        if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
+            raise ValueError(
+                "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
+                "cross_fit or online"
             )
         if self.estimate.mode == "cross_fit" and self.budget == m * self.estimate.num_pilots:
             raise ValueError(

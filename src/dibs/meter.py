@@ -23,7 +23,7 @@ from dibs.losses import PolicyLoss
 from dibs.objectives import signal
 from dibs.projection import Projection
 from dibs.prompts import batches
-from dibs.streams import Estimate, cross_fit, one_stream, pose_streams
+from dibs.streams import Estimate, cross_fit, one_stream, pose_streams, spendable
 from dibs.train import METER, Trainer
 from dibs.types import Group, InputError, Prompt
 from dibs.update import Updater
@@ -42,7 +42,8 @@ class Measured:
     ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``squares``: ``a^2 ||s||^2``
     over all trainable parameters, [m, K], where a is the objective's factor at the prompt's own
     moments. ``products``: inner products of the prompts' mean gradients, [m, m]; ``own``:
-    ``||E[a s]||^2`` without bias, [m]. ``tokens``: mean length, [m].
+    ``||E[a s]||^2``, nearly without bias where two completions or more were accepted, [m]. ``tokens``:
+    mean length, [m].
     """
 
     groups: Sequence[Group]
@@ -96,7 +97,7 @@ def measure_variance(
     best = least_variance(np.sqrt(everything), even.budget, even.lower, even.upper, even.cost)
     allocations["oracle"] = _known(measured, even, best)
     allocations["oracle_held_out"] = _held_out(measured, even)
-    return _report(trainer.config, measured, allocations, everything)
+    return _report(trainer.config, measured, allocations, everything, even.cost)
 
 
 def _scaled(config: Config) -> Config:
@@ -130,7 +131,7 @@ def _measure(
     for start in range(0, m, at_once):
         part = prompts[start : start + at_once]
         sampled = trainer.sample(part, [per_prompt] * len(part), METER, 0)
-        groups += trainer.verify(part, sampled)
+        groups += trainer.verify(part, sampled, failures="reject")
         on_progress("sampling", len(groups), m)
     trainer.policy.model.eval()
     updater = Updater(trainer.policy, PolicyLoss(None, 0.0), config.update, 1)
@@ -141,11 +142,10 @@ def _measure(
     for group in groups:
         (seen,) = trainer.measure.norms([group], 0)
         (full,) = (seen,) if whole else trainer.measure.exact_norms([group])
-        rewards = signal(group, config.algorithm.objective)
-        factors = trainer.measure.factors(group, float(rewards.mean()), float(rewards.std()))
+        factors = _factors(trainer, group)
         norms.append(seen)
         squares.append((factors * full) ** 2)
-        halves.append(_half_gradients(updater, project, group, factors))
+        halves.append(_half_gradients(trainer, updater, project, group))
         on_progress("gradients", len(norms), m)
     products, own = _products(torch.stack(halves))
     lengths = np.array([[len(r.completion.token_ids) for r in g.rollouts] for g in groups])
@@ -165,17 +165,28 @@ def _products(halves: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return products.cpu().numpy(), own.cpu().numpy()
 
 
+def _factors(trainer: Trainer, group: Group) -> np.ndarray:
+    """a(r) of each completion at the group's own moments, [K]."""
+    rewards = signal(group, trainer.config.algorithm.objective)
+    return trainer.measure.factors(group, float(rewards.mean()), float(rewards.std()))
+
+
 def _half_gradients(
-    updater: Updater, project: Projection, group: Group, factors: np.ndarray
+    trainer: Trainer, updater: Updater, project: Projection, group: Group
 ) -> Tensor:
-    """Mean of ``a s`` over each half of a group, [2, D]; products across halves have no bias."""
+    """Mean of ``a s`` over each half of a group, [2, D].
+
+    Halves share neither completions nor moments, so products across them have no noise in common. Both
+    have their part of the accepted ones.
+    """
     vectors = []
-    cut = len(factors) // 2
-    for part in (slice(cut), slice(cut, None)):
+    order = np.argsort(group.rewards, kind="stable")
+    for picked in (order[::2], order[1::2]):
+        half = Group(group.prompt, tuple(group.rollouts[i] for i in picked))
         updater.optimizer.zero_grad(set_to_none=True)
         examples = [
-            rollout.example(factor, 1 / len(factors[part]))
-            for rollout, factor in zip(group.rollouts[part], factors[part], strict=True)
+            rollout.example(factor, 1 / len(picked))
+            for rollout, factor in zip(half.rollouts, _factors(trainer, half), strict=True)
             if factor != 0
         ]
         if examples:
@@ -187,15 +198,14 @@ def _half_gradients(
 
 def _reference(config: Config, prompts: Sequence[Prompt], measured: Measured) -> AllocationProblem:
     """The step's budget and bounds with the true costs: what uniform and oracle counts live by."""
-    options, budget = config.allocate, config.budget
-    if budget is not None:
-        amount, cost = float(budget), None
-    else:
-        cost = measured.tokens
-        amount = options.budget or options.num_generations * float(cost.sum())
+    options = config.allocate
+    cost = None if options.budget_unit == "completions" else measured.tokens
+    budget = spendable(config, cost)
+    if cost is not None:
+        budget = max(budget, config.lower * float(cost.sum()))
     return pose(
         no_statistics(prompts),
-        amount,
+        budget,
         cost=cost,
         lower=options.lower,
         upper=options.upper,
@@ -239,16 +249,14 @@ def _chosen(
 def _held_out(measured: Measured, even: AllocationProblem) -> Counted:
     """Counts from one half of the completions as they are, judged by the other half."""
     half = measured.squares.shape[1] // 2
-    lower = np.maximum(even.lower, np.minimum(even.upper, 1))
-    price = np.ones(len(lower)) if even.cost is None else even.cost
-    if lower @ price > even.budget:
-        lower = even.lower
 
     def decide(picked: np.ndarray) -> list[np.ndarray]:
         sigma = np.sqrt(measured.sigma_squared(_chosen_mask(picked[:, :half], measured)))
-        return [least_variance(sigma, even.budget, lower, even.upper, even.cost)]
+        # What half the completions show no variance of still has some.
+        sigma = np.maximum(sigma, 1e-150)
+        return [least_variance(sigma, even.budget, even.lower, even.upper, even.cost)]
 
-    return _averaged(measured, even, half, decide, np.zeros(len(lower)))
+    return _averaged(measured, even, half, decide, np.zeros(len(measured.own)))
 
 
 def _averaged(
@@ -284,6 +292,7 @@ def _report(
     measured: Measured,
     allocations: dict[str, Counted],
     sigma_squared: np.ndarray,
+    cost: np.ndarray | None,
 ) -> dict[str, Any]:
     m, per_prompt = measured.squares.shape
     even = allocations["uniform"]
@@ -314,7 +323,7 @@ def _report(
         "allocations": {
             name: _describe(each, even, measured.tokens) for name, each in allocations.items()
         },
-        "achievable_gain": asdict(achievable_gain(sigma_squared)),
+        "achievable_gain": asdict(achievable_gain(sigma_squared, cost)),
         "captured": asdict(captured(chosen.shares, chosen.uniform, allocations["oracle"].shares)),
         "gradient_square": asdict(found.square),
         "noise_scale": asdict(found.rollouts),

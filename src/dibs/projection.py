@@ -36,11 +36,17 @@ class Projection:
                 ]
             )
         folded = torch.zeros(self.size, device=device)
+        start = 0
         for index, parameter in enumerate(self.parameters):
-            if parameter.grad is None:
-                continue
-            signs = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
-            for part in parameter.grad.detach().flatten().split(self.size):
-                sign = torch.randint(0, 2, part.shape, generator=signs, device=device)
-                folded[: len(part)] += part.float() * (2 * sign - 1)
+            if parameter.grad is not None:
+                signs = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
+                flat = parameter.grad.detach().flatten()
+                # Cut where the place in the sketch wraps round.
+                first = min(self.size - start, len(flat))
+                place = start
+                for part in (flat[:first], *flat[first:].split(self.size)):
+                    sign = torch.randint(0, 2, part.shape, generator=signs, device=device)
+                    folded[place : place + len(part)] += part.float() * (2 * sign - 1)
+                    place = 0
+            start = (start + parameter.numel()) % self.size
         return folded

@@ -68,6 +68,7 @@ def run_training(config: Config, view: View) -> dict[str, Any]:
         raise
     finally:
         trackers.close()
+        trainer.verifier.close()
     summary = _summary(trainer, before, after, time.perf_counter() - started)
     view.phase("drawing figures")
     draw_figures({config.allocate.allocator: folder.path}, folder.path / "figures")
@@ -93,6 +94,8 @@ def run_variance(config: Config, view: View) -> dict[str, Any]:
         return measure_variance(trainer, view.preparing)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
+    finally:
+        trainer.verifier.close()
 
 
 def build_trainer(config: Config, view: View) -> Trainer:
@@ -126,7 +129,7 @@ def build_trainer(config: Config, view: View) -> Trainer:
         config=config,
         policy=policy,
         sampler=build_sampler(config.sampling, policy),
-        verifier=build_verifier(config.verify.verifier, config.data.train),
+        verifier=build_verifier(config.verify, config.data.train),
         updater=Updater(
             policy,
             PolicyLoss(clip, algorithm.beta),

@@ -14,7 +14,7 @@ If counts depended on the samples that enter the gradient, it would be biased. T
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -85,42 +85,74 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Esti
     )
 
 
+def spendable(config: Config, cost: np.ndarray | None) -> float:
+    """The budget of a step, in completions, or in tokens where completions cost those, [m]."""
+    if cost is None:
+        assert config.budget is not None
+        return float(config.budget)
+    options = config.allocate
+    return float(options.num_generations * cost.sum() if options.budget is None else options.budget)
+
+
 def pose_streams(streams: Sequence[Stream], config: Config) -> list[AllocationProblem]:
     """The allocation problem of every stream: an equal part of the step's budget and bounds.
 
-    What a stream was given counts as spent: it is the least that a prompt can have. Raises InputError
-    where a budget of completions cannot be spent so; one of tokens is raised to what the bounds cost.
+    What a stream was given counts as spent: it is the least that a prompt can have. A budget of tokens
+    is raised to what the lower bounds cost.
     """
     options, algorithm = config.allocate, config.algorithm
 
     def part(total: int, index: int) -> int:
         return total // len(streams) + (index < total % len(streams))
 
-    problems = []
-    for i, stream in enumerate(streams):
-        lower = np.maximum(part(options.lower, i), stream.given_counts)
-        if config.budget is not None:
-            budget, cost = float(part(config.budget, i)), None
-        else:
-            cost = expected_tokens(stream.stats, otherwise=config.sampling.max_completion_length)
-            total = (
-                options.num_generations * cost.sum() if options.budget is None else options.budget
-            )
-            budget = max(float(total) / len(streams), float(lower @ cost))
-        problems.append(
-            pose(
-                stream.stats,
-                budget,
-                cost=cost,
-                lower=lower,
-                upper=None if options.upper is None else part(options.upper, i),
-                objective=algorithm.objective,
-                baseline=algorithm.baseline,
-                accept_rate_penalty=options.accept_rate_penalty,
-                accept_rate_power=options.accept_rate_power,
-            )
+    lower = [np.maximum(part(options.lower, i), s.given_counts) for i, s in enumerate(streams)]
+    upper = [None if options.upper is None else part(options.upper, i) for i in range(len(streams))]
+    costs = [
+        None
+        if config.allocate.budget_unit == "completions"
+        else expected_tokens(s.stats, otherwise=config.sampling.max_completion_length)
+        for s in streams
+    ]
+    if config.allocate.budget_unit == "completions":
+        budgets = _divided(int(spendable(config, None)), lower, upper)
+    else:
+        budgets = [
+            max(spendable(config, cost) / len(streams), float(low @ cost))
+            for cost, low in zip(costs, lower, strict=True)
+            if cost is not None
+        ]
+    return [
+        pose(
+            stream.stats,
+            budget,
+            cost=cost,
+            lower=low,
+            upper=high,
+            objective=algorithm.objective,
+            baseline=algorithm.baseline,
+            accept_rate_penalty=options.accept_rate_penalty,
+            accept_rate_power=options.accept_rate_power,
         )
-    return problems
+        for stream, budget, cost, low, high in zip(
+            streams, budgets, costs, lower, upper, strict=True
+        )
+    ]
+
+
+def _divided(budget: int, lower: Sequence[np.ndarray], upper: Sequence[int | None]) -> list[float]:
+    """A budget in parts as equal as the bounds of each part allow."""
+    least = [int(low.sum()) for low in lower]
+    most = [
+        budget if high is None else high * len(low) for low, high in zip(lower, upper, strict=True)
+    ]
+    parts: list[int] = []
+    for i in range(len(lower)):
+        left = budget - sum(parts)
+        even = -(-left // (len(lower) - i))
+        low = max(least[i], left - sum(most[i + 1 :]))
+        high = min(most[i], left - sum(least[i + 1 :]))
+        parts.append(min(max(even, low), high))
+    return [float(each) for each in parts]
 
 
 def missing_counts(
@@ -137,16 +169,25 @@ def deal(
     fresh: Sequence[Group], missing: Sequence[np.ndarray], streams: Sequence[Stream]
 ) -> list[list[Group]]:
     """The groups of every stream: what it was given, and its share of the fresh rollouts."""
-    ends = np.cumsum(missing, axis=0)
-    return [
-        [
-            merged((given, Group(group.prompt, group.rollouts[end - count : end])))
-            for given, group, count, end in zip(stream.given, fresh, counts, stops, strict=True)
+    dealt = []
+    start = np.zeros(len(fresh), dtype=np.int64)
+    rest = list(fresh)
+    for stream, counts in zip(streams, missing, strict=True):
+        parts = [
+            replace(group, rollouts=group.rollouts[first : first + count])
+            for group, first, count in zip(rest, start, counts, strict=True)
         ]
-        for stream, counts, stops in zip(streams, missing, ends, strict=True)
-    ]
+        dealt.append([merged(pair) for pair in zip(stream.given, parts, strict=True)])
+        start = start + counts
+        # Completions without a verdict are counted once.
+        rest = [replace(group, unreached=()) for group in rest]
+    return dealt
 
 
 def merged(parts: Sequence[Group]) -> Group:
     """Groups of one prompt as one."""
-    return Group(parts[0].prompt, tuple(r for part in parts for r in part.rollouts))
+    return Group(
+        parts[0].prompt,
+        tuple(rollout for part in parts for rollout in part.rollouts),
+        tuple(status for part in parts for status in part.unreached),
+    )

@@ -224,19 +224,32 @@ class Trainer:
         return completions
 
     def verify(
-        self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Completion]]
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[Completion]],
+        failures: str | None = None,
     ) -> list[Group]:
-        """Completions to groups of rollouts with rewards."""
-
-        def judge(prompt: Prompt, completion: Completion) -> Rollout:
-            verdict = self.verifier(prompt.answer, completion.text)
-            accepted = verdict.reward >= self.config.verify.accept_threshold
-            return Rollout(prompt, completion, verdict.reward, verdict.status, accepted)
-
-        return [
-            Group(prompt, tuple(judge(prompt, completion) for completion in group))
+        """Completions to groups of rollouts with rewards; ``failures``: as in the configuration."""
+        items = [
+            (prompt.answer, completion.text)
             for prompt, group in zip(prompts, completions, strict=True)
+            for completion in group
         ]
+        verdicts = self.verifier.verdicts(items)
+        keep = (failures or self.config.verify.failures) == "reject"
+
+        def judged(prompt: Prompt, group: Sequence[Completion]) -> Group:
+            rollouts, unreached = [], []
+            for completion, verdict in zip(group, verdicts, strict=False):
+                if verdict.reached or keep:
+                    reward = verdict.reward if verdict.reached else 0.0
+                    accepted = reward >= self.config.verify.accept_threshold
+                    rollouts.append(Rollout(prompt, completion, reward, verdict.status, accepted))
+                else:
+                    unreached.append(verdict.status)
+            return Group(prompt, tuple(rollouts), tuple(unreached))
+
+        return [judged(*each) for each in zip(prompts, completions, strict=True)]
 
     def weigh(
         self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+UNREACHED = ("timeout", "error")
+"""Statuses of a verdict that was not reached."""
+
 
 class InputError(Exception):
     """Something the user gave is unusable; the message is one line that says what, where and what to do.
@@ -53,10 +56,20 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verifier's judgement: a reward, and why (``accepted``, ``rejected`` or ``no_answer``)."""
+    """A verifier's judgement: a reward, and why.
+
+    ``status``: ``accepted``, ``rejected`` or ``no_answer``; or ``timeout`` or ``error`` where none was
+    reached: the reward is then NaN, and ``reason`` says what happened.
+    """
 
     reward: float
     status: str
+    reason: str = ""
+
+    @property
+    def reached(self) -> bool:
+        """Whether there is a judgement."""
+        return self.status not in UNREACHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +104,14 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All rollouts of one prompt in one phase of a step; possibly none."""
+    """All rollouts of one prompt in one phase of a step; possibly none.
+
+    ``unreached``: statuses of completions that are not among them because no verdict was reached.
+    """
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    unreached: tuple[str, ...] = ()
 
     @property
     def rewards(self) -> np.ndarray:

@@ -28,9 +28,11 @@ from dibs.types import NonFiniteError, TrainingExample
 class UpdateMetrics:
     """Of one step: sums over its updates, the mean gradient norm before clipping, the last rate.
 
-    ``gradient_square`` and ``gradient_variance``: unbiased estimates of ``||g||^2`` for the gradient g
-    that every update estimates, and of ``E||g_u - g||^2`` for an update's estimate g_u. They compare the
-    updates of a step as if they were made at the same weights; None for a single update.
+    ``gradient_square`` and ``gradient_variance``: estimates of ``||g||^2`` for the gradient g that every
+    update estimates, and of ``E||g_u - g||^2`` for an update's estimate g_u, from how the updates of a
+    step differ; None for a single one. Unbiased where counts are multiples of the number of updates, the
+    weights did not move between them, and a completion's advantage does not depend on others; otherwise
+    nearly so, and with fewer completions of a prompt than updates the variance is overstated.
     """
 
     updates: int
@@ -108,11 +110,12 @@ class Updater:
         aligned: their gradient is 0, though AdamW's momentum may still move the weights. Raises
         NonFiniteError before a bad gradient is applied.
         """
-        if self.loss.beta == 0:
-            # A completion of advantage 0 has no gradient; a step may consist of nothing else.
-            examples = [example for example in examples if example.advantage != 0]
         updates = self.config.updates_per_step
         hands = [examples[u::updates] for u in range(updates)]
+        if self.loss.beta == 0:
+            # A completion of advantage 0 has no gradient. It is dealt all the same: if hands depended on
+            # what is learnt from them, their spread would not tell the gradient's noise.
+            hands = [[example for example in hand if example.advantage != 0] for hand in hands]
         old = [self._behaviour_logprobs(hand) for hand in hands]
         tally = _Tally()
         self.policy.model.train()

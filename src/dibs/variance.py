@@ -46,8 +46,13 @@ def bootstrap(statistic: Callable[[np.ndarray], float], m: int, seed: int = 0) -
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Interval:
     """``sum above / sum below`` over prompts [m]; unknown where a share below is infinite."""
-    below = np.where(np.isfinite(below).all(), below, np.nan)
+    below = _finite(below)
     return bootstrap(lambda w: (w @ above) / (w @ below), len(above))
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The values, or all NaN where one is infinite: no resample may leave it out."""
+    return np.where(np.isfinite(values).all(), values, np.nan)
 
 
 def shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
@@ -62,24 +67,30 @@ def shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarra
     return total / len(counts) ** 2
 
 
-def achievable_gain(sigma_squared: np.ndarray) -> Interval:
-    """``1 + CV^2(sigma) = m sum sigma^2 / (sum sigma)^2``: the gain of the best real counts."""
-    sigma = np.sqrt(sigma_squared)
+def achievable_gain(sigma_squared: np.ndarray, cost: np.ndarray | None = None) -> Interval:
+    """``1 + CV^2(sigma) = m sum sigma^2 / (sum sigma)^2``: the gain of the best real counts.
+
+    ``cost``: of a completion of each prompt, where the budget is one of tokens, [m]; then
+    ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``.
+    """
+    price = np.ones(len(sigma_squared)) if cost is None else cost
+    sigma = np.sqrt(sigma_squared * price)
 
     def gain(weights: np.ndarray) -> float:
-        return float(weights.sum() * (weights @ sigma_squared) / (weights @ sigma) ** 2)
+        return float((weights @ price) * (weights @ sigma_squared) / (weights @ sigma) ** 2)
 
     return bootstrap(gain, len(sigma))
 
 
 def captured(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Interval:
     """``(gain - 1) / (oracle's gain - 1)`` from the shares [m] of three allocations."""
+    gain = _finite(gain)
 
     def share(weights: np.ndarray) -> float:
-        even = float(weights @ uniform)
-        best = even / float(weights @ oracle) - 1 if np.isfinite(gain).all() else 0.0
+        even = weights @ uniform
+        best = even / (weights @ oracle) - 1
         # Where nothing can be gained, the share of it means nothing.
-        return (even / float(weights @ gain) - 1) / best if best > 0.01 else np.nan
+        return float((even / (weights @ gain) - 1) / best) if best > 0.01 else np.nan
 
     return bootstrap(share, len(uniform))
 

@@ -24,6 +24,8 @@ def describe_step(
         "reward": _mean([rollout.reward for rollout in rollouts]),
         "accept_rate": _mean([rollout.accepted for rollout in rollouts]),
         "accepted": sum(rollout.accepted for rollout in rollouts),
+        "verifier_timeouts": _without_verdict(groups, "timeout"),
+        "verifier_errors": _without_verdict(groups, "error"),
         "no_answer_share": _mean([rollout.status == "no_answer" for rollout in rollouts]),
         "completion_length": _mean([len(rollout.completion.token_ids) for rollout in rollouts]),
         "truncated_share": _mean([not rollout.completion.finished for rollout in rollouts]),
@@ -94,6 +96,14 @@ def sample_records(
             }
         )
     return records
+
+
+def _without_verdict(groups: Sequence[Group], status: str) -> int:
+    """Completions that the verifier gave up on, excluded ones and those that got reward 0."""
+    return sum(
+        group.unreached.count(status) + [r.status for r in group.rollouts].count(status)
+        for group in groups
+    )
 
 
 def _known(values: np.ndarray) -> np.ndarray:

@@ -1,26 +1,109 @@
-"""(gold answer, completion text) to Verdict. Knows no tokens."""
+"""(gold answer, completion text) to Verdict. Knows no tokens.
+
+Judges compare one answer with one completion; a verifier gives the verdicts of many, in order. Judges of
+mathematics and of users run in worker processes, because nobody knows how long they take.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Protocol
 
+from dibs.config import VerifyConfig
 from dibs.tasks.arithmetic import TASKS
 from dibs.types import InputError, Verdict
-from dibs.verify.exact import verify_arithmetic, verify_boxed
+from dibs.verify.answers import LONGEST
+from dibs.verify.judges import (
+    Judge,
+    judge_arithmetic,
+    judge_choice,
+    judge_exact,
+    judge_numeric,
+    judged,
+)
 
-Verifier = Callable[[str, str], Verdict]
-"""``verifier(answer, completion_text) -> Verdict``."""
-
-VERIFIERS: dict[str, Verifier] = {"arithmetic": verify_arithmetic, "boxed": verify_boxed}
+VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic")
 
 
-def build_verifier(name: str, source: str) -> Verifier:
-    """The verifier called ``name``; ``auto`` picks the one that fits the data ``source``.
+class Verifier(Protocol):
+    """Gives verdicts in the order of the items, ``(gold answer, completion text)``."""
 
-    Raises InputError for an unknown name.
+    def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]: ...
+
+    def close(self) -> None: ...
+
+
+class InlineVerifier:
+    """A quick judge in this process."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
+        """One verdict an item; an exception of the judge is an ``error``."""
+        return (judged(self.judge, answer, text) for answer, text in items)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+def build_verifier(config: VerifyConfig, source: str) -> Verifier:
+    """The configured verifier; ``auto`` picks the one that fits the data ``source``.
+
+    Raises InputError for an unknown name or a function that cannot be imported.
     """
+    name = config.verifier
     if name == "auto":
-        name = "arithmetic" if source in TASKS else "boxed"
-    if name not in VERIFIERS:
-        raise InputError(f"unknown verifier {name!r}; known: {', '.join(sorted(VERIFIERS))}")
-    return VERIFIERS[name]
+        name = "arithmetic" if source in TASKS else "math"
+    options: dict[str, Any] = {"anywhere": config.answer_from == "anywhere"}
+    inline: dict[str, Judge] = {
+        "arithmetic": judge_arithmetic,
+        "exact": partial(judge_exact, **options),
+        "numeric": partial(judge_numeric, **options, tolerance=config.tolerance),
+        "choice": partial(judge_choice, **options),
+    }
+    if name in inline:
+        return InlineVerifier(inline[name])
+    from dibs.verify.pool import VerifierPool
+
+    limits = (config.workers or min(os.cpu_count() or 1, 8), config.timeout, config.memory_limit)
+    if name == "math":
+        from dibs.verify.maths import judge_math
+
+        return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
+    return VerifierPool(OwnJudge(_imported(name), config.accept_threshold), *limits)
+
+
+class OwnJudge:
+    """A user's function of (answer, completion) that returns a reward, a truth value or a Verdict."""
+
+    def __init__(self, function: Callable[[str, str], Any], accept_threshold: float) -> None:
+        self.function = function
+        self.accept_threshold = accept_threshold
+
+    def __call__(self, answer: str, completion: str) -> Verdict:
+        """Its result as a verdict; at the threshold and above it is accepted."""
+        given = self.function(answer, completion)
+        if isinstance(given, Verdict):
+            return given
+        reward = float(given)
+        return Verdict(reward, "accepted" if reward >= self.accept_threshold else "rejected")
+
+
+def _imported(name: str) -> Callable[[str, str], Any]:
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise InputError(
+            f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or your own as module:function"
+        )
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"verify.verifier {name!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise InputError(f"verify.verifier {name!r} is not a function")
+    own: Callable[[str, str], Any] = found
+    return own

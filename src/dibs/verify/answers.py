@@ -1,0 +1,114 @@
+r"""The final answer in a completion, and answers compared as text. Linear in whatever the text holds.
+
+A completion's answer is its last ``\boxed{...}``. Boxes joined by nothing but commas, "and" or "or" are
+one answer with several parts, so that listing every possibility is not the same as knowing one.
+"""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 20_000
+"""Characters at the end of a completion that are looked at: an answer stands at the end."""
+_LAYERS = 8
+"""Of such marks that are taken off."""
+
+_TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_UNBRACED = re.compile(r"\\boxed\s*([^\s{}$\\]+)")
+_JOINT = re.compile(r"(?:[\s,;$&]|\\[()\[\],;! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
+_STATED = re.compile(r"(?:answer\s*(?:is|:|=)\s*:?|####)[ \t]*(\S[^\n]*)", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+_WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
+_STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_SPACING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\\q?quad|[\s$~]")
+_DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
+
+
+def final_answer(text: str, anywhere: bool = False) -> str | None:
+    r"""The answer of a completion, without the box; None if it states none.
+
+    ``anywhere``: where nothing is boxed, take what follows the last "answer is" or "####", or else the
+    last number.
+    """
+    text = text[-LONGEST:]
+    found = _boxes(text)
+    if found:
+        return clean(_last_joined(text, found)) or None
+    unbraced = _UNBRACED.findall(text)
+    if unbraced:
+        return clean(unbraced[-1]) or None
+    if not anywhere:
+        return None
+    stated = _STATED.findall(text) or _NUMBER.findall(text)
+    return (clean(stated[-1]) or None) if stated else None
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of every complete box that is in no other."""
+    depth: list[tuple[int, int] | None] = []
+    complete: list[tuple[int, int, str]] = []
+    for token in _TOKEN.finditer(text):
+        kind = token.group()
+        if kind == "{":
+            depth.append(None)
+        elif len(kind) > 2:
+            depth.append(token.span())
+        elif kind == "}" and depth:
+            opening = depth.pop()
+            if opening is not None:
+                start, inside = opening
+                while complete and complete[-1][0] > start:
+                    complete.pop()
+                complete.append((start, token.end(), text[inside : token.start()]))
+    return complete
+
+
+def _last_joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
+    parts = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        if not _JOINT.fullmatch(text, box[1], parts[0][0]):
+            break
+        parts.insert(0, box)
+    contents = list(dict.fromkeys(clean(content) for *_, content in parts))
+    return ", ".join(contents)
+
+
+def clean(answer: str) -> str:
+    """An answer without the marks around it: spaces, dollars, a final stop, a box of its own."""
+    for _ in range(_LAYERS):
+        stripped = _without_stop(answer.strip())
+        for opening, closing in _WRAPPERS:
+            inside = stripped[len(opening) : -len(closing)]
+            long_enough = len(stripped) > len(opening) + len(closing)
+            if long_enough and stripped.startswith(opening) and stripped.endswith(closing):
+                stripped = inside if closing not in inside else stripped
+        inner = _boxes(stripped)
+        if len(inner) == 1 and inner[0][:2] == (0, len(stripped)):
+            stripped = inner[0][2]
+        if stripped == answer:
+            break
+        answer = stripped
+    return answer
+
+
+def _without_stop(text: str) -> str:
+    r"""Without full stops, commas and small spaces (``\,``) at the end."""
+    while text and text[-1] in ".,;:!~ \n\t" and not text.endswith(r"\right."):
+        if text[-1] == "!" and text[-2:] != r"\!":
+            break  # a factorial
+        text = text[:-1].rstrip()
+        if text.endswith("\\") and not text.endswith("\\\\"):
+            text = text[:-1].rstrip()
+    return text
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two answers are written alike, but for spacing, font, and the case of words."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(answer: str) -> str:
+    text = _STYLE.sub(r"\1", clean(answer))
+    text = _SPACING.sub("", _DIGIT_GAP.sub("\0", text)).rstrip(".")
+    text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    return text.casefold() if re.search(r"[A-Za-z]{2}", text) else text

@@ -1,0 +1,363 @@
+"""Verifiers: answers found, equal and nearly equal ones, and completions that mean harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from answer_pairs import EQUAL, NEAR
+from dibs.config import VerifyConfig
+from dibs.types import InputError, Verdict
+from dibs.verify import InlineVerifier, build_verifier
+from dibs.verify.answers import LONGEST, clean, final_answer, same_text
+from dibs.verify.judges import judge_arithmetic, judge_choice, judge_exact, judge_numeric
+from dibs.verify.maths import judge_math
+from dibs.verify.pool import VerifierPool
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+MISSED = {(r"\frac{x}{2}+\frac{x}{2}", "x"), ("(1+i)^2", "2i")}
+"""Equal pairs that the verifier calls different: see the lab notes."""
+
+
+def boxed(answer: str) -> str:
+    return f"So the answer is $\\boxed{{{answer}}}$."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{3}, no: \boxed{4}", "4"),
+        (r"first \boxed{3}, then I see it is \boxed{4}", "4"),
+        (r"\boxed{3} and \boxed{5}", "3, 5"),
+        (r"$\boxed{3}$ or $\boxed{5}$, \text{ and } \boxed{7}", "3, 5, 7"),
+        ("\\boxed{1}\n\n\\boxed{2}", "1, 2"),
+        (r"\boxed{5} \boxed{5}", "5"),
+        (r"\boxed{4} and \boxed{unclosed", "4"),
+        (r"\boxed{unclosed {", None),
+        (r"\boxed{a{b{c}}d} tail }", "a{b{c}}d"),
+        (r"\boxed{\boxed{2}}", "2"),
+        (r"}}} \boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{7\,.}", "7"),
+        (r"\boxed{3!}", "3!"),
+        (r"$\boxed 12$", "12"),
+        (r"\boxed{ $7$. }", "7"),
+        (r"\boxed{}", None),
+        ("1/2", None),
+        ("", None),
+        (r"\boxed{1}" + "x" * LONGEST, None),
+        ("x" * 10 * LONGEST + r"\boxed{1}", "1"),
+    ],
+)
+def test_the_final_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"The answer is $\frac12$.", r"\frac12"),
+        ("the final answer is: 12", "12"),
+        ("Answer: 3\nbecause", "3"),
+        ("7 * 6 = 42\n#### 42", "42"),
+        ("thus 3 + 4 = 7 apples", "7"),
+        ("1,234.5 dollars", "1,234.5"),
+        (r"the answer is 3, so \boxed{4}", "4"),
+        ("no idea", None),
+    ],
+)
+def test_the_final_answer_anywhere(text, answer):
+    assert final_answer(text, anywhere=True) == answer
+
+
+def test_text_is_compared_without_spacing_fonts_and_dollars():
+    assert same_text(r"$\dfrac{1}{2}$", r"\frac{1}{ 2 }.")
+    assert same_text(r"\text{Evelyn}", "evelyn")
+    assert same_text(r"\left( 3, 4\right)", "(3,4)")
+    assert not same_text("1 2", "12")
+    assert not same_text("x", "X")
+    assert clean(r"\(\boxed{5}.\)") == "5"
+
+
+@pytest.mark.parametrize(("gold", "given"), EQUAL)
+def test_answers_equal_in_value_are_accepted(gold, given):
+    status = "rejected" if (gold, given) in MISSED else "accepted"
+    assert judge_math(gold, boxed(given)).status == status
+
+
+@pytest.mark.parametrize(("gold", "given"), NEAR)
+def test_near_misses_are_rejected(gold, given):
+    assert judge_math(gold, boxed(given)).status == "rejected"
+
+
+def test_there_are_enough_pairs():
+    assert len(EQUAL) >= 60
+    assert len(NEAR) >= 60
+    assert len(MISSED) <= 2
+
+
+@pytest.mark.parametrize(
+    ("judge", "gold", "given", "status"),
+    [
+        (judge_exact, r"\frac{1}{2}", r"\frac{1} {2}", "accepted"),
+        (judge_exact, r"\frac{1}{2}", "0.5", "rejected"),
+        (judge_exact, "27.0", "27", "accepted"),
+        (judge_exact, "0.50", ".5", "accepted"),
+        (judge_exact, "1", "NaN", "rejected"),
+        (judge_exact, "sNaN", "1", "rejected"),
+        (judge_exact, "1e999999999", "1", "rejected"),
+        (judge_numeric, "0.5", r"\frac{1}{2}", "accepted"),
+        (judge_numeric, "1000000", "1,000,000.5", "accepted"),
+        (judge_numeric, "1000000", "1,000,002", "rejected"),
+        (judge_numeric, r"50\%", "0.5", "accepted"),
+        (judge_numeric, "5", r"\$5.00", "accepted"),
+        (judge_numeric, "5", "five", "rejected"),
+        (judge_numeric, "0", "1e-7", "accepted"),
+        (judge_numeric, "1", "1/0", "rejected"),
+        (judge_choice, "B", "B", "accepted"),
+        (judge_choice, "B", r"\text{(B)}", "accepted"),
+        (judge_choice, "(B)", "b. because it is", "accepted"),
+        (judge_choice, "B", "C", "rejected"),
+        (judge_choice, "B", "A, B, C, D", "rejected"),
+        (judge_choice, "B", "Both", "rejected"),
+    ],
+)
+def test_judges_without_algebra(judge, gold, given, status):
+    assert judge(gold, boxed(given)).status == status
+    assert judge(gold, "nothing boxed").status == "no_answer"
+
+
+def test_gold_answers_that_cannot_be_are_errors_not_rejections():
+    verifier = InlineVerifier(judge_numeric)
+    bad, good = verifier.verdicts([("many", boxed("3")), ("3", boxed("3"))])
+    assert (bad.status, good.status) == ("error", "accepted")
+    assert "the gold answer 'many' is no number" in bad.reason
+    assert bad.reward != bad.reward  # NaN, not 0
+    assert next(InlineVerifier(judge_choice).verdicts([("Both", boxed("B"))])).status == "error"
+
+
+def pool(**options) -> VerifierPool:
+    verifier = build_verifier(VerifyConfig(workers=2, **options), "some.jsonl")
+    assert isinstance(verifier, VerifierPool)
+    return verifier
+
+
+@pytest.fixture(scope="module")
+def math():
+    verifier = pool(timeout=3)
+    yield verifier
+    verifier.close()
+
+
+def statuses(verifier, items) -> list[str]:
+    return [verdict.status for verdict in verifier.verdicts(items)]
+
+
+def gold_answers(name: str) -> list[str]:
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return [str(json.loads(line)["answer"]) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["math500.jsonl", "aime24.jsonl", "amc23.jsonl"])
+def test_gold_answers_accept_themselves_and_not_each_other(math, name):
+    answers = gold_answers(name)
+    assert set(statuses(math, [(a, boxed(a)) for a in answers])) == {"accepted"}
+    others = [*answers[1:], *answers[:1]]
+    wrong = [
+        (a, b) for a, b in zip(answers, others, strict=True) if a != b and {a, b} != {"5", "x=5"}
+    ]
+    assert set(statuses(math, [(a, boxed(b)) for a, b in wrong])) == {"rejected"}
+
+
+HARMFUL = [
+    # (gold, completion, statuses that are right)
+    ("7", boxed("9^{9^{9^{9}}}"), {"timeout", "error"}),
+    ("7", boxed("2^{2^{2^{2^{2^{2}}}}}"), {"timeout", "error"}),
+    ("7", boxed("10^{10^{10}}!"), {"timeout", "error"}),
+    ("7", boxed("100000000!"), {"timeout", "error"}),
+    ("7", boxed("(" * 3000 + "1" + ")" * 3000), {"timeout", "error", "rejected"}),
+    ("7", boxed("{" * 4000 + "}" * 4000), {"timeout", "error", "rejected"}),
+    ("7", "{" * 10**6, {"no_answer"}),
+    ("7", "{" * 10**6 + r"\boxed{7}", {"accepted"}),
+    ("7", r"\boxed{" * 10**6, {"no_answer"}),
+    ("7", r"\boxed{" * 1000 + "7" + "}" * 1000, {"accepted", "rejected"}),
+    ("7", "x" * 50_000_000, {"no_answer"}),
+    ("7", "x" * 50_000_000 + boxed("7"), {"accepted"}),
+    ("7", boxed("7") + "x" * 50_000_000, {"no_answer"}),
+    ("7", "\0" * 1000 + boxed("7"), {"accepted"}),
+    ("7", boxed("\0" * 10), {"rejected"}),
+    ("7", boxed("7\0"), {"rejected", "accepted"}),
+    ("7", boxed(":(){ :|:& };:"), {"rejected"}),
+    ("7", boxed("__import__('os').system('touch /tmp/dibs-harmed')"), {"rejected"}),
+    ("7", boxed(r"\input{/etc/passwd}"), {"rejected"}),
+    ("7", boxed("import os; os.abort()"), {"rejected"}),
+    ("7", boxed("7") + boxed("8"), {"rejected"}),
+    ("8", "Maybe " + boxed("7") + " No, wait. " + boxed("8"), {"accepted"}),
+    # Sentence after sentence: the last one counts, so that listing is no better than guessing.
+    ("7", " or ".join(boxed(str(i)) for i in range(1, 8)), {"accepted"}),
+    ("6", " or ".join(boxed(str(i)) for i in range(1, 8)), {"rejected"}),
+    ("7", ", ".join(rf"\boxed{{{i}}}" for i in range(1, 8)), {"rejected"}),
+    ("7", "\n".join(rf"$\boxed{{{i}}}$" for i in range(1, 8)), {"rejected"}),
+    ("7", boxed(", ".join(map(str, range(1000)))), {"rejected"}),
+    ("7", boxed(" or ".join(map(str, range(20)))), {"rejected"}),
+    ("B", boxed("A, B, C, D, E"), {"rejected"}),
+    ("B", boxed("ABCDE"), {"rejected"}),
+    ("7", boxed("1=2=3=4=5=6=7"), {"rejected"}),
+    ("7", boxed(r"\mathbb{R}"), {"rejected"}),
+    ("7", boxed(r"x \in \mathbb{R}"), {"rejected"}),
+    ("7", boxed(r"(-\infty, \infty)"), {"rejected"}),
+    ("7", boxed("x"), {"rejected"}),
+    ("7", boxed("?"), {"rejected"}),
+    ("7", boxed(""), {"no_answer"}),
+    ("7", boxed(" \n\t "), {"no_answer"}),
+    ("7", boxed(r"\frac{7}{0}"), {"rejected"}),
+    ("7", boxed(r"\frac{0}{0}"), {"rejected"}),
+    ("7", boxed(r"\sqrt{" * 300 + "2" + "}" * 300), {"rejected", "timeout", "error"}),
+    ("7", boxed("+".join(["1"] * 6000)), {"rejected", "timeout", "error"}),
+    ("7", boxed("x^" * 2000 + "2"), {"rejected", "timeout", "error"}),
+    ("7", boxed("\U0001f600" * 1000), {"rejected"}),
+    ("7", boxed("\u202e7"), {"rejected", "accepted"}),
+    ("7", boxed("\uff17"), {"rejected", "accepted"}),
+    ("7", boxed(r"\sum_{k=1}^{10^{12}} \frac{1}{k^2}"), {"rejected", "timeout", "error"}),
+    ("7", boxed(r"\begin{pmatrix} " * 500), {"rejected", "timeout", "error", "no_answer"}),
+    ("7", boxed("%s%s%n{0.__class__}"), {"rejected"}),
+    ("7", "\ud800" + boxed("7"), {"accepted", "error"}),
+    ("9^{9^{9^{9}}}", boxed("7"), {"timeout", "error"}),
+]
+
+
+def memory_in_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def child_processes() -> set[str]:
+    """Workers: children of this process and of the server that forks them."""
+    found: set[str] = set()
+    for stat in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = stat.read_bytes()
+        except OSError:
+            continue
+        if b"forkserver" in line and b"-c" in line:
+            found.add(stat.parent.name)
+    return found
+
+
+def test_harmful_completions_do_no_harm():
+    before, standing = memory_in_mb(), child_processes()
+    verifier = pool(timeout=2)
+    items = [(gold, text) for gold, text, _ in HARMFUL]
+    started = time.monotonic()
+    told = statuses(verifier, items)
+    spent = time.monotonic() - started
+    verifier.close()
+    wrong = [
+        (gold, text[:60], got)
+        for (gold, text, right), got in zip(HARMFUL, told, strict=True)
+        if got not in right
+    ]
+    assert wrong == []
+    assert len(HARMFUL) >= 40
+    assert spent < 2 * len(HARMFUL)  # every item within its deadline, on two workers
+    assert not Path("/tmp/dibs-harmed").exists()
+    assert memory_in_mb() < before + 300
+    time.sleep(0.5)
+    # The server that forks workers stays; the workers are gone.
+    assert len(child_processes() - standing) <= 1
+
+
+def sleepy(answer: str, completion: str) -> float:
+    """A user's verifier: says its process, sleeps where told to, and obeys its completion."""
+    if completion == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if completion == "raise":
+        raise RuntimeError("I do not know")
+    if completion == "eat":
+        return float(len("x" * 10**10))
+    if completion.startswith("sleep"):
+        Path(answer).write_text(str(os.getpid()))
+        time.sleep(float(completion.split()[1]))
+    return 0.5 if completion == "half" else float(completion == "right")
+
+
+def test_a_users_function_with_faults_of_every_kind():
+    verifier = pool(verifier="test_verify:sleepy", timeout=2, accept_threshold=0.5)
+    texts = ["right", "wrong", "die", "right", "raise", "half", "eat", "sleep 60", "right"]
+    verdicts = list(verifier.verdicts([(os.devnull, text) for text in texts]))
+    verifier.close()
+    assert [v.status for v in verdicts] == [
+        *("accepted", "rejected", "error", "accepted", "error", "accepted", "error", "timeout"),
+        "accepted",
+    ]
+    assert verdicts[5].reward == 0.5
+    assert "died" in verdicts[2].reason
+    assert verdicts[4].reason == "RuntimeError: I do not know"
+    assert verdicts[6].reason == "out of memory"
+    assert "within 2 s" in verdicts[7].reason
+
+
+def test_a_worker_killed_from_outside_costs_one_verdict(tmp_path):
+    verifier = pool(verifier="test_verify:sleepy", timeout=30)
+    note = tmp_path / "pid"
+    items = [(str(note), text) for text in ["right", "sleep 60", *["right"] * 50]]
+
+    def kill() -> None:
+        while not note.exists() or not note.read_text():
+            time.sleep(0.05)
+        os.kill(int(note.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    told = statuses(verifier, items)
+    killer.join()
+    verifier.close()
+    assert told == ["accepted", "error", *["accepted"] * 50]
+
+
+def test_verdicts_come_while_items_are_still_made():
+    verifier = pool(verifier="test_verify:sleepy", timeout=5)
+    made = []
+
+    def items():
+        for i in range(4200):
+            made.append(i)
+            yield os.devnull, "right"
+
+    verdicts = verifier.verdicts(items())
+    assert next(verdicts).status == "accepted"
+    assert len(made) < 4200  # no more than a window ahead
+    assert sum(1 for _ in verdicts) == 4199
+    verifier.close()
+
+
+def test_the_verifier_follows_the_data_and_unknown_ones_are_named():
+    auto = VerifyConfig()
+    embedded = build_verifier(auto, "arithmetic-hard")
+    assert isinstance(embedded, InlineVerifier)
+    assert embedded.judge is judge_arithmetic
+    assert isinstance(build_verifier(auto, "some.jsonl"), VerifierPool)
+    for name, message in (
+        ("magic", "unknown verifier 'magic'; known: math, exact, .* module:function"),
+        ("nowhere:f", "cannot be imported"),
+        ("math:pi", "is not a function"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_verifier(VerifyConfig(verifier=name), "x")
+
+
+def test_own_functions_may_return_verdicts():
+    from dibs.verify import OwnJudge
+
+    judge = OwnJudge(lambda a, c: Verdict(0.3, "partial"), 1.0)
+    assert judge("", "") == Verdict(0.3, "partial")
