@@ -60,7 +60,7 @@ def test_chat_template_system_prompt_and_template(tokenizer, math_file):
     )
     assert tokenizer.decode(prompt.token_ids) == prompt.text
     plain = load_prompts(config.model_copy(update={"chat_template": False}), tokenizer, seed=0)
-    assert plain.train[0].text == "Q: What is 0/7? A:"
+    assert plain.train[0].text == "Be brief.\n\nQ: What is 0/7? A:"
 
 
 def test_held_out_prompts_are_seeded_and_disjoint(tokenizer, math_file):
@@ -100,21 +100,37 @@ def test_duplicates_empty_and_long_rows_are_dropped_and_counted(tokenizer, tmp_p
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ('{"problem": "a", "answer": "b"}\n', {}, "no column 'prompt'; it has problem, answer"),
-        ('{"prompt": "a", "gold": "b"}\n', {}, "no column 'answer'; it has prompt, gold"),
+        (
+            '{"problem": "a", "answer": "b"}\n',
+            {"prompt_column": "prompt"},
+            "row 1: no column 'prompt'; it has problem, answer. Set data.prompt_column",
+        ),
+        (
+            '{"prompt": "a", "gold": "b"}\n',
+            {},
+            "no column any of 'answer', .*'solution'; it has prompt, gold",
+        ),
         ("", {}, "the data set is empty"),
         ("\n \n", {}, "the data set is empty"),
         (
-            '{"prompt": "a", "answer": [1]}\n',
+            '{"prompt": "a", "answer": {"b": 1}}\n',
             {},
             "row 1: column 'answer' holds .*, neither text nor",
         ),
-        ("[1, 2]\n", {}, "row 1: expected an object"),
+        ("[1, 2]\n", {}, "line 1: expected an object"),
         ('{"prompt": "", "answer": "b"}\n', {}, r"no usable prompts \(dropped: .*empty question"),
         ('{"prompt": "a", "answer": "b"}\n', {}, "no prompts to evaluate on; set data.eval"),
-        ('{"prompt": 5, "answer": "b"}\n', {}, "row 1: column 'prompt' holds '5', not text"),
+        (
+            '{"prompt": 5, "answer": "b"}\n',
+            {},
+            "row 1: column 'prompt' holds '5', neither text nor",
+        ),
         ('{"prompt": "\udcff", "answer": "b"}\n', {}, "cannot read .*UnicodeDecodeError"),
-        ("{}\n\n{broken\n", {}, "cannot read .*rows.jsonl, line 3: JSONDecodeError"),
+        (
+            '{"prompt": "a", "answer": 1}\n\n{broken\n',
+            {},
+            "cannot read .*rows.jsonl, line 3: JSONDecodeError",
+        ),
     ],
 )
 def test_bad_files_are_one_clear_line(tokenizer, tmp_path, content, options, message):
@@ -191,3 +207,81 @@ def test_batches_cover_an_epoch_without_repeats_and_reshuffle():
     assert [next(again) for _ in range(3)] == epochs[0]
     with pytest.raises(InputError, match=r"train.prompts_per_step is 11, but there are 10"):
         check_batch_size(prompts, 11)
+
+
+def questions(tmp_path, *rows, **options):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_questions(DataConfig(train=str(path), **options), seed=0).train
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "answer"),
+    [
+        ({"problem": "p", "solution": r"so \boxed{\frac{1}{2}}."}, "p", r"\frac{1}{2}"),
+        ({"question": "q", "answer": "7 * 6 = 42\n#### 1,042"}, "q", "1,042"),
+        ({"prompt": "p", "solution": "prose without a box"}, "p", ""),
+        ({"prompt": "p", "answer": r"$\boxed{5}$"}, "p", "5"),
+        ({"question": "q", "final_answer": ["1", "2"]}, "q", "1, 2"),
+        ({"prompt": "p", "reward_model": {"style": "rule", "ground_truth": "72"}}, "p", "72"),
+        ({"prompt": "p", "problem": "other", "answer": 3}, "p", "3"),
+    ],
+)
+def test_columns_of_every_kind_are_found(tmp_path, row, text, answer):
+    (found,) = questions(tmp_path, row)
+    assert (found.text, found.answer) == (text, answer)
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 1/7?"},
+]
+
+
+def test_prompts_may_be_messages_as_trl_and_verl_write_them(tokenizer, tmp_path):
+    path = tmp_path / "verl.parquet"
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {i}/7?"}],
+            "reward_model": {"style": "rule", "ground_truth": str(i)},
+        }
+        for i in range(20)
+    ]
+    pd.DataFrame(rows).to_parquet(path)
+    found = load_prompts(DataConfig(train=str(path), template="boxed"), tokenizer, seed=0)
+    first = found.train[0]
+    assert first.text.startswith("<|im_start|>user\nWhat is 0/7?\nPlease reason step by step")
+    assert first.answer == "0"
+    (question,) = questions(tmp_path, {"prompt": MESSAGES, "solution": "\\boxed{3}"})
+    assert question.text == "What is 1/7?"
+    assert question.messages == (("system", "Be brief."), ("user", "What is 1/7?"))
+    for prompt in ([], [{"role": "user"}], [{"role": "system", "content": "x"}], {"a": 1}):
+        with pytest.raises(InputError, match=r"row 1: column 'prompt' holds .*, neither text nor"):
+            questions(tmp_path, {"prompt": prompt, "answer": "1"})
+
+
+def test_named_templates_and_a_system_message_of_the_rows_own(tokenizer, tmp_path):
+    rows = [
+        {"prompt": MESSAGES, "answer": "1"},
+        *({"prompt": f"q{i}", "answer": 1} for i in range(12)),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(train=str(path), template="boxed-system", eval_size=1)
+    found = load_prompts(config, tokenizer, seed=0)
+    texts = [p.text for p in [*found.train, *found.eval]]
+    assert sum("<|im_start|>system\nBe brief.<|im_end|>" in text for text in texts) == 1
+    assert sum("within \\boxed{}.<|im_end|>\n<|im_start|>user\nq" in text for text in texts) == 12
+
+
+def test_rows_can_be_limited_and_streamed(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"prompt": [f"q{i}" for i in range(9)], "answer": range(9)}).to_parquet(path)
+    for streaming in (False, True):
+        config = DataConfig(train=str(path), max_rows=4, streaming=streaming)
+        assert [q.answer for q in read_questions(config, seed=0).train] == ["0", "1", "2", "3"]
+
+
+def test_known_sets_are_named_where_a_source_is_not_found(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read no-such-set: .*known sets: math, gsm8k"):
+        read_questions(DataConfig(train="no-such-set"), seed=0)

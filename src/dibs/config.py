@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 EMBEDDED = "arithmetic, arithmetic-hard"
 
+TEMPLATE_NAMES = ("plain", "boxed", "boxed-system", "think")
+
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
 
@@ -65,7 +67,9 @@ class DataConfig(Section):
 
     train: str = Field(
         "arithmetic",
-        description=f"JSON Lines, JSON, CSV or Parquet file, hub id, or: {EMBEDDED}",
+        description="JSON Lines, JSON, CSV or Parquet file, hub id, known set (math, gsm8k, "
+        "numina-math, math-500, minerva-math, olympiad-bench, aime24, amc23), or embedded task: "
+        + EMBEDDED,
     )
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split of a hub data set")
@@ -77,19 +81,37 @@ class DataConfig(Section):
         256, ge=1, description="evaluation prompts at most; held out of train: a tenth at most"
     )
     size: int = Field(4096, ge=1, description="training prompts of an embedded task")
-    prompt_column: str = Field("prompt", description="column that holds the question")
-    answer_column: str = Field("answer", description="column that holds the gold answer")
-    template: str = Field(
-        "{prompt}", description="text around the question; {prompt} stands for it"
+    prompt_column: str | None = Field(
+        None,
+        description="column of the question, text or messages; default: that of a known set, else "
+        "prompt, problem or question",
     )
-    system_prompt: str | None = Field(None, description="system message, with a chat template")
+    answer_column: str | None = Field(
+        None,
+        description="column of the gold answer; default: that of a known set, else answer, "
+        "reward_model.ground_truth, final_answer or solution. Of a solution, what is boxed or follows "
+        "####",
+    )
+    streaming: bool = Field(
+        False,
+        description="read a hub set or Parquet file row by row; with max_rows, for large ones",
+    )
+    max_rows: int | None = Field(None, ge=1, description="rows read of each source; null: all")
+    template: str = Field(
+        "plain",
+        description="plain, boxed, boxed-system, think, or text around the question; {prompt} stands "
+        "for it",
+    )
+    system_prompt: str | None = Field(None, description="system message; default: the template's")
     chat_template: bool = Field(True, description="apply the tokenizer's, where it has one")
     max_prompt_length: int = Field(1024, ge=1, description="tokens; longer prompts are dropped")
 
     @model_validator(mode="after")
     def _template_holds_prompt(self) -> DataConfig:
-        if "{prompt}" not in self.template:
-            raise ValueError("template must contain {prompt}")
+        if "{prompt}" not in self.template and self.template not in TEMPLATE_NAMES:
+            raise ValueError(
+                f"template must contain {{prompt}}, or be one of {', '.join(TEMPLATE_NAMES)}"
+            )
         return self
 
 

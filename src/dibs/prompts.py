@@ -1,29 +1,37 @@
-"""Rows to prompts: where they come from, how they are rendered, which are held out.
+"""Questions to prompts: how they are rendered, which are held out, in which order they are drawn.
 
-A source is a local JSON Lines, JSON, CSV or Parquet file, a Hugging Face data set id, or the name of
-an embedded task. ``prompt_id`` is a hash of question and answer.
+``prompt_id`` is a hash of question and answer.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from dibs.config import DataConfig
+from dibs.rows import Question, one_line, read_questions_of
 from dibs.tasks.arithmetic import TASKS, draw_problems
 from dibs.types import InputError, Prompt
 
-_JSON_TYPES = (".jsonl", ".ndjson", ".json")
-_FILE_TYPES = (*_JSON_TYPES, ".csv", ".parquet")
+STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
+TEMPLATES: dict[str, tuple[str | None, str]] = {
+    "plain": (None, "{prompt}"),
+    "boxed": (None, "{prompt}\n" + STEP_BY_STEP),
+    "boxed-system": (STEP_BY_STEP, "{prompt}"),
+    "think": (
+        "Think first, between <think> and </think>. Then write the solution, with the final answer "
+        r"within \boxed{}.",
+        "{prompt}",
+    ),
+}
+"""Named templates: system message and text around the question."""
 _EVAL_SEED_OFFSET = 1_000_003
 
 
@@ -35,14 +43,6 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Question:
-    """One row: a question and its gold answer."""
-
-    text: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
     """
     if config.train in TASKS:
         return _embedded_questions(config, seed)
-    train = list(_read_rows(config, config.train, config.split))
-    held_out = list(_read_rows(config, config.eval, config.eval_split)) if config.eval else None
+    train = list(read_questions_of(config, config.train, config.split))
+    held_out = (
+        list(read_questions_of(config, config.eval, config.eval_split)) if config.eval else None
+    )
     for source, rows in ((config.train, train), (config.eval, held_out)):
         if rows is not None and not rows:
             raise InputError(f"{source}: no usable prompts, the data set is empty")
@@ -163,96 +165,6 @@ def _embedded_questions(config: DataConfig, seed: int) -> Questions:
     )
 
 
-def _read_rows(config: DataConfig, source: str, split: str) -> Iterator[Question]:
-    path = Path(source)
-    kind = path.suffix.lower()
-    if path.is_file() and kind not in _FILE_TYPES:
-        raise InputError(f"{source}: unknown file type; give one of {', '.join(_FILE_TYPES)}")
-    if kind in _FILE_TYPES and not path.is_file():
-        raise InputError(f"{source}: no such file")
-    if kind in _JSON_TYPES:
-        rows = _json_rows(path)
-    elif kind == ".csv":
-        rows = _csv_rows(path)
-    else:
-        rows = _dataset_rows(config, source, split)
-    for number, row in enumerate(rows, start=1):
-        for key in ("prompt_column", "answer_column"):
-            if getattr(config, key) not in row:
-                raise InputError(
-                    f"{source}, row {number}: no column {getattr(config, key)!r}; it has "
-                    f"{', '.join(map(str, row)) or 'none'}. Set data.{key}"
-                )
-        question, answer = row[config.prompt_column], row[config.answer_column]
-        if not isinstance(question, str) or isinstance(question, _Number):
-            raise InputError(
-                f"{source}, row {number}: column {config.prompt_column!r} holds "
-                f"{question!r:.40}, not text"
-            )
-        if not isinstance(answer, str | int | float | None) or isinstance(answer, bool):
-            raise InputError(
-                f"{source}, row {number}: column {config.answer_column!r} holds "
-                f"{answer!r:.40}, neither text nor a number"
-            )
-        yield Question(question, "" if answer is None else str(answer))
-
-
-class _Number(str):
-    """A number as it stands in a JSON file: 0.50 stays 0.50, since verifiers compare text."""
-
-    __slots__ = ()
-
-
-def _json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a JSON Lines file or a JSON array of objects, with numbers as written."""
-    parse = partial(json.loads, parse_float=_Number, parse_int=_Number)
-    place = str(path)
-    try:
-        if path.suffix.lower() == ".json":
-            rows = parse(path.read_text(encoding="utf-8-sig"))
-            if not isinstance(rows, list):
-                raise InputError(
-                    f"{path}: expected an array of objects; or give JSON Lines, .jsonl"
-                )
-        else:
-            rows = []
-            with path.open(encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, start=1):
-                    place = f"{path}, line {number}"
-                    if line.strip():
-                        rows.append(parse(line))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {place}: {_one_line(error)}") from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, row {number}: expected an object, got {row!r:.40}")
-        yield row
-
-
-def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a CSV file, every cell as text: a reader that guesses turns 007 into 7."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            yield from csv.DictReader(lines, strict=True)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {_one_line(error)}") from None
-
-
-def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a Parquet file or of a hub data set."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        if Path(source).suffix.lower() == ".parquet":
-            yield from datasets.load_dataset("parquet", data_files=source, split="train")
-        else:
-            yield from datasets.load_dataset(source, config.subset, split=split)
-    except Exception as error:
-        raise InputError(f"cannot read {source}: {_one_line(error)}") from error
-
-
 def _render(
     questions: Iterable[Question],
     config: DataConfig,
@@ -265,41 +177,47 @@ def _render(
         if not question.text.strip() or not question.answer.strip():
             dropped["empty question or answer"] += 1
             continue
-        text, token_ids = _tokenise(config, question.text, tokenizer)
+        text, token_ids = _tokenise(config, question, tokenizer)
         if text in prompts:
             dropped["duplicate question"] += 1
         elif len(token_ids) > longest:
             dropped[f"longer than {longest} tokens"] += 1
         else:
-            identity = prompt_id(question.text, question.answer)
+            asked = json.dumps(question.messages) if question.messages else question.text
+            identity = prompt_id(asked, question.answer)
             prompts[text] = Prompt(identity, text, tuple(token_ids), question.answer)
     return list(prompts.values())
 
 
-def _tokenise(config: DataConfig, question: str, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    text = config.template.replace("{prompt}", question)
+def _tokenise(
+    config: DataConfig, question: Question, tokenizer: Tokenizer
+) -> tuple[str, list[int]]:
+    system, template = TEMPLATES.get(config.template, (None, config.template))
+    system = system if config.system_prompt is None else config.system_prompt
+    messages = [*question.messages[:-1], ("user", template.replace("{prompt}", question.text))]
+    if question.messages and question.messages[-1][0] != "user":
+        messages = list(
+            question.messages
+        )  # an answer begun: nothing can be put around the question
+    if system and not any(role == "system" for role, _ in messages):
+        messages.insert(0, ("system", system))
     templated = bool(config.chat_template and tokenizer.chat_template)
     try:
         if templated:
-            messages = [{"role": "user", "content": text}]
-            if config.system_prompt:
-                messages.insert(0, {"role": "system", "content": config.system_prompt})
             text = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
+                [{"role": role, "content": content} for role, content in messages],
+                add_generation_prompt=True,
+                tokenize=False,
             )
+        else:
+            text = "\n\n".join(content for _, content in messages)
         # A chat template already wrote the special tokens.
         return text, tokenizer.encode(text, add_special_tokens=not templated)
     except Exception as error:
         raise InputError(
-            f"the policy's tokenizer cannot encode the prompt {question[:40]!r} "
-            f"({_one_line(error)}); does policy.model fit {config.train}?"
+            f"the policy's tokenizer cannot encode the prompt {question.text[:40]!r} "
+            f"({one_line(error)}); does policy.model fit {config.train}?"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
