@@ -1,32 +1,40 @@
-"""How good the policy is on held-out prompts: avg@k and pass@k with intervals."""
+"""How good a policy is on held-out prompts: avg@k, pass@k and maj@k with intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dibs.types import Group
+from dibs.variance import bootstrap
 
 _Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on prompts with k completions each.
+    """Scores on prompts with up to n completions each; a prompt without any verdict is left out.
 
-    ``accuracy``: accepted share (avg@k), with its 95% interval ``[low, high]``. ``pass_at_k``: share
-    of prompts with at least one accepted completion. ``no_answer``: share of completions in which the
-    verifier found no answer.
+    ``accuracy``: accepted share (avg@k), with its 95% interval ``[low, high]``. ``pass_at_k``: chance
+    that k completions hold an accepted one. ``statuses``: completions by status, those without a verdict
+    included.
     """
 
+    prompts: int
     accuracy: float
     low: float
     high: float
     pass_at_k: float
-    no_answer: float
+    statuses: dict[str, int]
+
+    @property
+    def no_answer(self) -> float:
+        """Share of completions in which the verifier found no answer."""
+        return self.statuses.get("no_answer", 0) / max(sum(self.statuses.values()), 1)
 
     def metrics(self) -> dict[str, float]:
         """The scores under the names they have in metrics.jsonl."""
@@ -39,18 +47,73 @@ class Evaluation:
         }
 
 
-def score(groups: Sequence[Group]) -> Evaluation:
-    """Evaluation of groups of equal size k >= 1."""
-    accepted = np.stack([group.accepted for group in groups]).astype(np.float64)
-    statuses = [rollout.status for group in groups for rollout in group.rollouts]
-    low, high = clustered_interval(accepted.mean(axis=1))
+def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
+    """Evaluation of groups; ``k``: of pass@k, by default the size of the largest group.
+
+    Raises ValueError where no completion has a verdict.
+    """
+    judged = [group for group in groups if group.rollouts]
+    if not judged:
+        raise ValueError("no completion has a verdict")
+    rates = np.array([group.accepted.mean() for group in judged])
+    k = max(len(group.rollouts) for group in judged) if k is None else k
+    passes = [pass_at_k(len(g.rollouts), int(g.accepted.sum()), k) for g in judged]
+    low, high = clustered_interval(rates)
     return Evaluation(
-        accuracy=float(accepted.mean()),
+        prompts=len(judged),
+        accuracy=float(rates.mean()),
         low=low,
         high=high,
-        pass_at_k=float(accepted.any(axis=1).mean()),
-        no_answer=statuses.count("no_answer") / len(statuses),
+        pass_at_k=float(np.mean(passes)),
+        statuses=count_statuses(groups),
     )
+
+
+def count_statuses(groups: Sequence[Group]) -> dict[str, int]:
+    """Completions by status, those without a verdict included."""
+    statuses: Counter[str] = Counter()
+    for group in groups:
+        statuses.update(rollout.status for rollout in group.rollouts)
+        statuses.update(group.unreached)
+    return dict(statuses)
+
+
+def pass_at_k(n: int, accepted: int, k: int) -> float:
+    """Chance that k of n completions, drawn without replacement, hold an accepted one.
+
+    Unbiased for the chance that k fresh completions do (arXiv 2107.03374, eq. (1)). With fewer than k
+    completions, whether any was accepted.
+    """
+    if n < k:
+        return float(accepted > 0)
+    return 1.0 - math.comb(n - accepted, k) / math.comb(n, k)
+
+
+def majority(group: Group, answer_of: Callable[[str], str | None]) -> float:
+    """Whether the answer given most often is accepted, 0 or 1 (maj@k).
+
+    Accepted answers are equal in value, so they vote together; others vote by how ``answer_of`` reads
+    them. A completion without an answer does not vote; the answer given first wins a tie.
+    """
+    votes: Counter[tuple[bool, str]] = Counter()
+    for rollout in group.rollouts:
+        answer = "" if rollout.accepted else answer_of(rollout.completion.text)
+        if answer is not None and rollout.status != "no_answer":
+            votes[rollout.accepted, answer] += 1
+    return float(bool(votes) and votes.most_common(1)[0][0][0])
+
+
+def mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean over prompts [m] in [0, 1] with its 95% bootstrap interval.
+
+    Where all prompts agree there is nothing to resample, and the interval is :func:`clustered_interval`.
+    """
+    if np.ptp(values) == 0:
+        return (float(values[0]), *clustered_interval(values))
+    told = bootstrap(lambda w: float(w @ values / w.sum()), len(values))
+    assert told.low is not None
+    assert told.high is not None
+    return float(values.mean()), told.low, told.high
 
 
 def clustered_interval(rates: np.ndarray) -> tuple[float, float]:

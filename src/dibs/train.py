@@ -42,11 +42,10 @@ from dibs.types import (
     NonFiniteError,
     Prompt,
     PromptStats,
-    Rollout,
     TrainingExample,
 )
 from dibs.update import UpdateMetrics, Updater
-from dibs.verify import Verifier
+from dibs.verify import Verifier, verified
 
 PILOT, TRAINING, EVALUATION, METER = range(4)
 """Random streams: the same prompt at the same step draws different completions in each."""
@@ -230,26 +229,9 @@ class Trainer:
         failures: str | None = None,
     ) -> list[Group]:
         """Completions to groups of rollouts with rewards; ``failures``: as in the configuration."""
-        items = [
-            (prompt.answer, completion.text)
-            for prompt, group in zip(prompts, completions, strict=True)
-            for completion in group
-        ]
-        verdicts = self.verifier.verdicts(items)
-        keep = (failures or self.config.verify.failures) == "reject"
-
-        def judged(prompt: Prompt, group: Sequence[Completion]) -> Group:
-            rollouts, unreached = [], []
-            for completion, verdict in zip(group, verdicts, strict=False):
-                if verdict.reached or keep:
-                    reward = verdict.reward if verdict.reached else 0.0
-                    accepted = reward >= self.config.verify.accept_threshold
-                    rollouts.append(Rollout(prompt, completion, reward, verdict.status, accepted))
-                else:
-                    unreached.append(verdict.status)
-            return Group(prompt, tuple(rollouts), tuple(unreached))
-
-        return [judged(*each) for each in zip(prompts, completions, strict=True)]
+        options = self.config.verify
+        keep = (failures or options.failures) == "reject"
+        return verified(self.verifier, prompts, completions, options.accept_threshold, keep)
 
     def weigh(
         self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0

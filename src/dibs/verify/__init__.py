@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from dibs.config import VerifyConfig
 from dibs.tasks.arithmetic import TASKS
-from dibs.types import InputError, Verdict
+from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 from dibs.verify.answers import LONGEST
 from dibs.verify.judges import (
     Judge,
@@ -34,6 +34,39 @@ class Verifier(Protocol):
     def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]: ...
 
     def close(self) -> None: ...
+
+
+def verified(
+    verifier: Verifier,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Completion]],
+    accept_threshold: float,
+    keep_unreached: bool,
+) -> list[Group]:
+    """Completions of each prompt to a group of rollouts.
+
+    ``keep_unreached``: completions without a verdict are rollouts of reward 0; else they are left out,
+    and the group notes their statuses.
+    """
+    items = [
+        (prompt.answer, completion.text)
+        for prompt, group in zip(prompts, completions, strict=True)
+        for completion in group
+    ]
+    verdicts = verifier.verdicts(items)
+
+    def grouped(prompt: Prompt, group: Sequence[Completion]) -> Group:
+        rollouts, unreached = [], []
+        for completion, verdict in zip(group, verdicts, strict=False):
+            if verdict.reached or keep_unreached:
+                reward = verdict.reward if verdict.reached else 0.0
+                accepted = verdict.reached and reward >= accept_threshold
+                rollouts.append(Rollout(prompt, completion, reward, verdict.status, accepted))
+            else:
+                unreached.append(verdict.status)
+        return Group(prompt, tuple(rollouts), tuple(unreached))
+
+    return [grouped(*each) for each in zip(prompts, completions, strict=True)]
 
 
 class InlineVerifier:
