@@ -277,22 +277,8 @@ def test_harmful_completions_do_no_harm():
     assert len(child_processes() - standing) <= 1
 
 
-def sleepy(answer: str, completion: str) -> float:
-    """A user's verifier: says its process, sleeps where told to, and obeys its completion."""
-    if completion == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if completion == "raise":
-        raise RuntimeError("I do not know")
-    if completion == "eat":
-        return float(len("x" * 10**10))
-    if completion.startswith("sleep"):
-        Path(answer).write_text(str(os.getpid()))
-        time.sleep(float(completion.split()[1]))
-    return 0.5 if completion == "half" else float(completion == "right")
-
-
 def test_a_users_function_with_faults_of_every_kind():
-    verifier = pool(verifier="test_verify:sleepy", timeout=2, accept_threshold=0.5)
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=2, accept_threshold=0.5)
     texts = ["right", "wrong", "die", "right", "raise", "half", "eat", "sleep 60", "right"]
     verdicts = list(verifier.verdicts([(os.devnull, text) for text in texts]))
     verifier.close()
@@ -308,7 +294,7 @@ def test_a_users_function_with_faults_of_every_kind():
 
 
 def test_a_worker_killed_from_outside_costs_one_verdict(tmp_path):
-    verifier = pool(verifier="test_verify:sleepy", timeout=30)
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=30)
     note = tmp_path / "pid"
     items = [(str(note), text) for text in ["right", "sleep 60", *["right"] * 50]]
 
@@ -326,7 +312,7 @@ def test_a_worker_killed_from_outside_costs_one_verdict(tmp_path):
 
 
 def test_verdicts_come_while_items_are_still_made():
-    verifier = pool(verifier="test_verify:sleepy", timeout=5)
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=5)
     made = []
 
     def items():

@@ -119,9 +119,14 @@ def all_finite(policy: Policy) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one rename, so that readers see the old one or the new one."""
+    """Write a JSON file in one rename."""
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one rename, so that readers see the old one or the new one."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 

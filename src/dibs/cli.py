@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dibs import __version__
 from dibs.allocate import ALLOCATORS, pose, solve, spendable
+from dibs.config import BENCHMARKS, VerifyConfig
 from dibs.config_file import config_keys, load_config, split_config
 from dibs.objectives import BASELINES
 from dibs.statistics_file import count_lines, read_statistics
@@ -42,20 +43,57 @@ configured allocator (seeing pilots only) and an oracle, at the same budget: var
 gain over uniform a rollout and a token (pilots counted), achievable gain, captured share, gradient noise
 scale. CONFIG is that of dibs train; nothing is written. See the keys variance.* below."""
 
-_CONFIGURED = {"train": _TRAIN_HELP, "variance": _VARIANCE_HELP}
+_JSON_HELP = "print one JSON object and nothing else"
+_VERIFY_OPTIONS = {
+    "verifier": "verifier",
+    "answer-from": "answer_from",
+    "timeout": "timeout",
+    "workers": "workers",
+    "memory-limit": "memory_limit",
+    "tolerance": "tolerance",
+    "accept-threshold": "accept_threshold",
+}
+"""Options of dibs verify and the keys of the configuration they set."""
+
+_DATA_HELP = """\
+Show what would be trained on: counts, lengths, five rendered prompts, dropped rows and why.
+
+CONFIG is that of dibs train; only the policy's tokenizer is loaded."""
+
+_EVAL_HELP = """\
+Evaluate a model on benchmarks: avg@k, pass@k (unbiased) and maj@k, with 95% intervals.
+
+MODEL is a Hugging Face id or folder, or an embedded task. With --out each part is kept as it is done,
+and the same command goes on where it stopped. Keys of the configuration follow as --section.key VALUE,
+such as --sampling.max_completion_length 3072; the template is boxed unless given."""
+
+_VERIFY_HELP = """\
+Judge completions against gold answers.
+
+FILE holds one JSON object a line with completion and answer. Prints how many were accepted, rejected,
+without an answer, out of time (timeout) or beyond judging (error). --out writes one verdict a line, in
+order: reward (null where there is none), status and reason."""
+
+_CONFIGURED = {"train": _TRAIN_HELP, "variance": _VARIANCE_HELP, "data": _DATA_HELP}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 well, 2 bad input, 130 interrupted."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in _CONFIGURED:
+    if rest and options.command not in (*_CONFIGURED, "eval"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "train":
             _train(*split_config(rest))
         elif options.command == "variance":
             _variance(*split_config(rest), options.json)
+        elif options.command == "data":
+            _data(*split_config(rest), options.json)
+        elif options.command == "eval":
+            _evaluate(options, *split_config(rest))
+        elif options.command == "verify":
+            _verify(options)
         else:
             _allocate(options)
     except InputError as error:
@@ -85,15 +123,64 @@ def _parser() -> argparse.ArgumentParser:
             description=text,
             epilog=_keys_help(),
             usage=f"dibs {name} [CONFIG] [--section.key VALUE ...]"
-            + (" [--json]" if name == "variance" else ""),
+            + (" [--json]" if name != "train" else ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         for name, text in _CONFIGURED.items()
     }
-    configured["variance"].add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
+    for name in ("variance", "data"):
+        configured[name].add_argument("--json", action="store_true", help=_JSON_HELP)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a model on benchmarks",
+        description=_EVAL_HELP,
+        usage="dibs eval MODEL [--benchmark NAME ...] [--data FILE ...] [--k K] "
+        "[--section.key VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    evaluate.add_argument("model", metavar="MODEL")
+    evaluate.add_argument(
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"{', '.join(BENCHMARKS)}, or all; may be repeated",
+    )
+    evaluate.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file of questions and answers",
+    )
+    evaluate.add_argument("--k", type=int, default=1, help="of avg@k, pass@k, maj@k (default: 1)")
+    evaluate.add_argument(
+        "--samples", type=int, help="completions a prompt, at least k (default: k)"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep results here; resumable")
+    evaluate.add_argument("--json", action="store_true", help=_JSON_HELP)
+
+    verify = commands.add_parser(
+        "verify",
+        help="judge completions against gold answers",
+        description=_VERIFY_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verify.add_argument("file", metavar="FILE", type=Path)
+    verify.add_argument("--json", action="store_true", help=_JSON_HELP)
+    verify.add_argument("--out", type=Path, metavar="VERDICTS", help="write verdicts to this file")
+    for name, key in _VERIFY_OPTIONS.items():
+        field = VerifyConfig.model_fields[key]
+        default = "math" if key == "verifier" else field.default
+        verify.add_argument(
+            f"--{name}",
+            metavar="VALUE",
+            help=f"{field.description} (default: {default})".replace("%", "%%"),
+        )
 
     allocate = commands.add_parser(
         "allocate",
@@ -186,6 +273,66 @@ def _variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) ->
     console.print(variance_table(result), highlight=False)
     for sentence in variance_findings(result):
         console.print(sentence, markup=False, highlight=False)
+
+
+def _data(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
+    config = load_config(path, overrides)
+    from dibs.report.evaluation import data_lines
+    from dibs.run import describe_data
+
+    found = describe_data(config)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for line in data_lines(found):
+        print(line)
+
+
+def _evaluate(options: argparse.Namespace, path: Path | None, overrides: Mapping[str, str]) -> None:
+    if path is not None:
+        raise InputError(f"unexpected {str(path)!r}; give one MODEL, and files with --data")
+    names = [
+        each for name in options.benchmark for each in (BENCHMARKS if name == "all" else (name,))
+    ]
+    for name in names:
+        if name not in BENCHMARKS:
+            raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, all")
+    sources = list(dict.fromkeys([*names, *options.data]))
+    if not sources:
+        raise InputError("nothing to evaluate on; give --benchmark NAME or --data FILE")
+    samples = options.k if options.samples is None else options.samples
+    if not 1 <= options.k <= samples:
+        raise InputError(f"k is {options.k} and there are {samples} samples; 1 <= k <= samples")
+    config = load_config(
+        None, {"policy.model": options.model, "data.template": "boxed", **overrides}
+    )
+    from dibs.report.evaluation import evaluation_notes, evaluation_table
+    from dibs.report.views import view_for
+    from dibs.run import run_evaluation
+
+    with closing(view_for(Console(stderr=True))) as view:
+        result = run_evaluation(config, sources, options.k, samples, options.out, view)
+    if options.json:
+        print(json.dumps(result, indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(evaluation_table(result), highlight=False)
+    for note in evaluation_notes(result):
+        console.print(note, markup=False, highlight=False)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    given = {key: getattr(options, name.replace("-", "_")) for name, key in _VERIFY_OPTIONS.items()}
+    overrides = {f"verify.{key}": text for key, text in given.items() if text is not None}
+    config = load_config(None, {"verify.verifier": "math", **overrides}).verify
+    from dibs.report.evaluation import verdict_table
+    from dibs.verify.files import verify_file
+
+    counts = verify_file(options.file, config, options.out, Console(stderr=True))
+    if options.json:
+        print(json.dumps(counts))
+    else:
+        Console().print(verdict_table(counts), highlight=False)
 
 
 def _allocate(options: argparse.Namespace) -> None:

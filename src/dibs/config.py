@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 EMBEDDED = "arithmetic, arithmetic-hard"
 
+BENCHMARKS = ("math-500", "minerva-math", "olympiad-bench", "aime24", "amc23")
+"""Those of ``dibs eval``: the five of arXiv 2505.02391."""
 TEMPLATE_NAMES = ("plain", "boxed", "boxed-system", "think")
 
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]

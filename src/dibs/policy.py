@@ -174,7 +174,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     if config.model.startswith(("/", ".", "~")) and not Path(config.model).exists():
         raise InputError(f"policy.model {config.model}: no such folder")
     try:
-        tokenizer = _load_tokenizer(config.model, options)
+        tokenizer = load_tokenizer(config.model, options)
         model = AutoModelForCausalLM.from_pretrained(
             config.model, dtype=_DTYPES[config.dtype], **options
         )
@@ -188,7 +188,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     return policy
 
 
-def _load_tokenizer(source: str, options: dict[str, Any]) -> Any:
+def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
     """The tokenizer as it was saved.
 
     AutoTokenizer of transformers 5 replaces a generic tokenizer in, say, a Qwen2 folder by Qwen2's

@@ -122,6 +122,15 @@ def build_prompts(
     return PromptSet(train, evaluation, dict(dropped))
 
 
+def render_all(
+    questions: Iterable[Question], config: DataConfig, tokenizer: Tokenizer, room: int | None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """Every usable question as a prompt, and rows dropped by reason; ``room``: tokens of the context."""
+    dropped: Counter[str] = Counter()
+    longest = min(config.max_prompt_length, room or config.max_prompt_length)
+    return _render(questions, config, tokenizer, longest, dropped), dict(dropped)
+
+
 def check_batch_size(prompts: Sequence[Prompt], size: int) -> None:
     """InputError when there are fewer prompts than a step draws."""
     if len(prompts) < size:

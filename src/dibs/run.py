@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
 from dibs.allocate import check_allocator
+from dibs.benchmark import Evaluator
 from dibs.checkpoint import RunFolder, all_finite
 from dibs.config import Config, PolicyConfig
 from dibs.gradnorm import gradient_norms
@@ -19,15 +22,16 @@ from dibs.losses import PolicyLoss
 from dibs.measure import Measure
 from dibs.meter import measure_variance
 from dibs.objectives import check_objective
-from dibs.policy import Policy, load_policy
-from dibs.prompts import PromptSet, build_prompts, check_batch_size, read_questions
+from dibs.policy import Policy, load_policy, load_tokenizer
+from dibs.prompts import PromptSet, batches, build_prompts, check_batch_size, read_questions
 from dibs.report.figures import draw_figures
 from dibs.report.metrics import describe_prompts, sample_records
 from dibs.report.trackers import Trackers, check_trackers
 from dibs.report.views import View
+from dibs.rows import one_line
 from dibs.sampling import build_sampler
 from dibs.tasks.arithmetic import TASKS
-from dibs.tasks.warm_start import warm_started_policy
+from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
 from dibs.train import StepRecord, Trainer
 from dibs.types import InputError, NonFiniteError, TrainingExample
 from dibs.update import Updater
@@ -98,14 +102,76 @@ def run_variance(config: Config, view: View) -> dict[str, Any]:
         trainer.verifier.close()
 
 
+def run_evaluation(
+    config: Config, sources: Sequence[str], k: int, samples: int, out: Path | None, view: View
+) -> dict[str, Any]:
+    """Evaluate the configured policy on known sets or files; see :class:`dibs.benchmark.Evaluator`.
+
+    Raises InputError for a source that cannot be read, before anything is sampled.
+    """
+    _quiet_transformers()
+    policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
+    policy.model.eval()
+    verifier = build_verifier(config.verify, "")
+    evaluator = Evaluator(
+        config, policy, build_sampler(config.sampling, policy), verifier, k, samples, view
+    )
+    try:
+        return evaluator.run(sources, out, _room_for_prompts(policy, config))
+    except NonFiniteError as error:
+        raise InputError(f"policy.model {config.policy.model}: {error}") from None
+    finally:
+        verifier.close()
+
+
+def describe_data(config: Config) -> dict[str, Any]:
+    """What a run would train on: counts, lengths in tokens, five rendered prompts, dropped rows."""
+    _quiet_transformers()
+    if config.policy.model in TASKS:
+        tokenizer = build_tokenizer()
+    else:
+        options = {"trust_remote_code": config.policy.trust_remote_code}
+        try:
+            tokenizer = load_tokenizer(config.policy.model, options)
+        except Exception as error:
+            raise InputError(
+                f"policy.model {config.policy.model}: its tokenizer cannot be loaded: {one_line(error)}"
+            ) from error
+    prompts = build_prompts(
+        read_questions(config.data, config.seed), config.data, tokenizer, config.seed
+    )
+    lengths = np.array([len(prompt.token_ids) for prompt in prompts.train])
+    first = next(batches(prompts.train, min(5, len(prompts.train)), config.seed))
+    return {
+        "train": len(prompts.train),
+        "eval": len(prompts.eval),
+        "steps_per_epoch": len(prompts.train) // config.train.prompts_per_step,
+        "prompt_length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "p95": float(np.quantile(lengths, 0.95)),
+            "max": int(lengths.max()),
+        },
+        "dropped": prompts.dropped,
+        "prompts": [
+            {"prompt_id": prompt.prompt_id, "text": prompt.text, "answer": prompt.answer}
+            for prompt in first
+        ],
+    }
+
+
+def _quiet_transformers() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def build_trainer(config: Config, view: View) -> Trainer:
     """Check the configuration against the world and put the parts of a run together.
 
     Raises InputError for anything that would stop the run later.
     """
     _check(config)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _quiet_transformers()
     torch.manual_seed(config.seed)
     questions = read_questions(config.data, config.seed)
     policy = load_policy(_trained(config.policy, view), config.sampling.temperature)

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, Protocol
 
 from dibs.config import VerifyConfig
-from dibs.tasks.arithmetic import TASKS
+from dibs.tasks.arithmetic import ANSWER_MARK, TASKS
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
-from dibs.verify.answers import LONGEST
+from dibs.verify.answers import LONGEST, reading
 from dibs.verify.judges import (
     Judge,
     judge_arithmetic,
@@ -88,9 +88,7 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
 
     Raises InputError for an unknown name or a function that cannot be imported.
     """
-    name = config.verifier
-    if name == "auto":
-        name = "arithmetic" if source in TASKS else "math"
+    name = _resolved(config, source)
     options: dict[str, Any] = {"anywhere": config.answer_from == "anywhere"}
     inline: dict[str, Judge] = {
         "arithmetic": judge_arithmetic,
@@ -108,6 +106,19 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
 
         return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
     return VerifierPool(OwnJudge(_imported(name), config.accept_threshold), *limits)
+
+
+def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | None]:
+    """What a completion answers, in a form that is equal for answers written alike; None if nothing."""
+    if _resolved(config, source) == "arithmetic":
+        return lambda text: text.partition(ANSWER_MARK)[2] or None
+    return partial(reading, anywhere=config.answer_from == "anywhere")
+
+
+def _resolved(config: VerifyConfig, source: str) -> str:
+    if config.verifier != "auto":
+        return config.verifier
+    return "arithmetic" if source in TASKS else "math"
 
 
 class OwnJudge:

@@ -102,6 +102,12 @@ def _without_stop(text: str) -> str:
     return text
 
 
+def reading(text: str, anywhere: bool = False) -> str | None:
+    """The final answer as it is compared, so that answers written alike are equal."""
+    answer = final_answer(text, anywhere)
+    return None if answer is None else _plain(answer)
+
+
 def same_text(one: str, other: str) -> bool:
     """Whether two answers are written alike, but for spacing, font, and the case of words."""
     return _plain(one) == _plain(other)

@@ -78,9 +78,10 @@ class VerifierPool:
 
     def _started(self) -> ProcessPool:
         if self._pool is None:
-            # Forked from a small server that has imported the judge: safe beside threads, and quick.
+            # Forked from a small server that has imported the judges: safe beside threads, and quick.
+            # There is one server a process, so what it imports must not depend on who comes first.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([_module_of(self.judge)])
+            context.set_forkserver_preload(["dibs.verify.maths", _module_of(self.judge)])
             self._pool = ProcessPool(
                 max_workers=self.workers,
                 max_tasks=_TASKS_A_WORKER,

@@ -1,0 +1,217 @@
+"""A model on benchmarks: avg@k, pass@k and maj@k of each, and their averages.
+
+Completions are sampled and judged in parts; with an output folder each part is kept as it is done, and
+an evaluation that was stopped goes on from there, if its settings are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dibs.checkpoint import write_json, write_text
+from dibs.config import Config
+from dibs.evaluate import count_statuses, majority, mean_with_interval, pass_at_k
+from dibs.policy import Policy
+from dibs.prompts import render_all
+from dibs.report.views import View
+from dibs.rows import read_questions_of
+from dibs.sampling import Sampler, SampleRequest
+from dibs.types import Group, InputError, Prompt
+from dibs.verify import Verifier, answer_reader, verified
+
+_PART = 64
+"""Prompts sampled and judged at once."""
+_SCORES = ("avg", "pass", "maj")
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The parts of an evaluation: ``samples`` completions a prompt for scores at ``k``."""
+
+    config: Config
+    policy: Policy
+    sampler: Sampler
+    verifier: Verifier
+    k: int
+    samples: int
+    view: View
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the scores."""
+        config = self.config
+        return {
+            "model": config.policy.model,
+            "dtype": config.policy.dtype,
+            "seed": config.seed,
+            "k": self.k,
+            "samples": self.samples,
+            "temperature": config.sampling.temperature,
+            "max_completion_length": config.sampling.max_completion_length,
+            "top_k": None,
+            "top_p": None,
+            "repetition_penalty": None,
+            "template": config.data.template,
+            "system_prompt": config.data.system_prompt,
+            "chat_template": config.data.chat_template,
+            "max_prompt_length": config.data.max_prompt_length,
+            "max_rows": config.data.max_rows,
+            "verifier": config.verify.verifier,
+            "answer_from": config.verify.answer_from,
+            "failures": config.verify.failures,
+            "timeout": config.verify.timeout,
+            "accept_threshold": config.verify.accept_threshold,
+        }
+
+    def run(self, sources: Sequence[str], out: Path | None, room: int | None) -> dict[str, Any]:
+        """Evaluate on every source, a known set or a file; the result as one object."""
+        started = time.perf_counter()
+        if out is not None:
+            self._claim(out)
+        loaded = [(source, *self._prompts(source, room)) for source in sources]
+        rows = []
+        for source, prompts, dropped in loaded:
+            records = self._records(source, prompts, out)
+            rows.append({"benchmark": source, "dropped": dropped} | self._scores(records))
+        result = {
+            "settings": self.settings(),
+            "benchmarks": rows,
+            "average": _average(rows),
+            "seconds": time.perf_counter() - started,
+        }
+        if out is not None:
+            write_json(out / "results.json", result)
+        return result
+
+    def _prompts(self, source: str, room: int | None) -> tuple[list[Prompt], dict[str, int]]:
+        config = self.config.data.model_copy(update={"train": source})
+        questions = read_questions_of(config, source, config.eval_split)
+        prompts, dropped = render_all(questions, config, self.policy.tokenizer, room)
+        if not prompts:
+            raise InputError(f"{source}: no usable prompts (dropped: {json.dumps(dropped)})")
+        for reason, count in dropped.items():
+            self.view.message(f"{source}: {count} rows dropped: {reason}")
+        return prompts, dropped
+
+    def _claim(self, out: Path) -> None:
+        """Make the folder, or go on in one of the same settings."""
+        path = out / "settings.json"
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [
+                f"{key} was {before.get(key)!r} and is {value!r}"
+                for key, value in self.settings().items()
+                if before.get(key) != value
+            ]
+            if changed:
+                raise InputError(
+                    f"{out} holds an evaluation with other settings: {'; '.join(changed)}; give another "
+                    "folder"
+                )
+            return
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.settings())
+        except OSError as error:
+            raise InputError(f"cannot write to {out}: {error.strerror}") from None
+
+    def _records(
+        self, source: str, prompts: Sequence[Prompt], out: Path | None
+    ) -> list[dict[str, Any]]:
+        """One record a prompt: its verdicts, lengths and majority."""
+        kept = None if out is None else out / f"{Path(source).stem}.jsonl"
+        done = _read_records(kept)
+        todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
+        if done:
+            self.view.message(f"{source}: {len(prompts) - len(todo)} prompts were evaluated before")
+        read = answer_reader(self.config.verify, source)
+        for start in range(0, len(todo), _PART):
+            part = todo[start : start + _PART]
+            records = [self._record(group, read) for group in self._groups(part)]
+            done.update({record["prompt_id"]: record for record in records})
+            if kept is not None:
+                with kept.open("a", encoding="utf-8") as lines:
+                    lines.writelines(json.dumps(record) + "\n" for record in records)
+            self.view.preparing(source, len(prompts) - len(todo) + start + len(part), len(prompts))
+        return [done[prompt.prompt_id] for prompt in prompts]
+
+    def _groups(self, prompts: Sequence[Prompt]) -> list[Group]:
+        requests = [
+            SampleRequest(prompt, self.samples, (self.config.seed, int(prompt.prompt_id, 16)))
+            for prompt in prompts
+        ]
+        completions = self.sampler.sample(requests)
+        options = self.config.verify
+        keep = options.failures == "reject"
+        return verified(self.verifier, prompts, completions, options.accept_threshold, keep)
+
+    def _record(self, group: Group, read: Callable[[str], str | None]) -> dict[str, Any]:
+        rollouts = group.rollouts
+        first = Group(group.prompt, rollouts[: self.k])
+        return {
+            "prompt_id": group.prompt.prompt_id,
+            "judged": len(rollouts),
+            "accepted": int(group.accepted.sum()),
+            "majority": majority(first, read) if rollouts else None,
+            "statuses": count_statuses([group]),
+            "tokens": sum(len(r.completion.token_ids) for r in rollouts),
+            "truncated": sum(not r.completion.finished for r in rollouts),
+        }
+
+    def _scores(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        judged = [record for record in records if record["judged"]]
+        completions = sum(record["judged"] for record in judged)
+        statuses: dict[str, int] = {}
+        for record in records:
+            for status, count in record["statuses"].items():
+                statuses[status] = statuses.get(status, 0) + count
+        row: dict[str, Any] = {
+            "prompts": len(records),
+            "completions": sum(statuses.values()),
+            "statuses": statuses,
+            "completion_length": sum(r["tokens"] for r in judged) / max(completions, 1),
+            "truncated_share": sum(r["truncated"] for r in judged) / max(completions, 1),
+        }
+        values = {
+            "avg": [r["accepted"] / r["judged"] for r in judged],
+            "pass": [pass_at_k(r["judged"], r["accepted"], self.k) for r in judged],
+            "maj": [r["majority"] for r in judged],
+        }
+        for name in _SCORES:
+            told = mean_with_interval(np.array(values[name])) if judged else (None,) * 3
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), told, strict=True))
+        return row
+
+
+def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The mean of the benchmarks' scores, each counting the same; None where one has none."""
+    return {
+        name: None
+        if any(row[name] is None for row in rows)
+        else float(np.mean([row[name] for row in rows]))
+        for name in _SCORES
+    }
+
+
+def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Records kept so far; a line that was cut off is done again."""
+    if path is None or not path.exists():
+        return {}
+    records = {}
+    whole = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n"):
+            records[record["prompt_id"]] = record
+            whole.append(line)
+    write_text(path, "".join(whole))
+    return records

@@ -1,0 +1,98 @@
+"""Verdicts of a file of completions: what ``dibs verify`` does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dibs.config import VerifyConfig
+from dibs.rows import json_rows
+from dibs.types import InputError
+from dibs.verify import build_verifier
+
+STATUSES = ("accepted", "rejected", "no_answer", "timeout", "error")
+
+
+def verify_file(
+    path: Path, config: VerifyConfig, out: Path | None, console: Console
+) -> dict[str, Any]:
+    """Judge every row; items by status and the seconds they took.
+
+    ``out`` is written whole or not at all. Raises InputError, with the line, for a bad row.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    items = list(_items(path))
+    if not items:
+        raise InputError(f"{path} holds no completions; give one JSON object a line")
+    verifier = build_verifier(config, str(path))
+    counts: Counter[str] = Counter()
+    started = time.perf_counter()
+    bar = Progress(
+        TextColumn("verifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    try:
+        with _finished_or_nothing(out) as lines, bar:
+            for verdict in bar.track(verifier.verdicts(items), total=len(items)):
+                counts[verdict.status] += 1
+                if lines is not None:
+                    reward = None if math.isnan(verdict.reward) else verdict.reward
+                    row = {"reward": reward, "status": verdict.status, "reason": verdict.reason}
+                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    finally:
+        verifier.close()
+    others = {status: count for status, count in counts.items() if status not in STATUSES}
+    return {
+        "items": len(items),
+        **{status: counts[status] for status in STATUSES},
+        **others,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _items(path: Path) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(json_rows(path), start=1):
+        for key in ("completion", "answer"):
+            if key not in row:
+                raise InputError(f"{path}, row {number}: no {key}; it has {', '.join(row)}")
+            if not isinstance(row[key], str):
+                raise InputError(f"{path}, row {number}: {key} holds {row[key]!r:.40}, not text")
+        if not row["answer"].strip():
+            raise InputError(f"{path}, row {number}: the answer is empty")
+        yield str(row["answer"]), row["completion"]
+
+
+@contextmanager
+def _finished_or_nothing(path: Path | None) -> Iterator[IO[str] | None]:
+    """A file that takes its name once it is whole."""
+    if path is None:
+        yield None
+        return
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    unfinished = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as lines:
+            yield lines
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""Verifiers as users write them, with faults of every kind; a module that workers import quickly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def sleepy(answer: str, completion: str) -> float:
+    """Says its process, sleeps where told to, and obeys its completion."""
+    if completion == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if completion == "raise":
+        raise RuntimeError("I do not know")
+    if completion == "eat":
+        return float(len("x" * 10**10))
+    if completion.startswith("sleep"):
+        Path(answer).write_text(str(os.getpid()))
+        time.sleep(float(completion.split()[1]))
+    return 0.5 if completion == "half" else float(completion == "right")
+
+
+def moody(answer: str, completion: str) -> float:
+    """Fails on some completions and takes too long for others."""
+    mood = sum(map(ord, completion)) // 2 % 4
+    if mood == 0:
+        raise RuntimeError("no idea")
+    if mood == 1:
+        time.sleep(30)
+    return float(completion.endswith(f"#{answer}"))

@@ -1,0 +1,233 @@
+"""dibs eval, dibs data and dibs verify: scores by hand and brute force, resuming, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from conftest import make_group
+from dibs.cli import main
+from dibs.evaluate import majority, mean_with_interval, pass_at_k, score
+from dibs.report.figures import read_lines
+from dibs.types import Completion, Group, Prompt, Rollout
+from test_train import run, untimed
+
+
+@pytest.mark.parametrize(
+    ("n", "accepted", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (4, 4, 2), (5, 1, 5)]
+)
+def test_pass_at_k_matches_enumeration(n, accepted, k):
+    draws = list(combinations([1] * accepted + [0] * (n - accepted), k))
+    assert pass_at_k(n, accepted, k) == pytest.approx(np.mean([any(draw) for draw in draws]))
+
+
+def test_pass_at_k_is_unbiased():
+    rng = np.random.default_rng(0)
+    told = [pass_at_k(10, int(c), 3) for c in rng.binomial(10, 0.2, 20_000)]
+    error = np.std(told) / np.sqrt(len(told))
+    assert abs(np.mean(told) - (1 - 0.8**3)) < 5 * error
+    assert pass_at_k(2, 1, 3) == 1  # fewer than k: whether any was accepted
+
+
+def vote(*answers: tuple[str, str]) -> float:
+    prompt = Prompt("00", "q", (1,), "7")
+    rollouts = tuple(
+        Rollout(prompt, Completion((1,), text, (0.0,), True), 0.0, status, status == "accepted")
+        for text, status in answers
+    )
+    return majority(Group(prompt, rollouts), lambda text: text or None)
+
+
+def test_the_majority_by_hand():
+    yes, no, none = "accepted", "rejected", "no_answer"
+    assert vote(("7", yes), ("8", no), ("7.0", yes)) == 1  # equal in value, written differently
+    assert vote(("7", yes), ("8", no), ("8", no)) == 0
+    assert vote(("8", no), ("7", yes)) == 0  # a tie: the one given first
+    assert vote(("7", yes), ("8", no)) == 1
+    assert vote(("", none), ("", none), ("7", yes)) == 1  # no answer, no vote
+    assert vote(("", none)) == 0
+    assert vote(("8", no), ("9", no), ("7", yes)) == 0
+
+
+def test_scores_leave_out_what_has_no_verdict():
+    some = make_group([1, 0])
+    told = score([some, Group(some.prompt, (), ("timeout", "error"))])
+    assert told.prompts == 1
+    assert told.accuracy == 0.5
+    assert told.statuses == {"status": 2, "timeout": 1, "error": 1}
+    with pytest.raises(ValueError, match="no completion has a verdict"):
+        score([Group(some.prompt, (), ("error",))])
+
+
+def test_intervals_of_means():
+    mean, low, high = mean_with_interval(np.array([0.0] * 50 + [1.0] * 50))
+    assert mean == 0.5
+    assert 0.35 < low < 0.45
+    assert 0.55 < high < 0.65
+    assert mean_with_interval(np.zeros(100))[:2] == (0, 0)
+    assert 0.01 < mean_with_interval(np.zeros(100))[2] < 0.06  # none of 100 is not none at all
+
+
+def evaluate(byte_model, math_file, *more: str) -> int:
+    small = ["--sampling.max_completion_length=8", "--policy.threads=1", "--policy.device=cpu"]
+    return main(["eval", str(byte_model), "--data", str(math_file), *small, *more])
+
+
+def test_an_evaluation_is_kept_and_goes_on(byte_model, math_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert evaluate(byte_model, math_file, "--k=2", "--json", "--out", str(out)) == 0
+    told = json.loads(capsys.readouterr().out)
+    (row,) = told["benchmarks"]
+    assert (row["prompts"], row["completions"]) == (40, 80)
+    assert row["avg"] == 0
+    assert row["statuses"]["no_answer"] > 40
+    assert told["settings"]["temperature"] == 1
+    kept = out / "math.jsonl"
+    whole = kept.read_text()
+    # As if it had been killed while it wrote.
+    kept.write_text("".join(whole.splitlines(keepends=True)[:30]) + '{"prompt_id": "12')
+    assert evaluate(byte_model, math_file, "--k=2", "--out", str(out)) == 0
+    assert "30 prompts were evaluated before" in capsys.readouterr().err
+    assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
+    again = json.loads((out / "results.json").read_text())
+    assert again["benchmarks"] == told["benchmarks"]
+    assert evaluate(byte_model, math_file, "--k=3", "--out", str(out)) == 2
+    assert "other settings: k was 2 and is 3; samples was 2 and is 3" in capsys.readouterr().err
+
+
+def test_more_samples_than_k(byte_model, math_file, capsys):
+    more = ("--k=2", "--samples=3", "--data.max_rows=5", "--verify.verifier=exact")
+    assert evaluate(byte_model, math_file, *more) == 0
+    shown = capsys.readouterr().out
+    assert "pass@2" in shown
+    assert "samples 3" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--benchmark", "mth"], "unknown benchmark 'mth'; known: math-500, minerva-math"),
+        ([], "nothing to evaluate on; give --benchmark NAME or --data FILE"),
+        (["--data", "x.jsonl", "--k", "3", "--samples", "2"], "k is 3 and there are 2 samples"),
+        (["--data", "x.jsonl", "extra.yaml"], "unexpected 'extra.yaml'"),
+        (["--data", "x.jsonl"], "x.jsonl: no such file"),
+        (
+            ["--data", "x.jsonl", "--sampling.temp", "1"],
+            "unknown key sampling.temp; sampling has temperature",
+        ),
+    ],
+)
+def test_bad_evaluations_are_one_clear_line(byte_model, words, message, capsys):
+    short = ["--sampling.max_completion_length=8"]
+    assert main(["eval", str(byte_model), *words, *short]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_answer_file_is_judged(tmp_path, capsys):
+    rows = [
+        ("\\boxed{7}", "7"),
+        ("\\boxed{8}", "7"),
+        ("none", "7"),
+        ("\\boxed{9^{9^{9^{9}}}}", "7"),
+    ]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"completion": text, "answer": gold}) for text, gold in rows]
+    path.write_text("\n".join(lines))
+    out = tmp_path / "verdicts.jsonl"
+    assert main(["verify", str(path), "--json", "--out", str(out), "--timeout", "2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    seconds = told.pop("seconds")
+    assert 2 < seconds < 60
+    assert told == {
+        "items": 4,
+        "accepted": 1,
+        "rejected": 1,
+        "no_answer": 1,
+        "timeout": 1,
+        "error": 0,
+    }
+    verdicts = read_lines(out)
+    assert [v["status"] for v in verdicts] == ["accepted", "rejected", "no_answer", "timeout"]
+    assert [v["reward"] for v in verdicts] == [1, 0, 0, None]
+    assert verdicts[3]["reason"] == "no verdict within 2 s"
+    assert main(["verify", str(path), "--verifier", "exact"]) == 0
+    assert "accepted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "line 2: JSONDecodeError"),
+        ('{"answer": "7"}', "row 2: no completion; it has answer"),
+        ('{"completion": "x"}', "row 2: no answer; it has completion"),
+        ('{"completion": "x", "answer": " "}', "row 2: the answer is empty"),
+        ('{"completion": ["x"], "answer": "7"}', "row 2: completion holds ['x'], not text"),
+        ("[]", "line 2: expected an object"),
+    ],
+)
+def test_bad_rows_leave_nothing_behind(tmp_path, capsys, line, message):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out" / "verdicts.jsonl"
+    out.parent.mkdir()
+    path.write_text('{"completion": "x", "answer": "7"}\n' + line + "\n")
+    assert main(["verify", str(path), "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+    assert main(["verify", str(tmp_path / "nowhere.jsonl")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_data_are_shown_before_they_are_trained_on(byte_model, math_file, capsys):
+    words = ["--policy.model", str(byte_model), "--data.train", str(math_file)]
+    words += ["--data.template=boxed", "--data.max_prompt_length=102"]
+    assert main(["data", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "9 training prompts, 1 held out" in shown
+    assert "30 rows dropped: longer than 102 tokens" in shown
+    assert shown.count("\n---") == 5
+    assert "put your final answer within \\boxed{}" in shown
+    assert main(["data", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["train"] == 9
+    assert len(told["prompts"]) == 5
+    assert main(["data", "--policy.model", "./nowhere", "--data.train", str(math_file)]) == 2
+    assert "its tokenizer cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("failures", "mode"), [("exclude", "cross_fit"), ("reject", "pilot")])
+def test_completions_without_a_verdict_are_counted_not_learnt_from(tmp_path, failures, mode):
+    out = tmp_path / "run"
+    summary = run(
+        out,
+        "--verify.verifier=own_verifiers:moody",
+        "--verify.timeout=0.2",
+        f"--verify.failures={failures}",
+        f"--estimate.mode={mode}",
+        "--estimate.num_pilots=2",
+        "--train.steps=1",
+        "--evaluate.num_generations=1",
+    )
+    line = untimed(out)[1]
+    failed = line["verifier_timeouts"] + line["verifier_errors"]
+    assert line["verifier_errors"] > 0
+    assert line["verifier_timeouts"] > 0
+    assert line["count_sum"] == 32
+    kept = sum(sum(each["accepted"]) for each in read_lines(out / "allocations.jsonl"))
+    assert summary["accepted_rollouts"] == kept <= 32 - failed
+    assert not math.isnan(line["reward"])
+    if failures == "reject":
+        assert line["accept_rate"] == pytest.approx(kept / 32)
+    else:
+        assert line["accept_rate"] == pytest.approx(kept / (32 - failed))
+
+
+def test_results_are_shown_for_people(byte_model, math_file, capsys):
+    assert evaluate(byte_model, math_file, "--data.max_rows=4") == 0
+    shown = capsys.readouterr().out
+    assert "0.0 (0.0-" in shown
+    assert "No top-k, top-p or repetition penalty." in shown
