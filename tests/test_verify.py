@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -20,7 +19,6 @@ from dibs.verify.judges import judge_arithmetic, judge_choice, judge_exact, judg
 from dibs.verify.maths import judge_math
 from dibs.verify.pool import VerifierPool
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 MISSED = {(r"\frac{x}{2}+\frac{x}{2}", "x"), ("(1+i)^2", "2i")}
 """Equal pairs that the verifier calls different: see the lab notes."""
 
@@ -161,22 +159,22 @@ def statuses(verifier, items) -> list[str]:
     return [verdict.status for verdict in verifier.verdicts(items)]
 
 
-def gold_answers(name: str) -> list[str]:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return [str(json.loads(line)["answer"]) for line in path.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("name", ["math500.jsonl", "aime24.jsonl", "amc23.jsonl"])
-def test_gold_answers_accept_themselves_and_not_each_other(math, name):
-    answers = gold_answers(name)
-    assert set(statuses(math, [(a, boxed(a)) for a in answers])) == {"accepted"}
-    others = [*answers[1:], *answers[:1]]
-    wrong = [
-        (a, b) for a, b in zip(answers, others, strict=True) if a != b and {a, b} != {"5", "x=5"}
+def test_gold_answers_accept_themselves_and_not_each_other(math):
+    """Of every pair of golds that are not equal in value, as far as the pairs tell."""
+    golds = list(dict.fromkeys(gold for gold, _ in EQUAL))
+    assert set(statuses(math, [(gold, boxed(gold)) for gold in golds])) == {"accepted"}
+    kinds = [
+        r"\text{Evelyn}",
+        "7",
+        r"\frac{3}{4}",
+        "x^2+2x+1",
+        "(0,1]",
+        r"\{1,2,3\}",
+        "(1,2)",
+        "3+4i",
     ]
-    assert set(statuses(math, [(a, boxed(b)) for a, b in wrong])) == {"rejected"}
+    wrong = [(one, boxed(other)) for one in kinds for other in kinds if one != other]
+    assert set(statuses(math, wrong)) == {"rejected"}
 
 
 HARMFUL = [

@@ -1,0 +1,139 @@
+"""The verifier against plain calls of math-verify, on the same completions, in one run.
+
+Completions are the rows' solutions (or a line of text) that end in a boxed answer: for every other row
+the gold one, for the rest another row's. ``plain`` calls math-verify's parse and verify with their
+defaults in a loop; ``pool`` is the verifier with 2 workers, started beforehand. Each is timed in turn,
+``--rounds`` times; medians. ``speedup`` is over all, ``speedup_wrong`` over wrong answers alone, which
+no comparison of texts can shorten; ``speedup_first`` is the first round's, before any gold answer was
+parsed. Also: every gold answer against itself and against the next row's.
+
+    python benchmarks/verifier.py --data math500.jsonl [--data aime24.jsonl ...] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from pathlib import Path
+
+from math_verify import parse, verify
+from rich.console import Console
+from rich.table import Table
+
+from dibs.config import DataConfig, VerifyConfig
+from dibs.rows import read_rows
+from dibs.verify import build_verifier
+
+Items = list[tuple[str, str]]
+
+
+def rows_of(path: Path) -> list[dict]:
+    """Rows with an answer as text."""
+    return [dict(row) for _, row in read_rows(DataConfig(), str(path), "train")]
+
+
+def completions(rows: list[dict]) -> Items:
+    """Gold answers with completions, right and wrong in turn."""
+    items = []
+    for i, row in enumerate(rows):
+        answer = row["answer"] if i % 2 else rows[(i + 1) % len(rows)]["answer"]
+        text = f"{row.get('solution', 'We compute.')}\n\nSo the answer is $\\boxed{{{answer}}}$."
+        items.append((str(row["answer"]), text))
+    return items
+
+
+def plain(items: Items) -> list[bool]:
+    """What a script would do."""
+    return [verify(parse(f"${gold}$"), parse(text)) for gold, text in items]
+
+
+def seconds(run, items: Items) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    run(items)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", action="append", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one object")
+    args = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    files = {path.stem: rows_of(path) for path in args.data}
+
+    verifier = build_verifier(VerifyConfig(workers=2), "")
+    started = time.perf_counter()
+    list(verifier.verdicts([("1", "\\boxed{1}"), ("2", "\\boxed{2}")]))
+    startup = time.perf_counter() - started
+
+    def pooled(items: Items) -> list[str]:
+        return [verdict.status for verdict in verifier.verdicts(items)]
+
+    items = completions(next(iter(files.values())))
+    spent: dict[str, list[float]] = {}
+    for _ in range(args.rounds):
+        for what, part in (("all", items), ("wrong", items[::2])):
+            spent.setdefault(f"plain {what}", []).append(seconds(plain, part))
+            spent.setdefault(f"pool {what}", []).append(seconds(pooled, part))
+
+    gold = {}
+    for name, rows in files.items():
+        answers = [str(row["answer"]) for row in rows]
+        pairs = list(zip(answers, [*answers[1:], *answers[:1]], strict=True))
+        own = pooled([(a, f"\\boxed{{{a}}}") for a in answers])
+        wrong = [(a, b) for a, b in pairs if a != b]
+        other = pooled([(a, f"\\boxed{{{b}}}") for a, b in wrong])
+        gold[name] = {
+            "rows": len(rows),
+            "accepted": own.count("accepted"),
+            "wrong": len(wrong),
+            "rejected": other.count("rejected"),
+            "not_rejected": [p for p, s in zip(wrong, other, strict=True) if s != "rejected"],
+        }
+
+    verifier.close()
+    medians = {name: statistics.median(times) for name, times in spent.items()}
+    result = {
+        "items": len(items),
+        "plain_items_per_second": len(items) / medians["plain all"],
+        "pool_items_per_second": len(items) / medians["pool all"],
+        "speedup": medians["plain all"] / medians["pool all"],
+        "speedup_wrong": medians["plain wrong"] / medians["pool wrong"],
+        "speedup_first": spent["plain all"][0] / spent["pool all"][0],
+        "startup_seconds": startup,
+        "workers": 2,
+        "gold": gold,
+    }
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return
+    console = Console()
+    table = Table("", "items/s", "over plain")
+    table.add_row("math-verify, plain loop", f"{result['plain_items_per_second']:.0f}", "1")
+    table.add_row(
+        "verifier, 2 workers", f"{result['pool_items_per_second']:.0f}", f"{result['speedup']:.2f}"
+    )
+    table.add_row("  first round", "", f"{result['speedup_first']:.2f}")
+    table.add_row("  wrong answers only", "", f"{result['speedup_wrong']:.2f}")
+    console.print(table)
+    console.print(f"starting the workers took {startup:.1f} s", highlight=False)
+    for name, told in gold.items():
+        console.print(
+            f"{name}: {told['accepted']} of {told['rows']} gold answers accept themselves; "
+            f"{told['rejected']} of {told['wrong']} of the next row's are rejected "
+            f"{told['not_rejected'] or ''}",
+            highlight=False,
+            markup=False,
+        )
+
+
+if __name__ == "__main__":
+    main()
