@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
+import torch
 
 from dibs.checkpoint import RunFolder, to_json
 from dibs.config_file import load_config
 from dibs.types import InputError
+
+TENSORS = {"random": torch.arange(7, dtype=torch.uint8)}
 
 
 def config(path, **more):
@@ -20,8 +24,11 @@ def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(tmp_path):
     folder = RunFolder.create(config(out))
     folder.append("metrics.jsonl", {"step": 1})
     (out / "mine.txt").write_text("keep me")
-    with pytest.raises(InputError, match="already holds a run; give another or set overwrite"):
+    with pytest.raises(InputError, match="already holds a run; give another, go on with --resume"):
         RunFolder.create(config(out))
+    with pytest.raises(InputError, match=rf"in use by process {os.getpid()}, started 20\d\d-"):
+        RunFolder.create(config(out, overwrite="true"))
+    folder.unlock()
     assert (out / "metrics.jsonl").read_text() == '{"step": 1}\n'
     RunFolder.create(config(out, overwrite="true"))
     assert (out / "metrics.jsonl").read_text() == ""
@@ -40,19 +47,55 @@ def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
     folder = RunFolder.create(config(tmp_path / "run"))
     assert folder.last_checkpoint() is None
     for step in (0, 5, 10, 100):
-        folder.save_checkpoint(policy, {"step": step}, keep=2)
+        folder.save_checkpoint(policy, {"step": step, "accuracy": 1 / (step + 1)}, TENSORS, keep=2)
     found = sorted(p.name for p in (folder.path / "checkpoints").iterdir())
-    assert found == ["step-000010", "step-000100"]
-    assert json.loads((folder.last_checkpoint() / "state.json").read_text()) == {"step": 100}
+    assert found == ["step-000000", "step-000010", "step-000100"]  # the best, and the newest two
+    whole, broken = folder.newest_whole()
+    assert whole.state == {"step": 100, "accuracy": 1 / 101}
+    assert torch.equal(whole.tensors()["random"], TENSORS["random"])
+    assert broken == []
 
     def fails(path):
         (path / "half").touch()
         raise OSError("disk full")
 
     monkeypatch.setattr(policy, "save", fails)
-    with pytest.raises(OSError, match="disk full"):
-        folder.save_checkpoint(policy, {"step": 200}, keep=2)
+    with pytest.raises(
+        InputError, match=r"cannot be written: disk full; .*step-000100 is whole; make"
+    ):
+        folder.save_checkpoint(policy, {"step": 200, "accuracy": 0}, TENSORS, keep=2)
     assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == found
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "tensors.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "removed"])
+def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damage):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    for step in (1, 2):
+        folder.save_checkpoint(policy, {"step": step, "accuracy": None}, TENSORS, keep=2)
+    path = folder.last_checkpoint() / name
+    content = bytearray(path.read_bytes())
+    if damage == "removed":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        cut = {"cut": len(content) - 1, "emptied": 0, "flipped": len(content)}[damage]
+        path.write_bytes(content[:cut])
+    whole, (told,) = folder.newest_whole()
+    assert whole.step == 1
+    assert f"step-000002 is broken: {name} is " in told
+    (folder.path / "checkpoints" / "step-000001" / "checksums.json").write_text("{}")
+    assert folder.newest_whole()[0] is None
+
+
+def test_lines_of_later_steps_are_cut_back(tmp_path):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    for step in range(4):
+        folder.append("metrics.jsonl", {"step": step})
+    with (folder.path / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 2, "cut o')
+    folder.cut_back(2)
+    assert [json.loads(x)["step"] for x in (folder.path / "metrics.jsonl").open()] == [0, 1, 2]
 
 
 def test_json_is_strict():

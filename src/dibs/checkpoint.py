@@ -6,24 +6,30 @@
     OUT/metrics.jsonl       one line a step
     OUT/allocations.jsonl   one line a step: every prompt's accept rate and count
     OUT/samples.jsonl       completions shown during training
-    OUT/checkpoints/step-N  model and counters
+    OUT/checkpoints/step-N  model, state.json, tensors.safetensors, and a checksum of each file
     OUT/model               the final policy
     OUT/summary.json        what the run cost and reached
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dibs.config import Config
 from dibs.policy import Policy
@@ -31,6 +37,38 @@ from dibs.types import InputError
 
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
 _CONTENTS = (*LINES, "config.yaml", "summary.json", "checkpoints", "model", "figures", "trackers")
+_MANIFEST = "checksums.json"
+_FREE_TO_CHANGE = ("output_dir", "overwrite", "resume", "allow_changes")
+"""Keys that a resumed run may have set differently, with those of the sections below."""
+_FREE_SECTIONS = ("tracking", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: the step after which it was saved, its folder and its state."""
+
+    folder: Path
+    state: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Optimizer moments and random states."""
+        return load_file(self.folder / "tensors.safetensors")
+
+    def load_weights(self, policy: Policy) -> None:
+        """Put the saved weights into a policy of the same architecture."""
+        saved: dict[str, Tensor] = {}
+        for part in sorted(self.folder.glob("model*.safetensors")):
+            saved |= load_file(part)
+        missing, unexpected = policy.model.load_state_dict(saved, strict=False)
+        # Tied weights are saved once.
+        tied = {name for name in missing if name in (policy.model.all_tied_weights_keys or {})}
+        if unexpected or set(missing) - tied:
+            raise InputError(f"{self.folder} does not hold the weights of this policy")
+        policy.model.tie_weights()
 
 
 class RunFolder:
@@ -38,6 +76,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: Any = None
 
     @classmethod
     def check(cls, path: Path, overwrite: bool) -> None:
@@ -49,7 +88,8 @@ class RunFolder:
             raise InputError(f"cannot write to output_dir {path}: no permission in {parent}")
         if not overwrite and any((path / name).exists() for name in _CONTENTS):
             raise InputError(
-                f"output_dir {path} already holds a run; give another or set overwrite to true"
+                f"output_dir {path} already holds a run; give another, go on with --resume, or set "
+                "overwrite to true"
             )
 
     @classmethod
@@ -59,58 +99,247 @@ class RunFolder:
         cls.check(path, config.overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for name in _CONTENTS:
-                old = path / name
-                if old.is_dir() and not old.is_symlink():
-                    shutil.rmtree(old)
-                else:
-                    old.unlink(missing_ok=True)
-            for name in LINES:
-                (path / name).touch()
-            (path / "config.yaml").write_text(
-                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+            folder = cls(path)
+            folder.lock()
+            folder.clear()
+            write_text(
+                path / "config.yaml",
+                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
             )
         except OSError as error:
             raise InputError(f"cannot write to output_dir {path}: {error.strerror}") from None
-        return cls(path)
+        return folder
+
+    @classmethod
+    def reopen(cls, config: Config) -> RunFolder:
+        """The folder of a run that is to go on.
+
+        Raises InputError where it holds none, another process runs in it, or the configuration is
+        another than the run's and ``allow_changes`` is not set.
+        """
+        path = config.output_dir
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"output_dir {path} holds no run to resume")
+        folder = cls(path)
+        folder.lock()
+        before = _flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        now = _flat(config.model_dump(mode="json"))
+        changed = [
+            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not _free_to_change(key)
+        ]
+        if changed and not config.allow_changes:
+            raise InputError(
+                f"the run in {path} has another configuration ({'; '.join(changed)}); undo the changes, "
+                "or set allow_changes to true"
+            )
+        return folder
+
+    def clear(self) -> None:
+        """Remove all parts of a run but its configuration."""
+        for name in _CONTENTS:
+            old = self.path / name
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            elif name != "config.yaml":
+                old.unlink(missing_ok=True)
+        for name in LINES:
+            (self.path / name).touch()
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends. InputError where one is in."""
+        self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise InputError(f"output_dir {self.path} is in use by {holder}") from None
+        self._lock.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._lock.write(f"process {os.getpid()}, started {started}\n")
+        self._lock.flush()
+
+    def unlock(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one line to one of the JSON Lines files."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(to_json(record) + "\n")
 
+    def cut_back(self, step: int) -> None:
+        """Drop the lines of steps after ``step``, and one that was cut off."""
+        for name in LINES:
+            path = self.path / name
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+    def first_metrics(self) -> dict[str, Any]:
+        """The first line of metrics.jsonl: the evaluation before training."""
+        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
+            record: dict[str, Any] = json.loads(lines.readline())
+        return record
+
+    def last_metrics(self) -> dict[str, Any]:
+        """Its last line."""
+        record: dict[str, Any] = json.loads(
+            (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+        )
+        return record
+
+    def summary(self) -> dict[str, Any] | None:
+        """What a finished run left; None where it is not finished."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         write_json(self.path / "summary.json", summary)
 
-    def save_checkpoint(self, policy: Policy, state: Mapping[str, Any], keep: int) -> Path:
-        """Save the policy and counters as checkpoints/step-N and drop all but the newest ``keep``."""
+    def save_checkpoint(
+        self,
+        policy: Policy,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        keep: int,
+    ) -> Path:
+        """Save a run as checkpoints/step-N; drop all but the newest ``keep`` and the best.
+
+        The best is the one of highest ``accuracy`` in its state. Raises InputError where it cannot be
+        written; the earlier ones stay as they are.
+        """
         folder = self.path / "checkpoints" / f"step-{state['step']:06d}"
-        self._save(policy, folder, state)
-        for old in sorted(folder.parent.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        try:
+            self._save(policy, folder, state, tensors)
+        except OSError as error:
+            last = self.last_checkpoint()
+            raise InputError(
+                f"checkpoint {folder} cannot be written: {error.strerror or error}; "
+                + (f"{last} is whole" if last else "there is none yet")
+                + "; make room and go on with --resume"
+            ) from None
+        self._prune(keep)
         return folder
 
     def save_final(self, policy: Policy) -> Path:
         """Save the policy as model."""
-        self._save(policy, self.path / "model", None)
+        self._save(policy, self.path / "model", None, {})
         return self.path / "model"
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint, if there is one."""
         return max((self.path / "checkpoints").glob("step-*"), default=None)
 
-    def _save(self, policy: Policy, folder: Path, state: Mapping[str, Any] | None) -> None:
+    def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint whose files are what was written, and what is wrong with newer ones."""
+        broken: list[str] = []
+        for folder in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
+            fault = _fault(folder)
+            if fault is None:
+                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                return Checkpoint(folder, state), broken
+            broken.append(f"{folder} is broken: {fault}")
+        return None, broken
+
+    def _prune(self, keep: int) -> None:
+        folders = sorted((self.path / "checkpoints").glob("step-*"))
+        accuracies = {}
+        for folder in folders:
+            try:
+                state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if state.get("accuracy") is not None:
+                accuracies[folder] = state["accuracy"]
+        best = max(accuracies, key=lambda folder: (accuracies[folder], folder), default=None)
+        for folder in folders[:-keep]:
+            if folder != best:
+                shutil.rmtree(folder)
+
+    def _save(
+        self,
+        policy: Policy,
+        folder: Path,
+        state: Mapping[str, Any] | None,
+        tensors: Mapping[str, Tensor],
+    ) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
             policy.save(unfinished)
             if state is not None:
+                save_file(dict(tensors), unfinished / "tensors.safetensors")
                 write_json(unfinished / "state.json", state)
+                sums = {p.name: _checksum(p) for p in sorted(unfinished.iterdir())}
+                write_json(unfinished / _MANIFEST, sums)
+            for path in (*unfinished.iterdir(), unfinished):
+                _sync(path)
             unfinished.chmod(0o755)
+            if folder.exists():  # a broken one, or of a run that is done again
+                shutil.rmtree(folder)
             unfinished.rename(folder)
+            _sync(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{_MANIFEST} is missing or damaged"
+    if not isinstance(sums, dict) or not {"state.json", "tensors.safetensors"} <= sums.keys():
+        return f"{_MANIFEST} is damaged"
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _checksum(path) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _step_of(line: str) -> float:
+    """The step of a JSON line; infinity for one that was cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix.removesuffix("."): values}
+    return {
+        key: inner
+        for name, value in values.items()
+        for key, inner in _flat(value, f"{prefix}{name}.").items()
+    }
+
+
+def _free_to_change(key: str) -> bool:
+    return key in _FREE_TO_CHANGE or key.partition(".")[0] in _FREE_SECTIONS
 
 
 def all_finite(policy: Policy) -> bool:

@@ -349,6 +349,14 @@ class Config(Section):
     seed: int = Field(0, ge=0, description="of everything random: data order, sampling, evaluation")
     output_dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run")
     overwrite: bool = Field(False, description="replace the run that output_dir holds")
+    resume: Literal["no", "yes", "auto"] = Field(
+        "no",
+        description="yes (or --resume alone): go on with the run in output_dir from its newest whole "
+        "checkpoint; auto: if there is one, else start",
+    )
+    allow_changes: bool = Field(
+        False, description="resume although the configuration is another than the run's"
+    )
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     verify: VerifyConfig = Field(default_factory=VerifyConfig)

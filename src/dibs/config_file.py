@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from dibs.config import Config, Section
 from dibs.types import InputError
 
+_SWITCHES = {"resume": "yes"}
+"""Keys that may stand alone on the command line, and what they mean then."""
+
 
 def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
     """Read a YAML file and apply overrides, dotted key to text.
@@ -47,8 +50,8 @@ def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
     """
     path: Path | None = None
     overrides: dict[str, str] = {}
-    remaining = iter(words)
-    for word in remaining:
+    remaining = iter(enumerate(words))
+    for i, word in remaining:
         if not word.startswith("--"):
             if path is not None:
                 raise InputError(f"expected --key value, got {word!r} after the config {path}")
@@ -56,9 +59,14 @@ def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
             continue
         key, equals, text = word[2:].partition("=")
         if not equals:
-            text = next(remaining, "--")
-            if text.startswith("--"):
-                raise InputError(f"--{key} needs a value")
+            following = words[i + 1] if i + 1 < len(words) else "--"
+            if following.startswith("--"):
+                if key not in _SWITCHES:
+                    raise InputError(f"--{key} needs a value")
+                text = _SWITCHES[key]
+            else:
+                text = following
+                next(remaining)
         overrides[key] = text
     return path, overrides
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import transformers
 
 from dibs.allocate import check_allocator
 from dibs.benchmark import Evaluator
-from dibs.checkpoint import RunFolder, all_finite
+from dibs.checkpoint import Checkpoint, RunFolder, all_finite
 from dibs.config import Config, PolicyConfig
 from dibs.gradnorm import gradient_norms
 from dibs.history import History
+from dibs.interrupts import StopRequest
 from dibs.losses import PolicyLoss
 from dibs.measure import Measure
 from dibs.meter import measure_variance
@@ -30,6 +31,7 @@ from dibs.report.trackers import Trackers, check_trackers
 from dibs.report.views import View
 from dibs.rows import one_line
 from dibs.sampling import build_sampler
+from dibs.state import capture, restore
 from dibs.tasks.arithmetic import TASKS
 from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
 from dibs.train import StepRecord, Trainer
@@ -41,49 +43,143 @@ from dibs.verify import build_verifier
 def run_training(config: Config, view: View) -> dict[str, Any]:
     """Train as configured, write ``config.output_dir`` and return the summary.
 
-    Everything the user gave is checked before the folder is touched. Raises InputError, also when a
-    NaN or infinite gradient stopped the run; the last good checkpoint stays.
+    Everything the user gave is checked before the folder is touched. With ``config.resume`` a run goes
+    on from its newest whole checkpoint, or starts again if it was stopped before the first. Raises
+    InputError, also when NaN or infinite gradients stopped the run; KeyboardInterrupt after Ctrl-C or
+    SIGTERM, when the current step is finished and saved.
     """
-    RunFolder.check(config.output_dir, config.overwrite)
-    trainer = build_trainer(config, view)
-    folder = RunFolder.create(config)
-    started = time.perf_counter()
-    trackers = Trackers(config, folder.path)
+    resuming = config.resume == "yes" or (
+        config.resume == "auto" and (config.output_dir / "config.yaml").exists()
+    )
+    if not resuming:
+        RunFolder.check(config.output_dir, config.overwrite)
+        trainer = build_trainer(config, view)
+        folder = RunFolder.create(config)
+        return _Session(config, view, trainer, folder).run(None)
+    folder = RunFolder.reopen(config)
     try:
-        before = _first_record(trainer)
-        folder.append("metrics.jsonl", before)
-        trackers.log(before)
-        view.step(before, config.train.steps)
-        _save_checkpoint(folder, trainer, step=0)
-        after: Mapping[str, Any] = before
-        for record in trainer.run():
-            after = record.metrics
-            _keep(record, folder, view, config)
-            trackers.log(after)
-            if config.checkpoint.interval > 0 and record.step % config.checkpoint.interval == 0:
-                _save_checkpoint(folder, trainer, record.step)
-        _refuse_broken_weights(trainer, f"step {config.train.steps}")
-        folder.save_final(trainer.policy)
-    except NonFiniteError as error:
-        advice = "lower update.learning_rate or set update.max_grad_norm"
-        raise InputError(f"stopped at {error}; {_kept(folder)}; {advice}") from None
-    except KeyboardInterrupt:
-        view.message(f"Interrupted. {folder.path} holds the run so far; {_kept(folder)}.")
-        raise
+        finished = folder.summary()
+        if finished is not None:
+            view.message(f"The run in {folder.path} is finished.")
+            return finished
+        found, broken = folder.newest_whole()
+        for fault in broken:
+            view.message(fault)
+        if found is None and broken:
+            raise InputError(
+                f"output_dir {folder.path} holds no whole checkpoint to resume from; start again with "
+                "overwrite true"
+            )
+        trainer = build_trainer(config, view)
+        if found is None:
+            view.message("The run had not reached its first checkpoint; it starts again.")
+            folder.clear()
+        return _Session(config, view, trainer, folder).run(found)
     finally:
-        trackers.close()
-        trainer.verifier.close()
-    summary = _summary(trainer, before, after, time.perf_counter() - started)
-    view.phase("drawing figures")
-    draw_figures({config.allocate.allocator: folder.path}, folder.path / "figures")
-    folder.write_summary(summary)
-    if summary["learned_rollouts"] == 0:
-        view.message(
-            f"No completion of the whole run gave anything to learn from: "
-            f"{summary['accepted_rollouts']} were accepted. Look at {folder.path / 'samples.jsonl'}; "
-            "a stronger policy, easier prompts or another verifier is needed."
+        folder.unlock()
+
+
+@dataclass
+class _Session:
+    """One process's part of a run: from the start or a checkpoint to the end, or until it is stopped."""
+
+    config: Config
+    view: View
+    trainer: Trainer
+    folder: RunFolder
+    earlier_seconds: float = 0.0
+    saved: int = -1
+    accuracy: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def run(self, found: Checkpoint | None) -> dict[str, Any]:
+        """Train and return the summary."""
+        trackers = Trackers(self.config, self.folder.path)
+        try:
+            before = self._begin(trackers) if found is None else self._go_on(found)
+            after = self._train(trackers, 1 if found is None else found.step + 1)
+            _refuse_broken_weights(self.trainer, f"step {self.config.train.steps}")
+            self.folder.save_final(self.trainer.policy)
+        except NonFiniteError as error:
+            advice = "lower update.learning_rate or set update.max_grad_norm"
+            raise InputError(f"stopped at {error}; {_kept(self.folder)}; {advice}") from None
+        except KeyboardInterrupt:
+            self.view.message(
+                f"Interrupted. {self.folder.path} holds the run so far; {_kept(self.folder)}. The same "
+                "command with --resume goes on from it."
+            )
+            raise
+        finally:
+            trackers.close()
+            self.trainer.verifier.close()
+            self.folder.unlock()
+        summary = _summary(self.trainer, before, after, self._seconds())
+        self.view.phase("drawing figures")
+        arm = {self.config.allocate.allocator: self.folder.path}
+        draw_figures(arm, self.folder.path / "figures")
+        self.folder.write_summary(summary)
+        if summary["learned_rollouts"] == 0:
+            self.view.message(
+                f"No completion of the whole run gave anything to learn from: "
+                f"{summary['accepted_rollouts']} were accepted. Look at "
+                f"{self.folder.path / 'samples.jsonl'}; a stronger policy, easier prompts or another "
+                "verifier is needed."
+            )
+        return summary
+
+    def _begin(self, trackers: Trackers) -> dict[str, Any]:
+        before = _first_record(self.trainer)
+        self.accuracy = before["accuracy"]
+        self.folder.append("metrics.jsonl", before)
+        trackers.log(before)
+        self.view.step(before, self.config.train.steps)
+        self._save(0)
+        return before
+
+    def _go_on(self, found: Checkpoint) -> dict[str, Any]:
+        found.load_weights(self.trainer.policy)
+        restore(self.trainer, found.state, found.tensors())
+        self.folder.cut_back(found.step)
+        self.earlier_seconds = float(found.state["wall_seconds"])
+        self.accuracy = found.state["accuracy"]
+        self.saved = found.step
+        self.view.message(f"Going on from step {found.step}, {found.folder}")
+        return self.folder.first_metrics()
+
+    def _train(self, trackers: Trackers, first: int) -> Mapping[str, Any]:
+        after: Mapping[str, Any] = self.folder.last_metrics()
+        config = self.config
+
+        def told(name: str) -> None:
+            self.view.message(f"{name}: stopping after this step; once more stops at once")
+
+        with StopRequest(told) as stop:
+            for record in self.trainer.run(first):
+                after = record.metrics
+                self.accuracy = after.get("accuracy", self.accuracy)
+                _keep(record, self.folder, self.view, config)
+                trackers.log(after)
+                interval = config.checkpoint.interval
+                if interval > 0 and record.step % interval == 0:
+                    self._save(record.step)
+                if stop.received:
+                    self._save(record.step)
+                    raise KeyboardInterrupt
+        return after
+
+    def _save(self, step: int) -> None:
+        if self.config.checkpoint.interval == 0 or step == self.saved:
+            return
+        _refuse_broken_weights(self.trainer, f"step {step}")
+        state, tensors = capture(self.trainer)
+        state |= {"step": step, "accuracy": self.accuracy, "wall_seconds": self._seconds()}
+        self.folder.save_checkpoint(
+            self.trainer.policy, state, tensors, self.config.checkpoint.keep
         )
-    return summary
+        self.saved = step
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
 
 
 def run_variance(config: Config, view: View) -> dict[str, Any]:
@@ -284,16 +380,6 @@ def _keep(record: StepRecord, folder: RunFolder, view: View, config: Config) -> 
     if record.metrics["learned"] == 0:
         why = "every group was all alike" if record.metrics["accepted"] else "nothing was accepted"
         view.message(f"step {record.step}: {why}, so there is nothing to learn from it")
-
-
-def _save_checkpoint(folder: RunFolder, trainer: Trainer, step: int) -> None:
-    if trainer.config.checkpoint.interval == 0:
-        return
-    _refuse_broken_weights(trainer, f"step {step}")
-    state = {"step": step, **asdict(trainer.totals)}
-    if trainer.config.estimate.mode == "online":
-        state["history"] = trainer.history.state()
-    folder.save_checkpoint(trainer.policy, state, trainer.config.checkpoint.keep)
 
 
 def _refuse_broken_weights(trainer: Trainer, where: str) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,10 @@ class StepRecord:
 
 @dataclass
 class Trainer:
-    """The parts of a run and the loop over them. ``on_phase`` hears each phase as it begins."""
+    """The parts of a run and the loop over them. ``on_phase`` hears each phase as it begins.
+
+    ``drawn``: batches of prompts drawn so far. ``upcoming``: those that were measured ahead.
+    """
 
     config: Config
     policy: Policy
@@ -113,28 +117,34 @@ class Trainer:
     measure: Measure
     on_phase: Callable[[str], None] = lambda name: None
     totals: Totals = field(default_factory=Totals)
+    drawn: int = 0
+    upcoming: list[tuple[list[Prompt], Estimate]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     step_tokens: int = 0
 
-    def run(self) -> Iterator[StepRecord]:
-        """Train for ``train.steps`` steps and yield a record after each.
+    def run(self, first: int = 1) -> Iterator[StepRecord]:
+        """Train from step ``first`` to step ``train.steps`` and yield a record after each.
 
         Raises NonFiniteError, naming the step, when the policy, a loss or a gradient is NaN or
         infinite; a bad gradient is never applied.
         """
         config = self.config
-        draw = batches(self.prompts.train, config.train.prompts_per_step, config.seed)
-        upcoming: list[tuple[list[Prompt], Estimate]] = []
-        for step in range(1, config.train.steps + 1):
+        everything = batches(self.prompts.train, config.train.prompts_per_step, config.seed)
+        draw = islice(everything, self.drawn, None)
+        for step in range(first, config.train.steps + 1):
             try:
                 self.seconds.clear()
                 self.step_tokens = 0
-                if not upcoming:
+                if not self.upcoming:
                     ahead = min(config.estimate.interval, config.train.steps + 1 - step)
                     with self.phase("estimate"):
                         drawn = [next(draw) for _ in range(ahead)]
-                        upcoming = [(p, self.estimate(p, step + i)) for i, p in enumerate(drawn)]
-                record = self.step(step, *upcoming.pop(0))
+                        self.drawn += ahead
+                        self.upcoming = [
+                            (prompts, self.estimate(prompts, step + i))
+                            for i, prompts in enumerate(drawn)
+                        ]
+                record = self.step(step, *self.upcoming.pop(0))
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {step}: {error}") from None
             yield record

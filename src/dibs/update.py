@@ -97,6 +97,7 @@ class Updater:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.projection = Projection(self.parameters)
+        self.skipped_in_a_row = 0
         # Of transformers' schedules, "constant" alone ignores the warm-up.
         schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.scheduler = get_scheduler(

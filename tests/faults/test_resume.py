@@ -1,0 +1,211 @@
+"""Runs that are killed at any moment and resumed end as if nothing had happened, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import EASY, EASY_WARM_START
+from dibs.report.figures import read_lines
+from dibs.types import InputError
+from test_train import run
+
+CODE = (
+    "import sys; from dibs.tasks.arithmetic import TASKS; TASKS['arithmetic-easy'] = (1, 1); "
+    "from dibs.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+WORDS = [
+    f"--policy.model={EASY}",
+    f"--data.train={EASY}",
+    "--data.size=64",
+    "--data.eval_size=8",
+    "--policy.threads=1",
+    "--policy.device=cpu",
+    "--sampling.max_completion_length=12",
+    "--estimate.num_pilots=4",
+    "--estimate.interval=3",
+    "--allocate.num_generations=4",
+    "--update.learning_rate=1e-3",
+    "--update.schedule=cosine",
+    "--train.steps=8",
+    "--train.prompts_per_step=8",
+    "--evaluate.interval=3",
+    "--evaluate.num_generations=2",
+    "--checkpoint.interval=2",
+    "--tracking.samples_interval=1",
+    *(f"--policy.warm_start.{key}={value}" for key, value in EASY_WARM_START.items()),
+]
+ONLINE = ["--estimate.mode=online", "--estimate.interval=1"]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", CODE, "train", *WORDS, *more, f"--output_dir={out}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return said
+
+
+def result(out: Path) -> list[object]:
+    """All that must not depend on interruptions."""
+    lines = [
+        {key: value for key, value in line.items() if "second" not in key}
+        for name in ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
+        for line in read_lines(out / name)
+    ]
+    return [(out / "model" / "model.safetensors").read_bytes(), lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The result and the seconds of runs that were left alone, by what was asked for."""
+    runs: dict[tuple[str, ...], tuple[list[object], float]] = {}
+
+    def of(*more: str) -> tuple[list[object], float]:
+        if more not in runs:
+            out = tmp_path_factory.mktemp("undisturbed") / "run"
+            started = time.monotonic()
+            finish(start(out, *more))
+            runs[more] = result(out), time.monotonic() - started
+        return runs[more]
+
+    return of
+
+
+def kill_and_resume(undisturbed, tmp_path, seed: int, *more: str, most: int = 1) -> None:
+    """Kill a run at random moments, ``most`` times at most, and let it come to its end."""
+    expected, seconds = undisturbed(*more)
+    out = tmp_path / "run"
+    chance = random.Random(seed)
+    kills = 0
+    for _ in range(most):
+        process = start(out, *more, "--resume=auto")
+        try:
+            process.wait(timeout=chance.uniform(0.4, 1.0) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, process.communicate()[0]
+        break
+    else:
+        finish(start(out, *more, "--resume=auto"))
+    assert result(out) == expected
+    assert (out / "summary.json").exists()
+    assert not list(out.rglob(".unfinished*")) or kills
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_runs_end_the_same(undisturbed, tmp_path, seed):
+    kill_and_resume(undisturbed, tmp_path, seed)
+
+
+@pytest.mark.parametrize("seed", range(3, 5))
+def test_killed_online_runs_end_the_same(undisturbed, tmp_path, seed):
+    kill_and_resume(undisturbed, tmp_path, seed, *ONLINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(30))
+def test_killed_runs_end_the_same_thirty_times(undisturbed, tmp_path, seed):
+    kill_and_resume(undisturbed, tmp_path, seed, *(ONLINE if seed % 2 else []), most=3)
+
+
+PHASES = ("estimate", "allocate", "sample", "verify", "weigh", "update", "evaluate", "save")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
+    """In this process: the phase of the third step raises instead, and the run goes on from step 2."""
+    words = (*WORDS[6:], "--estimate.interval=1", "--evaluate.interval=1")
+
+    class KilledError(BaseException):
+        pass
+
+    calls = {"n": 0}
+
+    def interrupt(name):
+        calls["n"] += name == phase
+        if name == phase and calls["n"] == 3:
+            raise KilledError
+
+    from dibs.checkpoint import RunFolder
+    from dibs.report.views import PlainView
+
+    monkeypatch.setattr(PlainView, "phase", lambda self, name: interrupt(name))
+    saved = RunFolder._save
+
+    def save(self, *arguments):
+        interrupt("save")
+        saved(self, *arguments)
+
+    monkeypatch.setattr(RunFolder, "_save", save)
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", *words)
+    monkeypatch.setattr(PlainView, "phase", lambda self, name: None)
+    monkeypatch.setattr(RunFolder, "_save", saved)
+    run(tmp_path / "killed", *words, "--resume=yes")
+    run(tmp_path / "whole", *words)
+    assert result(tmp_path / "killed") == result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_finish_the_step_and_save(tmp_path, number):
+    out = tmp_path / "run"
+    process = start(out, "--train.steps=100000", "--checkpoint.interval=100000")
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or len(read_lines(out / "metrics.jsonl")) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"{number.name}: stopping after this step; once more stops at once" in said
+    last = read_lines(out / "metrics.jsonl")[-1]["step"]
+    assert f"the last good checkpoint is {out}/checkpoints/step-{last:06d}" in said
+    steps = f"--train.steps={last}"
+    summary = run(out, *WORDS[6:], steps, "--resume=yes", "--allow_changes=true")
+    assert summary["optimizer_updates"] == 4 * last
+
+
+def test_a_second_run_in_one_folder_is_refused(tmp_path):
+    out = tmp_path / "run"
+    first = start(out, "--train.steps=100000")
+    while not (out / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    for more in ("--resume=yes", "--overwrite=true"):
+        with pytest.raises(InputError, match=f"is in use by process {first.pid}, started 20"):
+            run(out, *WORDS[6:], "--train.steps=100000", more)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+
+
+def test_other_configurations_are_refused_key_by_key(tmp_path):
+    words = (*WORDS[6:], "--train.steps=2")
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="holds no run to resume"):
+        run(out, *words, "--resume=yes")
+    summary = run(out, *words, "--resume=auto")
+    with pytest.raises(
+        InputError, match=r"another configuration \(seed: 0 -> 1; train.steps: 2 -> 3\)"
+    ):
+        run(out, *words, "--resume=yes", "--seed=1", "--train.steps=3")
+    # A finished run is not done again.
+    assert run(out, *words, "--resume=yes", "--checkpoint.keep=5") == summary
+    (out / "summary.json").unlink()
+    for folder in (out / "checkpoints").iterdir():
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no whole checkpoint to resume from"):
+        run(out, *words, "--resume=yes")
