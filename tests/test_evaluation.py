@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def vote(*answers: tuple[str, str]) -> float:
         Rollout(prompt, Completion((1,), text, (0.0,), True), 0.0, status, status == "accepted")
         for text, status in answers
     )
-    return majority(Group(prompt, rollouts), lambda text: text or None)
+    return majority(Group(prompt, rollouts), lambda text: None if "?" in text else text)
 
 
 def test_the_majority_by_hand():
@@ -51,6 +53,7 @@ def test_the_majority_by_hand():
     assert vote(("", none), ("", none), ("7", yes)) == 1  # no answer, no vote
     assert vote(("", none)) == 0
     assert vote(("8", no), ("9", no), ("7", yes)) == 0
+    assert vote(("what?", no), ("what?", no), ("7", yes)) == 0  # unread, but a vote
 
 
 def test_scores_leave_out_what_has_no_verdict():
@@ -85,8 +88,8 @@ def test_an_evaluation_is_kept_and_goes_on(byte_model, math_file, tmp_path, caps
     assert (row["prompts"], row["completions"]) == (40, 80)
     assert row["avg"] == 0
     assert row["statuses"]["no_answer"] > 40
-    assert told["settings"]["temperature"] == 1
-    kept = out / "math.jsonl"
+    assert told["settings"]["sampling.temperature"] == 1
+    (kept,) = (out / "records").iterdir()
     whole = kept.read_text()
     # As if it had been killed while it wrote.
     kept.write_text("".join(whole.splitlines(keepends=True)[:30]) + '{"prompt_id": "12')
@@ -97,6 +100,15 @@ def test_an_evaluation_is_kept_and_goes_on(byte_model, math_file, tmp_path, caps
     assert again["benchmarks"] == told["benchmarks"]
     assert evaluate(byte_model, math_file, "--k=3", "--out", str(out)) == 2
     assert "other settings: k was 2 and is 3; samples was 2 and is 3" in capsys.readouterr().err
+    assert evaluate(byte_model, math_file, "--k=2", "--verify.tolerance=1", "--out", str(out)) == 2
+    assert "verify.tolerance was 1e-06 and is 1.0" in capsys.readouterr().err
+    (out / "settings.json").write_text("{broken")
+    assert evaluate(byte_model, math_file, "--k=2", "--out", str(out)) == 2
+    assert "settings.json is damaged" in capsys.readouterr().err
+    # The data's own folder is no place to be overwritten.
+    before = math_file.read_text()
+    assert evaluate(byte_model, math_file, "--k=2", "--out", str(math_file.parent)) == 0
+    assert math_file.read_text() == before
 
 
 def test_more_samples_than_k(byte_model, math_file, capsys):
@@ -179,7 +191,11 @@ def test_bad_rows_leave_nothing_behind(tmp_path, capsys, line, message):
     assert message in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
     assert main(["verify", str(tmp_path / "nowhere.jsonl")]) == 2
-    assert "no such file" in capsys.readouterr().err
+    path.write_text('{"completion": "x", "answer": "7"}')
+    assert main(["verify", str(path), "--out", str(out.parent), "--verifier=exact"]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert main(["verify", str(path), "--out", os.devnull, "--verifier=exact"]) == 0
+    assert not Path(os.devnull).is_file()
 
 
 def test_data_are_shown_before_they_are_trained_on(byte_model, math_file, capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -51,6 +53,10 @@ def boxed(answer: str) -> str:
         (r"\boxed{}", None),
         ("1/2", None),
         ("", None),
+        (r"\boxed{6} | \boxed{5}", "6, 5"),
+        (r"\boxed{6}\lor\boxed{5}", "6, 5"),
+        (r"\boxed{6}; alternatively \boxed{5}", "6, 5"),
+        ("1) \\boxed{1}\n2) \\boxed{2}", "1, 2"),
         (r"\boxed{1}" + "x" * LONGEST, None),
         ("x" * 10 * LONGEST + r"\boxed{1}", "1"),
     ],
@@ -120,6 +126,20 @@ def test_there_are_enough_pairs():
         (judge_numeric, "5", "five", "rejected"),
         (judge_numeric, "0", "1e-7", "accepted"),
         (judge_numeric, "1", "1/0", "rejected"),
+        (judge_numeric, "5.5", r"5\frac{1}{2}", "accepted"),
+        (judge_numeric, "1.5", r"1\frac12", "accepted"),
+        (judge_numeric, "1.5", "1 1/2", "accepted"),
+        (judge_numeric, "-1.5", r"-1\frac{1}{2}", "accepted"),
+        (judge_numeric, "11/2", r"1\frac{1}{2}", "rejected"),
+        (judge_numeric, "34", "3 4", "rejected"),
+        (judge_numeric, "30", "3_0", "rejected"),
+        (judge_exact, "30", "3_0", "rejected"),
+        (judge_numeric, "7", "1e5000000", "rejected"),
+        (judge_numeric, "7", "1e-99999999", "rejected"),
+        (judge_numeric, "0.002", "2e-3", "accepted"),
+        (judge_numeric, "7", "1" * 6000, "rejected"),
+        (judge_choice, "A", "A. or B", "rejected"),
+        (judge_choice, "A", "(A: no, it is B)", "rejected"),
         (judge_choice, "B", "B", "accepted"),
         (judge_choice, "B", r"\text{(B)}", "accepted"),
         (judge_choice, "(B)", "b. because it is", "accepted"),
@@ -239,21 +259,24 @@ def memory_in_mb() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
-def child_processes() -> set[str]:
-    """Workers: children of this process and of the server that forks them."""
-    found: set[str] = set()
-    for stat in Path("/proc").glob("[0-9]*/cmdline"):
+def descendants() -> set[int]:
+    """Processes that come of this one: the server that forks workers, and the workers."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            line = stat.read_bytes()
+            fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if b"forkserver" in line and b"-c" in line:
-            found.add(stat.parent.name)
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, known = set(), {os.getpid()}
+    while known:
+        known = {child for child, parent in parents.items() if parent in known}
+        found |= known
     return found
 
 
 def test_harmful_completions_do_no_harm():
-    before, standing = memory_in_mb(), child_processes()
+    before, standing = memory_in_mb(), descendants()
     verifier = pool(timeout=2)
     items = [(gold, text) for gold, text, _ in HARMFUL]
     started = time.monotonic()
@@ -271,19 +294,22 @@ def test_harmful_completions_do_no_harm():
     assert not Path("/tmp/dibs-harmed").exists()
     assert memory_in_mb() < before + 300
     time.sleep(0.5)
-    # The server that forks workers stays; the workers are gone.
-    assert len(child_processes() - standing) <= 1
+    # The server that forks workers stays, and Python's tracker of resources; the workers are gone.
+    assert len(descendants() - standing) <= 2
 
 
 def test_a_users_function_with_faults_of_every_kind():
     verifier = pool(verifier="own_verifiers:sleepy", timeout=2, accept_threshold=0.5)
     texts = ["right", "wrong", "die", "right", "raise", "half", "eat", "sleep 60", "right"]
+    texts += ["exit", "interrupt", "nan"]
     verdicts = list(verifier.verdicts([(os.devnull, text) for text in texts]))
     verifier.close()
     assert [v.status for v in verdicts] == [
         *("accepted", "rejected", "error", "accepted", "error", "accepted", "error", "timeout"),
-        "accepted",
+        *("accepted", "error", "error", "error"),
     ]
+    assert verdicts[9].reason == "SystemExit: 1"
+    assert verdicts[11].reason == "the reward is nan"
     assert verdicts[5].reward == 0.5
     assert "died" in verdicts[2].reason
     assert verdicts[4].reason == "RuntimeError: I do not know"
@@ -323,6 +349,38 @@ def test_verdicts_come_while_items_are_still_made():
     assert len(made) < 4200  # no more than a window ahead
     assert sum(1 for _ in verdicts) == 4199
     verifier.close()
+
+
+def test_what_nobody_waits_for_is_dropped():
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=5)
+    items = [(os.devnull, text) for text in ["right", *["sleep 4"] * 20]]
+    assert next(verifier.verdicts(items)).status == "accepted"
+    started = time.monotonic()
+    assert statuses(verifier, [(os.devnull, "right")]) == ["accepted"]
+    assert time.monotonic() - started < 15
+    verifier.close()
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    note = tmp_path / "pid"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from dibs.config import VerifyConfig\nfrom dibs.verify import build_verifier\n"
+        "if __name__ == '__main__':\n"
+        "    v = build_verifier(VerifyConfig(verifier='own_verifiers:sleepy', timeout=0.5), 'x')\n"
+        "    list(v.verdicts([(sys.argv[1], 'stuck')]))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, script, note, Path(__file__).parent])
+    while not note.exists() or not note.read_text():
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20  # the alarm comes after 2 x 0.5 + 5 s
+    while Path(f"/proc/{note.read_text()}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_verifier_follows_the_data_and_unknown_ones_are_named():

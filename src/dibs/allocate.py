@@ -8,7 +8,6 @@ every prompt and do not depend on anything random: ties and remainders go to the
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from dibs.counts import least_variance, proportional
 from dibs.objectives import BASELINES, check_objective
+from dibs.plugins import import_function
 from dibs.posterior import Posterior, believe, expected_tokens
 from dibs.types import Allocation, InputError, PromptStats
 
@@ -278,19 +278,12 @@ def check_allocator(name: str) -> None:
     """InputError unless an allocator of this name is registered, or ``module:function`` is one."""
     if name in ALLOCATORS:
         return
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = ", ".join(sorted(ALLOCATORS))
         raise InputError(
             f"unknown allocator {name!r}; known: {known}, or your own as module:function"
         )
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"allocator {name!r} cannot be imported: {error}") from None
-    if not callable(found):
-        raise InputError(f"allocator {name!r} is not a function")
-    ALLOCATORS[name] = found
+    ALLOCATORS[name] = import_function(name, "allocator")
 
 
 def solve(problem: AllocationProblem, name: str) -> Allocation:

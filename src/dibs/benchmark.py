@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from dibs.verify import Verifier, answer_reader, verified
 _PART = 64
 """Prompts sampled and judged at once."""
 _SCORES = ("avg", "pass", "maj")
+_SPLITS = {"train", "eval", "eval_size", "size", "split", "streaming"}
+"""Keys of ``data`` that say what is trained on, or how it is read."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +49,21 @@ class Evaluator:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the scores."""
         config = self.config
+        left_out = {"verify": {"workers"}, "sampling": {"batch_tokens"}, "data": _SPLITS}
+        sections = {
+            f"{section}.{key}": value
+            for section, without in left_out.items()
+            for key, value in getattr(config, section).model_dump(mode="json").items()
+            if key not in without
+        }
         return {
             "model": config.policy.model,
+            "weights": _fingerprint(Path(config.policy.model)),
             "dtype": config.policy.dtype,
             "seed": config.seed,
             "k": self.k,
             "samples": self.samples,
-            "temperature": config.sampling.temperature,
-            "max_completion_length": config.sampling.max_completion_length,
-            "top_k": None,
-            "top_p": None,
-            "repetition_penalty": None,
-            "template": config.data.template,
-            "system_prompt": config.data.system_prompt,
-            "chat_template": config.data.chat_template,
-            "max_prompt_length": config.data.max_prompt_length,
-            "max_rows": config.data.max_rows,
-            "verifier": config.verify.verifier,
-            "answer_from": config.verify.answer_from,
-            "failures": config.verify.failures,
-            "timeout": config.verify.timeout,
-            "accept_threshold": config.verify.accept_threshold,
+            **sections,
         }
 
     def run(self, sources: Sequence[str], out: Path | None, room: int | None) -> dict[str, Any]:
@@ -103,7 +100,10 @@ class Evaluator:
         """Make the folder, or go on in one of the same settings."""
         path = out / "settings.json"
         if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(path.read_text(encoding="utf-8")))
+            except ValueError:
+                raise InputError(f"{path} is damaged; give another folder") from None
             changed = [
                 f"{key} was {before.get(key)!r} and is {value!r}"
                 for key, value in self.settings().items()
@@ -125,7 +125,7 @@ class Evaluator:
         self, source: str, prompts: Sequence[Prompt], out: Path | None
     ) -> list[dict[str, Any]]:
         """One record a prompt: its verdicts, lengths and majority."""
-        kept = None if out is None else out / f"{Path(source).stem}.jsonl"
+        kept = None if out is None else _records_file(out, source)
         done = _read_records(kept)
         todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
         if done:
@@ -136,6 +136,7 @@ class Evaluator:
             records = [self._record(group, read) for group in self._groups(part)]
             done.update({record["prompt_id"]: record for record in records})
             if kept is not None:
+                kept.parent.mkdir(exist_ok=True)
                 with kept.open("a", encoding="utf-8") as lines:
                     lines.writelines(json.dumps(record) + "\n" for record in records)
             self.view.preparing(source, len(prompts) - len(todo) + start + len(part), len(prompts))
@@ -199,6 +200,21 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
+def _records_file(out: Path, source: str) -> Path:
+    """Of its own for every source, also where files share a name."""
+    mark = blake2b(str(Path(source).absolute()).encode(), digest_size=4).hexdigest()
+    return out / "records" / f"{Path(source).stem}-{mark}.jsonl"
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """What changes when a local model is saved again; None for a hub id."""
+    if not folder.is_dir():
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+
 def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
     """Records kept so far; a line that was cut off is done again."""
     if path is None or not path.exists():
@@ -208,10 +224,9 @@ def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except ValueError:
-            continue
-        if line.endswith("\n"):
             records[record["prompt_id"]] = record
-            whole.append(line)
+        except (ValueError, TypeError, KeyError):
+            continue
+        whole.append(line.rstrip("\n") + "\n")
     write_text(path, "".join(whole))
     return records

@@ -93,13 +93,14 @@ def majority(group: Group, answer_of: Callable[[str], str | None]) -> float:
     """Whether the answer given most often is accepted, 0 or 1 (maj@k).
 
     Accepted answers are equal in value, so they vote together; others vote by how ``answer_of`` reads
-    them. A completion without an answer does not vote; the answer given first wins a tie.
+    them, or as they are where it cannot. A completion in which the verifier found no answer does not
+    vote; the answer given first wins a tie.
     """
     votes: Counter[tuple[bool, str]] = Counter()
     for rollout in group.rollouts:
-        answer = "" if rollout.accepted else answer_of(rollout.completion.text)
-        if answer is not None and rollout.status != "no_answer":
-            votes[rollout.accepted, answer] += 1
+        if rollout.status != "no_answer":
+            text = rollout.completion.text
+            votes[rollout.accepted, "" if rollout.accepted else answer_of(text) or text] += 1
     return float(bool(votes) and votes.most_common(1)[0][0][0])
 
 
@@ -113,7 +114,8 @@ def mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
     told = bootstrap(lambda w: float(w @ values / w.sum()), len(values))
     assert told.low is not None
     assert told.high is not None
-    return float(values.mean()), told.low, told.high
+    mean = float(values.mean())
+    return mean, max(told.low, 0.0), min(told.high, 1.0)
 
 
 def clustered_interval(rates: np.ndarray) -> tuple[float, float]:

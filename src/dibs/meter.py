@@ -176,11 +176,14 @@ def _half_gradients(
 ) -> Tensor:
     """Mean of ``a s`` over each half of a group, [2, D].
 
-    Halves share neither completions nor moments, so products across them have no noise in common. Both
-    have their part of the accepted ones.
+    Halves share neither completions nor moments, so products across them have no noise in common. Where
+    factors are relative to the half's own moments, both have their part of the accepted ones: otherwise
+    that many are accepted would be noise in common.
     """
     vectors = []
-    order = np.argsort(group.rewards, kind="stable")
+    algorithm = trainer.config.algorithm
+    absolute = (algorithm.objective, algorithm.baseline) == ("expected_reward", "none")
+    order = np.arange(len(group.rollouts)) if absolute else np.argsort(group.rewards, kind="stable")
     for picked in (order[::2], order[1::2]):
         half = Group(group.prompt, tuple(group.rollouts[i] for i in picked))
         updater.optimizer.zero_grad(set_to_none=True)

@@ -38,7 +38,7 @@ def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
         statuses = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counted)
         cut = 100 * row["truncated_share"]
         yield f"{Path(row['benchmark']).stem}: {statuses}; {cut:.0f}% cut off at the length limit"
-    shown = {key: value for key, value in result["settings"].items() if value is not None}
+    shown = {k.partition(".")[2] or k: v for k, v in result["settings"].items() if v is not None}
     yield "Settings: " + ", ".join(f"{key} {value}" for key, value in shown.items())
     yield "No top-k, top-p or repetition penalty."
 

@@ -6,13 +6,14 @@ mathematics and of users run in worker processes, because nobody knows how long 
 
 from __future__ import annotations
 
-import importlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from dibs.config import VerifyConfig
+from dibs.plugins import import_function
 from dibs.tasks.arithmetic import ANSWER_MARK, TASKS
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 from dibs.verify.answers import LONGEST, reading
@@ -23,6 +24,7 @@ from dibs.verify.judges import (
     judge_exact,
     judge_numeric,
     judged,
+    unreached,
 )
 
 VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic")
@@ -105,7 +107,12 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
         from dibs.verify.maths import judge_math
 
         return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
-    return VerifierPool(OwnJudge(_imported(name), config.accept_threshold), *limits)
+    if ":" not in name:
+        raise InputError(
+            f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or your own as module:function"
+        )
+    own = import_function(name, "verify.verifier")
+    return VerifierPool(OwnJudge(own, config.accept_threshold), *limits)
 
 
 def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | None]:
@@ -134,20 +141,6 @@ class OwnJudge:
         if isinstance(given, Verdict):
             return given
         reward = float(given)
+        if not math.isfinite(reward):
+            return unreached("error", f"the reward is {reward}")
         return Verdict(reward, "accepted" if reward >= self.accept_threshold else "rejected")
-
-
-def _imported(name: str) -> Callable[[str, str], Any]:
-    module, colon, function = name.partition(":")
-    if not colon:
-        raise InputError(
-            f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or your own as module:function"
-        )
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"verify.verifier {name!r} cannot be imported: {error}") from None
-    if not callable(found):
-        raise InputError(f"verify.verifier {name!r} is not a function")
-    own: Callable[[str, str], Any] = found
-    return own

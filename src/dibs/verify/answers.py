@@ -15,7 +15,11 @@ _LAYERS = 8
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"\\boxed\s*([^\s{}$\\]+)")
-_JOINT = re.compile(r"(?:[\s,;$&]|\\[()\[\],;! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and|or)*")
+_JOINT = re.compile(
+    r"(?:[\s,;:$&|/*•-]|\\[()\[\],;! ]|\\q?quad|\\(?:lor|land|vee|wedge|mid)(?![a-z])"
+    r"|\\(?:text|mathrm|textbf)\s*\{\s*(?:and|or)\s*\}|and|or|alternatively"
+    r"|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])*"
+)
 _STATED = re.compile(r"(?:answer\s*(?:is|:|=)\s*:?|####)[ \t]*(\S[^\n]*)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))

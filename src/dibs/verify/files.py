@@ -54,7 +54,7 @@ def verify_file(
                 if lines is not None:
                     reward = None if math.isnan(verdict.reward) else verdict.reward
                     row = {"reward": reward, "status": verdict.status, "reason": verdict.reason}
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    lines.write(json.dumps(row) + "\n")
     finally:
         verifier.close()
     others = {status: count for status, count in counts.items() if status not in STATUSES}
@@ -83,6 +83,12 @@ def _finished_or_nothing(path: Path | None) -> Iterator[IO[str] | None]:
     """A file that takes its name once it is whole."""
     if path is None:
         yield None
+        return
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if path.exists() and not path.is_file():  # a device or a pipe keeps its place
+        with path.open("w", encoding="utf-8") as lines:
+            yield lines
         return
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from fractions import Fraction
 
 from dibs.tasks.arithmetic import ANSWER_MARK
 from dibs.types import Verdict
@@ -37,6 +36,10 @@ def judged(judge: Judge, answer: str, text: str) -> Verdict:
 
 
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)")
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?"
+_PLAIN = re.compile(rf"([+-]?)\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?")
+_MIXED = re.compile(r"([+-]?)\s*(\d{1,15})\s+(\d{1,15})\s*/\s*(\d{1,15})")
+_OTHER_LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])")
 _LETTER = re.compile(
     r"\(?\s*(?:\\text\w*\s*\{)?\s*\(?\s*([A-Za-z])\s*\)?\s*\}?\s*\)?\s*(?:[.:)].*)?"
 )
@@ -82,11 +85,15 @@ def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdic
     gold, letter = (_LETTER.fullmatch(" ".join(t.split())) for t in (clean(answer), given))
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no letter")
-    same = letter is not None and letter.group(1).upper() == gold.group(1).upper()
-    return ACCEPTED if same else REJECTED
+    if letter is None:
+        return REJECTED
+    named = {letter.group(1).upper(), *_OTHER_LETTER.findall(given)}
+    return ACCEPTED if named == {gold.group(1).upper()} else REJECTED
 
 
 def _same_decimal(one: str, other: str) -> bool:
+    if "_" in one + other:  # Python's digit groups
+        return False
     try:
         return Decimal(clean(one)) == Decimal(clean(other))
     except InvalidOperation:
@@ -94,16 +101,23 @@ def _same_decimal(one: str, other: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """A decimal, a fraction, a percentage; with thousands' commas and a currency sign if need be."""
-    text = clean(text).replace(r"\$", "").replace("$", "").replace(r"\!", "")
-    text = _FRACTION.sub(lambda m: f"{m[1]}{m[2].strip('{}')}/{m[3].strip('{}')}", text)
-    text = "".join(text.split())
-    percent = text.endswith("%")
-    text = text.rstrip("%").rstrip("\\")
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")
-    try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
+    """A decimal, fraction, mixed number or percentage; commas in thousands and a dollar are fine."""
+    text = clean(text).replace(r"\$", "").replace("$", "").replace(r"\!", "").replace("\\%", "%")
+    text = _FRACTION.sub(lambda m: f" {m[1]}{m[2].strip('{}')}/{m[3].strip('{}')}", text).strip()
+    number = text.removesuffix("%").strip()
+    mixed, plain = _MIXED.fullmatch(number), _PLAIN.fullmatch(number)
+    if mixed is not None:
+        sign, whole, above, below = mixed.groups()
+    elif plain is not None:
+        sign, above, below = plain.groups()
+        whole = "0"
+    else:
         return None
-    return value / 100 if percent and math.isfinite(value) else value
+    below = float((below or "1").replace(",", ""))
+    if below == 0:
+        return None
+    value = float(whole) + float(above.replace(",", "")) / below
+    if not math.isfinite(value):
+        return None
+    value = -value if sign == "-" else value
+    return value / 100 if text.endswith("%") else value

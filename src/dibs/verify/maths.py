@@ -12,8 +12,8 @@ from itertools import product
 from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import S
-from sympy.logic.boolalg import Boolean
+from sympy import FiniteSet, Float, Interval, S, Tuple, Union, default_sort_key
+from sympy.logic.boolalg import And, Boolean
 
 from dibs.types import Verdict
 from dibs.verify.answers import clean, final_answer, same_text
@@ -26,8 +26,16 @@ logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 _CONFIG = (LatexExtractionConfig(boxed_match_priority=0),)
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\d+)\s*\}?$")
 _UNIT = re.compile(
-    r"\\(?:text|mathrm|mbox)\s*\{\s*([^{}]*[A-Za-z][^{}]*)\}\s*(\^\s*\{?\s*\d\s*\}?)?$"
+    r"(?:\\(?:text|mathrm|mbox)\s*\{\s*([^{}]*[A-Za-z][^{}]*)\}|(?<=[\d }])([A-Za-z]{1,12}))"
+    r"(\^\s*\{?\s*\d\s*\}?)?$"
 )
+_WORD = re.compile(r"[A-Za-z]{3,}(?:\s+[A-Za-z]+)*|no", re.IGNORECASE)
+_APPROXIMATELY = re.compile(r"\\(?:approx|simeq|sim|cong|doteq)(?![a-z])")
+_CONNECTIVE = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])|\\(?:lor|vee)(?![a-z])")
+_EXPONENT = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?!\w)")
+_SEVERAL = (FiniteSet, Tuple, Interval, Union, And)
+_DIGITS = 2e-6
+"""Relative difference of decimals that are equal."""
 
 
 def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
@@ -44,13 +52,22 @@ def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     gold = clean(answer)
     if same_text(given, gold):
         return ACCEPTED
-    if _differ(_BASE, gold, given) or _differ(_UNIT, gold, given):
+    # Words are compared as text; a box within an answer hides another.
+    by_text = _WORD.fullmatch(gold) is not None or r"\boxed" in given
+    if by_text or _differ(_BASE, gold, given) or _differ(_UNIT, gold, given):
         return REJECTED
+    given = _APPROXIMATELY.split(given)[0]
     targets = _parsed(given)
-    if any(_is_false(target) for target in targets):
+    # Of several things said, perhaps only one was understood.
+    half_read = _CONNECTIVE.search(given) and not any(isinstance(t, _SEVERAL) for t in targets)
+    if half_read or any(_is_false(target) for target in targets):
         return REJECTED
     equal = any(_equal(one, other) for one, other in product(_parsed_gold(gold), targets))
     return ACCEPTED if equal else REJECTED
+
+
+def _scientific(match: re.Match[str]) -> str:
+    return f"{match[1]} \\times 10^{{{int(match[2])}}}"
 
 
 def _differ(pattern: re.Pattern[str], gold: str, given: str) -> bool:
@@ -58,6 +75,8 @@ def _differ(pattern: re.Pattern[str], gold: str, given: str) -> bool:
     if one is None or other is None:
         return False
     plain = ["".join(filter(str.isalnum, "".join(m.groups("")))).lower() for m in (one, other)]
+    if sorted(plain[0]) == sorted(plain[1]):
+        return False  # ab and ba: a product, not a unit
     # Plurals are the same unit.
     return re.sub("e?s$", "", plain[0]) != re.sub("e?s$", "", plain[1])
 
@@ -70,8 +89,9 @@ def _parsed_gold(answer: str) -> list[Any]:
 def _parsed(answer: str) -> list[Any]:
     """Expressions and the text that an answer may be read as; none where it is no mathematics."""
     try:
+        written = _EXPONENT.sub(_scientific, answer)
         found: list[Any] = parse(
-            f"\\boxed{{{answer}}}", _CONFIG, parsing_timeout=None, raise_on_error=True
+            f"\\boxed{{{written}}}", _CONFIG, parsing_timeout=None, raise_on_error=True
         )
     except (MemoryError, RecursionError):
         raise
@@ -82,14 +102,17 @@ def _parsed(answer: str) -> list[Any]:
 
 
 def _is_false(expression: Any) -> bool:
-    if not isinstance(expression, Boolean) or expression.free_symbols:
+    """A statement that cannot be true, or a chain of them of which one cannot."""
+    if not isinstance(expression, Boolean):
         return False
-    return bool(expression.doit() == S.false)
+    if isinstance(expression, And):
+        return any(_is_false(part) for part in expression.args)
+    return not expression.free_symbols and bool(expression.doit() == S.false)
 
 
 def _equal(gold: Any, target: Any) -> bool:
     try:
-        return bool(
+        alike = bool(
             verify(
                 gold,
                 target,
@@ -98,7 +121,32 @@ def _equal(gold: Any, target: Any) -> bool:
                 raise_on_error=True,
             )
         )
+        return alike and _close(gold, target)
     except (MemoryError, RecursionError):
         raise
     except Exception:
         return False
+
+
+def _close(gold: Any, target: Any) -> bool:
+    """Whether decimals are equal to six digits; math-verify looks at six decimals, however small.
+
+    True for what holds no decimals, and where the parts do not match one to one.
+    """
+    if isinstance(gold, str) or not (gold.has(Float) or target.has(Float)):
+        return True
+    if getattr(gold, "is_number", False) and getattr(target, "is_number", False):
+        try:
+            one, other = complex(gold.evalf(20)), complex(target.evalf(20))
+        except TypeError:  # a percentage, which math-verify keeps unevaluated
+            return True
+        return abs(one - other) <= _DIGITS * max(abs(one), abs(other))
+    if isinstance(gold, _SEVERAL) and len(gold.args) == len(target.args):
+        order = default_sort_key if isinstance(gold, FiniteSet) else None
+        pairs = zip(
+            sorted(gold.args, key=order) if order else gold.args,
+            sorted(target.args, key=order) if order else target.args,
+            strict=True,
+        )
+        return all(_close(*pair) for pair in pairs)
+    return True

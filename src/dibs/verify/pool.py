@@ -6,7 +6,6 @@ processes of their own, with a wall-clock limit for every item and a memory limi
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -14,7 +13,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, TimeoutError
+from concurrent.futures import TimeoutError
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -25,7 +24,6 @@ from dibs.verify.judges import Judge, judged, unreached
 _IN_FLIGHT = 4096
 """Items given to the workers ahead of the one whose verdict is due."""
 _TASKS_A_WORKER = 20_000
-_KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class VerifierPool:
@@ -61,13 +59,17 @@ class VerifierPool:
         exceeds its time is a ``timeout``; one whose worker dies or runs out of memory an ``error``.
         """
         pending: deque[Any] = deque()
-        for answer, text in items:
-            task = (self.judge, answer, text[-self.longest :])
-            pending.append(self._started().schedule(judged, args=task, timeout=self.seconds))
-            if len(pending) > _IN_FLIGHT:
+        try:
+            for answer, text in items:
+                task = (self.judge, answer, text[-self.longest :], self.seconds)
+                pending.append(self._started().schedule(_bounded, args=task, timeout=self.seconds))
+                if len(pending) > _IN_FLIGHT:
+                    yield self._outcome(pending.popleft())
+            while pending:
                 yield self._outcome(pending.popleft())
-        while pending:
-            yield self._outcome(pending.popleft())
+        finally:
+            for future in pending:  # nobody waits for them any more
+                future.cancel()
 
     def close(self) -> None:
         """Stop the workers; what they still had to do is dropped."""
@@ -99,7 +101,7 @@ class VerifierPool:
             return unreached("timeout", f"no verdict within {self.seconds:g} s")
         except ProcessExpired as error:
             return unreached("error", f"the worker died (exit status {error.exitcode})")
-        except (CancelledError, Exception) as error:
+        except Exception as error:
             return unreached("error", f"{type(error).__name__}: {error}")
 
 
@@ -110,8 +112,21 @@ def _prepare(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(1)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_KILL_WITH_PARENT, signal.SIGKILL)
+
+
+def _bounded(judge: Judge, answer: str, text: str, seconds: float) -> Verdict:
+    """In a worker: the judge's verdict, whatever it raises.
+
+    The parent kills a worker at its deadline. Should the parent be gone, an alarm does, also within C.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 5)
+    try:
+        return judged(judge, answer, text)
+    except BaseException as error:
+        return unreached("error", f"{type(error).__name__}: {error}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _module_of(judge: Judge) -> str:

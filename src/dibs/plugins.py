@@ -1,0 +1,30 @@
+"""Users' own functions, named ``module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dibs.types import InputError
+
+
+def import_function(name: str, what: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; modules of the current folder are found too.
+
+    Raises InputError, calling it ``what``, where there is none.
+    """
+    module, _, function = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{what} {name!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise InputError(f"{what} {name!r} is not a function")
+    own: Callable[..., Any] = found
+    return own
