@@ -97,3 +97,28 @@ def test_sampling_leaves_the_model_as_it_was(policy):
 def test_evaluation_temperature_overrides_the_policys(policy):
     cold = TransformersSampler(policy, 4, 1000).sample(requests([20, 0, 0]), temperature=1e-4)[0]
     assert len({c.token_ids for c in cold}) == 1
+
+
+def test_batches_are_halved_where_memory_does_not_suffice(policy, monkeypatch):
+    whole = TransformersSampler(policy, 6, 1000).sample(requests([6, 2, 6]))
+    inner, tried = policy.model.generate, []
+
+    def narrow(input_ids, **options):
+        tried.append(len(input_ids))
+        if len(input_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(input_ids, **options)
+
+    monkeypatch.setattr(policy.model, "generate", narrow)
+    sampler = TransformersSampler(policy, 6, 1000)
+    again = sampler.sample(requests([6, 2, 6]))
+    assert [[c.token_ids for c in group] for group in again] == [
+        [c.token_ids for c in group] for group in whole
+    ]
+    assert max(tried) == 14
+    before = len(tried)
+    sampler.sample(requests([6, 2, 6]))
+    assert max(tried[before:]) <= 4  # learnt once
+    monkeypatch.setattr(policy.model, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sampler.sample(requests([1, 0, 0]))

@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(policy, bad):
     made[1] = TrainingExample(made[1].context_ids, made[1].completion_ids, bad, 1.0)
     before = weights(policy)
     # Dealt to two updates, the second holds the bad one; the first may be applied.
-    trainer = updater(policy, updates_per_step=1)
+    trainer = updater(policy, updates_per_step=1, max_skipped=0)
     with pytest.raises(NonFiniteError, match="update 1 of 1: the loss is"):
         trainer.step(made)
     assert (weights(policy) == before).all()
@@ -276,3 +276,52 @@ def test_projections_keep_inner_products():
         parameter.grad = torch.ones(50)
     assert int((Projection(many, 0, 1500)() != 0).sum()) > 1200
     assert torch.equal(vectors(3, 256), sketches[3])
+
+
+@pytest.mark.parametrize("loss", [RAFT, RATIO])
+def test_micro_batches_are_halved_where_memory_does_not_suffice(policy, loss, monkeypatch):
+    made = examples(policy, 20)
+    inner, sizes = Policy.logprobs, []
+
+    def narrow(self, batch):
+        sizes.append(batch.input_ids.numel())
+        if sizes[-1] > 150:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return inner(self, batch)
+
+    maker = updater(policy, loss, updates_per_step=2, learning_rate=1e-3)
+    before = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    maker.step(made)
+    after = weights(policy)
+    policy.model.load_state_dict(before)
+    monkeypatch.setattr(Policy, "logprobs", narrow)
+    again = updater(policy, loss, updates_per_step=2, learning_rate=1e-3)
+    again.step(made)
+    torch.testing.assert_close(weights(policy), after, rtol=1e-3, atol=2e-5)
+    assert again.micro_batch_tokens <= 150
+    tried = sum(size > 150 for size in sizes)
+    again.step(made)
+    assert sum(size > 150 for size in sizes) == tried  # learnt once
+
+    def never(self, batch):
+        raise MemoryError
+
+    monkeypatch.setattr(Policy, "logprobs", never)
+    with pytest.raises(MemoryError):
+        again.step(made)
+
+
+def test_gradients_that_are_not_finite_are_skipped_and_too_many_stop(policy):
+    good = examples(policy, 8)
+    bad = [replace(each, weight=float("nan")) for each in good]
+    maker = updater(policy, updates_per_step=1, max_skipped=2, learning_rate=1e-3)
+    start = weights(policy)
+    for expected in (1, 1):
+        assert maker.step(bad).skipped_updates == expected
+        assert torch.equal(weights(policy), start)
+    assert maker.step(good).skipped_updates == 0
+    assert not torch.equal(weights(policy), start)
+    for _ in range(2):
+        maker.step(bad)
+    with pytest.raises(NonFiniteError, match=r"update 1 of 1: the loss is nan.* after 2 skipped"):
+        maker.step(bad)

@@ -285,6 +285,12 @@ class UpdateConfig(Section):
     warmup_updates: int = Field(0, ge=0, description="linear warm-up of the learning rate")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient; null: never")
+    max_skipped: int = Field(
+        3,
+        ge=0,
+        description="updates in a row that are skipped because their loss or gradient is NaN or "
+        "infinite; one more stops the run",
+    )
     updates_per_step: int = Field(4, ge=1, description="optimizer updates a step, whatever counts")
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one forward and backward")
 

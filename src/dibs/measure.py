@@ -13,6 +13,7 @@ from dibs import objectives
 from dibs.allocate import AllocationProblem, solve
 from dibs.config import Config, GradNormMethod
 from dibs.gradnorm import gradient_norms
+from dibs.memory import with_smaller_batches
 from dibs.policy import Policy
 from dibs.types import Group, Rollout
 from dibs.variance import ratio, shares
@@ -46,12 +47,13 @@ class Measure:
     def _norms(
         self, groups: Sequence[Group], method: GradNormMethod, **options: Any
     ) -> list[np.ndarray]:
-        measured = gradient_norms(
-            self.policy,
-            [rollout.example() for group in groups for rollout in group.rollouts],
-            method,
-            max_tokens=self.config.update.micro_batch_tokens,
-            **options,
+        examples = [rollout.example() for group in groups for rollout in group.rollouts]
+        lengths = [len(e.context_ids) + len(e.completion_ids) for e in examples]
+        tokens = self.config.update.micro_batch_tokens
+        measured, _ = with_smaller_batches(
+            lambda most: gradient_norms(self.policy, examples, method, max_tokens=most, **options),
+            tokens,
+            max(lengths, default=tokens),
         )
         ends = np.cumsum([len(group.rollouts) for group in groups])
         return np.split(measured.norms, ends[:-1])

@@ -9,8 +9,9 @@ whole step's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,19 @@ from transformers import get_scheduler
 
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
+from dibs.memory import with_smaller_batches
 from dibs.policy import Policy, micro_batches
 from dibs.projection import Projection
 from dibs.types import NonFiniteError, TrainingExample
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class UpdateMetrics:
     """Of one step: sums over its updates, the mean gradient norm before clipping, the last rate.
+
+    ``skipped_updates``: those whose loss or gradient was NaN or infinite; ``updates`` counts them.
 
     ``gradient_square`` and ``gradient_variance``: estimates of ``||g||^2`` for the gradient g that every
     update estimates, and of ``E||g_u - g||^2`` for an update's estimate g_u, from how the updates of a
@@ -38,6 +44,7 @@ class UpdateMetrics:
     updates: int
     loss: float
     update_grad_norm: float
+    skipped_updates: int
     clip_fraction: float
     kl: float
     learning_rate: float
@@ -51,6 +58,7 @@ class _Tally:
     norms: list[float] = field(default_factory=list)
     squares: list[float] = field(default_factory=list)
     gradient: Tensor | None = None
+    skipped: int = 0
     sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, loss: float, sums: dict[str, Tensor]) -> None:
@@ -98,6 +106,7 @@ class Updater:
         )
         self.projection = Projection(self.parameters)
         self.skipped_in_a_row = 0
+        self.micro_batch_tokens = config.micro_batch_tokens
         # Of transformers' schedules, "constant" alone ignores the warm-up.
         schedule = "constant_with_warmup" if config.schedule == "constant" else config.schedule
         self.scheduler = get_scheduler(
@@ -108,8 +117,10 @@ class Updater:
         """``updates_per_step`` optimizer updates on a step's completions.
 
         Updates happen also where there is nothing to learn, so that schedules and comparisons stay
-        aligned: their gradient is 0, though AdamW's momentum may still move the weights. Raises
-        NonFiniteError before a bad gradient is applied.
+        aligned: their gradient is 0, though AdamW's momentum may still move the weights. A gradient that
+        is NaN or infinite is never applied: its update is skipped, and NonFiniteError raised after
+        ``max_skipped`` in a row. Where memory does not suffice, micro-batches are halved; the result
+        stays the same, rounding aside.
         """
         updates = self.config.updates_per_step
         hands = [examples[u::updates] for u in range(updates)]
@@ -130,7 +141,8 @@ class Updater:
         return UpdateMetrics(
             updates=updates,
             loss=tally.loss / updates,
-            update_grad_norm=sum(tally.norms) / updates,
+            update_grad_norm=sum(tally.norms) / max(len(tally.norms), 1),
+            skipped_updates=tally.skipped,
             clip_fraction=tally.sums.get("clipped_tokens", 0.0) / tokens,
             kl=tally.sums.get("kl", 0.0) / tokens,
             learning_rate=self.scheduler.get_last_lr()[0],
@@ -150,7 +162,7 @@ class Updater:
         fall into micro-batches, rounding aside.
         """
         total, sums = 0.0, dict[str, Tensor]()
-        for indices in micro_batches(examples, self.config.micro_batch_tokens):
+        for indices in micro_batches(examples, self.micro_batch_tokens):
             chosen = [examples[i] for i in indices]
             batch = self.policy.collate(chosen)
             old = None
@@ -181,29 +193,65 @@ class Updater:
         scale: float,
         tally: _Tally,
     ) -> None:
-        self.optimizer.zero_grad(set_to_none=False)
-        loss, sums = self.gradient(examples, old_logprobs, scale)
-        if not math.isfinite(loss):
-            raise NonFiniteError(f"the loss is {loss}")
-        if self.config.updates_per_step > 1:
-            tally.add_gradient(self.projection())
+        loss, sums = self._fitting(examples, lambda: self._fresh(examples, old_logprobs, scale))
+        vector = self.projection() if self.config.updates_per_step > 1 else None
         limit = self.config.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit or math.inf))
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm}")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._skip(f"the loss is {loss}, the gradient norm {norm}", tally)
+            return
+        self.skipped_in_a_row = 0
         self.optimizer.step()
         self.scheduler.step()
         tally.add(loss, sums)
         tally.norms.append(norm)
+        if vector is not None:
+            tally.add_gradient(vector)
+
+    def _fresh(
+        self,
+        examples: Sequence[TrainingExample],
+        old_logprobs: Sequence[Tensor] | None,
+        scale: float,
+    ) -> tuple[float, dict[str, Tensor]]:
+        self.optimizer.zero_grad(set_to_none=False)
+        return self.gradient(examples, old_logprobs, scale)
+
+    def _skip(self, why: str, tally: _Tally) -> None:
+        """Make no update of a gradient that is NaN or infinite; too many in a row end the run."""
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.config.max_skipped:
+            raise NonFiniteError(
+                f"{why}, after {self.skipped_in_a_row - 1} skipped updates in a row"
+            )
+        tally.skipped += 1
+        self.optimizer.zero_grad(set_to_none=False)
+
+    def _fitting(self, examples: Sequence[TrainingExample], run: Callable[[], _Result]) -> _Result:
+        """Run in micro-batches that fit into memory; smaller ones stay for the rest of the run."""
+
+        def with_tokens(tokens: int) -> _Result:
+            self.micro_batch_tokens = tokens
+            return run()
+
+        lengths = [len(e.context_ids) + len(e.completion_ids) for e in examples]
+        longest = max(lengths, default=self.micro_batch_tokens)
+        result, self.micro_batch_tokens = with_smaller_batches(
+            with_tokens, self.micro_batch_tokens, longest
+        )
+        return result
 
     def _behaviour_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
         """``log pi`` before the step's first update, one a completion; None if the loss has no use."""
         if self.loss.clip is None:
             return None
-        logprobs: dict[int, Tensor] = {}
         self.policy.model.train()
+        return self._fitting(examples, lambda: self._logprobs(examples))
+
+    def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:
+        logprobs: dict[int, Tensor] = {}
         with torch.no_grad():
-            for indices in micro_batches(examples, self.config.micro_batch_tokens):
+            for indices in micro_batches(examples, self.micro_batch_tokens):
                 batch = self.policy.collate([examples[i] for i in indices])
                 for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
                     logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from dibs.memory import with_smaller_batches
 from dibs.policy import Policy
 from dibs.sampling.base import SampleRequest
 from dibs.types import Completion, NonFiniteError
@@ -53,8 +54,15 @@ class TransformersSampler:
         """See :class:`dibs.sampling.base.Sampler`."""
         rows = [(i, k) for i, request in enumerate(requests) for k in range(request.count)]
         done: dict[tuple[int, int], Completion] = {}
-        for batch in self._batches(requests, rows):
-            done.update(zip(batch, self._decode(requests, batch, temperature), strict=True))
+        longest = max((len(r.prompt.token_ids) for r in requests), default=0)
+
+        def decode(tokens: int) -> None:
+            self.batch_tokens = tokens
+            for batch in self._batches(requests, [row for row in rows if row not in done]):
+                done.update(zip(batch, self._decode(requests, batch, temperature), strict=True))
+
+        # Smaller batches stay for the rest of the run.
+        with_smaller_batches(decode, self.batch_tokens, longest + self.max_completion_length)
         return [[done[i, k] for k in range(request.count)] for i, request in enumerate(requests)]
 
     def _batches(
