@@ -309,7 +309,7 @@ def test_a_model_in_bfloat16_trains(tmp_path, byte_model, math_file):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"stopped at step 1: update 2 of 2: the loss is .*nan, .* in a row; the last .*step-000000",
+        match=r"stopped at step 1: update 2 of 2: the .*nan, .* in a row; the last .*step-000000",
     ):
         run(
             tmp_path / "run",
