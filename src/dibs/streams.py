@@ -107,19 +107,16 @@ def pose_streams(streams: Sequence[Stream], config: Config) -> list[AllocationPr
 
     lower = [np.maximum(part(options.lower, i), s.given_counts) for i, s in enumerate(streams)]
     upper = [None if options.upper is None else part(options.upper, i) for i in range(len(streams))]
-    costs = [
-        None
-        if config.allocate.budget_unit == "completions"
-        else expected_tokens(s.stats, otherwise=config.sampling.max_completion_length)
-        for s in streams
-    ]
-    if config.allocate.budget_unit == "completions":
+    costs: list[np.ndarray | None] = [None] * len(streams)
+    if options.budget_unit == "completions":
         budgets = _divided(int(spendable(config, None)), lower, upper)
     else:
+        longest = config.sampling.max_completion_length
+        tokens = [expected_tokens(stream.stats, otherwise=longest) for stream in streams]
+        costs = [*tokens]
         budgets = [
             max(spendable(config, cost) / len(streams), float(low @ cost))
-            for cost, low in zip(costs, lower, strict=True)
-            if cost is not None
+            for cost, low in zip(tokens, lower, strict=True)
         ]
     return [
         pose(
