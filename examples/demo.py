@@ -27,7 +27,7 @@ from dibs.report.comparison import (
 )
 from dibs.report.figures import draw_figures
 from dibs.report.views import view_for
-from dibs.run import run_training
+from dibs.session import run_training
 from dibs.types import InputError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"

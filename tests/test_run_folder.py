@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dibs.checkpoint import RunFolder, to_json
 from dibs.config_file import load_config
@@ -91,11 +91,52 @@ def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damag
 def test_lines_of_later_steps_are_cut_back(tmp_path):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step in range(4):
-        folder.append("metrics.jsonl", {"step": step})
-    with (folder.path / "metrics.jsonl").open("a") as lines:
-        lines.write('{"step": 2, "cut o')
+        folder.append("metrics.jsonl", {"step": step, "text": "a\u2028b\x85c\u00e9"})
+    path = folder.path / "metrics.jsonl"
+    with path.open("ab") as lines:
+        lines.write('{"step": 2, "cut off within \u00e9'.encode()[:-1])
     folder.cut_back(2)
-    assert [json.loads(x)["step"] for x in (folder.path / "metrics.jsonl").open()] == [0, 1, 2]
+    assert [folder.metrics(i)["step"] for i in range(3)] == [0, 1, 2]
+    assert folder.metrics(1)["text"] == "a\u2028b\x85c\u00e9"
+    assert path.read_bytes().count(b"\n") == 3
+    with pytest.raises(InputError, match="does not hold steps 0 to 3"):
+        folder.cut_back(3)
+
+
+def test_broken_checkpoints_do_not_count(tmp_path, policy):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    for step, accuracy in ((2, 0.1), (6, 0.9)):
+        folder.save_checkpoint(policy, {"step": step, "accuracy": accuracy}, TENSORS, keep=2)
+    (folder.last_checkpoint() / "tensors.safetensors").write_bytes(b"")
+    found, _ = folder.newest_whole()
+    folder.set_aside_newer(found)
+    folder.save_checkpoint(policy, {"step": 4, "accuracy": 0.2}, TENSORS, keep=1)
+    found, broken = folder.newest_whole()
+    assert (found.step, broken) == (4, [])
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    folder.save_checkpoint(policy, {"step": 1, "accuracy": None}, TENSORS, keep=2)
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("dibs.checkpoint.save_file", full)
+    with pytest.raises(
+        InputError, match=r"cannot be written: .*No space left.*step-000001 is whole"
+    ):
+        folder.save_checkpoint(policy, {"step": 2, "accuracy": None}, TENSORS, keep=2)
+    assert [p.name for p in (folder.path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(tmp_path):
+    (tmp_path / "model").mkdir()
+    for content in ("seed: 0\n", "{broken", ""):
+        (tmp_path / "config.yaml").write_text(content)
+        with pytest.raises(InputError, match="holds no run to resume"):
+            RunFolder.reopen(config(tmp_path, resume="auto", allow_changes="true"))
+    assert (tmp_path / "model").exists()
 
 
 def test_json_is_strict():

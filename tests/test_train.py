@@ -13,7 +13,8 @@ from conftest import EASY, EASY_WARM_START
 from dibs.config_file import load_config, split_config
 from dibs.report.figures import read_lines
 from dibs.report.views import PlainView
-from dibs.run import build_trainer, run_training
+from dibs.run import build_trainer
+from dibs.session import run_training
 from dibs.types import InputError
 
 PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +39,8 @@ from dibs.types import InputError
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
 _CONTENTS = (*LINES, "config.yaml", "summary.json", "checkpoints", "model", "figures", "trackers")
 _MANIFEST = "checksums.json"
+_MARK = {"output_dir", "policy", "data", "train"}
+"""Sections that tell a run's configuration from another file of the name."""
 _FREE_TO_CHANGE = ("output_dir", "overwrite", "resume", "allow_changes")
 """Keys that a resumed run may have set differently, with those of the sections below."""
 _FREE_SECTIONS = ("tracking", "checkpoint")
@@ -78,6 +81,12 @@ class RunFolder:
         self.path = path
         self._lock: Any = None
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unlock()
+
     @classmethod
     def check(cls, path: Path, overwrite: bool) -> None:
         """InputError when ``path`` is no folder, or holds a run and may not be overwritten."""
@@ -101,11 +110,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
             folder.lock()
+            folder.write_config(config)
             folder.clear()
-            write_text(
-                path / "config.yaml",
-                yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
-            )
         except OSError as error:
             raise InputError(f"cannot write to output_dir {path}: {error.strerror}") from None
         return folder
@@ -118,11 +124,18 @@ class RunFolder:
         another than the run's and ``allow_changes`` is not set.
         """
         path = config.output_dir
-        if not (path / "config.yaml").is_file():
+        try:
+            written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            written = None
+        if (
+            not isinstance(written, dict)
+            or not Config.model_fields.keys() >= written.keys() >= _MARK
+        ):
             raise InputError(f"output_dir {path} holds no run to resume")
         folder = cls(path)
         folder.lock()
-        before = _flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        before = _flat(written)
         now = _flat(config.model_dump(mode="json"))
         changed = [
             f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
@@ -130,11 +143,21 @@ class RunFolder:
             if before.get(key) != now.get(key) and not _free_to_change(key)
         ]
         if changed and not config.allow_changes:
+            folder.unlock()
             raise InputError(
                 f"the run in {path} has another configuration ({'; '.join(changed)}); undo the changes, "
                 "or set allow_changes to true"
             )
         return folder
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_text(self.path / "config.yaml", text)
+
+    def has_results(self) -> bool:
+        """Whether more is here than a run's beginning."""
+        return any((self.path / name).exists() for name in ("model", "summary.json"))
 
     def clear(self) -> None:
         """Remove all parts of a run but its configuration."""
@@ -152,9 +175,10 @@ class RunFolder:
         self._lock = (self.path / ".lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
+            self.unlock()
             raise InputError(f"output_dir {self.path} is in use by {holder}") from None
         self._lock.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -175,23 +199,22 @@ class RunFolder:
     def cut_back(self, step: int) -> None:
         """Drop the lines of steps after ``step``, and one that was cut off."""
         for name in LINES:
-            path = self.path / name
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text(path, "".join(line + "\n" for line in kept))
+            kept = [line for line in self._lines(name) if _step_of(line) <= step]
+            write_text(self.path / name, b"".join(kept).decode("utf-8"))
+        known = [_step_of(line) for line in self._lines("metrics.jsonl")]
+        if known != list(range(step + 1)):
+            raise InputError(f"{self.path / 'metrics.jsonl'} does not hold steps 0 to {step}")
 
-    def first_metrics(self) -> dict[str, Any]:
-        """The first line of metrics.jsonl: the evaluation before training."""
-        with (self.path / "metrics.jsonl").open(encoding="utf-8") as lines:
-            record: dict[str, Any] = json.loads(lines.readline())
+    def metrics(self, step: int) -> dict[str, Any]:
+        """The line of metrics.jsonl of a step."""
+        record: dict[str, Any] = json.loads(self._lines("metrics.jsonl")[step])
         return record
 
-    def last_metrics(self) -> dict[str, Any]:
-        """Its last line."""
-        record: dict[str, Any] = json.loads(
-            (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-        )
-        return record
+    def _lines(self, name: str) -> list[bytes]:
+        """Lines with their ends; text may hold any other mark that separates lines."""
+        path = self.path / name
+        content = path.read_bytes() if path.exists() else b""
+        return [line + b"\n" for line in content.split(b"\n") if line]
 
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left; None where it is not finished."""
@@ -217,10 +240,10 @@ class RunFolder:
         folder = self.path / "checkpoints" / f"step-{state['step']:06d}"
         try:
             self._save(policy, folder, state, tensors)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             last = self.last_checkpoint()
             raise InputError(
-                f"checkpoint {folder} cannot be written: {error.strerror or error}; "
+                f"checkpoint {folder} cannot be written: {getattr(error, 'strerror', None) or error}; "
                 + (f"{last} is whole" if last else "there is none yet")
                 + "; make room and go on with --resume"
             ) from None
@@ -228,7 +251,7 @@ class RunFolder:
         return folder
 
     def save_final(self, policy: Policy) -> Path:
-        """Save the policy as model."""
+        """Save the policy as model; OSError where it cannot be written."""
         self._save(policy, self.path / "model", None, {})
         return self.path / "model"
 
@@ -246,6 +269,14 @@ class RunFolder:
                 return Checkpoint(folder, state), broken
             broken.append(f"{folder} is broken: {fault}")
         return None, broken
+
+    def set_aside_newer(self, found: Checkpoint) -> None:
+        """Take checkpoints newer than the one a run goes on from out of the count: they are broken."""
+        for folder in (self.path / "checkpoints").glob("step-*"):
+            if folder.name > found.folder.name:
+                aside = folder.with_name(f"broken-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
 
     def _prune(self, keep: int) -> None:
         folders = sorted((self.path / "checkpoints").glob("step-*"))
@@ -276,9 +307,12 @@ class RunFolder:
             if state is not None:
                 save_file(dict(tensors), unfinished / "tensors.safetensors")
                 write_json(unfinished / "state.json", state)
-                sums = {p.name: _checksum(p) for p in sorted(unfinished.iterdir())}
+                files = sorted(p for p in unfinished.rglob("*") if p.is_file())
+                sums = {str(p.relative_to(unfinished)): _checksum(p) for p in files}
                 write_json(unfinished / _MANIFEST, sums)
-            for path in (*unfinished.iterdir(), unfinished):
+                for name in LINES:  # what a checkpoint builds on must be on disk before it
+                    _sync(self.path / name)
+            for path in (*unfinished.rglob("*"), unfinished):
                 _sync(path)
             unfinished.chmod(0o755)
             if folder.exists():  # a broken one, or of a run that is done again
@@ -320,7 +354,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a JSON line; infinity for one that was cut off."""
     try:
         return float(json.loads(line)["step"])

@@ -239,7 +239,7 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
     config = load_config(path, overrides)
     # Loading torch takes seconds; a bad configuration should not wait for it.
     from dibs.report.views import view_for
-    from dibs.run import run_training
+    from dibs.session import run_training
 
     console = Console()
     with closing(view_for(console)) as view:

@@ -46,6 +46,8 @@ def capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "optimizer": optimizer["param_groups"],
         "scheduler": trainer.updater.scheduler.state_dict(),
         "skipped_in_a_row": trainer.updater.skipped_in_a_row,
+        "micro_batch_tokens": trainer.updater.micro_batch_tokens,
+        "batch_tokens": trainer.sampler.batch_tokens,
         "random": {
             "python": random.getstate(),
             "numpy": [kind, np.asarray(keys).tolist(), *rest],
@@ -63,7 +65,10 @@ def restore(trainer: Trainer, state: Mapping[str, Any], tensors: Mapping[str, Te
     for each in state["upcoming"]:
         prompts = [by_id[prompt_id] for prompt_id in each["prompts"]]
         trainer.upcoming.append((prompts, one_stream(_to_stats(each["stats"]), prompts)))
+    # What the configuration says, it says again: only what was learnt comes from the checkpoint.
+    half_life = trainer.history.half_life
     trainer.history = History.from_state(state["history"])
+    trainer.history.half_life = half_life
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         part, _, rest = key.partition(".")
@@ -74,11 +79,19 @@ def restore(trainer: Trainer, state: Mapping[str, Any], tensors: Mapping[str, Te
             torch.set_rng_state(value)
         else:
             torch.cuda.set_rng_state(value, int(rest.partition(".")[2]))
-    trainer.updater.optimizer.load_state_dict(
-        {"state": moments, "param_groups": state["optimizer"]}
-    )
-    trainer.updater.scheduler.load_state_dict(dict(state["scheduler"]))
-    trainer.updater.skipped_in_a_row = int(state["skipped_in_a_row"])
+    updater = trainer.updater
+    decay = updater.config.weight_decay
+    updater.optimizer.load_state_dict({"state": moments, "param_groups": state["optimizer"]})
+    rates = list(updater.scheduler.base_lrs)
+    updater.scheduler.load_state_dict(dict(state["scheduler"]))
+    updater.scheduler.base_lrs = rates
+    for group, rate in zip(updater.optimizer.param_groups, rates, strict=True):
+        group |= {"weight_decay": decay, "initial_lr": rate}
+    for group, rate in zip(updater.optimizer.param_groups, updater.scheduler.get_lr(), strict=True):
+        group["lr"] = rate
+    updater.skipped_in_a_row = int(state["skipped_in_a_row"])
+    updater.micro_batch_tokens = int(state["micro_batch_tokens"])
+    trainer.sampler.batch_tokens = int(state["batch_tokens"])
     version, numbers, gauss = state["random"]["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, has_gauss, cached = state["random"]["numpy"]

@@ -101,6 +101,9 @@ class Updater:
         self.config = config
         self.reference = reference
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        for parameter in self.parameters:
+            # AdamW passes over a parameter without a gradient, and so a resumed run would differ.
+            parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )

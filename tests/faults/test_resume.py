@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from conftest import EASY, EASY_WARM_START
+from dibs.config_file import load_config
 from dibs.report.figures import read_lines
 from dibs.types import InputError
-from test_train import run
+from test_train import run, untimed
 
 CODE = (
     "import sys; from dibs.tasks.arithmetic import TASKS; TASKS['arithmetic-easy'] = (1, 1); "
@@ -163,7 +164,9 @@ def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_finish_the_step_and_save(tmp_path, number):
     out = tmp_path / "run"
-    process = start(out, "--train.steps=100000", "--checkpoint.interval=100000")
+    # Also where no checkpoint was asked for.
+    interval = 0 if number == signal.SIGTERM else 100000
+    process = start(out, "--train.steps=100000", f"--checkpoint.interval={interval}")
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len(read_lines(out / "metrics.jsonl")) < 3:
         assert process.poll() is None
@@ -204,8 +207,16 @@ def test_other_configurations_are_refused_key_by_key(tmp_path):
         run(out, *words, "--resume=yes", "--seed=1", "--train.steps=3")
     # A finished run is not done again.
     assert run(out, *words, "--resume=yes", "--checkpoint.keep=5") == summary
+    # With more steps to go it is gone on with, as configured now.
+    more = (*words, "--resume=yes", "--allow_changes=true", "--update.schedule=constant")
+    longer = run(out, *more, "--train.steps=3", "--update.learning_rate=5e-4")
+    assert longer["optimizer_updates"] == 2 * 3
+    assert untimed(out)[3]["learning_rate"] == pytest.approx(5e-4)
+    assert load_config(out / "config.yaml").train.steps == 3
     (out / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"train.steps is 1, but the run in .* is at step"):
+        run(out, *more, "--train.steps=1")
     for folder in (out / "checkpoints").iterdir():
         (folder / "state.json").write_text("{}")
     with pytest.raises(InputError, match="holds no whole checkpoint to resume from"):
-        run(out, *words, "--resume=yes")
+        run(out, *more, "--train.steps=3")

@@ -23,7 +23,12 @@ class SampleRequest:
 
 
 class Sampler(Protocol):
-    """An engine that draws completions from the policy as it is at the time of the call."""
+    """An engine that draws completions from the policy as it is at the time of the call.
+
+    ``batch_tokens``: decoded together; it shrinks where memory does not suffice.
+    """
+
+    batch_tokens: int
 
     def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
