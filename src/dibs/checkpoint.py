@@ -62,16 +62,12 @@ class Checkpoint:
         return load_file(self.folder / "tensors.safetensors")
 
     def load_weights(self, policy: Policy) -> None:
-        """Put the saved weights into a policy of the same architecture."""
-        saved: dict[str, Tensor] = {}
-        for part in sorted(self.folder.glob("model*.safetensors")):
-            saved |= load_file(part)
-        missing, unexpected = policy.model.load_state_dict(saved, strict=False)
-        # Tied weights are saved once.
-        tied = {name for name in missing if name in (policy.model.all_tied_weights_keys or {})}
-        if unexpected or set(missing) - tied:
-            raise InputError(f"{self.folder} does not hold the weights of this policy")
-        policy.model.tie_weights()
+        """Put the saved weights into a policy of the same architecture.
+
+        The model's own loader reads them: what it writes need not be named as its parameters are.
+        """
+        saved = type(policy.model).from_pretrained(self.folder, dtype=policy.model.dtype)
+        policy.model.load_state_dict(saved.state_dict())
 
 
 class RunFolder:
@@ -95,7 +91,10 @@ class RunFolder:
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not os.access(parent, os.W_OK):
             raise InputError(f"cannot write to output_dir {path}: no permission in {parent}")
-        if not overwrite and any((path / name).exists() for name in _CONTENTS):
+        empty = {
+            name for name in LINES if (path / name).exists() and not (path / name).stat().st_size
+        }
+        if not overwrite and any((path / name).exists() for name in {*_CONTENTS} - empty):
             raise InputError(
                 f"output_dir {path} already holds a run; give another, go on with --resume, or set "
                 "overwrite to true"
@@ -110,8 +109,10 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
             folder.lock()
-            folder.write_config(config)
+            # In this order a kill in between leaves no run, rather than a mixture of two.
+            (path / "config.yaml").unlink(missing_ok=True)
             folder.clear()
+            folder.write_config(config)
         except OSError as error:
             raise InputError(f"cannot write to output_dir {path}: {error.strerror}") from None
         return folder

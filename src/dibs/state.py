@@ -87,8 +87,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any], tensors: Mapping[str, Te
     updater.scheduler.base_lrs = rates
     for group, rate in zip(updater.optimizer.param_groups, rates, strict=True):
         group |= {"weight_decay": decay, "initial_lr": rate}
-    for group, rate in zip(updater.optimizer.param_groups, updater.scheduler.get_lr(), strict=True):
-        group["lr"] = rate
+        group["lr"] = rate * updater.scheduler.lr_lambdas[0](updater.scheduler.last_epoch)
     updater.skipped_in_a_row = int(state["skipped_in_a_row"])
     updater.micro_batch_tokens = int(state["micro_batch_tokens"])
     trainer.sampler.batch_tokens = int(state["batch_tokens"])
