@@ -131,9 +131,9 @@ def min_variance(problem: AllocationProblem) -> np.ndarray:
     """Counts of least expected variance for the objective at hand: n_i about sigma_i / sqrt(cost_i).
 
     Exact integers for a budget of completions. ``sigma_i`` is what the statistics let one expect
-    (``posterior.believe``): where they say little, all
-    prompts look alike and the counts are near uniform. They are uniform where the variance expected is
-    not at least 1.05 times lower. No prompt is starved while the budget has one completion for each.
+    (``posterior.believe``): where they say little, all prompts look alike and the counts are near
+    uniform. They are uniform where the variance expected is not at least 1.05 times lower. No prompt is
+    starved while the budget has one completion for each.
     """
     worthwhile = expected_gain(problem, problem.best) >= WORTHWHILE_GAIN
     return problem.best if worthwhile else uniform(problem)

@@ -15,7 +15,18 @@ EMBEDDED = "arithmetic, arithmetic-hard"
 
 BENCHMARKS = ("math-500", "minerva-math", "olympiad-bench", "aime24", "amc23")
 """Those of ``dibs eval``: the five of arXiv 2505.02391."""
-TEMPLATE_NAMES = ("plain", "boxed", "boxed-system", "think")
+STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
+TEMPLATES: dict[str, tuple[str | None, str]] = {
+    "plain": (None, "{prompt}"),
+    "boxed": (None, "{prompt}\n" + STEP_BY_STEP),
+    "boxed-system": (STEP_BY_STEP, "{prompt}"),
+    "think": (
+        "Think first, between <think> and </think>. Then write the solution, with the final answer "
+        r"within \boxed{}.",
+        "{prompt}",
+    ),
+}
+"""Named templates: system message and text around the question."""
 
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
@@ -110,9 +121,9 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _template_holds_prompt(self) -> DataConfig:
-        if "{prompt}" not in self.template and self.template not in TEMPLATE_NAMES:
+        if "{prompt}" not in self.template and self.template not in TEMPLATES:
             raise ValueError(
-                f"template must contain {{prompt}}, or be one of {', '.join(TEMPLATE_NAMES)}"
+                f"template must contain {{prompt}}, or be one of {', '.join(TEMPLATES)}"
             )
         return self
 

@@ -23,7 +23,7 @@ from dibs.losses import PolicyLoss
 from dibs.objectives import signal
 from dibs.projection import Projection
 from dibs.prompts import batches
-from dibs.streams import Estimate, cross_fit, one_stream, pose_streams, spendable
+from dibs.streams import Estimate, cross_fit, one_stream, pose_streams, step_budget
 from dibs.train import METER, Trainer
 from dibs.types import Group, InputError, Prompt
 from dibs.update import Updater
@@ -203,7 +203,7 @@ def _reference(config: Config, prompts: Sequence[Prompt], measured: Measured) ->
     """The step's budget and bounds with the true costs: what uniform and oracle counts live by."""
     options = config.allocate
     cost = None if options.budget_unit == "completions" else measured.tokens
-    budget = spendable(config, cost)
+    budget = step_budget(config, cost)
     if cost is not None:
         budget = max(budget, config.lower * float(cost.sum()))
     return pose(

@@ -15,23 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dibs.config import DataConfig
+from dibs.config import TEMPLATES, DataConfig
 from dibs.rows import Question, one_line, read_questions_of
 from dibs.tasks.arithmetic import TASKS, draw_problems
 from dibs.types import InputError, Prompt
 
-STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
-TEMPLATES: dict[str, tuple[str | None, str]] = {
-    "plain": (None, "{prompt}"),
-    "boxed": (None, "{prompt}\n" + STEP_BY_STEP),
-    "boxed-system": (STEP_BY_STEP, "{prompt}"),
-    "think": (
-        "Think first, between <think> and </think>. Then write the solution, with the final answer "
-        r"within \boxed{}.",
-        "{prompt}",
-    ),
-}
-"""Named templates: system message and text around the question."""
 _EVAL_SEED_OFFSET = 1_000_003
 
 
@@ -203,11 +191,10 @@ def _tokenise(
 ) -> tuple[str, list[int]]:
     system, template = TEMPLATES.get(config.template, (None, config.template))
     system = system if config.system_prompt is None else config.system_prompt
-    messages = [*question.messages[:-1], ("user", template.replace("{prompt}", question.text))]
-    if question.messages and question.messages[-1][0] != "user":
-        messages = list(
-            question.messages
-        )  # an answer begun: nothing can be put around the question
+    messages = list(question.messages)
+    # After an answer that was begun nothing can be put around the question.
+    if not messages or messages[-1][0] == "user":
+        messages[-1:] = [("user", template.replace("{prompt}", question.text))]
     if system and not any(role == "system" for role, _ in messages):
         messages.insert(0, ("system", system))
     templated = bool(config.chat_template and tokenizer.chat_template)

@@ -57,7 +57,7 @@ KNOWN = {
 class Question:
     """One row. ``messages``: role and content of each, where the prompt is a conversation.
 
-    ``answer`` is empty where the row has none; ``text`` is then, or always, the last user's message.
+    ``text`` is then the last user's message. ``answer`` is empty where the row has none.
     """
 
     text: str

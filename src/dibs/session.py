@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,31 +34,21 @@ def run_training(config: Config, view: View) -> dict[str, Any]:
     )
     if not resuming:
         RunFolder.check(config.output_dir, config.overwrite)
-        with (
-            closing_verifier(build_trainer(config, view)) as trainer,
-            RunFolder.create(config) as new,
-        ):
-            return _Session(config, view, trainer, new).run(None)
+        trainer = build_trainer(config, view)
+        with closing(trainer.verifier), RunFolder.create(config) as folder:
+            return _Session(config, view, trainer, folder).run(None)
     with RunFolder.reopen(config) as folder:
         finished = folder.summary()
         if finished is not None and finished["steps"] >= config.train.steps:
             view.message(f"The run in {folder.path} is finished.")
             return finished
         found = _newest(folder, config, view)
-        with closing_verifier(build_trainer(config, view)) as trainer:
+        trainer = build_trainer(config, view)
+        with closing(trainer.verifier):
             if found is None:
                 view.message("The run had not reached its first checkpoint; it starts again.")
                 folder.clear()
             return _Session(config, view, trainer, folder).run(found)
-
-
-@contextmanager
-def closing_verifier(trainer: Trainer) -> Iterator[Trainer]:
-    """The trainer, whose verifier's workers end with the block."""
-    try:
-        yield trainer
-    finally:
-        trainer.verifier.close()
 
 
 def _newest(folder: RunFolder, config: Config, view: View) -> Checkpoint | None:

@@ -85,7 +85,7 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Esti
     )
 
 
-def spendable(config: Config, cost: np.ndarray | None) -> float:
+def step_budget(config: Config, cost: np.ndarray | None) -> float:
     """The budget of a step, in completions, or in tokens where completions cost those, [m]."""
     if cost is None:
         assert config.budget is not None
@@ -109,13 +109,13 @@ def pose_streams(streams: Sequence[Stream], config: Config) -> list[AllocationPr
     upper = [None if options.upper is None else part(options.upper, i) for i in range(len(streams))]
     costs: list[np.ndarray | None] = [None] * len(streams)
     if options.budget_unit == "completions":
-        budgets = _divided(int(spendable(config, None)), lower, upper)
+        budgets = _divided(int(step_budget(config, None)), lower, upper)
     else:
         longest = config.sampling.max_completion_length
         tokens = [expected_tokens(stream.stats, otherwise=longest) for stream in streams]
         costs = [*tokens]
         budgets = [
-            max(spendable(config, cost) / len(streams), float(low @ cost))
+            max(step_budget(config, cost) / len(streams), float(low @ cost))
             for cost, low in zip(tokens, lower, strict=True)
         ]
     return [

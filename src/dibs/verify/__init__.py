@@ -58,15 +58,15 @@ def verified(
     verdicts = verifier.verdicts(items)
 
     def grouped(prompt: Prompt, group: Sequence[Completion]) -> Group:
-        rollouts, unreached = [], []
+        rollouts, left_out = [], []
         for completion, verdict in zip(group, verdicts, strict=False):
             if verdict.reached or keep_unreached:
                 reward = verdict.reward if verdict.reached else 0.0
                 accepted = verdict.reached and reward >= accept_threshold
                 rollouts.append(Rollout(prompt, completion, reward, verdict.status, accepted))
             else:
-                unreached.append(verdict.status)
-        return Group(prompt, tuple(rollouts), tuple(unreached))
+                left_out.append(verdict.status)
+        return Group(prompt, tuple(rollouts), tuple(left_out))
 
     return [grouped(*each) for each in zip(prompts, completions, strict=True)]
 
