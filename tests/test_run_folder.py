@@ -7,9 +7,12 @@ import os
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dibs.checkpoint import RunFolder, to_json
 from dibs.config_file import load_config
+from dibs.policy import Policy
+from dibs.tasks.warm_start import build_tokenizer
 from dibs.types import InputError
 
 TENSORS = {"random": torch.arange(7, dtype=torch.uint8)}
@@ -41,6 +44,39 @@ def test_output_dir_that_is_a_file(tmp_path):
         RunFolder.create(config(tmp_path / "file"))
     with pytest.raises(InputError, match=r"cannot write to output_dir .*Not a directory"):
         RunFolder.create(config(tmp_path / "file" / "below"))
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path, policy):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    for step in (999_999, 1_000_000, 10_000_000):
+        folder.save_checkpoint(policy, {"step": step, "accuracy": 0.0}, TENSORS, keep=2)
+    assert folder.last_checkpoint().name == "step-10000000"
+    assert folder.newest_whole()[0].step == 10_000_000
+    names = {path.name for path in (folder.path / "checkpoints").iterdir()}
+    assert names == {"step-1000000", "step-10000000"}
+
+
+def test_weights_that_are_saved_under_other_names_are_loaded(tmp_path):
+    """A mixture of experts is written expert by expert, and kept as one tensor in memory."""
+    tokenizer = build_tokenizer()
+    shape = Qwen2MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    saved, fresh = (Policy(Qwen2MoeForCausalLM(shape), tokenizer) for _ in range(2))
+    folder = RunFolder.create(config(tmp_path / "run"))
+    folder.save_checkpoint(saved, {"step": 1, "accuracy": None}, TENSORS, keep=1)
+    folder.newest_whole()[0].load_weights(fresh)
+    for name, weights in saved.model.state_dict().items():
+        assert torch.equal(weights, fresh.model.state_dict()[name]), name
 
 
 def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):

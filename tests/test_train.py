@@ -12,6 +12,7 @@ from rich.console import Console
 from conftest import EASY, EASY_WARM_START
 from dibs.config_file import load_config, split_config
 from dibs.report.figures import read_lines
+from dibs.report.trackers import Trackers
 from dibs.report.views import PlainView
 from dibs.run import build_trainer
 from dibs.session import run_training
@@ -365,18 +366,41 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, more, message
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def tensorboard_scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path / "run", "--tracking.trackers=[tensorboard]")
-    events = list((tmp_path / "run" / "trackers").rglob("events.out.*"))
-    folders = {event.parent for event in events}
+    folders = {event.parent for event in folder.rglob("events.out.*")}
     scalars = {}
-    for folder in folders:
-        accumulator = EventAccumulator(str(folder))
+    for each in folders:
+        accumulator = EventAccumulator(str(each))
         accumulator.Reload()
         for tag in accumulator.Tags()["scalars"]:
             scalars[tag] = [(point.step, point.value) for point in accumulator.Scalars(tag)]
+    return scalars
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    run(tmp_path / "run", "--tracking.trackers=[tensorboard]")
+    scalars = tensorboard_scalars(tmp_path / "run" / "trackers")
     lines = untimed(tmp_path / "run")
     assert [step for step, _ in scalars["accuracy"]] == [0, 1, 2]
     assert [value for _, value in scalars["rollouts"]] == [line["rollouts"] for line in lines]
+
+
+def test_a_resumed_run_goes_on_in_its_trackers(tmp_path, monkeypatch):
+    """Stopped after step 3, it goes on from step 2: no step is logged twice."""
+    words = ("--tracking.trackers=[tensorboard]", "--checkpoint.interval=2", "--train.steps=4")
+    logged = Trackers.log
+
+    def log(self, metrics):
+        logged(self, metrics)
+        if metrics["step"] == 3:
+            raise RuntimeError("the machine died")
+
+    monkeypatch.setattr(Trackers, "log", log)
+    with pytest.raises(RuntimeError, match="died"):
+        run(tmp_path / "run", *words)
+    monkeypatch.setattr(Trackers, "log", logged)
+    run(tmp_path / "run", *words, "--resume=yes")
+    scalars = tensorboard_scalars(tmp_path / "run" / "trackers")
+    assert [step for step, _ in scalars["rollouts"]] == [0, 1, 2, 3, 4]

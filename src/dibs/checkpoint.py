@@ -258,12 +258,16 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint, if there is one."""
-        return max((self.path / "checkpoints").glob("step-*"), default=None)
+        return next(iter(self._checkpoints()), None)
+
+    def _checkpoints(self) -> list[Path]:
+        """Folders of checkpoints, newest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"), key=_step_in_name, reverse=True)
 
     def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint whose files are what was written, and what is wrong with newer ones."""
         broken: list[str] = []
-        for folder in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
+        for folder in self._checkpoints():
             fault = _fault(folder)
             if fault is None:
                 state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -273,14 +277,14 @@ class RunFolder:
 
     def set_aside_newer(self, found: Checkpoint) -> None:
         """Take checkpoints newer than the one a run goes on from out of the count: they are broken."""
-        for folder in (self.path / "checkpoints").glob("step-*"):
-            if folder.name > found.folder.name:
+        for folder in self._checkpoints():
+            if _step_in_name(folder) > found.step:
                 aside = folder.with_name(f"broken-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
 
     def _prune(self, keep: int) -> None:
-        folders = sorted((self.path / "checkpoints").glob("step-*"))
+        folders = self._checkpoints()
         accuracies = {}
         for folder in folders:
             try:
@@ -289,8 +293,8 @@ class RunFolder:
                 continue
             if state.get("accuracy") is not None:
                 accuracies[folder] = state["accuracy"]
-        best = max(accuracies, key=lambda folder: (accuracies[folder], folder), default=None)
-        for folder in folders[:-keep]:
+        best = max(accuracies, key=lambda f: (accuracies[f], _step_in_name(f)), default=None)
+        for folder in folders[keep:]:
             if folder != best:
                 shutil.rmtree(folder)
 
@@ -361,6 +365,11 @@ def _step_of(line: bytes) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return math.inf
+
+
+def _step_in_name(folder: Path) -> int:
+    number = folder.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -79,16 +79,32 @@ class _Session:
     earlier_seconds: float = 0.0
     saved: int = -1
     accuracy: float | None = None
+    run_ids: Mapping[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def run(self, found: Checkpoint | None) -> dict[str, Any]:
         """Train and return the summary."""
+        with StopRequest(self._told) as stop:
+            before, after = self._trained(found, stop)
+            return self._finish(before, after)
+
+    def _told(self, name: str) -> None:
+        self.view.message(f"{name}: stopping after this step; once more stops at once")
+
+    def _trained(
+        self, found: Checkpoint | None, stop: StopRequest
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Train to the end and save the policy; the first evaluation and the last."""
+        earlier = {} if found is None else found.state.get("trackers")
+        first = 1 if found is None else found.step + 1
         try:
-            with closing(Trackers(self.config, self.folder.path)) as trackers:
+            with closing(Trackers(self.config, self.folder.path, earlier, first)) as trackers:
+                self.run_ids = trackers.run_ids
                 before = self._begin(trackers) if found is None else self._go_on(found)
-                after = self._train(trackers, 1 if found is None else found.step + 1)
+                after = self._train(trackers, first, stop)
                 _refuse_broken_weights(self.trainer, f"step {self.config.train.steps}")
                 self.folder.save_final(self.trainer.policy)
+                return before, after
         except NonFiniteError as error:
             advice = "lower update.learning_rate or set update.max_grad_norm"
             raise InputError(f"stopped at {error}; {_kept(self.folder)}; {advice}") from None
@@ -103,6 +119,9 @@ class _Session:
                 f"cannot write to {self.folder.path}: {error.strerror or error}; {_kept(self.folder)}; "
                 "make room and go on with --resume"
             ) from None
+
+    def _finish(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures and the summary."""
         summary = _summary(self.trainer, before, after, self._seconds())
         self.view.phase("drawing figures")
         arm = {self.config.allocate.allocator: self.folder.path}
@@ -142,27 +161,27 @@ class _Session:
         self.view.message(f"Going on from step {found.step}, {found.folder}")
         return self.folder.metrics(0)
 
-    def _train(self, trackers: Trackers, first: int) -> Mapping[str, Any]:
+    def _train(self, trackers: Trackers, first: int, stop: StopRequest) -> Mapping[str, Any]:
         after: Mapping[str, Any] = self.folder.metrics(first - 1)
         config = self.config
-
-        def told(name: str) -> None:
-            self.view.message(f"{name}: stopping after this step; once more stops at once")
-
-        with StopRequest(told) as stop:
-            for record in self.trainer.run(first):
-                after = record.metrics
-                self.accuracy = after.get("accuracy")
-                _keep(record, self.folder, self.view, config)
-                trackers.log(after)
-                if self._checkpoint_is_due(record.step):
-                    self._save(record.step)
-                if stop.received:
-                    self._save(record.step)
-                    raise KeyboardInterrupt
+        self._stop_if_asked(stop, first - 1)
+        for record in self.trainer.run(first):
+            after = record.metrics
+            self.accuracy = after.get("accuracy")
+            _keep(record, self.folder, self.view, config)
+            trackers.log(after)
+            if self._checkpoint_is_due(record.step):
+                self._save(record.step)
+            self._stop_if_asked(stop, record.step)
         if "accuracy" not in after:  # a run resumed after what is now its last step
             after = {**after, **self.trainer.evaluate()}
         return after
+
+    def _stop_if_asked(self, stop: StopRequest, step: int) -> None:
+        """Save and leave; after the last step only the policy and figures are left to write."""
+        if stop.received and step < self.config.train.steps:
+            self._save(step)
+            raise KeyboardInterrupt
 
     def _checkpoint_is_due(self, step: int) -> bool:
         interval = self.config.checkpoint.interval
@@ -173,7 +192,12 @@ class _Session:
             return
         _refuse_broken_weights(self.trainer, f"step {step}")
         state, tensors = capture(self.trainer)
-        state |= {"step": step, "accuracy": self.accuracy, "wall_seconds": self._seconds()}
+        state |= {
+            "step": step,
+            "accuracy": self.accuracy,
+            "wall_seconds": self._seconds(),
+            "trackers": self.run_ids,
+        }
         self.folder.save_checkpoint(
             self.trainer.policy, state, tensors, self.config.checkpoint.keep
         )

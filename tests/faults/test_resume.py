@@ -183,6 +183,32 @@ def test_ctrl_c_and_sigterm_finish_the_step_and_save(tmp_path, number):
     assert summary["optimizer_updates"] == 4 * last
 
 
+def test_a_request_to_stop_before_the_first_step_is_heard(tmp_path, monkeypatch):
+    """The signal comes while the policy is scored for the first time."""
+    from dibs.report.views import PlainView
+
+    said = []
+    monkeypatch.setattr(PlainView, "phase", lambda self, _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(PlainView, "message", lambda self, text: said.append(text))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *WORDS[6:], "--checkpoint.interval=0")
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [0]
+    assert "SIGTERM: stopping after this step; once more stops at once" in said
+    assert "step-000000. The same command with --resume goes on from it." in said[-1]
+
+
+def test_a_request_to_stop_in_the_last_step_lets_the_run_end(tmp_path, monkeypatch):
+    from dibs.report.views import PlainView
+
+    def step(self, metrics, steps):
+        if metrics["step"] == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PlainView, "step", step)
+    run(tmp_path / "run", *WORDS[6:], "--train.steps=2")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_a_second_run_in_one_folder_is_refused(tmp_path):
     out = tmp_path / "run"
     first = start(out, "--train.steps=100000")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,27 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise InputError(f"tracking.trackers: {name} is not installed; pip install {name}")
 
 
-class Trackers:
-    """Logs numbers to every configured tracker; does nothing when there is none."""
+_GO_ON: dict[str, Callable[[str, int], dict[str, Any]]] = {
+    "tensorboard": lambda _, step: {"purge_step": step},
+    "wandb": lambda run_id, _: {"id": run_id, "resume": "allow"},
+    "trackio": lambda name, _: {"name": name, "resume": "allow"},
+    "mlflow": lambda run_id, _: {"run_id": run_id},
+}
+"""What opens a tracker's run again, by the name of the run and the first step still to come."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
+
+class Trackers:
+    """Logs numbers to every configured tracker; does nothing when there is none.
+
+    A resumed run goes on in the trackers' own runs: ``earlier`` are their :attr:`run_ids`, ``first`` is
+    the step it goes on with. Trackers without such a name start a run of their own.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, earlier: Mapping[str, str] | None = None, first: int = 0
+    ) -> None:
         self._accelerator: Any = None
+        known = earlier or {}
         if not config.tracking.trackers:
             return
         from accelerate import Accelerator
@@ -48,7 +64,19 @@ class Trackers:
                 key: value if isinstance(value, int | float | str | bool) else str(value)
                 for key, value in flat.items()
             },
+            init_kwargs={
+                name: _GO_ON[name](known[name], first)
+                for name in config.tracking.trackers
+                if name in known and name in _GO_ON
+            },
         )
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """What each tracker calls this run, by the tracker's name."""
+        if self._accelerator is None:
+            return {}
+        return {each.name: _run_id(each) for each in self._accelerator.trackers}
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Log the numbers among a step's metrics."""
@@ -60,6 +88,13 @@ class Trackers:
         """Flush and close."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+def _run_id(tracker: Any) -> str:
+    if tracker.name == "mlflow":
+        return str(tracker.active_run.info.run_id)
+    run = getattr(tracker, "run", None)  # of wandb; trackio's has a name only
+    return str(getattr(run, "id", None) or getattr(run, "name", None) or tracker.name)
 
 
 def _look_up(values: Any, dotted: str) -> Any:
