@@ -10,6 +10,7 @@ import torch
 from dibs.config import PolicyConfig
 from dibs.policy import Policy, load_policy, micro_batches
 from dibs.tasks.arithmetic import draw_problem
+from dibs.token_logprobs import full_logprobs, token_logprobs
 from dibs.types import InputError, TrainingExample
 
 
@@ -95,3 +96,66 @@ def test_the_reference_does_not_move_with_the_policy(policy):
             parameter.add_(0.1)
     torch.testing.assert_close(reference.logprobs(reference.collate(made)), before)
     assert not any(p.requires_grad for p in reference.model.parameters())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("bias", [False, True])
+def test_blocks_of_logits_give_what_full_logits_give(monkeypatch, temperature, bias):
+    """Values, entropies and all three gradients, with blocks of three tokens."""
+    monkeypatch.setattr("dibs.token_logprobs._BLOCK", 3 * 50)
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(8, 50, bias=bias)
+    hidden = torch.randn(4, 5, 8, generator=generator, requires_grad=True)
+    tokens = torch.randint(50, (4, 5), generator=generator)
+    slopes = torch.randn(4, 5, generator=generator)
+    wanted = [hidden, *layer.parameters()]
+
+    def gradients(values):
+        return torch.autograd.grad((values * slopes).sum(), wanted)
+
+    logprobs, entropy = token_logprobs(hidden, layer, tokens, temperature)
+    expected, of_table = full_logprobs(layer(hidden) / temperature, tokens)
+    torch.testing.assert_close(logprobs, expected)
+    torch.testing.assert_close(entropy, of_table)
+    assert not entropy.requires_grad
+    for one, other in zip(gradients(logprobs), gradients(expected), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_blocks_of_logits_under_autocast():
+    """bfloat16 products of float32 weights, forward and backward; sums of gradients in float32."""
+    layer = torch.nn.Linear(8, 50, bias=False)
+    hidden = torch.randn(6, 8, requires_grad=True)
+    tokens = torch.arange(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, _ = token_logprobs(hidden, layer, tokens, 1.0)
+        expected, _ = full_logprobs(layer(hidden).float(), tokens)
+    torch.testing.assert_close(logprobs, expected)
+    one, other = (
+        torch.autograd.grad(values.sum(), [hidden, layer.weight]) for values in (logprobs, expected)
+    )
+    for a, b in zip(one, other, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+
+
+def test_logits_that_are_changed_after_the_output_layer_are_used_whole(policy):
+    """Gemma caps its logits; blocks of the bare layer would be wrong."""
+    made = examples(policy, 4)
+    plain = policy.logprobs(policy.collate(made))
+    assert policy._head is not None
+    inner = policy.model.forward
+
+    def capped(*args, **kwargs):
+        output = inner(*args, **kwargs)
+        output.logits = 0.5 * (output.logits / 0.5).tanh()
+        return output
+
+    policy.model.forward = capped
+    policy = Policy(policy.model, policy.tokenizer)
+    batch = policy.collate(made)
+    expected, _ = full_logprobs(policy.logits(batch), batch.completion_ids)
+    found = policy.logprobs(batch)
+    assert policy._head is None
+    torch.testing.assert_close(found, expected * batch.completion_mask)
+    assert not torch.allclose(found, plain, atol=1e-3)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +25,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dibs.config import PolicyConfig
+from dibs.token_logprobs import full_logprobs, token_logprobs
 from dibs.types import InputError
 
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
@@ -54,6 +56,10 @@ class TokenBatch:
     completion_ids: Tensor
     completion_mask: Tensor
 
+    def first(self) -> TokenBatch:
+        """The first sequence alone."""
+        return TokenBatch(*(getattr(self, field.name)[:1] for field in fields(self)))
+
 
 class Policy:
     """A causal language model with its tokenizer, at one sampling temperature.
@@ -67,6 +73,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.device = next(model.parameters()).device
+        self._head: nn.Linear | None = None
+        self._looked_for_head = False
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad if pad is not None else self.eos_ids[0])
 
@@ -124,14 +132,88 @@ class Policy:
 
     def logprobs(self, batch: TokenBatch) -> Tensor:
         """``log pi`` of each completion token, float32 [B, T]; 0 on padding."""
-        logits = self.logits(batch)
-        chosen = logits.gather(-1, batch.completion_ids.unsqueeze(-1)).squeeze(-1)
-        return (chosen - logits.logsumexp(-1)).masked_fill(~batch.completion_mask, 0.0)
+        return self.logprobs_and_entropy(batch)[0]
+
+    def logprobs_and_entropy(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """``log pi`` of each completion token, and the entropy of the distribution it was drawn from.
+
+        float32 [B, T] each, 0 on padding; the entropy, in nats, carries no gradient. No [B, T, V] tensor
+        is held where the logits are a plain output layer's.
+        """
+        if not self._looked_for_head:
+            self.plain_output_layer(batch)
+        if self._head is None:
+            return self.whole_logprobs(batch)
+        hidden = self.hidden_states(batch)
+        return _masked(
+            batch, token_logprobs(hidden, self._head, batch.completion_ids, self.temperature)
+        )
+
+    def whole_logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The same from the model's own logits, all [B, T, V] of them."""
+        return _masked(batch, full_logprobs(self.logits(batch), batch.completion_ids))
+
+    def plain_output_layer(self, batch: TokenBatch) -> nn.Linear | None:
+        """The output layer, if the model's logits are ``W h`` of its last hidden states and no more.
+
+        It is looked for anew, on one sequence of the batch; ``logprobs`` relies on what was found last.
+        """
+        self._head, self._looked_for_head = self._find_output_layer(batch.first()), True
+        return self._head
+
+    @torch.no_grad()
+    def _find_output_layer(self, batch: TokenBatch) -> nn.Linear | None:
+        """Random numbers in place of the layer's output must come back as the logits, unchanged."""
+        model, layer = self.model, self.model.get_output_embeddings()
+        if type(layer) is not nn.Linear or not isinstance(layer.weight, nn.Parameter):
+            return None
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            return None
+        known = {id(p) for part in (model.get_decoder(), layer) for p in part.parameters()}
+        if any(p.requires_grad and id(p) not in known for p in model.parameters()):
+            return None
+        seen: dict[str, Tensor] = {}
+
+        def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            numbers = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) * 50
+            seen["input"], seen["output"] = inputs[0], numbers.to(output)
+            return seen["output"]
+
+        with in_evaluation_mode(model):
+            handle = layer.register_forward_hook(replace)
+            try:
+                logits = self.logits(batch)
+            finally:
+                handle.remove()
+            if not seen:
+                return None
+            hidden = self.hidden_states(batch)
+        columns = slice(-logits.shape[1] - 1, -1)
+        same_input = torch.allclose(seen["input"][:, columns], hidden, rtol=1e-2, equal_nan=True)
+        unchanged = torch.equal(seen["output"][:, columns].float() / self.temperature, logits)
+        return layer if same_input and unchanged else None
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _masked(batch: TokenBatch, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    logprobs, entropy = (each.masked_fill(~batch.completion_mask, 0.0) for each in scores)
+    return logprobs, entropy
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def micro_batches(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[int]]:

@@ -21,7 +21,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.gradnorm.output_layer import Sketch, output_layer
 from dibs.gradnorm.recorder import Products, Recorder, uncovered
-from dibs.policy import Policy, TokenBatch, TokenSequence, micro_batches
+from dibs.policy import (
+    Policy,
+    TokenBatch,
+    TokenSequence,
+    in_evaluation_mode,
+    micro_batches,
+)
 from dibs.types import InputError, NonFiniteError
 
 _Function = Callable[..., Any]
@@ -92,7 +98,7 @@ def gradient_norms(
         )
     squares = np.zeros(len(sequences))
     products = []
-    with torch.inference_mode(False), _quiet(policy.model):
+    with torch.inference_mode(False), in_evaluation_mode(policy.model):
         measure = None
         for indices in _batches(
             sequences, group_sizes, 1 if method == "exact_slow" else max_tokens
@@ -160,7 +166,7 @@ def _method(
     if method == "exact_slow":
         return _exact_slow(policy, _tracked(policy, parameters))
     shortest = min(sequences, key=lambda s: len(s.context_ids) + len(s.completion_ids))
-    head = _plain_output_layer(policy, policy.collate([shortest]))
+    head = policy.plain_output_layer(policy.collate([shortest]))
     if method == "exact":
         return _exact(policy, _tracked(policy, parameters), head)
     if head is None:
@@ -183,7 +189,9 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
         recorder = Recorder(tracked, products)
         with _gradients(tracked, policy.model, recorder.around):
             with recorder:
-                start = policy.logprobs(batch) if head is None else policy.hidden_states(batch)
+                start = (
+                    policy.whole_logprobs(batch)[0] if head is None else policy.hidden_states(batch)
+                )
             if head is None:
                 gradient = torch.ones_like(start)
             else:
@@ -281,53 +289,6 @@ def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
             "unfreeze some, or set estimate.grad_norm to last_layer or none"
         )
     return chosen
-
-
-@torch.no_grad()
-def _plain_output_layer(policy: Policy, batch: TokenBatch) -> nn.Linear | None:
-    """The output layer, if the model's logits are ``W h`` of its last hidden states and no more.
-
-    Random numbers are put in place of the layer's output: they must come back as the logits, unchanged.
-    """
-    model, layer = policy.model, policy.model.get_output_embeddings()
-    if type(layer) is not nn.Linear or not isinstance(layer.weight, nn.Parameter):
-        return None
-    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-        return None
-    known = {id(p) for part in (model.get_decoder(), layer) for p in part.parameters()}
-    if any(p.requires_grad and id(p) not in known for p in model.parameters()):
-        return None
-    seen: dict[str, Tensor] = {}
-
-    def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        numbers = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) * 50
-        seen["input"], seen["output"] = inputs[0], numbers.to(output)
-        return seen["output"]
-
-    handle = layer.register_forward_hook(replace)
-    try:
-        logits = policy.logits(batch)
-    finally:
-        handle.remove()
-    if not seen:
-        return None
-    columns = slice(-logits.shape[1] - 1, -1)
-    hidden = policy.hidden_states(batch)
-    same_input = torch.allclose(seen["input"][:, columns], hidden, rtol=1e-2, equal_nan=True)
-    unchanged = torch.equal(seen["output"][:, columns].float() / policy.temperature, logits)
-    return layer if same_input and unchanged else None
-
-
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager
