@@ -98,7 +98,7 @@ def measure(steps: int) -> Truth:
                 pass
     prompts = trainer.prompts.eval
     counts = [SAMPLES] * PROMPTS
-    groups = trainer.verify(prompts, trainer.sample(prompts, counts, EVALUATION, 1))
+    groups = trainer.rollouts(prompts, counts, EVALUATION, 1)
     squares, means = [], []
     for group in track(groups, "gradients", console=Console(stderr=True)):
         sequences = [rollout.example() for rollout in group.rollouts]

@@ -26,7 +26,7 @@ from dibs.config import PolicyConfig, WarmStartConfig
 from dibs.evaluate import score
 from dibs.policy import Policy, load_policy
 from dibs.prompts import prompt_id
-from dibs.sampling import SampleRequest
+from dibs.sampling import SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
 from dibs.tasks.arithmetic import draw_problem, draw_problems
 from dibs.tasks.warm_start import build_model, build_tokenizer, warm_started_policy
@@ -79,7 +79,7 @@ def accept_rate(policy: Policy) -> float:
             SampleRequest(Prompt(name, problem.prompt, ids, answer), 4, (0, int(name, 16)))
         )
     groups = []
-    completions = TransformersSampler(policy, 16, 10**6).sample(requests)
+    completions = collected(requests, TransformersSampler(policy, 16, 10**6).stream(requests))
     for request, group in zip(requests, completions, strict=True):
         rollouts = []
         for completion in group:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from conftest import make_prompt
 from dibs.policy import Policy
-from dibs.sampling import SampleRequest
+from dibs.sampling import SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
 from dibs.types import TrainingExample
 
@@ -25,25 +25,29 @@ def requests(counts: list[int]) -> list[SampleRequest]:
     ]
 
 
+def sample(sampler, made, temperature=None):
+    return collected(made, sampler.stream(made, temperature))
+
+
 def test_counts_are_honoured_and_order_is_kept(policy):
-    groups = TransformersSampler(policy, 6, 1000).sample(requests([3, 0, 5]))
+    groups = sample(TransformersSampler(policy, 6, 1000), requests([3, 0, 5]))
     assert [len(group) for group in groups] == [3, 0, 5]
-    assert TransformersSampler(policy, 6, 1000).sample(requests([0, 0, 0])) == [[], [], []]
+    assert sample(TransformersSampler(policy, 6, 1000), requests([0, 0, 0])) == [[], [], []]
 
 
 def test_completions_depend_on_their_own_seed_only(policy):
-    together = TransformersSampler(policy, 6, 1000).sample(requests([3, 2, 5]))
-    alone = TransformersSampler(policy, 6, 1).sample(requests([3, 4, 0]))
+    together = sample(TransformersSampler(policy, 6, 1000), requests([3, 2, 5]))
+    alone = sample(TransformersSampler(policy, 6, 1), requests([3, 4, 0]))
     assert [c.token_ids for c in alone[0]] == [c.token_ids for c in together[0]]
     assert [c.token_ids for c in alone[1][:2]] == [c.token_ids for c in together[1]]
-    other = TransformersSampler(policy, 6, 1000).sample([SampleRequest(PROMPTS[0], 3, (1, 1))])
+    other = sample(TransformersSampler(policy, 6, 1000), [SampleRequest(PROMPTS[0], 3, (1, 1))])
     assert [c.token_ids for c in other[0]] != [c.token_ids for c in together[0]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_logprobs_are_those_of_the_policy(policy, temperature):
     policy = Policy(policy.model, policy.tokenizer, temperature)
-    groups = TransformersSampler(policy, 8, 1000).sample(requests([4, 4, 4]))
+    groups = sample(TransformersSampler(policy, 8, 1000), requests([4, 4, 4]))
     for prompt, group in zip(PROMPTS, groups, strict=True):
         made = [TrainingExample(prompt.token_ids, c.token_ids, 0.0, 0.0) for c in group]
         with torch.no_grad():
@@ -55,7 +59,7 @@ def test_logprobs_are_those_of_the_policy(policy, temperature):
 
 
 def test_a_completion_ends_with_its_end_of_sequence(policy):
-    (group,) = TransformersSampler(policy, 40, 10**6).sample([requests([200, 0, 0])[0]])
+    (group,) = sample(TransformersSampler(policy, 40, 10**6), [requests([200, 0, 0])[0]])
     eos = policy.tokenizer.eos_token_id
     assert {c.finished for c in group} == {True, False}
     for completion in group:
@@ -73,7 +77,7 @@ def test_samples_follow_the_softmax_whatever_the_model_ships(policy):
     )
     shipped = policy.model.generation_config
     n = 4000
-    (group,) = TransformersSampler(policy, 1, 10**6).sample([requests([n, 0, 0])[0]])
+    (group,) = sample(TransformersSampler(policy, 1, 10**6), [requests([n, 0, 0])[0]])
     assert policy.model.generation_config is shipped
     with torch.no_grad():
         logits = policy.model(torch.tensor([PROMPTS[0].token_ids])).logits[0, -1]
@@ -89,36 +93,36 @@ def test_samples_follow_the_softmax_whatever_the_model_ships(policy):
 def test_sampling_leaves_the_model_as_it_was(policy):
     policy.model.train()
     state = torch.get_rng_state()
-    TransformersSampler(policy, 4, 1000).sample(requests([1, 1, 1]))
+    sample(TransformersSampler(policy, 4, 1000), requests([1, 1, 1]))
     assert policy.model.training
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_evaluation_temperature_overrides_the_policys(policy):
-    cold = TransformersSampler(policy, 4, 1000).sample(requests([20, 0, 0]), temperature=1e-4)[0]
+    cold = sample(TransformersSampler(policy, 4, 1000), requests([20, 0, 0]), temperature=1e-4)[0]
     assert len({c.token_ids for c in cold}) == 1
 
 
 def test_batches_are_halved_where_memory_does_not_suffice(policy, monkeypatch):
-    whole = TransformersSampler(policy, 6, 1000).sample(requests([6, 2, 6]))
-    inner, tried = policy.model.generate, []
+    whole = sample(TransformersSampler(policy, 6, 1000), requests([6, 2, 6]))
+    inner, tried = policy.model.forward, []
 
     def narrow(input_ids, **options):
         tried.append(len(input_ids))
         if len(input_ids) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return inner(input_ids, **options)
+        return inner(input_ids=input_ids, **options)
 
-    monkeypatch.setattr(policy.model, "generate", narrow)
+    monkeypatch.setattr(policy.model, "forward", narrow)
     sampler = TransformersSampler(policy, 6, 1000)
-    again = sampler.sample(requests([6, 2, 6]))
+    again = sample(sampler, requests([6, 2, 6]))
     assert [[c.token_ids for c in group] for group in again] == [
         [c.token_ids for c in group] for group in whole
     ]
     assert max(tried) == 14
     before = len(tried)
-    sampler.sample(requests([6, 2, 6]))
+    sample(sampler, requests([6, 2, 6]))
     assert max(tried[before:]) <= 4  # learnt once
-    monkeypatch.setattr(policy.model, "generate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(policy.model, "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sampler.sample(requests([1, 0, 0]))
+        sample(sampler, requests([1, 0, 0]))

@@ -246,7 +246,7 @@ def test_the_gain_measured_in_training_matches_its_definition(tmp_path):
     """Counts 1, 3, 2 against uniform 2, 2, 2, with norms over all parameters."""
     trainer = build(tmp_path, "--algorithm.objective=expected_reward", "--algorithm.baseline=mean")
     prompts = trainer.prompts.train[:3]
-    pilots = trainer.verify(prompts, trainer.sample(prompts, [8] * 3, 0, 0))
+    pilots = trainer.rollouts(prompts, [8] * 3, 0, 0)
     stats = pilot_statistics(pilots, trainer.measure.norms(pilots, 0))
     problem = pose(stats, 6, objective="expected_reward", baseline="mean")
     groups = [

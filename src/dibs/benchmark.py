@@ -147,10 +147,10 @@ class Evaluator:
             SampleRequest(prompt, self.samples, (self.config.seed, int(prompt.prompt_id, 16)))
             for prompt in prompts
         ]
-        completions = self.sampler.sample(requests)
         options = self.config.verify
         keep = options.failures == "reject"
-        return verified(self.verifier, prompts, completions, options.accept_threshold, keep)
+        stream = self.sampler.stream(requests)
+        return verified(self.verifier, prompts, stream, options.accept_threshold, keep)
 
     def _record(self, group: Group, read: Callable[[str], str | None]) -> dict[str, Any]:
         rollouts = group.rollouts

@@ -21,6 +21,17 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def halved(tokens: int, longest: int) -> int:
+    """Half as many tokens a batch, one sequence at least; memory that is not in use is given back.
+
+    To be called outside the handler of the error, whose traceback holds the tensors that did not fit.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return max(tokens // 2, longest)
+
+
 def with_smaller_batches(
     run: Callable[[int], _Result], tokens: int, longest: int
 ) -> tuple[_Result, int]:
@@ -42,8 +53,4 @@ def with_smaller_batches(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or tokens <= longest:
                 raise
-        tokens = max(tokens // 2, longest)
-        # Outside the handler: the traceback holds the tensors that did not fit.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        tokens = halved(tokens, longest)

@@ -130,8 +130,7 @@ def _measure(
     at_once = -(-m // 20)
     for start in range(0, m, at_once):
         part = prompts[start : start + at_once]
-        sampled = trainer.sample(part, [per_prompt] * len(part), METER, 0)
-        groups += trainer.verify(part, sampled, failures="reject")
+        groups += trainer.rollouts(part, [per_prompt] * len(part), METER, 0, failures="reject")
         on_progress("sampling", len(groups), m)
     trainer.policy.model.eval()
     updater = Updater(trainer.policy, PolicyLoss(None, 0.0), config.update, 1)

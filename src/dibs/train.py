@@ -1,4 +1,4 @@
-"""THE loop: estimate -> allocate -> sample -> verify -> weigh -> update -> evaluate.
+"""THE loop: estimate -> allocate -> sample and verify -> weigh -> update -> evaluate.
 
 Departures from the released GVM code: pilots are counted in every total; the number of optimizer
 updates a step is fixed and does not grow with the counts; the estimator that turns ragged groups
@@ -26,7 +26,7 @@ from dibs.measure import Measure
 from dibs.policy import Policy
 from dibs.prompts import PromptSet, batches
 from dibs.report.metrics import describe_step
-from dibs.sampling import Sampler, SampleRequest
+from dibs.sampling import Sampled, Sampler, SampleRequest
 from dibs.streams import (
     Estimate,
     cross_fit,
@@ -38,7 +38,6 @@ from dibs.streams import (
 )
 from dibs.types import (
     Allocation,
-    Completion,
     Group,
     NonFiniteError,
     Prompt,
@@ -120,7 +119,9 @@ class Trainer:
     drawn: int = 0
     upcoming: list[tuple[list[Prompt], Estimate]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    current: tuple[str, float] = ("", 0.0)
     step_tokens: int = 0
+    step_missing: int = 0
 
     def run(self, first: int = 1) -> Iterator[StepRecord]:
         """Train from step ``first`` to step ``train.steps`` and yield a record after each.
@@ -134,7 +135,7 @@ class Trainer:
         for step in range(first, config.train.steps + 1):
             try:
                 self.seconds.clear()
-                self.step_tokens = 0
+                self.step_tokens = self.step_missing = 0
                 if not self.upcoming:
                     ahead = min(config.estimate.interval, config.train.steps + 1 - step)
                     with self.phase("estimate"):
@@ -156,9 +157,8 @@ class Trainer:
             allocations = [solve(each, self.config.allocate.allocator) for each in problems]
         with self.phase("sample"):
             missing = missing_counts(allocations, estimate.streams)
-            completions = self.sample(prompts, np.sum(missing, axis=0).tolist(), TRAINING, step)
-        with self.phase("verify"):
-            streams = deal(self.verify(prompts, completions), missing, estimate.streams)
+            fresh = self.rollouts(prompts, np.sum(missing, axis=0).tolist(), TRAINING, step)
+            streams = deal(fresh, missing, estimate.streams)
         with self.phase("weigh"):
             examples = [
                 example
@@ -175,6 +175,7 @@ class Trainer:
                 metrics |= self.measure.gain(streams, problems)
         with self.phase("update"):
             metrics |= self.update(examples)
+            self.sampler.update_weights()
         if self.evaluation_is_due(step):
             with self.phase("evaluate"):
                 metrics |= self.evaluate()
@@ -189,6 +190,7 @@ class Trainer:
         )
         metrics |= describe_step(groups, estimate.stats, allocation)
         metrics |= describe(problems, allocations)
+        metrics["missing_completions"] = self.step_missing
         return StepRecord(
             step,
             {"step": step, **asdict(self.totals), **metrics, **self.timings()},
@@ -206,42 +208,57 @@ class Trainer:
             known = self.history.statistics([prompt.prompt_id for prompt in prompts], step)
             return one_stream(known, prompts)
         counts = [self.config.estimate.num_pilots] * len(prompts)
-        groups = self.verify(prompts, self.sample(prompts, counts, PILOT, step))
-        self.totals.pilot_rollouts += sum(counts)
+        before = self.totals.rollouts
+        groups = self.rollouts(prompts, counts, PILOT, step)
+        self.totals.pilot_rollouts += self.totals.rollouts - before
         norms = self.measure.norms(groups, step)
         if mode == "cross_fit":
             return cross_fit(groups, norms)
         return one_stream(pilot_statistics(groups, norms), prompts)
 
-    def sample(
-        self, prompts: Sequence[Prompt], counts: Sequence[int], stream: int, step: int
-    ) -> list[list[Completion]]:
-        """``counts[i]`` completions of each prompt."""
-        seed = self.config.seed
-        requests = [
-            SampleRequest(prompt, count, (seed, stream, step, int(prompt.prompt_id, 16)))
-            for prompt, count in zip(prompts, counts, strict=True)
-        ]
-        if stream == EVALUATION:
-            return self.sampler.sample(requests, self.config.evaluate.temperature)
-        completions = self.sampler.sample(requests)
-        written = [completion for group in completions for completion in group]
-        self.totals.rollouts += len(written)
-        tokens = sum(len(each.token_ids) for each in written)
-        self.totals.completion_tokens += tokens
-        self.step_tokens += tokens
-        return completions
-
-    def verify(
+    def rollouts(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Sequence[Completion]],
+        counts: Sequence[int],
+        stream: int,
+        step: int,
         failures: str | None = None,
     ) -> list[Group]:
-        """Completions to groups of rollouts with rewards; ``failures``: as in the configuration."""
+        """``counts[i]`` completions of each prompt with their rewards, judged while others are drawn.
+
+        ``failures``: what to do with those that cannot be judged, by default as configured.
+        """
+        requests = [
+            SampleRequest(
+                prompt, count, (self.config.seed, stream, step, int(prompt.prompt_id, 16))
+            )
+            for prompt, count in zip(prompts, counts, strict=True)
+        ]
         options = self.config.verify
-        keep = (failures or options.failures) == "reject"
-        return verified(self.verifier, prompts, completions, options.accept_threshold, keep)
+        return verified(
+            self.verifier,
+            prompts,
+            self.counted(requests, stream),
+            options.accept_threshold,
+            keep_unreached=(failures or options.failures) == "reject",
+        )
+
+    def counted(self, requests: Sequence[SampleRequest], stream: int) -> Iterator[Sampled]:
+        """Completions as the sampler finishes them, counted unless they are for evaluation."""
+        evaluating = stream == EVALUATION
+        temperature = self.config.evaluate.temperature if evaluating else None
+        if not evaluating:
+            self.step_missing += sum(request.count for request in requests)
+        for sampled in self.sampler.stream(requests, temperature):
+            if not evaluating:
+                tokens = len(sampled.completion.token_ids)
+                self.totals.rollouts += 1
+                self.totals.completion_tokens += tokens
+                self.step_tokens += tokens
+                self.step_missing -= 1
+            yield sampled
+        if stream == TRAINING:
+            self.turn_to("verify")
 
     def weigh(
         self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0
@@ -282,14 +299,26 @@ class Trainer:
         """Score the held-out prompts, with the same random numbers every time."""
         prompts = self.prompts.eval
         counts = [self.config.evaluate.num_generations] * len(prompts)
-        return score(self.verify(prompts, self.sample(prompts, counts, EVALUATION, 0))).metrics()
+        return score(self.rollouts(prompts, counts, EVALUATION, 0)).metrics()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Announce a phase and time it."""
-        self.on_phase(name)
-        started = time.perf_counter()
+        """Announce a phase and time it, and those that it turns to."""
+        self._begin(name)
         yield
+        self._end()
+
+    def turn_to(self, name: str) -> None:
+        """The current phase is over and another begins."""
+        self._end()
+        self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        self.on_phase(name)
+        self.current = (name, time.perf_counter())
+
+    def _end(self) -> None:
+        name, started = self.current
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def timings(self) -> dict[str, float]:

@@ -2,10 +2,10 @@
 
 from dibs.config import SamplingConfig
 from dibs.policy import Policy
-from dibs.sampling.base import Sampler, SampleRequest
+from dibs.sampling.base import Sampled, Sampler, SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
 
-__all__ = ["SampleRequest", "Sampler", "build_sampler"]
+__all__ = ["SampleRequest", "Sampled", "Sampler", "build_sampler", "collected"]
 
 
 def build_sampler(config: SamplingConfig, policy: Policy) -> Sampler:

@@ -1,152 +1,289 @@
-"""Sampling through ``generate`` of transformers."""
+"""Sampling with the very model that is trained: a decoding loop around its forward pass.
+
+Unlike ``generate``, the loop reads the prompt of a group once, drops rows that have finished, lets
+waiting rows take their places, and draws from the softmax alone, whatever the model ships (top-k, top-p,
+penalties). A row's random numbers are its own, so what it says does not depend on its neighbours.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from torch.nn.utils.rnn import pad_sequence
 
-from dibs.memory import with_smaller_batches
-from dibs.policy import Policy
-from dibs.sampling.base import SampleRequest
+from dibs.memory import halved, out_of_memory
+from dibs.policy import Policy, in_evaluation_mode
+from dibs.sampling.base import Sampled, SampleRequest
+from dibs.sampling.cache import join_rows, new_cache, select_rows
 from dibs.types import Completion, NonFiniteError
 
+_FREE_SHARE = 4
+"""Rows are admitted when a place in so many is free: each admission copies the cache."""
+_FINISHED_SHARE = 8
+"""Finished rows are dropped when a row in so many has finished: that copies it too."""
+_BLOCK = 2**24
+"""Probabilities held at once in drawing tokens."""
 
-class InverseCdfSampling(LogitsProcessor):
-    """Draws each token from the softmax with a uniform number given beforehand, and notes its logprob.
 
-    ``generate`` draws from a global random state, so what one completion says would depend on its
-    neighbours in the batch. Here row b, token t is the inverse CDF at ``uniforms[b, t]``; greedy
-    search then picks the one token left finite.
-    """
+@dataclass(frozen=True)
+class _Row:
+    """A completion to be written."""
 
-    def __init__(self, uniforms: Tensor, temperature: float, prompt_length: int) -> None:
-        self.uniforms = uniforms
-        self.temperature = temperature
-        self.prompt_length = prompt_length
-        self.logprobs: list[Tensor] = []
+    request: int
+    number: int
+    prompt: tuple[int, ...]
+    seed: tuple[int, ...]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logprobs = (scores.float() / self.temperature).log_softmax(-1)
-        cumulative = logprobs.double().exp().cumsum(-1)
-        drawn = self.uniforms[:, input_ids.shape[1] - self.prompt_length] * cumulative[:, -1]
-        token = torch.searchsorted(cumulative, drawn.unsqueeze(-1), right=True)
-        token = token.clamp(max=scores.shape[-1] - 1)
-        self.logprobs.append(logprobs.gather(-1, token).squeeze(-1))
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+    def uniforms(self, length: int) -> np.ndarray:
+        """What decides its tokens, float64 [length]."""
+        return np.random.default_rng([*self.seed, self.number]).random(length)
 
 
 class TransformersSampler:
-    """Decodes requests in batches of similar prompt length, bounded in tokens."""
+    """Decodes rows together; prompts and longest completions come to ``batch_tokens`` at most."""
 
     def __init__(self, policy: Policy, max_completion_length: int, batch_tokens: int) -> None:
         self.policy = policy
         self.max_completion_length = max_completion_length
         self.batch_tokens = batch_tokens
 
-    def sample(
+    def stream(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
-    ) -> list[list[Completion]]:
+    ) -> Iterator[Sampled]:
         """See :class:`dibs.sampling.base.Sampler`."""
-        rows = [(i, k) for i, request in enumerate(requests) for k in range(request.count)]
-        done: dict[tuple[int, int], Completion] = {}
-        longest = max((len(r.prompt.token_ids) for r in requests), default=0)
+        rows = [
+            _Row(i, request.first + k, request.prompt.token_ids, request.seed)
+            for i, request in enumerate(requests)
+            for k in range(request.count)
+        ]
+        # Longest first, so that the largest batch comes at once; rows of a prompt stay together.
+        rows.sort(key=lambda row: -len(row.prompt))
+        longest = max((len(row.prompt) for row in rows), default=0) + self.max_completion_length
+        drawing = _Drawing(self, self.policy.temperature if temperature is None else temperature)
+        while rows:
+            done: set[_Row] = set()
+            try:
+                for row, completion in self._decoded(rows, drawing):
+                    done.add(row)
+                    yield Sampled(row.request, row.number, completion)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.batch_tokens <= longest:
+                    raise
+            # Smaller batches stay for the rest of the run.
+            self.batch_tokens = halved(self.batch_tokens, longest)
+            rows = [row for row in rows if row not in done]
 
-        def decode(tokens: int) -> None:
-            self.batch_tokens = tokens
-            for batch in self._batches(requests, [row for row in rows if row not in done]):
-                done.update(zip(batch, self._decode(requests, batch, temperature), strict=True))
+    def update_weights(self) -> None:
+        """Nothing to do: these are the policy's weights."""
 
-        # Smaller batches stay for the rest of the run.
-        with_smaller_batches(decode, self.batch_tokens, longest + self.max_completion_length)
-        return [[done[i, k] for k in range(request.count)] for i, request in enumerate(requests)]
+    def close(self) -> None:
+        """Nothing to stop."""
 
-    def _batches(
-        self, requests: Sequence[SampleRequest], rows: list[tuple[int, int]]
-    ) -> Iterator[list[tuple[int, int]]]:
-        """Rows of similar prompt length, longest first, ``batch_tokens`` a batch at most."""
-        rows = sorted(rows, key=lambda row: -len(requests[row[0]].prompt.token_ids))
-        start = 0
-        while start < len(rows):
-            prompt_length = len(requests[rows[start][0]].prompt.token_ids)
-            size = max(1, self.batch_tokens // (prompt_length + self.max_completion_length))
-            yield rows[start : start + size]
-            start += size
+    def _decoded(
+        self, rows: Sequence[_Row], drawing: _Drawing
+    ) -> Iterator[tuple[_Row, Completion]]:
+        """Every row's completion as it is finished."""
+        waiting = deque(rows)
+        batch: _Batch | None = None
+        with in_evaluation_mode(self.policy.model):
+            while waiting or batch is not None:
+                if batch is not None:
+                    batch.advance()
+                    yield from batch.harvest()
+                    batch = batch.without_finished()
+                admitted = self._admitted(waiting, batch)
+                if admitted:
+                    fresh = _Batch(drawing, admitted)
+                    yield from fresh.harvest()
+                    batch = fresh if batch is None else batch.joined(fresh)
 
-    @torch.no_grad()
-    def _decode(
-        self,
-        requests: Sequence[SampleRequest],
-        rows: list[tuple[int, int]],
-        temperature: float | None,
-    ) -> list[Completion]:
-        policy = self.policy
-        prompts = [requests[i].prompt.token_ids for i, _ in rows]
-        longest = max(len(ids) for ids in prompts)
-        input_ids = torch.full((len(rows), longest), policy.pad_id)
-        mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(prompts):
-            input_ids[row, longest - len(ids) :] = torch.tensor(ids)
-            mask[row, longest - len(ids) :] = 1
-        uniforms = np.stack(
+    def _admitted(self, waiting: deque[_Row], batch: _Batch | None) -> list[_Row]:
+        """Waiting rows for which there is a place now."""
+        if not waiting or (batch is not None and not batch.flexible):
+            return []
+        going = [] if batch is None else batch.unfinished
+        widest = max(len(row.prompt) for row in (waiting[0], *going))
+        places = max(1, self.batch_tokens // (widest + self.max_completion_length))
+        free = places - len(going)
+        if free <= 0 or free < min(len(waiting), places // _FREE_SHARE):
+            return []
+        return [waiting.popleft() for _ in range(min(free, len(waiting)))]
+
+
+class _Drawing:
+    """How tokens are drawn: the inverse CDF of the softmax at a row's own uniform numbers."""
+
+    def __init__(self, sampler: TransformersSampler, temperature: float) -> None:
+        self.policy = sampler.policy
+        self.length = sampler.max_completion_length
+        self.temperature = temperature
+        self.ends = torch.tensor(self.policy.eos_ids, device=self.policy.device)
+
+    def tokens(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """A token a row and its log-probability, [B] each, from logits [B, V]."""
+        size = max(1, _BLOCK // logits.shape[1])
+        drawn = [
+            self._tokens(*each)
+            for each in zip(logits.split(size), uniforms.split(size), strict=True)
+        ]
+        tokens, logprobs = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return tokens, logprobs
+
+    def _tokens(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = (logits.float() / self.temperature).log_softmax(-1)
+        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+        drawn = uniforms.unsqueeze(-1) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, drawn, right=True)
+        token = token.clamp(max=logits.shape[-1] - 1)
+        return token.squeeze(-1), logprobs.gather(-1, token).squeeze(-1)
+
+
+class _Batch:
+    """Rows that are decoded together.
+
+    ``mask``: bool [B, L], true where a row has a token. ``positions``: of each row's last token, which
+    the model has not seen yet. ``tokens`` and ``logprobs``: [B, length], of which ``written`` are valid.
+    ``left``: rows that were harvested and wait to be dropped.
+    """
+
+    def __init__(self, drawing: _Drawing, rows: Sequence[_Row]) -> None:
+        self.drawing = drawing
+        self.rows = list(rows)
+        policy = drawing.policy
+        self.cache, self.flexible = new_cache(policy.model)
+        # A prompt that several rows share is read once.
+        prompts = list(dict.fromkeys(row.prompt for row in rows)) if self.flexible else None
+        place = {prompt: i for i, prompt in enumerate(prompts or ())}
+        shown = [row.prompt for row in rows] if prompts is None else prompts
+        ids = [torch.tensor(prompt) for prompt in shown]
+        lengths = torch.tensor([len(prompt) for prompt in shown], device=policy.device)
+        padded = pad_sequence(
+            ids, batch_first=True, padding_value=policy.pad_id, padding_side="left"
+        ).to(policy.device)
+        columns = torch.arange(padded.shape[1], device=policy.device)
+        self.mask = columns >= padded.shape[1] - lengths.unsqueeze(1)
+        logits = self._logits(padded, (self.mask.long().cumsum(-1) - 1).clamp(min=0))
+        self.positions = lengths - 1
+        if len(shown) < len(rows):
+            repeats = torch.tensor([place[row.prompt] for row in rows], device=policy.device)
+            select_rows(self.cache, repeats)
+            self.mask, self.positions = self.mask[repeats], self.positions[repeats]
+            logits = logits[repeats]
+        size = (len(rows), drawing.length)
+        self.uniforms = torch.from_numpy(np.stack([row.uniforms(drawing.length) for row in rows]))
+        self.uniforms = self.uniforms.to(policy.device)
+        self.tokens = torch.zeros(size, dtype=torch.long, device=policy.device)
+        self.logprobs = torch.zeros(size, device=policy.device)
+        self.written = torch.zeros(len(rows), dtype=torch.long, device=policy.device)
+        self.ended = torch.zeros(len(rows), dtype=torch.bool, device=policy.device)
+        self.left = [False] * len(rows)
+        self._write(logits)
+
+    @property
+    def unfinished(self) -> list[_Row]:
+        """Rows that are still being written."""
+        return [row for row, left in zip(self.rows, self.left, strict=True) if not left]
+
+    def advance(self) -> None:
+        """One more token for every row."""
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
+        last = self.tokens.gather(1, (self.written - 1).unsqueeze(1))
+        self._write(self._logits(last, self.positions.unsqueeze(1)))
+
+    def harvest(self) -> Iterator[tuple[_Row, Completion]]:
+        """Rows that ended with the last token, and what they say."""
+        ended = [i for i, end in enumerate(self.ended.tolist()) if end and not self.left[i]]
+        if not ended:
+            return
+        index = torch.tensor(ended, device=self.ended.device)
+        tokens, logprobs = self.tokens[index].tolist(), self.logprobs[index]
+        if not bool(torch.isfinite(logprobs).all()):
+            raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
+        lengths = self.written[index].tolist()
+        for i, ids, values, length in zip(ended, tokens, logprobs.tolist(), lengths, strict=True):
+            self.left[i] = True
+            yield self.rows[i], self._completion(ids[:length], values[:length])
+
+    def without_finished(self) -> _Batch | None:
+        """The batch without finished rows, where dropping them pays; None where none is left."""
+        finished = sum(self.left)
+        if finished == len(self.rows):
+            return None
+        if self.flexible and finished * _FINISHED_SHARE >= len(self.rows):
+            self._drop_finished()
+        return self
+
+    def joined(self, other: _Batch) -> _Batch | None:
+        """This batch with the rows of another."""
+        for batch in (self, other):
+            if any(batch.left):
+                batch._drop_finished()
+        if not other.rows:
+            return self
+        join_rows(self.cache, other.cache)
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        self.mask = torch.cat(
             [
-                np.random.default_rng([*requests[i].seed, k]).random(self.max_completion_length)
-                for i, k in rows
+                torch.nn.functional.pad(batch.mask, (width - batch.mask.shape[1], 0))
+                for batch in (self, other)
             ]
         )
-        processor = InverseCdfSampling(
-            torch.from_numpy(uniforms).to(policy.device),
-            policy.temperature if temperature is None else temperature,
-            longest,
-        )
-        with self._generation_settings() as settings:
-            output: Tensor = policy.model.generate(
-                input_ids.to(policy.device),
-                attention_mask=mask.to(policy.device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([processor]),
-            )
-        tokens = output[:, longest:].cpu().tolist()
-        drawn = torch.stack(processor.logprobs, dim=1)
-        if not bool(torch.isfinite(drawn).all()):
-            raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
-        logprobs = drawn.cpu().tolist()
-        return [self._completion(*row) for row in zip(tokens, logprobs, strict=True)]
+        for name in _STATE:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.rows += other.rows
+        self.left += other.left
+        return self
 
-    @contextmanager
-    def _generation_settings(self) -> Iterator[GenerationConfig]:
-        """Greedy settings without what the model ships (penalties, top-p); model in eval mode.
+    def _drop_finished(self) -> None:
+        kept = [i for i, left in enumerate(self.left) if not left]
+        index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
+        self.mask = self.mask[index]
+        lead = int(self.mask.any(0).long().argmax()) if kept else 0
+        self.mask = self.mask[:, lead:]
+        select_rows(self.cache, index, lead)
+        for name in _STATE:
+            setattr(self, name, getattr(self, name)[index])
+        self.rows = [self.rows[i] for i in kept]
+        self.left = [False] * len(kept)
 
-        ``generate`` fills whatever is unset from the model's own generation config, so that one is
-        put aside for the call.
-        """
-        model = self.policy.model
-        shipped, training = model.generation_config, model.training
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=self.max_completion_length,
-            eos_token_id=self.policy.eos_ids,
-            pad_token_id=self.policy.pad_id,
-        )
-        model.generation_config = GenerationConfig()
-        model.eval()
-        try:
-            yield settings
-        finally:
-            model.generation_config = shipped
-            model.train(training)
+    @torch.no_grad()
+    def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
+        logits: Tensor = self.drawing.policy.model(
+            input_ids=ids,
+            attention_mask=self.mask.long(),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
+
+    @torch.no_grad()
+    def _write(self, logits: Tensor) -> None:
+        """Draw the next token of every row; rows that have ended stay as they are."""
+        place = self.written.clamp(max=self.drawing.length - 1).unsqueeze(1)
+        token, logprob = self.drawing.tokens(logits, self.uniforms.gather(1, place).squeeze(1))
+        # What lands behind the end of a finished row is never read.
+        self.tokens.scatter_(1, place, token.unsqueeze(1))
+        self.logprobs.scatter_(1, place, logprob.unsqueeze(1))
+        going = ~self.ended
+        self.written += going
+        self.positions += going
+        self.ended |= torch.isin(token, self.drawing.ends) | (self.written == self.drawing.length)
 
     def _completion(self, tokens: list[int], logprobs: list[float]) -> Completion:
-        eos = set(self.policy.eos_ids)
-        end = next((t for t, token in enumerate(tokens) if token in eos), None)
-        length = len(tokens) if end is None else end + 1
-        text = self.policy.tokenizer.decode(
-            tokens[: length if end is None else end], skip_special_tokens=True
+        policy = self.drawing.policy
+        finished = tokens[-1] in policy.eos_ids
+        text = policy.tokenizer.decode(
+            tokens[:-1] if finished else tokens, skip_special_tokens=True
         )
-        return Completion(
-            tuple(tokens[:length]), text, tuple(logprobs[:length]), finished=end is not None
-        )
+        return Completion(tuple(tokens), text, tuple(logprobs), finished)
+
+
+_STATE = ("positions", "uniforms", "tokens", "logprobs", "written", "ended")

@@ -41,34 +41,39 @@ class Verifier(Protocol):
 def verified(
     verifier: Verifier,
     prompts: Sequence[Prompt],
-    completions: Sequence[Sequence[Completion]],
+    sampled: Iterable[tuple[int, int, Completion]],
     accept_threshold: float,
     keep_unreached: bool,
 ) -> list[Group]:
-    """Completions of each prompt to a group of rollouts.
+    """Completions to a group of rollouts a prompt; they are judged as they come.
 
-    ``keep_unreached``: completions without a verdict are rollouts of reward 0; else they are left out,
-    and the group notes their statuses.
+    ``sampled``: index of the prompt, number of the completion in its group, and the completion, in any
+    order. ``keep_unreached``: completions without a verdict are rollouts of reward 0; else they are left
+    out, and the group notes their statuses.
     """
-    items = [
-        (prompt.answer, completion.text)
-        for prompt, group in zip(prompts, completions, strict=True)
-        for completion in group
+    drawn: list[tuple[int, int, Completion]] = []
+
+    def items() -> Iterator[tuple[str, str]]:
+        for each in sampled:
+            drawn.append(each)
+            yield prompts[each[0]].answer, each[2].text
+
+    judged = [(*drawn[n], v) for n, v in enumerate(verifier.verdicts(items()))]
+    rollouts: list[list[Rollout]] = [[] for _ in prompts]
+    left_out: list[list[str]] = [[] for _ in prompts]
+    for index, _, completion, verdict in sorted(judged, key=lambda each: each[:2]):
+        if verdict.reached or keep_unreached:
+            reward = verdict.reward if verdict.reached else 0.0
+            accepted = verdict.reached and reward >= accept_threshold
+            rollouts[index].append(
+                Rollout(prompts[index], completion, reward, verdict.status, accepted)
+            )
+        else:
+            left_out[index].append(verdict.status)
+    return [
+        Group(prompt, tuple(group), tuple(statuses))
+        for prompt, group, statuses in zip(prompts, rollouts, left_out, strict=True)
     ]
-    verdicts = verifier.verdicts(items)
-
-    def grouped(prompt: Prompt, group: Sequence[Completion]) -> Group:
-        rollouts, left_out = [], []
-        for completion, verdict in zip(group, verdicts, strict=False):
-            if verdict.reached or keep_unreached:
-                reward = verdict.reward if verdict.reached else 0.0
-                accepted = verdict.reached and reward >= accept_threshold
-                rollouts.append(Rollout(prompt, completion, reward, verdict.status, accepted))
-            else:
-                left_out.append(verdict.status)
-        return Group(prompt, tuple(rollouts), tuple(left_out))
-
-    return [grouped(*each) for each in zip(prompts, completions, strict=True)]
 
 
 class InlineVerifier:

@@ -1,0 +1,84 @@
+"""Keys and values of rows that come and go while they are decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+_ROOM = 64
+"""Columns a buffer grows by at least."""
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values [B, H, L, D] of one layer, in buffers with room for more columns.
+
+    transformers' own layer copies all of them with every token.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append columns; all of them, as views of the buffers."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._buffers = [key_states, value_states]
+            self._show(key_states.shape[2])
+            return self.keys, self.values
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if end > self._buffers[0].shape[2]:
+            for i, seen in enumerate((self.keys, self.values)):
+                rows, heads, _, width = seen.shape
+                self._buffers[i] = seen.new_empty(rows, heads, end + max(_ROOM, end // 4), width)
+                self._buffers[i][:, :, :start] = seen
+        for buffer, fresh in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = fresh
+        self._show(end)
+        return self.keys, self.values
+
+    def select(self, rows: Tensor, lead: int = 0) -> None:
+        """Keep these rows (a row may be kept several times) without their first ``lead`` columns."""
+        length = self.keys.shape[2] - lead
+        self._buffers = [buffer[rows, :, lead:] for buffer in self._buffers]
+        self._show(length)
+
+    def join(self, other: GrowingLayer) -> None:
+        """Take in the rows of another layer; the shorter ones are padded on the left."""
+        length = max(self.keys.shape[2], other.keys.shape[2])
+        for i, (mine, theirs) in enumerate(((self.keys, other.keys), (self.values, other.values))):
+            # Zeros: what is masked must still be a number.
+            buffer = mine.new_zeros(
+                len(mine) + len(theirs), mine.shape[1], length + _ROOM, mine.shape[3]
+            )
+            buffer[: len(mine), :, length - mine.shape[2] : length] = mine
+            buffer[len(mine) :, :, length - theirs.shape[2] : length] = theirs
+            self._buffers[i] = buffer
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def new_cache(model: PreTrainedModel) -> tuple[Cache, bool]:
+    """An empty cache, and whether rows can join and leave it: every layer attends to everything."""
+    usual = DynamicCache(config=model.config)
+    if all(type(layer) is DynamicLayer for layer in usual.layers):
+        return Cache(layers=[GrowingLayer() for _ in usual.layers]), True
+    return usual, False
+
+
+def select_rows(cache: Cache, rows: Tensor, lead: int = 0) -> None:
+    """:meth:`GrowingLayer.select` in every layer."""
+    for layer in cache.layers:
+        if layer.is_initialized:
+            layer.select(rows, lead)
+
+
+def join_rows(cache: Cache, other: Cache) -> None:
+    """:meth:`GrowingLayer.join` in every layer."""
+    for mine, theirs in zip(cache.layers, other.layers, strict=True):
+        if mine.is_initialized:
+            mine.join(theirs)
