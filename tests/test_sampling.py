@@ -7,12 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from conftest import make_prompt
 from dibs.policy import Policy
 from dibs.sampling import SampleRequest, collected
+from dibs.sampling.cache import new_cache
 from dibs.sampling.transformers import TransformersSampler
+from dibs.tasks.warm_start import build_tokenizer
 from dibs.types import TrainingExample
 
 PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("03", (8, 4, 2, 30))]
@@ -42,6 +44,61 @@ def test_completions_depend_on_their_own_seed_only(policy):
     assert [c.token_ids for c in alone[1][:2]] == [c.token_ids for c in together[1]]
     other = sample(TransformersSampler(policy, 6, 1000), [SampleRequest(PROMPTS[0], 3, (1, 1))])
     assert [c.token_ids for c in other[0]] != [c.token_ids for c in together[0]]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 25, 60, 150, 10**6])
+def test_rows_that_come_and_go_say_what_they_say_alone(policy, batch_tokens):
+    """Few places: rows join others in mid-sentence, finished ones leave, prompts are of mixed length."""
+    made = [
+        SampleRequest(make_prompt(f"{i}", tuple(range(4, 6 + 3 * i))), 5, (7, i)) for i in range(6)
+    ]
+    alone = [
+        [each.completion for each in TransformersSampler(policy, 12, 1).stream([one])]
+        for request in made
+        for one in [SampleRequest(request.prompt, 1, request.seed, k) for k in range(5)]
+    ]
+    together = sample(TransformersSampler(policy, 12, batch_tokens), made)
+    for (expected,), found in zip(alone, [c for group in together for c in group], strict=True):
+        assert found.token_ids == expected.token_ids
+        assert found.sampling_logprobs == pytest.approx(expected.sampling_logprobs, abs=2e-5)
+
+
+def test_completions_come_as_they_are_finished(policy):
+    made = requests([40, 40, 40])
+    stream = TransformersSampler(policy, 40, 500).stream(made)
+    lengths = [len(each.completion.token_ids) for each in stream]
+    assert lengths != sorted(lengths)
+    assert lengths[0] < max(lengths)
+
+
+@pytest.mark.parametrize("batch_tokens", [30, 10**6])
+def test_models_whose_rows_cannot_come_and_go(batch_tokens):
+    """A sliding window: batches are decoded to their end, and say the same."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    tokenizer = build_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        sliding_window=4,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **shape,
+        **heads,
+    )
+    policy = Policy(MistralForCausalLM(config).eval(), tokenizer)
+    assert not new_cache(policy.model)[1]
+    made = requests([4, 3, 5])
+    for prompt, group in zip(
+        PROMPTS, sample(TransformersSampler(policy, 10, batch_tokens), made), strict=True
+    ):
+        examples = [TrainingExample(prompt.token_ids, c.token_ids, 0.0, 0.0) for c in group]
+        with torch.no_grad():
+            rows = policy.logprobs(policy.collate(examples))
+        for row, completion in zip(rows, group, strict=True):
+            expected = row[: len(completion.token_ids)].tolist()
+            assert completion.sampling_logprobs == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-_ROOM = 64
-"""Columns a buffer grows by at least."""
+_ROOM = 16
+"""Columns a buffer grows by at least, and a quarter of those it has: fresh memory is what costs."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -32,7 +32,7 @@ class GrowingLayer(DynamicLayer):
         if end > self._buffers[0].shape[2]:
             for i, seen in enumerate((self.keys, self.values)):
                 rows, heads, _, width = seen.shape
-                self._buffers[i] = seen.new_empty(rows, heads, end + max(_ROOM, end // 4), width)
+                self._buffers[i] = seen.new_empty(rows, heads, _with_room(end), width)
                 self._buffers[i][:, :, :start] = seen
         for buffer, fresh in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = fresh
@@ -51,7 +51,7 @@ class GrowingLayer(DynamicLayer):
         for i, (mine, theirs) in enumerate(((self.keys, other.keys), (self.values, other.values))):
             # Zeros: what is masked must still be a number.
             buffer = mine.new_zeros(
-                len(mine) + len(theirs), mine.shape[1], length + _ROOM, mine.shape[3]
+                len(mine) + len(theirs), mine.shape[1], _with_room(length), mine.shape[3]
             )
             buffer[: len(mine), :, length - mine.shape[2] : length] = mine
             buffer[len(mine) :, :, length - theirs.shape[2] : length] = theirs
@@ -60,6 +60,10 @@ class GrowingLayer(DynamicLayer):
 
     def _show(self, length: int) -> None:
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def _with_room(length: int) -> int:
+    return length + max(_ROOM, length // 4)
 
 
 def new_cache(model: PreTrainedModel) -> tuple[Cache, bool]:

@@ -123,6 +123,7 @@ class _Drawing:
         self.policy = sampler.policy
         self.length = sampler.max_completion_length
         self.temperature = temperature
+        self.eos_ids = set(self.policy.eos_ids)
         self.ends = torch.tensor(self.policy.eos_ids, device=self.policy.device)
 
     def tokens(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +280,7 @@ class _Batch:
 
     def _completion(self, tokens: list[int], logprobs: list[float]) -> Completion:
         policy = self.drawing.policy
-        finished = tokens[-1] in policy.eos_ids
+        finished = tokens[-1] in self.drawing.eos_ids
         text = policy.tokenizer.decode(
             tokens[:-1] if finished else tokens, skip_special_tokens=True
         )
