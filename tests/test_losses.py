@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dibs.losses import PolicyLoss, clipped_surrogate, kl_to_reference
+from dibs.losses import PolicyLoss, clipped_surrogate, importance_weights, kl_to_reference
 
 
 def ratios(*values: float) -> torch.Tensor:
@@ -62,3 +62,34 @@ def test_ratio_loss_with_kl_by_hand():
     assert loss.item() == pytest.approx(0.5 * (-1.2 * 3 + 0.1 * kl))
     assert sums["kl"].item() == pytest.approx(kl)
     assert sums["clipped_tokens"].item() == 1
+
+
+def test_importance_weights_by_hand():
+    """Ratios 1.5, 3 and 0.25, and one on padding that must not count."""
+    old = torch.tensor([[1.5, 3.0, 0.25, 9.0]]).log()
+    mask = torch.tensor([[True, True, True, False]])
+
+    def weights(mode):
+        found = importance_weights(old, torch.zeros(1, 4), mask, mode, cap=2.0)
+        return found[0, :3].tolist()
+
+    assert weights("token_truncate") == pytest.approx([1.5, 2.0, 0.25])
+    assert weights("token_mask") == pytest.approx([1.5, 0.0, 0.0])
+    assert weights("sequence_truncate") == pytest.approx([1.125] * 3)  # 1.5 x 3 x 0.25
+    assert weights("sequence_mask") == pytest.approx([1.125] * 3)
+    far = importance_weights(old * 2, torch.zeros(1, 4), mask, "sequence_truncate", cap=1.2)
+    assert far[0, :3].tolist() == pytest.approx([1.2] * 3)
+    assert not importance_weights(old * 9, torch.zeros(1, 4), mask, "sequence_mask", cap=1.2).any()
+
+
+def test_importance_weights_carry_no_gradient_and_leave_the_kl_alone():
+    old = torch.tensor([[2.0]]).log()
+    logprobs = torch.zeros(1, 1, requires_grad=True)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    loss = PolicyLoss(None, 0.5, "token_truncate", 1.5)
+    ref = torch.tensor([[math.log(2)]])
+    ones = torch.ones(1)
+    value, _ = loss(logprobs, mask, ones, ones, old, ref, torch.zeros(1, 1))
+    value.backward()
+    # 1.5 x -logprob, and 0.5 x KL whose slope at d = ln 2 is 1 - 2.
+    assert logprobs.grad.item() == pytest.approx(-1.5 + 0.5 * (1 - 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -281,7 +282,7 @@ def test_projections_keep_inner_products():
 @pytest.mark.parametrize("loss", [RAFT, RATIO])
 def test_micro_batches_are_halved_where_memory_does_not_suffice(policy, loss, monkeypatch):
     made = examples(policy, 20)
-    inner, sizes = Policy.logprobs, []
+    inner, sizes = Policy.logprobs_and_entropy, []
 
     def narrow(self, batch):
         sizes.append(batch.input_ids.numel())
@@ -294,7 +295,7 @@ def test_micro_batches_are_halved_where_memory_does_not_suffice(policy, loss, mo
     maker.step(made)
     after = weights(policy)
     policy.model.load_state_dict(before)
-    monkeypatch.setattr(Policy, "logprobs", narrow)
+    monkeypatch.setattr(Policy, "logprobs_and_entropy", narrow)
     again = updater(policy, loss, updates_per_step=2, learning_rate=1e-3)
     again.step(made)
     torch.testing.assert_close(weights(policy), after, rtol=1e-3, atol=2e-5)
@@ -306,7 +307,7 @@ def test_micro_batches_are_halved_where_memory_does_not_suffice(policy, loss, mo
     def never(self, batch):
         raise MemoryError
 
-    monkeypatch.setattr(Policy, "logprobs", never)
+    monkeypatch.setattr(Policy, "logprobs_and_entropy", never)
     with pytest.raises(MemoryError):
         again.step(made)
 
@@ -325,3 +326,53 @@ def test_gradients_that_are_not_finite_are_skipped_and_too_many_stop(policy):
         maker.step(bad)
     with pytest.raises(NonFiniteError, match=r"update 1 of 1: the loss is nan.* after 2 skipped"):
         maker.step(bad)
+
+
+def test_what_a_sampler_off_by_a_known_amount_shows(policy):
+    """Sampler's log-probabilities are the learner's less ln 1.05 a token: ratios of 1.05 and powers."""
+    made = examples(policy, 6)
+    with torch.no_grad():
+        rows = policy.logprobs(policy.collate(made))
+    gap = math.log(1.05)
+    made = [
+        replace(e, sampling_logprobs=tuple((row[: len(e.completion_ids)] - gap).tolist()))
+        for e, row in zip(made, rows, strict=True)
+    ]
+    metrics = updater(policy, RATIO, updates_per_step=1).step(made)
+    tokens = sum(len(e.completion_ids) for e in made)
+    assert metrics.sampler_gap == pytest.approx(gap, abs=1e-5)
+    assert metrics.sampler_gap_max == pytest.approx(gap, abs=1e-4)
+    assert metrics.token_ratios == [0, 0, 0, 0, tokens, 0, 0]
+    lengths = [len(e.completion_ids) for e in made]
+    assert metrics.sequence_ratios[5] == sum(1.1 < 1.05**n <= 2 for n in lengths)
+    plain = updater(policy, RAFT, updates_per_step=1).step(made)
+    assert plain.sampler_gap is None
+    assert plain.token_ratios is None
+
+
+@pytest.mark.parametrize("name", ["token_truncate", "sequence_truncate"])
+def test_importance_sampling_undoes_a_wrong_sampler(policy, name):
+    """Completions of a hotter policy, weighed, give the gradient of the policy's own in expectation.
+
+    One token a completion: by enumeration, sum over tokens of q(y) (p(y) / q(y)) A(y) grad ln p(y).
+    """
+    context = (5, 6, 7)
+    hot = Policy(policy.model, policy.tokenizer, 1.7)
+    vocabulary = policy.model.config.vocab_size
+    tokens = [TrainingExample(context, (t,), 1.0 + t % 3, 1.0) for t in range(vocabulary)]
+    with torch.no_grad():
+        ours, theirs = (p.logprobs(p.collate(tokens))[:, 0] for p in (policy, hot))
+    loss = PolicyLoss(None, 0.0, name, 1e6)
+    true, weighed = [], []
+    for e, p, q in zip(tokens, ours.tolist(), theirs.tolist(), strict=True):
+        true.append(replace(e, weight=math.exp(p)))
+        weighed.append(replace(e, weight=math.exp(q), sampling_logprobs=(q,)))
+    expected = gradient_of(updater(policy, RAFT), true)
+    found = gradient_of(updater(policy, loss), weighed, old=ours)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def gradient_of(maker, made, old=None):
+    maker.optimizer.zero_grad(set_to_none=False)
+    maker.gradient(made, None if old is None else [value.reshape(1) for value in old])
+    return torch.cat([p.grad.flatten() for p in maker.parameters]).clone()

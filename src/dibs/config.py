@@ -193,6 +193,17 @@ class AlgorithmConfig(Section):
     epsilon: float = Field(0.2, ge=0, description="clip the ratio below 1 - epsilon")
     epsilon_high: float | None = Field(0.28, ge=0, description="and above 1 + this; null: epsilon")
     beta: float = Field(0.0, ge=0, description="weight of the KL to the frozen starting policy")
+    importance_sampling: Literal[
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = Field(
+        "none",
+        description="for a sampler whose probabilities differ from the learner's (another engine, "
+        "bfloat16): weigh each token, or the whole completion, by the ratio of the two, cut off at "
+        "importance_sampling_cap or left out beyond it",
+    )
+    importance_sampling_cap: float = Field(
+        2.0, gt=1, description="largest ratio; masks also leave out ratios below 1 / this"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -145,7 +145,12 @@ def build_trainer(config: Config, view: View) -> Trainer:
         verifier=build_verifier(config.verify, config.data.train),
         updater=Updater(
             policy,
-            PolicyLoss(clip, algorithm.beta),
+            PolicyLoss(
+                clip,
+                algorithm.beta,
+                None if algorithm.importance_sampling == "none" else algorithm.importance_sampling,
+                algorithm.importance_sampling_cap,
+            ),
             config.update,
             config.train.steps * config.update.updates_per_step,
             reference=policy.frozen_copy() if algorithm.beta > 0 else None,

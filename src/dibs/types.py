@@ -77,12 +77,14 @@ class TrainingExample:
     """A completion with its share of the gradient: ``weight * advantage * grad log pi(completion)``.
 
     ``weight`` is the estimator's (it also weighs the KL penalty), ``advantage`` the objective's.
+    ``sampling_logprobs``: the sampler's, of each token of the completion; empty where nobody asks.
     """
 
     context_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     advantage: float
     weight: float
+    sampling_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,11 @@ class Rollout:
     def example(self, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
         """Its tokens with their share of the gradient."""
         return TrainingExample(
-            self.prompt.token_ids, self.completion.token_ids, float(advantage), float(weight)
+            self.prompt.token_ids,
+            self.completion.token_ids,
+            float(advantage),
+            float(weight),
+            self.completion.sampling_logprobs,
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ from dibs.types import NonFiniteError, TrainingExample
 _Result = TypeVar("_Result")
 
 
+RATIO_EDGES = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)
+"""Between the bins that ratios of learner to sampler are counted in; the outer bins are open."""
+
+
 @dataclass(frozen=True)
 class UpdateMetrics:
     """Of one step: sums over its updates, the mean gradient norm before clipping, the last rate.
@@ -39,6 +43,12 @@ class UpdateMetrics:
     step differ; None for a single one. Unbiased where counts are multiples of the number of updates, the
     weights did not move between them, and a completion's advantage does not depend on others; otherwise
     nearly so, and with fewer completions of a prompt than updates the variance is overstated.
+
+    ``entropy``: of the distribution that each token was drawn from, mean over the tokens learnt from,
+    in nats. The rest is None unless the loss needs log-probabilities from before the first update:
+    ``sampler_gap``: mean of ``|ln (learner's probability / sampler's)|`` a token, ``sampler_gap_max``
+    the largest; ``token_ratios`` and ``sequence_ratios``: how many tokens and completions have a ratio
+    of the two between the :data:`RATIO_EDGES`.
     """
 
     updates: int
@@ -47,9 +57,14 @@ class UpdateMetrics:
     skipped_updates: int
     clip_fraction: float
     kl: float
+    entropy: float
     learning_rate: float
     gradient_square: float | None
     gradient_variance: float | None
+    sampler_gap: float | None
+    sampler_gap_max: float | None
+    token_ratios: list[int] | None
+    sequence_ratios: list[int] | None
 
 
 @dataclass
@@ -132,6 +147,7 @@ class Updater:
             # what is learnt from them, their spread would not tell the gradient's noise.
             hands = [[example for example in hand if example.advantage != 0] for hand in hands]
         old = [self._behaviour_logprobs(hand) for hand in hands]
+        mismatch = _mismatch([example for hand in hands for example in hand], old)
         tally = _Tally()
         self.policy.model.train()
         for u, (hand, old_logprobs) in enumerate(zip(hands, old, strict=True)):
@@ -148,9 +164,11 @@ class Updater:
             skipped_updates=tally.skipped,
             clip_fraction=tally.sums.get("clipped_tokens", 0.0) / tokens,
             kl=tally.sums.get("kl", 0.0) / tokens,
+            entropy=tally.sums.get("entropy", 0.0) / tokens,
             learning_rate=self.scheduler.get_last_lr()[0],
             gradient_square=square,
             gradient_variance=variance,
+            **mismatch,
         )
 
     def gradient(
@@ -175,14 +193,20 @@ class Updater:
             if self.reference is not None:
                 with torch.no_grad():
                     ref = self.reference.logprobs(batch)
+            sampling = None
+            if self.loss.importance_sampling is not None:
+                sampling = pad_sequence([_sampling(e, self.policy.device) for e in chosen], True)
+            logprobs, entropy = self.policy.logprobs_and_entropy(batch)
             loss, parts = self.loss(
-                self.policy.logprobs(batch),
+                logprobs,
                 batch.completion_mask,
                 self._column([e.advantage for e in chosen]),
                 self._column([e.weight for e in chosen]),
                 old,
                 ref,
+                sampling,
             )
+            parts["entropy"] = entropy.sum()
             (loss * scale).backward()
             total += float(loss.detach()) * scale
             for name, value in parts.items():
@@ -246,7 +270,7 @@ class Updater:
 
     def _behaviour_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
         """``log pi`` before the step's first update, one a completion; None if the loss has no use."""
-        if self.loss.clip is None:
+        if not self.loss.needs_old_logprobs:
             return None
         self.policy.model.train()
         return self._fitting(examples, lambda: self._logprobs(examples))
@@ -262,3 +286,36 @@ class Updater:
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
+
+
+def _sampling(example: TrainingExample, device: torch.device) -> Tensor:
+    """The sampler's log-probabilities, [T], one at least."""
+    return torch.tensor(example.sampling_logprobs or (0.0,), device=device)
+
+
+def _mismatch(
+    examples: Sequence[TrainingExample], old_logprobs: Sequence[Sequence[Tensor] | None]
+) -> dict[str, Any]:
+    """How far the sampler's log-probabilities are from the learner's."""
+    learner = [logprobs for hand in old_logprobs for logprobs in hand or ()]
+    gaps = [
+        logprobs.cpu().double() - _sampling(example, torch.device("cpu")).double()
+        for example, logprobs in zip(examples, learner, strict=False)
+        if example.sampling_logprobs
+    ]
+    if not gaps:
+        names = ("sampler_gap", "sampler_gap_max", "token_ratios", "sequence_ratios")
+        return dict.fromkeys(names)
+    tokens = torch.cat(gaps)
+    return {
+        "sampler_gap": float(tokens.abs().mean()),
+        "sampler_gap_max": float(tokens.abs().max()),
+        "token_ratios": _histogram(tokens),
+        "sequence_ratios": _histogram(torch.stack([gap.sum() for gap in gaps])),
+    }
+
+
+def _histogram(log_ratios: Tensor) -> list[int]:
+    edges = torch.tensor(RATIO_EDGES, dtype=torch.float64)
+    bins = torch.bucketize(log_ratios.exp(), edges)
+    return torch.bincount(bins, minlength=len(RATIO_EDGES) + 1).tolist()
