@@ -44,8 +44,8 @@ from dibs.gradnorm import gradient_norms
 from dibs.history import History
 from dibs.objectives import variance
 from dibs.report.views import PlainView
+from dibs.rollouts import EVALUATION
 from dibs.run import build_trainer
-from dibs.train import EVALUATION
 from dibs.types import Completion, Group, Prompt, Rollout
 
 PROMPTS, SAMPLES, PER_PROMPT, VISITS = 96, 256, 8, 4

@@ -237,13 +237,13 @@ def test_pilots_of_one_phase_are_all_different_draws(tmp_path):
     config = load_config(*split_config(options(tmp_path / "run", *words)))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
     seeds = []
-    inner = trainer.sampler.stream
+    inner = trainer.source.sampler.stream
 
     def stream(requests, temperature=None):
         seeds.extend(request.seed for request in requests)
         return inner(requests, temperature)
 
-    trainer.sampler.stream = stream
+    trainer.source.sampler.stream = stream
     next(trainer.run())
     # Two batches of pilots over the same 8 prompts, one of training, one of evaluation.
     assert len(seeds) == len(set(seeds)) == 32

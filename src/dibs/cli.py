@@ -24,7 +24,8 @@ _TRAIN_HELP = """\
 Train a policy: estimate, allocate, sample, verify, weigh, update, evaluate.
 
 Writes OUT/metrics.jsonl, OUT/summary.json, figures, checkpoints and the final model, where OUT is
-output_dir. CONFIG is a YAML file; without one the embedded task is trained with the defaults."""
+output_dir. CONFIG is a YAML file; without one the embedded task is trained with the defaults. On K
+devices of one machine: torchrun --nproc_per_node K -m dibs train CONFIG ..."""
 
 _ALLOCATE_HELP = """\
 Spread a budget of completions over prompts.
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _allocate(options)
     except InputError as error:
-        print(f"dibs {options.command}: {error}", file=sys.stderr)
+        who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
+        print(f"dibs {options.command}: {who}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"dibs {options.command}: interrupted", file=sys.stderr)
@@ -238,12 +240,16 @@ def _keys_help() -> str:
 def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
     config = load_config(path, overrides)
     # Loading torch takes seconds; a bad configuration should not wait for it.
+    from dibs.processes import joined_processes
     from dibs.report.views import view_for
     from dibs.session import run_training
 
-    console = Console()
-    with closing(view_for(console)) as view:
-        summary = run_training(config, view)
+    with joined_processes() as processes:
+        console = Console(quiet=not processes.main)
+        with closing(view_for(console)) as view:
+            summary = run_training(config, view, processes)
+    if not processes.main:
+        return
     console.print(
         f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
         f"(95% {summary['accuracy_after_low']:.3f} to {summary['accuracy_after_high']:.3f}), "

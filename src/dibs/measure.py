@@ -15,16 +15,24 @@ from dibs.config import Config, GradNormMethod
 from dibs.gradnorm import gradient_norms
 from dibs.memory import with_smaller_batches
 from dibs.policy import Policy
+from dibs.processes import ALONE, Processes
 from dibs.types import Group, Rollout
 from dibs.variance import ratio, shares
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measure:
-    """Measures gradients of the policy's rollouts as the configuration says."""
+    """Measures gradients of the policy's rollouts as the configuration says.
+
+    ``micro_batch_tokens`` shrinks where memory does not suffice.
+    """
 
     policy: Policy
     config: Config
+    processes: Processes = ALONE
+
+    def __post_init__(self) -> None:
+        self.micro_batch_tokens = self.config.update.micro_batch_tokens
 
     def norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
         """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
@@ -49,14 +57,19 @@ class Measure:
     ) -> list[np.ndarray]:
         examples = [rollout.example() for group in groups for rollout in group.rollouts]
         lengths = [len(e.context_ids) + len(e.completion_ids) for e in examples]
-        tokens = self.config.update.micro_batch_tokens
-        measured, _ = with_smaller_batches(
-            lambda most: gradient_norms(self.policy, examples, method, max_tokens=most, **options),
-            tokens,
-            max(lengths, default=tokens),
+        mine = self.processes.share(range(len(examples)), lengths)
+        measured, self.micro_batch_tokens = with_smaller_batches(
+            lambda most: gradient_norms(
+                self.policy, [examples[i] for i in mine], method, max_tokens=most, **options
+            ),
+            self.micro_batch_tokens,
+            max(lengths, default=self.micro_batch_tokens),
         )
+        norms = np.zeros(len(examples))
+        for indices, values in self.processes.gathered((mine, measured.norms)):
+            norms[indices] = values
         ends = np.cumsum([len(group.rollouts) for group in groups])
-        return np.split(measured.norms, ends[:-1])
+        return np.split(norms, ends[:-1])
 
     def gain(
         self, streams: Sequence[Sequence[Group]], problems: Sequence[AllocationProblem]

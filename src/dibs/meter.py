@@ -23,8 +23,9 @@ from dibs.losses import PolicyLoss
 from dibs.objectives import signal
 from dibs.projection import Projection
 from dibs.prompts import batches
+from dibs.rollouts import METER
 from dibs.streams import Estimate, cross_fit, one_stream, pose_streams, step_budget
-from dibs.train import METER, Trainer
+from dibs.train import Trainer
 from dibs.types import Group, InputError, Prompt
 from dibs.update import Updater
 from dibs.variance import achievable_gain, bootstrap, captured, noise, ratio, shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import transformers
 
 from dibs.allocate import check_allocator
 from dibs.benchmark import Evaluator
-from dibs.config import Config, PolicyConfig
+from dibs.config import Config, PolicyConfig, VerifyConfig
 from dibs.gradnorm import gradient_norms
 from dibs.history import History
 from dibs.losses import PolicyLoss
@@ -20,9 +21,11 @@ from dibs.measure import Measure
 from dibs.meter import measure_variance
 from dibs.objectives import check_objective
 from dibs.policy import Policy, load_policy, load_tokenizer
+from dibs.processes import ALONE, Processes
 from dibs.prompts import PromptSet, batches, build_prompts, check_batch_size, read_questions
 from dibs.report.trackers import check_trackers
 from dibs.report.views import View
+from dibs.rollouts import RolloutSource
 from dibs.rows import one_line
 from dibs.sampling import build_sampler
 from dibs.tasks.arithmetic import TASKS
@@ -46,7 +49,7 @@ def run_variance(config: Config, view: View) -> dict[str, Any]:
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
     finally:
-        trainer.verifier.close()
+        trainer.source.verifier.close()
 
 
 def run_evaluation(
@@ -112,7 +115,7 @@ def _quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def build_trainer(config: Config, view: View) -> Trainer:
+def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> Trainer:
     """Check the configuration against the world and put the parts of a run together.
 
     Raises InputError for anything that would stop the run later.
@@ -121,7 +124,9 @@ def build_trainer(config: Config, view: View) -> Trainer:
     _quiet_transformers()
     torch.manual_seed(config.seed)
     questions = read_questions(config.data, config.seed)
-    policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
+    with processes.main_first():  # it warms up an embedded task's policy
+        trained = _trained(config.policy, view)
+    policy = load_policy(trained, config.sampling.temperature)
     room = _room_for_prompts(policy, config)
     prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
@@ -134,15 +139,19 @@ def build_trainer(config: Config, view: View) -> Trainer:
             config.estimate.grad_norm,
             parameters=config.estimate.grad_norm_parameters,
         )
-    _announce(config, policy, prompts, view)
+    _announce(config, policy, prompts, view, processes)
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
     return Trainer(
         config=config,
         policy=policy,
-        sampler=build_sampler(config.sampling, policy),
-        verifier=build_verifier(config.verify, config.data.train),
+        source=RolloutSource(
+            config,
+            build_sampler(config.sampling, policy),
+            build_verifier(_own_workers(config.verify, processes), config.data.train),
+            processes,
+        ),
         updater=Updater(
             policy,
             PolicyLoss(
@@ -154,12 +163,21 @@ def build_trainer(config: Config, view: View) -> Trainer:
             config.update,
             config.train.steps * config.update.updates_per_step,
             reference=policy.frozen_copy() if algorithm.beta > 0 else None,
+            processes=processes,
         ),
         prompts=prompts,
         history=History(config.estimate.half_life),
-        measure=Measure(policy, config),
+        measure=Measure(policy, config, processes),
         on_phase=view.phase,
     )
+
+
+def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
+    """Unless told otherwise, the processes of a run share the machine's cores."""
+    if config.workers is not None or processes.size == 1:
+        return config
+    workers = max(1, min(os.cpu_count() or 1, 8) // processes.size)
+    return config.model_copy(update={"workers": workers})
 
 
 def _check(config: Config) -> None:
@@ -169,7 +187,9 @@ def _check(config: Config) -> None:
     check_trackers(config.tracking.trackers)
 
 
-def _announce(config: Config, policy: Policy, prompts: PromptSet, view: View) -> None:
+def _announce(
+    config: Config, policy: Policy, prompts: PromptSet, view: View, processes: Processes
+) -> None:
     """Say what is about to be trained on what, and how it is sampled."""
     for reason, rows in prompts.dropped.items():
         view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
@@ -179,6 +199,8 @@ def _announce(config: Config, policy: Policy, prompts: PromptSet, view: View) ->
         f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
         "top-p or penalties"
     )
+    if processes.size > 1:
+        view.message(f"{processes.size} processes on this machine share sampling and gradients")
     if config.estimate.mode != "none" and not config.uses_statistics:
         view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
 

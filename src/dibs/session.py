@@ -11,6 +11,7 @@ from typing import Any
 from dibs.checkpoint import Checkpoint, RunFolder, all_finite
 from dibs.config import Config
 from dibs.interrupts import StopRequest
+from dibs.processes import ALONE, Processes
 from dibs.report.figures import draw_figures
 from dibs.report.metrics import describe_prompts, sample_records
 from dibs.report.trackers import Trackers
@@ -21,34 +22,88 @@ from dibs.train import StepRecord, Trainer
 from dibs.types import InputError, NonFiniteError
 
 
-def run_training(config: Config, view: View) -> dict[str, Any]:
+def run_training(config: Config, view: View, processes: Processes = ALONE) -> dict[str, Any]:
     """Train as configured, write ``config.output_dir`` and return the summary.
 
     Everything the user gave is checked before the folder is touched. With ``config.resume`` a run goes
     on from its newest whole checkpoint, or starts again if it was stopped before the first. Raises
     InputError, also when NaN or infinite gradients stopped the run; KeyboardInterrupt after Ctrl-C or
-    SIGTERM, when the current step is finished and saved.
+    SIGTERM, when the current step is finished and saved. Of several processes the first writes and
+    returns the summary; the others work along and return an empty one.
     """
+    if not processes.main:
+        _work_along(config, view, processes)
+        return {}
     resuming = config.resume == "yes" or (
         config.resume == "auto" and (config.output_dir / "config.yaml").exists()
     )
     if not resuming:
         RunFolder.check(config.output_dir, config.overwrite)
-        trainer = build_trainer(config, view)
-        with closing(trainer.verifier), RunFolder.create(config) as folder:
+        processes.told(_Plan())
+        trainer = build_trainer(config, view, processes)
+        with closing(trainer.source.verifier), RunFolder.create(config) as folder:
             return _Session(config, view, trainer, folder).run(None)
     with RunFolder.reopen(config) as folder:
         finished = folder.summary()
         if finished is not None and finished["steps"] >= config.train.steps:
             view.message(f"The run in {folder.path} is finished.")
+            processes.told(_Plan(finished=True))
             return finished
         found = _newest(folder, config, view)
-        trainer = build_trainer(config, view)
-        with closing(trainer.verifier):
+        processes.told(_Plan(found))
+        trainer = build_trainer(config, view, processes)
+        with closing(trainer.source.verifier):
             if found is None:
                 view.message("The run had not reached its first checkpoint; it starts again.")
                 folder.clear()
             return _Session(config, view, trainer, folder).run(found)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the first process tells the others: whether there is work, and where to go on from."""
+
+    found: Checkpoint | None = None
+    finished: bool = False
+
+
+def _work_along(config: Config, view: View, processes: Processes) -> None:
+    """What a process does that does not write: the same steps at the same time."""
+    plan = processes.told(_Plan())
+    if plan.finished:
+        return
+    trainer = build_trainer(config, view, processes)
+    with closing(trainer.source.verifier), StopRequest(lambda name: None) as stop:
+        if plan.found is None:
+            first, after = 1, trainer.evaluate()
+        else:
+            _load(plan.found, trainer)
+            first, after = plan.found.step + 1, {"accuracy": plan.found.state["accuracy"]}
+        if _asked_to_stop(trainer, stop, first - 1):
+            return
+        for record in trainer.run(first):
+            after = record.metrics
+            if _asked_to_stop(trainer, stop, record.step):
+                return
+        if after.get("accuracy") is None:
+            trainer.evaluate()
+
+
+def _asked_to_stop(trainer: Trainer, stop: StopRequest, step: int) -> bool:
+    """Whether any process heard a signal; after the last step there is nothing left to stop."""
+    asked = trainer.source.processes.any(stop.received is not None)
+    return asked and step < trainer.config.train.steps
+
+
+def _load(found: Checkpoint, trainer: Trainer) -> None:
+    """Put a checkpoint into a fresh trainer."""
+    try:
+        found.load_weights(trainer.policy)
+        restore(trainer, found.state, found.tensors())
+        trainer.source.sampler.update_weights()
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{found.folder} does not fit this configuration: {reason}") from None
 
 
 def _newest(folder: RunFolder, config: Config, view: View) -> Checkpoint | None:
@@ -147,13 +202,8 @@ class _Session:
         return before
 
     def _go_on(self, found: Checkpoint) -> dict[str, Any]:
-        try:
-            found.load_weights(self.trainer.policy)
-            restore(self.trainer, found.state, found.tensors())
-            self.earlier_seconds = float(found.state["wall_seconds"])
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise InputError(f"{found.folder} does not fit this configuration: {reason}") from None
+        _load(found, self.trainer)
+        self.earlier_seconds = float(found.state["wall_seconds"])
         self.folder.cut_back(found.step)
         self.folder.set_aside_newer(found)
         self.folder.write_config(self.config)
@@ -173,13 +223,13 @@ class _Session:
             if self._checkpoint_is_due(record.step):
                 self._save(record.step)
             self._stop_if_asked(stop, record.step)
-        if "accuracy" not in after:  # a run resumed after what is now its last step
+        if after.get("accuracy") is None:  # a run resumed after what is now its last step
             after = {**after, **self.trainer.evaluate()}
         return after
 
     def _stop_if_asked(self, stop: StopRequest, step: int) -> None:
         """Save and leave; after the last step only the policy and figures are left to write."""
-        if stop.received and step < self.config.train.steps:
+        if _asked_to_stop(self.trainer, stop, step):
             self._save(step)
             raise KeyboardInterrupt
 

@@ -24,9 +24,10 @@ from dibs.evaluate import score
 from dibs.history import History
 from dibs.measure import Measure
 from dibs.policy import Policy
+from dibs.posterior import expected_tokens
 from dibs.prompts import PromptSet, batches
 from dibs.report.metrics import describe_step
-from dibs.sampling import Sampled, Sampler, SampleRequest
+from dibs.rollouts import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
 from dibs.streams import (
     Estimate,
     cross_fit,
@@ -45,10 +46,6 @@ from dibs.types import (
     TrainingExample,
 )
 from dibs.update import UpdateMetrics, Updater
-from dibs.verify import Verifier, verified
-
-PILOT, TRAINING, EVALUATION, METER = range(4)
-"""Random streams: the same prompt at the same step draws different completions in each."""
 
 
 @dataclass
@@ -108,8 +105,7 @@ class Trainer:
 
     config: Config
     policy: Policy
-    sampler: Sampler
-    verifier: Verifier
+    source: RolloutSource
     updater: Updater
     prompts: PromptSet
     history: History
@@ -120,8 +116,7 @@ class Trainer:
     upcoming: list[tuple[list[Prompt], Estimate]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     current: tuple[str, float] = ("", 0.0)
-    step_tokens: int = 0
-    step_missing: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     def run(self, first: int = 1) -> Iterator[StepRecord]:
         """Train from step ``first`` to step ``train.steps`` and yield a record after each.
@@ -135,7 +130,7 @@ class Trainer:
         for step in range(first, config.train.steps + 1):
             try:
                 self.seconds.clear()
-                self.step_tokens = self.step_missing = 0
+                self.spent = Spent()
                 if not self.upcoming:
                     ahead = min(config.estimate.interval, config.train.steps + 1 - step)
                     with self.phase("estimate"):
@@ -157,7 +152,16 @@ class Trainer:
             allocations = [solve(each, self.config.allocate.allocator) for each in problems]
         with self.phase("sample"):
             missing = missing_counts(allocations, estimate.streams)
-            fresh = self.rollouts(prompts, np.sum(missing, axis=0).tolist(), TRAINING, step)
+            costs = expected_tokens(estimate.stats, self.config.sampling.max_completion_length)
+            counts = np.sum(missing, axis=0).tolist()
+            fresh = self.rollouts(
+                prompts,
+                counts,
+                TRAINING,
+                step,
+                costs=costs,
+                when_drawn=lambda: self.turn_to("verify"),
+            )
             streams = deal(fresh, missing, estimate.streams)
         with self.phase("weigh"):
             examples = [
@@ -175,7 +179,7 @@ class Trainer:
                 metrics |= self.measure.gain(streams, problems)
         with self.phase("update"):
             metrics |= self.update(examples)
-            self.sampler.update_weights()
+            self.source.sampler.update_weights()
         if self.evaluation_is_due(step):
             with self.phase("evaluate"):
                 metrics |= self.evaluate()
@@ -190,7 +194,11 @@ class Trainer:
         )
         metrics |= describe_step(groups, estimate.stats, allocation)
         metrics |= describe(problems, allocations)
-        metrics["missing_completions"] = self.step_missing
+        self.source.processes.require_same(
+            metrics["update_grad_norm"], f"the gradient of step {step}"
+        )
+        metrics["missing_completions"] = self.spent.missing
+        metrics["token_imbalance"] = self.spent.imbalance(self.source.processes.size)
         return StepRecord(
             step,
             {"step": step, **asdict(self.totals), **metrics, **self.timings()},
@@ -217,48 +225,18 @@ class Trainer:
         return one_stream(pilot_statistics(groups, norms), prompts)
 
     def rollouts(
-        self,
-        prompts: Sequence[Prompt],
-        counts: Sequence[int],
-        stream: int,
-        step: int,
-        failures: str | None = None,
+        self, prompts: Sequence[Prompt], counts: Sequence[int], stream: int, step: int, **how: Any
     ) -> list[Group]:
-        """``counts[i]`` completions of each prompt with their rewards, judged while others are drawn.
+        """Completions with their rewards, counted unless they are for evaluation.
 
-        ``failures``: what to do with those that cannot be judged, by default as configured.
+        See :meth:`dibs.rollouts.RolloutSource.draw`.
         """
-        requests = [
-            SampleRequest(
-                prompt, count, (self.config.seed, stream, step, int(prompt.prompt_id, 16))
-            )
-            for prompt, count in zip(prompts, counts, strict=True)
-        ]
-        options = self.config.verify
-        return verified(
-            self.verifier,
-            prompts,
-            self.counted(requests, stream),
-            options.accept_threshold,
-            keep_unreached=(failures or options.failures) == "reject",
-        )
-
-    def counted(self, requests: Sequence[SampleRequest], stream: int) -> Iterator[Sampled]:
-        """Completions as the sampler finishes them, counted unless they are for evaluation."""
-        evaluating = stream == EVALUATION
-        temperature = self.config.evaluate.temperature if evaluating else None
-        if not evaluating:
-            self.step_missing += sum(request.count for request in requests)
-        for sampled in self.sampler.stream(requests, temperature):
-            if not evaluating:
-                tokens = len(sampled.completion.token_ids)
-                self.totals.rollouts += 1
-                self.totals.completion_tokens += tokens
-                self.step_tokens += tokens
-                self.step_missing -= 1
-            yield sampled
-        if stream == TRAINING:
-            self.turn_to("verify")
+        groups, spent = self.source.draw(prompts, counts, stream, step, **how)
+        if stream != EVALUATION:
+            self.totals.rollouts += spent.rollouts
+            self.totals.completion_tokens += spent.tokens
+            self.spent.add(spent)
+        return groups
 
     def weigh(
         self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0
@@ -327,5 +305,5 @@ class Trainer:
         return {
             **{f"{name}_seconds": spent for name, spent in self.seconds.items()},
             "step_seconds": sum(self.seconds.values()),
-            "tokens_per_second": self.step_tokens / sampling if sampling > 0 else 0.0,
+            "tokens_per_second": self.spent.tokens / sampling if sampling > 0 else 0.0,
         }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -22,6 +23,7 @@ from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
 from dibs.memory import with_smaller_batches
 from dibs.policy import Policy, micro_batches
+from dibs.processes import ALONE, Processes
 from dibs.projection import Projection
 from dibs.types import NonFiniteError, TrainingExample
 
@@ -110,8 +112,10 @@ class Updater:
         config: UpdateConfig,
         total_updates: int,
         reference: Policy | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.policy = policy
+        self.processes = processes
         self.loss = loss
         self.config = config
         self.reference = reference
@@ -146,8 +150,9 @@ class Updater:
             # A completion of advantage 0 has no gradient. It is dealt all the same: if hands depended on
             # what is learnt from them, their spread would not tell the gradient's noise.
             hands = [[example for example in hand if example.advantage != 0] for hand in hands]
+        hands = [self._share(hand) for hand in hands]
         old = [self._behaviour_logprobs(hand) for hand in hands]
-        mismatch = _mismatch([example for hand in hands for example in hand], old)
+        mismatch = self._mismatch([example for hand in hands for example in hand], old)
         tally = _Tally()
         self.policy.model.train()
         for u, (hand, old_logprobs) in enumerate(zip(hands, old, strict=True)):
@@ -221,6 +226,7 @@ class Updater:
         tally: _Tally,
     ) -> None:
         loss, sums = self._fitting(examples, lambda: self._fresh(examples, old_logprobs, scale))
+        loss, sums = self._of_all(loss, sums)
         vector = self.projection() if self.config.updates_per_step > 1 else None
         limit = self.config.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.parameters, limit or math.inf))
@@ -284,6 +290,46 @@ class Updater:
                     logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
         return [logprobs[i] for i in range(len(examples))]
 
+    def _share(self, hand: Sequence[TrainingExample]) -> Sequence[TrainingExample]:
+        """This process's part of an update's completions."""
+        return self.processes.share(
+            hand, [len(e.context_ids) + len(e.completion_ids) for e in hand]
+        )
+
+    def _of_all(self, loss: float, sums: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """Add up gradients, losses and sums of all processes; the gradients in place."""
+        if self.processes.size == 1:
+            return loss, sums
+        self.processes.add_up([p.grad for p in self.parameters if p.grad is not None])
+        parts = self.processes.gathered((loss, {name: float(v) for name, v in sums.items()}))
+        names = {name for _, each in parts for name in each}
+        added = {
+            name: torch.tensor(sum(each.get(name, 0.0) for _, each in parts)) for name in names
+        }
+        return sum(each for each, _ in parts), added
+
+    def _mismatch(
+        self, examples: Sequence[TrainingExample], old_logprobs: Sequence[Sequence[Tensor] | None]
+    ) -> dict[str, Any]:
+        """How far the sampler's log-probabilities are from the learner's, over all processes."""
+        learner = [logprobs for hand in old_logprobs for logprobs in hand or ()]
+        mine = [
+            (logprobs.cpu().double() - _sampling(example, torch.device("cpu")).double()).numpy()
+            for example, logprobs in zip(examples, learner, strict=False)
+            if example.sampling_logprobs
+        ]
+        gaps = [gap for part in self.processes.gathered(mine) for gap in part]
+        if not gaps:
+            names = ("sampler_gap", "sampler_gap_max", "token_ratios", "sequence_ratios")
+            return dict.fromkeys(names)
+        tokens = np.concatenate(gaps)
+        return {
+            "sampler_gap": float(np.abs(tokens).mean()),
+            "sampler_gap_max": float(np.abs(tokens).max()),
+            "token_ratios": _histogram(tokens),
+            "sequence_ratios": _histogram(np.array([gap.sum() for gap in gaps])),
+        }
+
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
 
@@ -293,29 +339,6 @@ def _sampling(example: TrainingExample, device: torch.device) -> Tensor:
     return torch.tensor(example.sampling_logprobs or (0.0,), device=device)
 
 
-def _mismatch(
-    examples: Sequence[TrainingExample], old_logprobs: Sequence[Sequence[Tensor] | None]
-) -> dict[str, Any]:
-    """How far the sampler's log-probabilities are from the learner's."""
-    learner = [logprobs for hand in old_logprobs for logprobs in hand or ()]
-    gaps = [
-        logprobs.cpu().double() - _sampling(example, torch.device("cpu")).double()
-        for example, logprobs in zip(examples, learner, strict=False)
-        if example.sampling_logprobs
-    ]
-    if not gaps:
-        names = ("sampler_gap", "sampler_gap_max", "token_ratios", "sequence_ratios")
-        return dict.fromkeys(names)
-    tokens = torch.cat(gaps)
-    return {
-        "sampler_gap": float(tokens.abs().mean()),
-        "sampler_gap_max": float(tokens.abs().max()),
-        "token_ratios": _histogram(tokens),
-        "sequence_ratios": _histogram(torch.stack([gap.sum() for gap in gaps])),
-    }
-
-
-def _histogram(log_ratios: Tensor) -> list[int]:
-    edges = torch.tensor(RATIO_EDGES, dtype=torch.float64)
-    bins = torch.bucketize(log_ratios.exp(), edges)
-    return torch.bincount(bins, minlength=len(RATIO_EDGES) + 1).tolist()
+def _histogram(log_ratios: np.ndarray) -> list[int]:
+    bins = np.searchsorted(np.log(RATIO_EDGES), log_ratios)
+    return np.bincount(bins, minlength=len(RATIO_EDGES) + 1).tolist()
