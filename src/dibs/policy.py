@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -30,6 +31,10 @@ from dibs.token_logprobs import full_logprobs, token_logprobs
 from dibs.types import InputError
 
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+_PASS_COST = 128
+"""What a forward and backward pass costs besides its tokens, in tokens, on a CPU."""
+_PASS_COST_ON_DEVICE = 2048
+"""The same on an accelerator, which small batches leave idle."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -194,6 +199,13 @@ class Policy:
         unchanged = torch.equal(seen["output"][:, columns].float() / self.temperature, logits)
         return layer if same_input and unchanged else None
 
+    def micro_batches(
+        self, sequences: Sequence[TokenSequence], max_tokens: int
+    ) -> Iterator[list[int]]:
+        """:func:`micro_batches` as this policy's device likes them."""
+        cost = _PASS_COST_ON_DEVICE if self.device.type == "cuda" else _PASS_COST
+        return micro_batches(sequences, max_tokens, cost)
+
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format."""
         self.model.save_pretrained(folder)
@@ -217,32 +229,37 @@ def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def micro_batches(sequences: Sequence[TokenSequence], max_tokens: int) -> Iterator[list[int]]:
+def micro_batches(
+    sequences: Sequence[TokenSequence], max_tokens: int, pass_cost: int = _PASS_COST
+) -> Iterator[list[int]]:
     """Indices of sequences grouped so that each group, padded, holds at most ``max_tokens``.
 
-    Long sequences first, so that a batch pads little and the largest comes at once; a sequence
-    longer than ``max_tokens`` stands alone.
+    Sequences of like length stand together, in the groups that cost least when padding costs what
+    tokens cost and a group ``pass_cost`` of them. Long ones first, so that the largest group comes at
+    once; a sequence longer than ``max_tokens`` stands alone.
     """
-    order = sorted(
-        range(len(sequences)),
-        key=lambda i: (-len(sequences[i].context_ids) - len(sequences[i].completion_ids), i),
-    )
-    indices: list[int] = []
-    contexts = length = 0
-    for i in order:
-        wider = max(contexts, len(sequences[i].context_ids))
-        longer = max(length, len(sequences[i].completion_ids))
-        if indices and (len(indices) + 1) * (wider + longer) > max_tokens:
-            yield indices
-            indices, wider, longer = (
-                [],
-                len(sequences[i].context_ids),
-                len(sequences[i].completion_ids),
-            )
-        indices.append(i)
-        contexts, length = wider, longer
-    if indices:
-        yield indices
+    contexts = np.array([len(s.context_ids) for s in sequences], dtype=np.int64)
+    completions = np.array([len(s.completion_ids) for s in sequences], dtype=np.int64)
+    order = np.lexsort((np.arange(len(sequences)), -contexts, -contexts - completions))
+    contexts, completions = contexts[order], completions[order]
+    # cheapest[i]: of the first i sequences. widest and longest: maxima over j .. i, for every start j.
+    cheapest = np.zeros(len(sequences) + 1)
+    starts = np.zeros(len(sequences), dtype=np.int64)
+    widest, longest = np.zeros_like(contexts), np.zeros_like(completions)
+    for i in range(len(sequences)):
+        np.maximum(widest[: i + 1], contexts[i], out=widest[: i + 1])
+        np.maximum(longest[: i + 1], completions[i], out=longest[: i + 1])
+        tokens = (i + 1 - np.arange(i + 1)) * (widest[: i + 1] + longest[: i + 1])
+        cost = cheapest[: i + 1] + tokens + pass_cost
+        cost[:i][tokens[:i] > max_tokens] = np.inf
+        starts[i] = cost.argmin()
+        cheapest[i + 1] = cost[starts[i]]
+    groups = []
+    end = len(sequences)
+    while end:
+        groups.append(order[starts[end - 1] : end].tolist())
+        end = int(starts[end - 1])
+    yield from reversed(groups)
 
 
 def load_policy(config: PolicyConfig, temperature: float) -> Policy:

@@ -22,7 +22,7 @@ from transformers import get_scheduler
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
 from dibs.memory import with_smaller_batches
-from dibs.policy import Policy, micro_batches
+from dibs.policy import Policy
 from dibs.processes import ALONE, Processes
 from dibs.projection import Projection
 from dibs.types import NonFiniteError, TrainingExample
@@ -30,6 +30,7 @@ from dibs.types import NonFiniteError, TrainingExample
 _Result = TypeVar("_Result")
 
 
+_MISMATCH = ("sampler_gap", "sampler_gap_max", "token_ratios", "sequence_ratios")
 RATIO_EDGES = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)
 """Between the bins that ratios of learner to sampler are counted in; the outer bins are open."""
 
@@ -77,6 +78,7 @@ class _Tally:
     gradient: Tensor | None = None
     skipped: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    gaps: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: float, sums: dict[str, Tensor]) -> None:
         self.loss += loss
@@ -151,8 +153,8 @@ class Updater:
             # what is learnt from them, their spread would not tell the gradient's noise.
             hands = [[example for example in hand if example.advantage != 0] for hand in hands]
         hands = [self._share(hand) for hand in hands]
-        old = [self._behaviour_logprobs(hand) for hand in hands]
-        mismatch = self._mismatch([example for hand in hands for example in hand], old)
+        # The first update moves away from the very weights that it is compared with.
+        old = [None, *(self._behaviour_logprobs(hand) for hand in hands[1:])]
         tally = _Tally()
         self.policy.model.train()
         for u, (hand, old_logprobs) in enumerate(zip(hands, old, strict=True)):
@@ -173,7 +175,7 @@ class Updater:
             learning_rate=self.scheduler.get_last_lr()[0],
             gradient_square=square,
             gradient_variance=variance,
-            **mismatch,
+            **self._mismatch(tally.gaps),
         )
 
     def gradient(
@@ -181,27 +183,34 @@ class Updater:
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None = None,
         scale: float = 1.0,
+        gaps: list[Tensor] | None = None,
     ) -> tuple[float, dict[str, Tensor]]:
         """Add ``scale`` times the loss gradient to ``.grad``, micro-batch by micro-batch.
 
         Returns the scaled loss and the metric sums. The result does not depend on how the examples
         fall into micro-batches, rounding aside.
+
+        Args:
+            old_logprobs: before the step's first update, [T] each; None: the policy has not moved since.
+            gaps: takes ``ln`` of learner's over sampler's probability of each token, [T] a completion.
         """
         total, sums = 0.0, dict[str, Tensor]()
-        for indices in micro_batches(examples, self.micro_batch_tokens):
+        for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
             chosen = [examples[i] for i in indices]
             batch = self.policy.collate(chosen)
-            old = None
-            if old_logprobs is not None:
-                old = pad_sequence([old_logprobs[i] for i in indices], batch_first=True)
             ref = None
             if self.reference is not None:
                 with torch.no_grad():
                     ref = self.reference.logprobs(batch)
-            sampling = None
-            if self.loss.importance_sampling is not None:
-                sampling = pad_sequence([_sampling(e, self.policy.device) for e in chosen], True)
             logprobs, entropy = self.policy.logprobs_and_entropy(batch)
+            old = sampling = None
+            if self.loss.needs_old_logprobs:
+                old = logprobs.detach()
+                if old_logprobs is not None:
+                    old = pad_sequence([old_logprobs[i] for i in indices], batch_first=True)
+                sampling = self._sampling_logprobs(chosen, old)
+                if gaps is not None:
+                    gaps += _rows(old - sampling, chosen)
             loss, parts = self.loss(
                 logprobs,
                 batch.completion_mask,
@@ -225,7 +234,9 @@ class Updater:
         scale: float,
         tally: _Tally,
     ) -> None:
-        loss, sums = self._fitting(examples, lambda: self._fresh(examples, old_logprobs, scale))
+        loss, sums, gaps = self._fitting(
+            examples, lambda: self._fresh(examples, old_logprobs, scale)
+        )
         loss, sums = self._of_all(loss, sums)
         vector = self.projection() if self.config.updates_per_step > 1 else None
         limit = self.config.max_grad_norm
@@ -237,6 +248,7 @@ class Updater:
         self.optimizer.step()
         self.scheduler.step()
         tally.add(loss, sums)
+        tally.gaps += gaps
         tally.norms.append(norm)
         if vector is not None:
             tally.add_gradient(vector)
@@ -246,9 +258,10 @@ class Updater:
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
-    ) -> tuple[float, dict[str, Tensor]]:
+    ) -> tuple[float, dict[str, Tensor], list[Tensor]]:
         self.optimizer.zero_grad(set_to_none=False)
-        return self.gradient(examples, old_logprobs, scale)
+        gaps: list[Tensor] = []
+        return *self.gradient(examples, old_logprobs, scale, gaps), gaps
 
     def _skip(self, why: str, tally: _Tally) -> None:
         """Make no update of a gradient that is NaN or infinite; too many in a row end the run."""
@@ -284,7 +297,7 @@ class Updater:
     def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:
         logprobs: dict[int, Tensor] = {}
         with torch.no_grad():
-            for indices in micro_batches(examples, self.micro_batch_tokens):
+            for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
                 batch = self.policy.collate([examples[i] for i in indices])
                 for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
                     logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
@@ -308,20 +321,14 @@ class Updater:
         }
         return sum(each for each, _ in parts), added
 
-    def _mismatch(
-        self, examples: Sequence[TrainingExample], old_logprobs: Sequence[Sequence[Tensor] | None]
-    ) -> dict[str, Any]:
+    def _mismatch(self, own: Sequence[Tensor]) -> dict[str, Any]:
         """How far the sampler's log-probabilities are from the learner's, over all processes."""
-        learner = [logprobs for hand in old_logprobs for logprobs in hand or ()]
-        mine = [
-            (logprobs.cpu().double() - _sampling(example, torch.device("cpu")).double()).numpy()
-            for example, logprobs in zip(examples, learner, strict=False)
-            if example.sampling_logprobs
-        ]
+        if not self.loss.needs_old_logprobs:
+            return dict.fromkeys(_MISMATCH)
+        mine = [gap.cpu().double().numpy() for gap in own]
         gaps = [gap for part in self.processes.gathered(mine) for gap in part]
         if not gaps:
-            names = ("sampler_gap", "sampler_gap_max", "token_ratios", "sequence_ratios")
-            return dict.fromkeys(names)
+            return dict.fromkeys(_MISMATCH)
         tokens = np.concatenate(gaps)
         return {
             "sampler_gap": float(np.abs(tokens).mean()),
@@ -330,13 +337,22 @@ class Updater:
             "sequence_ratios": _histogram(np.array([gap.sum() for gap in gaps])),
         }
 
+    def _sampling_logprobs(self, examples: Sequence[TrainingExample], otherwise: Tensor) -> Tensor:
+        """The sampler's log-probabilities, padded as ``otherwise`` [B, T], which stands in for none."""
+        padded = otherwise.clone()
+        for row, example in zip(padded, examples, strict=True):
+            known = example.sampling_logprobs
+            row[: len(known)] = torch.tensor(known, device=row.device)
+        return padded
+
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
 
 
-def _sampling(example: TrainingExample, device: torch.device) -> Tensor:
-    """The sampler's log-probabilities, [T], one at least."""
-    return torch.tensor(example.sampling_logprobs or (0.0,), device=device)
+def _rows(values: Tensor, examples: Sequence[TrainingExample]) -> list[Tensor]:
+    """The tokens of each completion that has any, out of padded rows [B, T]."""
+    lengths = [len(example.completion_ids) for example in examples]
+    return [row[:length] for row, length in zip(values, lengths, strict=True) if length]
 
 
 def _histogram(log_ratios: np.ndarray) -> list[int]:

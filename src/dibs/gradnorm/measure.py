@@ -26,7 +26,6 @@ from dibs.policy import (
     TokenBatch,
     TokenSequence,
     in_evaluation_mode,
-    micro_batches,
 )
 from dibs.types import InputError, NonFiniteError
 
@@ -101,7 +100,7 @@ def gradient_norms(
     with torch.inference_mode(False), in_evaluation_mode(policy.model):
         measure = None
         for indices in _batches(
-            sequences, group_sizes, 1 if method == "exact_slow" else max_tokens
+            policy, sequences, group_sizes, 1 if method == "exact_slow" else max_tokens
         ):
             taken = Products(len(indices), group_sizes is not None, policy.device)
             if indices:
@@ -145,10 +144,13 @@ def _check_arguments(
 
 
 def _batches(
-    sequences: Sequence[TokenSequence], group_sizes: Sequence[int] | None, max_tokens: int
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    group_sizes: Sequence[int] | None,
+    max_tokens: int,
 ) -> Iterator[list[int]]:
     if group_sizes is None:
-        yield from micro_batches(sequences, max_tokens)
+        yield from policy.micro_batches(sequences, max_tokens)
         return
     ends = np.cumsum(group_sizes).tolist()
     for size, end in zip(group_sizes, ends, strict=True):
