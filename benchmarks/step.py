@@ -1,0 +1,336 @@
+"""Training steps of dibs against those of TRL's GRPOTrainer, in one run.
+
+Both train the embedded task's policy with GRPO on the CPU in float32: the same weights, tokenizer, rows
+in the same order, judge, loss, optimizer, number of rollouts and of optimizer updates a step, and most
+tokens a completion. Neither evaluates, saves or logs. The learning rate is tiny, so the policy hardly
+moves and both keep writing alike; the tokens of a rollout show it.
+
+A round runs each side from the start, in turns: in every other round TRL goes first. A step is timed
+from the end of the one before to its own end; the first ones are left out, and the median of the rest
+counts. TRL runs with each of ``OPTIONS``; dibs is compared with the fastest by its median over rounds.
+``speedup_vs_trl`` is the median over rounds of the ratio of rollouts/s within a round. In one thing the
+sides differ by design: dibs leaves rollouts of advantage 0 out of the update, where they have no
+gradient; ``learned`` is the share of the others.
+
+The model is tiny: the ratio says how much each side does around the model, and nothing about GPUs or
+about TRL with vLLM.
+
+    make bench-step
+    python benchmarks/step.py [--json]
+    python benchmarks/step.py --hidden-size 256 --layers 4 --updates 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import dibs
+from dibs.config import Config, WarmStartConfig
+from dibs.prompts import batches
+from dibs.report.views import PlainView
+from dibs.run import build_trainer
+from dibs.tasks.warm_start import warm_started_policy
+from dibs.train import Trainer
+
+HERE = Path(__file__).resolve().parent
+TASK = "arithmetic"
+LEARNING_RATE = 1e-8
+# No faster: more micro-batches, a static cache, unfused AdamW, continuous batching, torch.compile.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "TRL": {},
+    "TRL, micro-batches": {"micro_batches": 2},
+    "TRL, eager": {"attention": "eager"},
+}
+PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers")
+
+
+def configuration(args: argparse.Namespace, model: Path, seed: int) -> Config:
+    """A run of dibs without anything but steps.
+
+    It has one step more than are taken: the last one would evaluate.
+    """
+    return Config.model_validate(
+        {
+            "seed": seed,
+            "policy": {"model": str(model), "device": "cpu", "threads": args.threads},
+            "data": {"train": TASK},
+            "sampling": {"max_completion_length": args.length},
+            "algorithm": {
+                "name": "grpo",
+                "estimator": "flat",
+                "length_normalization": "sequence",
+                "epsilon_high": None,
+            },
+            "estimate": {"mode": "none"},
+            "allocate": {"allocator": "uniform", "num_generations": args.generations},
+            "update": {"learning_rate": LEARNING_RATE, "updates_per_step": args.updates},
+            "train": {
+                "steps": args.warmup_steps + args.steps + 1,
+                "prompts_per_step": args.prompts,
+            },
+            "variance": {"interval": 0},
+            "evaluate": {"interval": 0},
+        }
+    )
+
+
+def run_ours(trainer: Trainer, steps: int) -> list[dict[str, float]]:
+    """What each of the first steps took and wrote."""
+    records = trainer.run()
+    told = []
+    ended = time.perf_counter()
+    for _ in range(steps):
+        record = next(records)
+        started, ended = ended, time.perf_counter()
+        rollouts = [rollout for group in record.groups for rollout in group.rollouts]
+        told.append(
+            {
+                "seconds": ended - started,
+                "sample_seconds": record.metrics["sample_seconds"],
+                "rollouts": len(rollouts),
+                "tokens": sum(len(rollout.completion.token_ids) for rollout in rollouts),
+                "accepted": sum(rollout.reward for rollout in rollouts),
+                "learned": record.metrics["learned"],
+            }
+        )
+    records.close()
+    return told
+
+
+def run_trl(python: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The same of TRL, for each of its options; and the versions it ran with."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(dibs.__file__).parents[1]),
+        "OMP_NUM_THREADS": str(given["threads"]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "given.json")
+        path.write_text(json.dumps(given), encoding="utf-8")
+        done = subprocess.run(
+            [python, HERE / "step_trl.py", path],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        sys.exit(f"the TRL side failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def has_trl(python: Path) -> bool:
+    """Whether there is such a Python, with TRL installed."""
+    code = "import importlib.util as u; raise SystemExit(u.find_spec('trl') is None)"
+    return python.is_file() and subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def run_round(args: argparse.Namespace, model: Path, number: int) -> dict[str, Any]:
+    """Both sides once; the round's number is the seed."""
+    trainer = build_trainer(
+        configuration(args, model, number), PlainView(Console(stderr=True, quiet=True))
+    )
+    steps = args.warmup_steps + args.steps
+    drawn = islice(batches(trainer.prompts.train, args.prompts, number), steps)
+    turns = number % len(OPTIONS)
+    names = [*OPTIONS][turns:] + [*OPTIONS][:turns]
+    given = {
+        "model": str(model),
+        "rows": [{"prompt": p.text, "answer": p.answer} for prompts in drawn for p in prompts],
+        "seed": number,
+        "prompts": args.prompts,
+        "generations": args.generations,
+        "updates": args.updates,
+        "steps": steps,
+        "length": args.length,
+        "threads": args.threads,
+        "learning_rate": LEARNING_RATE,
+        "options": {name: OPTIONS[name] for name in names},
+    }
+    if number % 2:
+        trl = run_trl(args.trl_python, given)
+        ours = run_ours(trainer, steps)
+    else:
+        ours = run_ours(trainer, steps)
+        trl = run_trl(args.trl_python, given)
+    trainer.verifier.close()
+    sides = {"dibs": ours, **{name: trl["runs"][name] for name in OPTIONS}}
+    timed = {name: told[args.warmup_steps :] for name, told in sides.items()}
+    return {
+        "first": "TRL" if number % 2 else "dibs",
+        "trl_versions": trl["versions"],
+        "sides": {name: summary(told) for name, told in timed.items()},
+        "steps": timed,
+    }
+
+
+def summary(told: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of a side's timed steps; times are medians, which a busy moment of the machine hardly moves."""
+    total = {key: sum(step[key] for step in told) for key in told[0]}
+    seconds = statistics.median(step["seconds"] for step in told)
+    rollouts = total["rollouts"] / len(told)
+    row = {
+        "rollouts_per_second": rollouts / seconds,
+        "seconds_a_step": seconds,
+        "sample_seconds_a_step": statistics.median(step["sample_seconds"] for step in told),
+        "rollouts_a_step": rollouts,
+        "tokens_a_rollout": total["tokens"] / total["rollouts"],
+        "accepted": total["accepted"] / total["rollouts"],
+    }
+    if "learned" in total:
+        row["learned"] = total["learned"] / total["rollouts"]
+    return row
+
+
+def compare(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds of each side, and the ratio to TRL with its fastest options."""
+    sides = {
+        name: {
+            key: statistics.median(each["sides"][name][key] for each in rounds) for key in numbers
+        }
+        for name, numbers in rounds[0]["sides"].items()
+    }
+    fastest = max(OPTIONS, key=lambda name: sides[name]["rollouts_per_second"])
+    ratios = [
+        each["sides"]["dibs"]["rollouts_per_second"] / each["sides"][fastest]["rollouts_per_second"]
+        for each in rounds
+    ]
+    lengths = [
+        statistics.mean(each["sides"][name]["tokens_a_rollout"] for each in rounds)
+        for name in ("dibs", fastest)
+    ]
+    return {
+        "speedup_vs_trl": statistics.median(ratios),
+        "speedups": ratios,
+        "trl_fastest": fastest,
+        "tokens_a_rollout_over_trl": lengths[0] / lengths[1],
+        "sides": sides,
+    }
+
+
+def cpu_name() -> str:
+    """Model of the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="timed steps of a round")
+    parser.add_argument("--warmup-steps", type=int, default=2, help="steps before them")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts a step")
+    parser.add_argument("--generations", type=int, default=8, help="completions a prompt")
+    parser.add_argument("--updates", type=int, default=4, help="optimizer updates a step")
+    parser.add_argument("--length", type=int, default=16, help="tokens a completion at most")
+    parser.add_argument("--hidden-size", type=int, default=WarmStartConfig().hidden_size)
+    parser.add_argument("--layers", type=int, default=WarmStartConfig().layers)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--trl-python", type=Path, default=HERE.parent / ".venv-trl/bin/python", metavar="FILE"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object")
+    args = parser.parse_args()
+    halves = 2 * args.updates
+    if args.prompts * args.generations % halves:
+        parser.error(
+            f"--prompts {args.prompts} x --generations {args.generations} rollouts cannot be dealt to "
+            f"--updates {args.updates} in two micro-batches each; make them a multiple of {halves}"
+        )
+    if not has_trl(args.trl_python):
+        parser.exit(2, f"{args.trl_python} has no TRL; `make trl` builds .venv-trl\n")
+
+    view = PlainView(Console(stderr=True))
+    model = warm_started_policy(
+        TASK,
+        WarmStartConfig(hidden_size=args.hidden_size, layers=args.layers),
+        lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
+    )
+    rounds = []
+    for number in range(args.rounds):
+        rounds.append(run_round(args, model, number))
+        view.preparing("rounds", number + 1, args.rounds)
+    result = {
+        **compare(rounds),
+        "settings": {
+            **{
+                key: value for key, value in vars(args).items() if key not in ("json", "trl_python")
+            },
+            "learning_rate": LEARNING_RATE,
+            "dtype": "float32",
+            "device": "cpu",
+            "trl_options": OPTIONS,
+        },
+        "hardware": cpu_name(),
+        "versions": {"dibs": dibs.__version__, **{name: version(name) for name in PACKAGES}},
+        "trl_versions": rounds[0]["trl_versions"],
+        "rounds": [
+            {key: value for key, value in each.items() if key != "trl_versions"} for each in rounds
+        ],
+    }
+    print(json.dumps(result, indent=1)) if args.json else print_table(result)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """For people."""
+    settings = result["settings"]
+    console = Console(width=104)
+    console.print(
+        f"{result['hardware']}, {settings['threads']} threads, float32; {settings['layers']} layers of "
+        f"width {settings['hidden_size']}; {settings['prompts']} prompts x {settings['generations']} "
+        f"completions of at most {settings['length']} tokens, {settings['updates']} updates a step; "
+        f"medians of {settings['rounds']} rounds of {settings['steps']} steps; "
+        f"TRL {result['trl_versions']['trl']}",
+        highlight=False,
+    )
+    table = Table(
+        "", "rollouts/s", "s/step", "to sample", "tokens", "accepted", "in update", "ratio"
+    )
+    ours = result["sides"]["dibs"]["rollouts_per_second"]
+    for name, row in result["sides"].items():
+        ratio = ours / row["rollouts_per_second"]
+        if name == result["trl_fastest"]:
+            ratio = result["speedup_vs_trl"]
+        table.add_row(
+            name,
+            f"{row['rollouts_per_second']:.0f}",
+            f"{row['seconds_a_step']:.3f}",
+            f"{row['sample_seconds_a_step']:.3f}",
+            f"{row['tokens_a_rollout']:.2f}",
+            f"{row['accepted']:.3f}",
+            f"{row.get('learned', 1):.2f}",
+            "" if name == "dibs" else f"{ratio:.2f}",
+        )
+    console.print(table)
+    low, high = min(result["speedups"]), max(result["speedups"])
+    console.print(
+        f"{result['speedup_vs_trl']:.2f} times {result['trl_fastest']!r} ({low:.2f} to {high:.2f} over "
+        f"rounds); tokens a rollout: {result['tokens_a_rollout_over_trl']:.3f} of TRL's",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
