@@ -28,7 +28,8 @@ from rich.table import Table
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import PolicyConfig, WarmStartConfig
-from dibs.policy import Policy, load_policy
+from dibs.policy import Policy
+from dibs.pretrained import load_policy
 from dibs.sampling import SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
 from dibs.tasks.arithmetic import draw_problem

@@ -170,7 +170,7 @@ def run_round(args: argparse.Namespace, model: Path, number: int) -> dict[str, A
     else:
         ours = run_ours(trainer, steps)
         trl = run_trl(args.trl_python, given)
-    trainer.verifier.close()
+    trainer.source.verifier.close()
     sides = {"dibs": ours, **{name: trl["runs"][name] for name in OPTIONS}}
     timed = {name: told[args.warmup_steps :] for name, told in sides.items()}
     return {

@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from dibs.policy import load_tokenizer
+from dibs.pretrained import load_tokenizer
 from dibs.verify.judges import judge_arithmetic
 
 

@@ -24,7 +24,8 @@ from torch import nn
 
 from dibs.config import PolicyConfig, WarmStartConfig
 from dibs.evaluate import score
-from dibs.policy import Policy, load_policy
+from dibs.policy import Policy
+from dibs.pretrained import load_policy
 from dibs.prompts import prompt_id
 from dibs.sampling import SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler

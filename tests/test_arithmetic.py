@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dibs.config import PolicyConfig, WarmStartConfig
-from dibs.policy import load_policy
+from dibs.pretrained import load_policy
 from dibs.tasks.arithmetic import (
     DEMONSTRATION_ACCURACY,
     MODULUS,

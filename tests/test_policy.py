@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dibs.config import PolicyConfig
-from dibs.policy import Policy, load_policy, micro_batches
+from dibs.policy import Policy, micro_batches
+from dibs.pretrained import load_policy
 from dibs.tasks.arithmetic import draw_problem
 from dibs.token_logprobs import full_logprobs, token_logprobs
 from dibs.types import InputError, TrainingExample

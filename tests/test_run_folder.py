@@ -74,7 +74,7 @@ def test_weights_that_are_saved_under_other_names_are_loaded(tmp_path):
     saved, fresh = (Policy(Qwen2MoeForCausalLM(shape), tokenizer) for _ in range(2))
     folder = RunFolder.create(config(tmp_path / "run"))
     folder.save_checkpoint(saved, {"step": 1, "accuracy": None}, TENSORS, keep=1)
-    folder.newest_whole()[0].load_weights(fresh)
+    fresh.load(folder.newest_whole()[0].folder)
     for name, weights in saved.model.state_dict().items():
         assert torch.equal(weights, fresh.model.state_dict()[name]), name
 

@@ -61,14 +61,6 @@ class Checkpoint:
         """Optimizer moments and random states."""
         return load_file(self.folder / "tensors.safetensors")
 
-    def load_weights(self, policy: Policy) -> None:
-        """Put the saved weights into a policy of the same architecture.
-
-        The model's own loader reads them: what it writes need not be named as its parameters are.
-        """
-        saved = type(policy.model).from_pretrained(self.folder, dtype=policy.model.dtype)
-        policy.model.load_state_dict(saved.state_dict())
-
 
 class RunFolder:
     """Writes one run. Create it with :meth:`create` once everything else is known to work."""
@@ -308,8 +300,10 @@ class RunFolder:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
-            policy.save(unfinished)
-            if state is not None:
+            if state is None:
+                policy.save_whole(unfinished)
+            else:
+                policy.save(unfinished)
                 save_file(dict(tensors), unfinished / "tensors.safetensors")
                 write_json(unfinished / "state.json", state)
                 files = sorted(p for p in unfinished.rglob("*") if p.is_file())

@@ -57,6 +57,17 @@ class WarmStartConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685), trained in place of the weights."""
+
+    rank: int = Field(0, ge=0, description="of the adapters; 0: train the weights themselves")
+    alpha: int | None = Field(None, gt=0, description="scale; default: twice the rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapters' input, in updates")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",), description="names of layers; all-linear: all but the output layer"
+    )
+
+
 class PolicyConfig(Section):
     """The model that is trained."""
 
@@ -64,13 +75,23 @@ class PolicyConfig(Section):
         "arithmetic",
         description=f"Hugging Face id or folder, or an embedded task: {EMBEDDED}",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of weights and optimizer; bfloat16 loses small updates"
+    dtype: Literal["float32", "mixed", "bfloat16"] = Field(
+        "float32",
+        description="mixed: float32 weights and optimizer, bfloat16 arithmetic; bfloat16: all of it, "
+        "which loses small updates",
     )
     device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of torch; 1 is fastest for tiny models"
+        None,
+        ge=1,
+        description="CPU threads of torch; default: 1 for models below 20 million parameters, which "
+        "more threads slow down, else torch's own choice",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice in updates rather than keep them"
+    )
+    compile: bool = Field(False, description="torch.compile the model for updates")
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     trust_remote_code: bool = Field(False, description="run model code from the hub")
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
 

@@ -8,34 +8,26 @@ computes logits for those columns.
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from dibs.config import PolicyConfig
 from dibs.token_logprobs import full_logprobs, token_logprobs
-from dibs.types import InputError
 
-_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 _PASS_COST = 128
 """What a forward and backward pass costs besides its tokens, in tokens, on a CPU."""
 _PASS_COST_ON_DEVICE = 2048
 """The same on an accelerator, which small batches leave idle."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TokenSequence(Protocol):
@@ -71,13 +63,24 @@ class Policy:
     """A causal language model with its tokenizer, at one sampling temperature.
 
     ``log pi`` everywhere means the log-probability at that temperature, since that is the
-    distribution completions are drawn from.
+    distribution completions are drawn from. ``mixed``: see :meth:`arithmetic`. ``compiled``: updates run
+    a compiled model.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        temperature: float = 1.0,
+        *,
+        mixed: bool = False,
+        compiled: bool = False,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
+        self.mixed = mixed
+        self._compiled = torch.compile(model.get_decoder(), dynamic=True) if compiled else None
         self.device = next(model.parameters()).device
         self._head: nn.Linear | None = None
         self._looked_for_head = False
@@ -95,7 +98,20 @@ class Policy:
     def frozen_copy(self) -> Policy:
         """The policy as it is now, for a reference that does not train."""
         model = copy.deepcopy(self.model).requires_grad_(False).eval()
-        return Policy(model, self.tokenizer, self.temperature)
+        return Policy(model, self.tokenizer, self.temperature, mixed=self.mixed)
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Around every forward pass: with policy.dtype mixed, products are bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Meanwhile, float32 products also where policy.dtype is mixed."""
+        mixed, self.mixed = self.mixed, False
+        try:
+            yield
+        finally:
+            self.mixed = mixed
 
     def collate(self, sequences: Sequence[TokenSequence]) -> TokenBatch:
         """Pad and stack sequences on the policy's device."""
@@ -113,27 +129,30 @@ class Policy:
             ids, mask.long(), positions, ids[:, contexts:], mask[:, contexts:].contiguous()
         )
 
-    def hidden_states(self, batch: TokenBatch) -> Tensor:
+    def hidden_states(self, batch: TokenBatch, decoder: Callable[..., Any] | None = None) -> Tensor:
         """Last hidden states that predict each completion token, [B, T, d]."""
-        base = self.model.get_decoder()  # that of PEFT too, adapters included
-        hidden: Tensor = base(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        # That of PEFT too, adapters included.
+        base = self.model.get_decoder() if decoder is None else decoder
+        with self.arithmetic():
+            hidden: Tensor = base(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).last_hidden_state
         return hidden[:, -batch.completion_ids.shape[1] - 1 : -1]
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Logits over temperature that predict each completion token, float32 [B, T, V]."""
         length = batch.completion_ids.shape[1]
-        logits: Tensor = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=length + 1,
-        ).logits[:, -length - 1 : -1]
+        with self.arithmetic():
+            logits: Tensor = self.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+                logits_to_keep=length + 1,
+            ).logits[:, -length - 1 : -1]
         return logits.float() / self.temperature
 
     def logprobs(self, batch: TokenBatch) -> Tensor:
@@ -150,10 +169,10 @@ class Policy:
             self.plain_output_layer(batch)
         if self._head is None:
             return self.whole_logprobs(batch)
-        hidden = self.hidden_states(batch)
-        return _masked(
-            batch, token_logprobs(hidden, self._head, batch.completion_ids, self.temperature)
-        )
+        hidden = self.hidden_states(batch, self._compiled)
+        with self.arithmetic():
+            scores = token_logprobs(hidden, self._head, batch.completion_ids, self.temperature)
+        return _masked(batch, scores)
 
     def whole_logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """The same from the model's own logits, all [B, T, V] of them."""
@@ -207,9 +226,52 @@ class Policy:
         return micro_batches(sequences, max_tokens, cost)
 
     def save(self, folder: Path) -> None:
-        """Write model and tokenizer in Hugging Face format."""
+        """Write model and tokenizer in Hugging Face format; of LoRA the adapters only."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def save_whole(self, folder: Path) -> None:
+        """The same with LoRA's adapters added to the weights, so that nothing else is needed."""
+        model = self.model.get_base_model() if self.adapted else self.model
+        weights = dict(self.whole_weights()) if self.adapted else None
+        model.save_pretrained(folder, state_dict=weights)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRA's adapters are trained in place of the weights."""
+        return hasattr(self.model, "peft_config")
+
+    @torch.no_grad()
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The model's own weights by name, with LoRA's adapters added; the model stays as it is."""
+        if not self.adapted:
+            yield from self.model.state_dict().items()
+            return
+        base = self.model.get_base_model()
+        layers = dict(base.named_modules())
+        for name, weight in base.state_dict().items():
+            layer, _, kind = name.rpartition(".base_layer.")
+            if not layer:
+                if ".lora_" not in name:
+                    yield name, weight
+                continue
+            own = f"{layer}.{kind}"
+            added = layers[layer].get_delta_weight("default") if kind == "weight" else 0
+            yield own, weight + added
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights that :meth:`save` wrote of a policy of the same architecture.
+
+        The model's own loader reads them: what it writes need not be named as its parameters are.
+        """
+        if self.adapted:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
+            return
+        saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
 
 
 def _masked(batch: TokenBatch, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -260,53 +322,3 @@ def micro_batches(
         groups.append(order[starts[end - 1] : end].tolist())
         end = int(starts[end - 1])
     yield from reversed(groups)
-
-
-def load_policy(config: PolicyConfig, temperature: float) -> Policy:
-    """Load ``config.model``, an id or folder, and its tokenizer.
-
-    Raises InputError when there is no such model or it cannot be loaded.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = _device(config.device)
-    options = {"trust_remote_code": config.trust_remote_code}
-    if config.model.startswith(("/", ".", "~")) and not Path(config.model).exists():
-        raise InputError(f"policy.model {config.model}: no such folder")
-    try:
-        tokenizer = load_tokenizer(config.model, options)
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model, dtype=_DTYPES[config.dtype], **options
-        )
-        model.to(device)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
-    policy = Policy(model, tokenizer, temperature)
-    if not policy.eos_ids:
-        raise InputError(f"policy.model {config.model}: no end-of-sequence token is declared")
-    return policy
-
-
-def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
-    """The tokenizer as it was saved.
-
-    AutoTokenizer of transformers 5 replaces a generic tokenizer in, say, a Qwen2 folder by Qwen2's
-    own class, which splits text differently from the ``tokenizer.json`` beside it.
-    """
-    declared = get_tokenizer_config(source, **options).get("tokenizer_class")
-    if declared in _GENERIC_TOKENIZERS:
-        return PreTrainedTokenizerFast.from_pretrained(source, **options)
-    return AutoTokenizer.from_pretrained(source, **options)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        # torchrun gives each process of a run its number on the machine.
-        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        return torch.device(own if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"policy.device {name}: {str(error).splitlines()[0]}") from None

@@ -20,7 +20,8 @@ from dibs.losses import PolicyLoss
 from dibs.measure import Measure
 from dibs.meter import measure_variance
 from dibs.objectives import check_objective
-from dibs.policy import Policy, load_policy, load_tokenizer
+from dibs.policy import Policy
+from dibs.pretrained import load_policy, load_tokenizer
 from dibs.processes import ALONE, Processes
 from dibs.prompts import PromptSet, batches, build_prompts, check_batch_size, read_questions
 from dibs.report.trackers import check_trackers

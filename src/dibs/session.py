@@ -98,7 +98,7 @@ def _asked_to_stop(trainer: Trainer, stop: StopRequest, step: int) -> bool:
 def _load(found: Checkpoint, trainer: Trainer) -> None:
     """Put a checkpoint into a fresh trainer."""
     try:
-        found.load_weights(trainer.policy)
+        trainer.policy.load(found.folder)
         restore(trainer, found.state, found.tensors())
         trainer.source.sampler.update_weights()
     except (KeyError, ValueError, TypeError, RuntimeError) as error:

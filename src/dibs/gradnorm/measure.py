@@ -65,8 +65,9 @@ def gradient_norms(
 ) -> GradientNorms:
     """Measure ``grad log pi(y|x)`` of each sequence's completion, summed over its tokens.
 
-    Modules are in evaluation mode meanwhile; gradient checkpointing stays on. Afterwards parameters,
-    their ``.grad``, modes and the global random state are what they were.
+    Modules are in evaluation mode meanwhile, and mixed arithmetic is float32; gradient checkpointing
+    stays on. Afterwards parameters, their ``.grad``, modes and the global random state are what they
+    were.
 
     Args:
         policy: a causal language model; ``log pi`` is at its temperature.
@@ -97,7 +98,7 @@ def gradient_norms(
         )
     squares = np.zeros(len(sequences))
     products = []
-    with torch.inference_mode(False), in_evaluation_mode(policy.model):
+    with torch.inference_mode(False), in_evaluation_mode(policy.model), policy.full_precision():
         measure = None
         for indices in _batches(
             policy, sequences, group_sizes, 1 if method == "exact_slow" else max_tokens

@@ -255,14 +255,16 @@ class _Batch:
 
     @torch.no_grad()
     def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        logits: Tensor = self.drawing.policy.model(
-            input_ids=ids,
-            attention_mask=self.mask.long(),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        policy = self.drawing.policy
+        with policy.arithmetic():
+            logits: Tensor = policy.model(
+                input_ids=ids,
+                attention_mask=self.mask.long(),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
         return logits[:, -1]
 
     @torch.no_grad()

@@ -1,0 +1,102 @@
+"""Load a policy and its tokenizer, by id or from a folder, as the configuration wants them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from dibs.config import LoraConfig, PolicyConfig
+from dibs.policy import Policy
+from dibs.types import InputError
+
+_GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+_DTYPES = {"float32": torch.float32, "mixed": torch.float32, "bfloat16": torch.bfloat16}
+_TINY = 20_000_000
+"""Parameters below which one CPU thread is faster than several."""
+
+
+def load_policy(config: PolicyConfig, temperature: float) -> Policy:
+    """Load ``config.model``, an id or folder, and its tokenizer.
+
+    Raises InputError when there is no such model or it cannot be loaded.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    options = {"trust_remote_code": config.trust_remote_code}
+    if config.model.startswith(("/", ".", "~")) and not Path(config.model).exists():
+        raise InputError(f"policy.model {config.model}: no such folder")
+    try:
+        tokenizer = load_tokenizer(config.model, options)
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model, dtype=_DTYPES[config.dtype], **options
+        )
+        model.to(device)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
+    if config.threads is None and device.type == "cpu" and model.num_parameters() < _TINY:
+        torch.set_num_threads(1)
+    if config.lora.rank > 0:
+        model = _with_adapters(model, config.lora)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    mixed = config.dtype == "mixed"
+    policy = Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
+    if not policy.eos_ids:
+        raise InputError(f"policy.model {config.model}: no end-of-sequence token is declared")
+    return policy
+
+
+def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:
+    """The model in PEFT's wrapper; only its new adapters are trainable."""
+    try:
+        import peft
+    except ImportError:
+        raise InputError("policy.lora needs PEFT; pip install dibs-rl[lora]") from None
+    names = list(config.target_modules)
+    adapters = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=2 * config.rank if config.alpha is None else config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=names[0] if names == ["all-linear"] else names,
+    )
+    try:
+        return peft.get_peft_model(model, adapters)
+    except ValueError as error:
+        raise InputError(f"policy.lora: {' '.join(str(error).split())[:300]}") from None
+
+
+def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
+    """The tokenizer as it was saved.
+
+    AutoTokenizer of transformers 5 replaces a generic tokenizer in, say, a Qwen2 folder by Qwen2's
+    own class, which splits text differently from the ``tokenizer.json`` beside it.
+    """
+    declared = get_tokenizer_config(source, **options).get("tokenizer_class")
+    if declared in _GENERIC_TOKENIZERS:
+        return PreTrainedTokenizerFast.from_pretrained(source, **options)
+    return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        # torchrun gives each process of a run its number on the machine.
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return torch.device(own if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"policy.device {name}: {str(error).splitlines()[0]}") from None
