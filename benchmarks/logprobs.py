@@ -1,6 +1,6 @@
 """Peak memory of log-probabilities and their gradient, block by block and with all logits at once.
 
-The naive form holds logits [4, 1024, 150000] in float32 and lets autograd keep what it needs; ours is what
+The naive form holds all logits in float32 and lets autograd keep what it needs; ours is what
 updates use. Both compute log-probabilities and entropies of the same tokens and the gradient at hidden
 states and weights. Each runs in a process of its own, whose peak resident memory is read before and
 after; gradient buffers exist before. Values are compared in a third.

@@ -74,19 +74,26 @@ def _work_along(config: Config, view: View, processes: Processes) -> None:
         return
     trainer = build_trainer(config, view, processes)
     with closing(trainer.source.verifier), StopRequest(lambda name: None) as stop:
-        if plan.found is None:
-            first, after = 1, trainer.evaluate()
-        else:
-            _load(plan.found, trainer)
-            first, after = plan.found.step + 1, {"accuracy": plan.found.state["accuracy"]}
-        if _asked_to_stop(trainer, stop, first - 1):
+        try:
+            _same_steps(trainer, plan.found, stop)
+        except NonFiniteError as error:
+            raise InputError(f"stopped at {error}") from None
+
+
+def _same_steps(trainer: Trainer, found: Checkpoint | None, stop: StopRequest) -> None:
+    if found is None:
+        first, after = 1, trainer.evaluate()
+    else:
+        _load(found, trainer)
+        first, after = found.step + 1, {"accuracy": found.state["accuracy"]}
+    if _asked_to_stop(trainer, stop, first - 1):
+        return
+    for record in trainer.run(first):
+        after = record.metrics
+        if _asked_to_stop(trainer, stop, record.step):
             return
-        for record in trainer.run(first):
-            after = record.metrics
-            if _asked_to_stop(trainer, stop, record.step):
-                return
-        if after.get("accuracy") is None:
-            trainer.evaluate()
+    if after.get("accuracy") is None:
+        trainer.evaluate()
 
 
 def _asked_to_stop(trainer: Trainer, stop: StopRequest, step: int) -> bool:

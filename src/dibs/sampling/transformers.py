@@ -101,7 +101,9 @@ class TransformersSampler:
                 if admitted:
                     fresh = _Batch(drawing, admitted)
                     yield from fresh.harvest()
-                    batch = fresh if batch is None else batch.joined(fresh)
+                    rest = fresh.without_finished()
+                    if rest is not None:
+                        batch = rest if batch is None else batch.joined(rest)
 
     def _admitted(self, waiting: deque[_Row], batch: _Batch | None) -> list[_Row]:
         """Waiting rows for which there is a place now."""
@@ -220,13 +222,11 @@ class _Batch:
             self._drop_finished()
         return self
 
-    def joined(self, other: _Batch) -> _Batch | None:
-        """This batch with the rows of another."""
+    def joined(self, other: _Batch) -> _Batch:
+        """This batch with the rows of another, which have not all finished."""
         for batch in (self, other):
             if any(batch.left):
                 batch._drop_finished()
-        if not other.rows:
-            return self
         join_rows(self.cache, other.cache)
         width = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat(
@@ -245,7 +245,7 @@ class _Batch:
         kept = [i for i, left in enumerate(self.left) if not left]
         index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
         self.mask = self.mask[index]
-        lead = int(self.mask.any(0).long().argmax()) if kept else 0
+        lead = int(self.mask.any(0).long().argmax())
         self.mask = self.mask[:, lead:]
         select_rows(self.cache, index, lead)
         for name in _STATE:
