@@ -49,18 +49,33 @@ def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
     those with ``||s|| > 0``: 1, 1 again (weights and their squares, where completions are discounted),
     ``ln ||s||``, its square, ``ln pi(y|x)``; over all again: r, r^2, ``||s||^2``, r and r^2 times it.
     """
-    tokens = sum(len(rollout.completion.token_ids) for rollout in group.rollouts)
-    logprobs = np.array([sum(r.completion.sampling_logprobs) for r in group.rollouts])
-    sums = [len(group.rollouts), group.accepted.sum(), tokens]
-    for chosen in (group.accepted, ~group.accepted):
+    return completion_sums(
+        group.accepted,
+        group.rewards,
+        np.array([len(rollout.completion.token_ids) for rollout in group.rollouts]),
+        np.array([sum(rollout.completion.sampling_logprobs) for rollout in group.rollouts]),
+        grad_norms,
+    )
+
+
+def completion_sums(
+    accepted: np.ndarray,
+    rewards: np.ndarray,
+    tokens: np.ndarray,
+    logprobs: np.ndarray,
+    grad_norms: np.ndarray,
+) -> np.ndarray:
+    """The same from arrays over a prompt's completions, [n] each."""
+    sums = [len(accepted), accepted.sum(), tokens.sum()]
+    for chosen in (accepted, ~accepted):
         usable = chosen & (grad_norms > 0)
         logs = np.log(grad_norms[usable])
         sums += [grad_norms[chosen].sum(), usable.sum(), usable.sum()]
         sums += [logs.sum(), (logs**2).sum(), logprobs[usable].sum()]
-        rewards = group.rewards[chosen]
         squares = grad_norms[chosen].clip(max=_LARGEST_NORM) ** 2
-        sums += [rewards.sum(), (rewards**2).sum(), squares.sum()]
-        sums += [(rewards * squares).sum(), (rewards**2 * squares).sum()]
+        own = rewards[chosen]
+        sums += [own.sum(), (own**2).sum(), squares.sum()]
+        sums += [(own * squares).sum(), (own**2 * squares).sum()]
     return np.array(sums, dtype=np.float64)
 
 

@@ -36,13 +36,19 @@ class History:
     def add(self, groups: Sequence[Group], grad_norms: Sequence[np.ndarray], step: int) -> None:
         """Take in the completions of a step, with ``||grad log pi(y|x)||`` of each, [n_i] a group."""
         for group, norms in zip(groups, grad_norms, strict=True):
-            name = group.prompt.prompt_id
-            self._sums[name] = (step, self._at(name, step) + group_sums(group, norms))
+            self.take_in(group.prompt.prompt_id, group_sums(group, norms), step)
+
+    def take_in(self, name: str, sums: np.ndarray, step: int) -> None:
+        """Add completions of one prompt as :func:`dibs.estimate.completion_sums` has them."""
+        self._sums[name] = (step, self._at(name, step) + sums)
 
     def statistics(self, prompt_ids: Sequence[str], step: int) -> PromptStats:
         """What is known of the prompts at a step; zero trials for one never seen."""
-        sums = [self._at(name, step) for name in prompt_ids]
-        return statistics(prompt_ids, np.reshape(sums, (-1, SUMS)))
+        return statistics(prompt_ids, self.sums(prompt_ids, step))
+
+    def sums(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
+        """The discounted sums of each prompt, float64 [m, 25]; zeros for one never seen."""
+        return np.reshape([self._at(name, step) for name in prompt_ids], (-1, SUMS))
 
     def _at(self, name: str, step: int) -> np.ndarray:
         seen, sums = self._sums.get(name, (step, np.zeros(SUMS)))

@@ -239,9 +239,26 @@ def weigh(
     Returns:
         Two lists of m float64 arrays [n_i].
     """
+    return weigh_signals(
+        [signal(group, objective) for group in groups],
+        objective=objective,
+        baseline=baseline,
+        estimator=estimator,
+        accept_rates=accept_rates,
+    )
+
+
+def weigh_signals(
+    signals: Sequence[np.ndarray],
+    *,
+    objective: str,
+    baseline: str,
+    estimator: str,
+    accept_rates: np.ndarray,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """:func:`weigh` for completions of which only the objective's r is known, float64 [n_i] a prompt."""
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
-    signals = [signal(group, objective) for group in groups]
     total = sum(map(len, signals))
     if estimator == "prompt_mean":
         rates = np.asarray(accept_rates, dtype=np.float64)
@@ -253,7 +270,7 @@ def weigh(
         group_advantages(r, objective, baseline, float(rate))
         for r, rate in zip(signals, rates, strict=True)
     ]
-    rollouts_per_weight = [total if estimator == "flat" else len(groups) * len(r) for r in signals]
+    rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
     weights = [
         np.full(len(r), 1.0 / max(share, 1))
         for r, share in zip(signals, rollouts_per_weight, strict=True)

@@ -1,0 +1,1 @@
+"""Per-prompt budgets inside other trainers: counts in, ragged groups out."""
