@@ -32,6 +32,16 @@ _PART = 64
 _SCORES = ("avg", "pass", "maj")
 _SPLITS = {"train", "eval", "eval_size", "size", "split", "streaming"}
 """Keys of ``data`` that say what is trained on, or how it is read."""
+_MEANS = {
+    "batch_tokens",
+    "gpu_memory_utilization",
+    "servers",
+    "server_concurrency",
+    "server_timeout",
+    "sync_dir",
+    "parity_tolerance",
+}
+"""Keys of ``sampling`` that do not decide what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Evaluator:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the scores."""
         config = self.config
-        left_out = {"verify": {"workers"}, "sampling": {"batch_tokens"}, "data": _SPLITS}
+        left_out = {"verify": {"workers"}, "sampling": _MEANS, "data": _SPLITS}
         sections = {
             f"{section}.{key}": value
             for section, without in left_out.items()

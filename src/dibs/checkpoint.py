@@ -41,7 +41,17 @@ _CONTENTS = (*LINES, "config.yaml", "summary.json", "checkpoints", "model", "fig
 _MANIFEST = "checksums.json"
 _MARK = {"output_dir", "policy", "data", "train"}
 """Sections that tell a run's configuration from another file of the name."""
-_FREE_TO_CHANGE = ("output_dir", "overwrite", "resume", "allow_changes")
+_FREE_TO_CHANGE = (
+    "output_dir",
+    "overwrite",
+    "resume",
+    "allow_changes",
+    "sampling.gpu_memory_utilization",
+    "sampling.servers",
+    "sampling.server_concurrency",
+    "sampling.server_timeout",
+    "sampling.sync_dir",
+)
 """Keys that a resumed run may have set differently, with those of the sections below."""
 _FREE_SECTIONS = ("tracking", "checkpoint")
 

@@ -187,8 +187,68 @@ class SamplingConfig(Section):
     temperature: float = Field(1.0, gt=0, description="of sampling, and of all log-probabilities")
     max_completion_length: int = Field(512, ge=1, description="tokens, end of sequence included")
     batch_tokens: int = Field(
-        32768, ge=1, description="tokens decoded together: rows x (prompt + completion length)"
+        32768,
+        ge=1,
+        description="transformers: tokens decoded together, rows x (prompt + completion length)",
     )
+    engine: Literal["transformers", "vllm", "vllm_server"] = Field(
+        "transformers",
+        description="transformers: the model that is trained; vllm: vLLM in this process; vllm_server: "
+        "vLLM servers that you have started",
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        description="vllm: tokens of a prompt and its completion; default: data.max_prompt_length + "
+        "max_completion_length, or the model's context if that is shorter",
+    )
+    gpu_memory_utilization: float = Field(
+        0.4, gt=0, lt=1, description="vllm: share of the GPU's memory, beside what training needs"
+    )
+    servers: tuple[str, ...] = Field((), description="vllm_server: addresses, http://host:port")
+    server_model: str | None = Field(
+        None, description="vllm_server: name it serves the model under; default: its only one"
+    )
+    server_concurrency: int = Field(
+        64, ge=1, description="vllm_server: requests in flight at a server, 8 completions each"
+    )
+    server_timeout: float = Field(
+        600.0, gt=0, description="vllm_server: seconds without an answer after which it is given up"
+    )
+    sync_dir: Path | None = Field(
+        None,
+        description="vllm_server: folder for new weights, which the servers see under the same path; "
+        "default: a temporary one",
+    )
+    parity_tolerance: float | Literal["auto"] | None = Field(
+        "auto",
+        description="vllm, vllm_server: the run stops where log-probabilities of engine and learner "
+        "differ by more; auto: 1e-3, in bfloat16 0.5; null: not checked",
+    )
+
+    @field_validator("servers", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("servers")
+    @classmethod
+    def _are_addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        addresses = tuple(server.rstrip("/") for server in servers)
+        for address in addresses:
+            if not address.startswith(("http://", "https://")):
+                raise ValueError(f"{address} is no address; write http://host:port")
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("an address occurs twice")
+        return addresses
+
+    @model_validator(mode="after")
+    def _engine_has_servers(self) -> SamplingConfig:
+        if self.engine == "vllm_server" and not self.servers:
+            raise ValueError("engine vllm_server needs servers: [http://host:port, ...]")
+        if self.engine != "vllm_server" and self.servers:
+            raise ValueError(f"servers are of no use to engine {self.engine}; use vllm_server")
+        return self
 
 
 class AlgorithmConfig(Section):

@@ -232,10 +232,14 @@ class Policy:
 
     def save_whole(self, folder: Path) -> None:
         """The same with LoRA's adapters added to the weights, so that nothing else is needed."""
-        model = self.model.get_base_model() if self.adapted else self.model
         weights = dict(self.whole_weights()) if self.adapted else None
-        model.save_pretrained(folder, state_dict=weights)
+        self.base_model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def base_model(self) -> Any:
+        """The model without LoRA's wrapper."""
+        return self.model.get_base_model() if self.adapted else self.model
 
     @property
     def adapted(self) -> bool:
@@ -248,7 +252,7 @@ class Policy:
         if not self.adapted:
             yield from self.model.state_dict().items()
             return
-        base = self.model.get_base_model()
+        base = self.base_model
         layers = dict(base.named_modules())
         for name, weight in base.state_dict().items():
             layer, _, kind = name.rpartition(".base_layer.")

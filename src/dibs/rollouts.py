@@ -51,6 +51,11 @@ class RolloutSource:
     verifier: Verifier
     processes: Processes = ALONE
 
+    def close(self) -> None:
+        """Stop the sampler's engine and the verifier's workers."""
+        self.sampler.close()
+        self.verifier.close()
+
     def draw(
         self,
         prompts: Sequence[Prompt],
@@ -80,7 +85,9 @@ class RolloutSource:
         lengths: list[int] = []
 
         def drawn() -> Iterator[Sampled]:
-            share = self.processes.share_of_requests(requests, costs)
+            share = requests
+            if not self.sampler.shared:
+                share = self.processes.share_of_requests(requests, costs)
             for sampled in self.sampler.stream(share, temperature):
                 lengths.append(len(sampled.completion.token_ids))
                 yield sampled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from dibs.objectives import check_objective
 from dibs.policy import Policy
 from dibs.pretrained import load_policy, load_tokenizer
 from dibs.processes import ALONE, Processes
-from dibs.prompts import PromptSet, batches, build_prompts, check_batch_size, read_questions
+from dibs.prompts import (
+    PromptSet,
+    Questions,
+    batches,
+    build_prompts,
+    check_batch_size,
+    read_questions,
+)
 from dibs.report.trackers import check_trackers
 from dibs.report.views import View
 from dibs.rollouts import RolloutSource
 from dibs.rows import one_line
-from dibs.sampling import build_sampler
+from dibs.sampling import Sampler, build_sampler
 from dibs.tasks.arithmetic import TASKS
 from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
 from dibs.train import Trainer
@@ -50,7 +58,7 @@ def run_variance(config: Config, view: View) -> dict[str, Any]:
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
     finally:
-        trainer.source.verifier.close()
+        trainer.source.close()
 
 
 def run_evaluation(
@@ -63,16 +71,15 @@ def run_evaluation(
     _quiet_transformers()
     policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
     policy.model.eval()
-    verifier = build_verifier(config.verify, "")
-    evaluator = Evaluator(
-        config, policy, build_sampler(config.sampling, policy), verifier, k, samples, view
-    )
-    try:
-        return evaluator.run(sources, out, _room_for_prompts(policy, config))
-    except NonFiniteError as error:
-        raise InputError(f"policy.model {config.policy.model}: {error}") from None
-    finally:
-        verifier.close()
+    with (
+        closing(build_sampler(config, policy)) as sampler,
+        closing(build_verifier(config.verify, "")) as verifier,
+    ):
+        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view)
+        try:
+            return evaluator.run(sources, out, _room_for_prompts(policy, config, sampler))
+        except NonFiniteError as error:
+            raise InputError(f"policy.model {config.policy.model}: {error}") from None
 
 
 def describe_data(config: Config) -> dict[str, Any]:
@@ -128,7 +135,23 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
     with processes.main_first():  # it warms up an embedded task's policy
         trained = _trained(config.policy, view)
     policy = load_policy(trained, config.sampling.temperature)
-    room = _room_for_prompts(policy, config)
+    sampler = build_sampler(config, policy, processes.main)
+    try:
+        return _assembled(config, view, questions, policy, sampler, processes)
+    except BaseException:
+        sampler.close()
+        raise
+
+
+def _assembled(
+    config: Config,
+    view: View,
+    questions: Questions,
+    policy: Policy,
+    sampler: Sampler,
+    processes: Processes,
+) -> Trainer:
+    room = processes.told(_room_for_prompts(policy, config, sampler))
     prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
     if config.estimate.mode != "none" and config.estimate.grad_norm != "none":
@@ -140,7 +163,7 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
             config.estimate.grad_norm,
             parameters=config.estimate.grad_norm_parameters,
         )
-    _announce(config, policy, prompts, view, processes)
+    _announce(config, policy, prompts, sampler, view, processes)
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
@@ -149,7 +172,7 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
         policy=policy,
         source=RolloutSource(
             config,
-            build_sampler(config.sampling, policy),
+            sampler,
             build_verifier(_own_workers(config.verify, processes), config.data.train),
             processes,
         ),
@@ -189,7 +212,12 @@ def _check(config: Config) -> None:
 
 
 def _announce(
-    config: Config, policy: Policy, prompts: PromptSet, view: View, processes: Processes
+    config: Config,
+    policy: Policy,
+    prompts: PromptSet,
+    sampler: Sampler,
+    view: View,
+    processes: Processes,
 ) -> None:
     """Say what is about to be trained on what, and how it is sampled."""
     for reason, rows in prompts.dropped.items():
@@ -197,8 +225,11 @@ def _announce(
     view.message(
         f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
         f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
-        f"parameters on {policy.device}; sampling temperature {policy.temperature:g}, no top-k, "
-        "top-p or penalties"
+        f"parameters on {policy.device}"
+    )
+    view.message(
+        f"Sampling at temperature {policy.temperature:g}, no top-k, top-p or penalties, by "
+        f"{sampler.description}"
     )
     if processes.size > 1:
         view.message(f"{processes.size} processes on this machine share sampling and gradients")
@@ -218,15 +249,18 @@ def _trained(config: PolicyConfig, view: View) -> PolicyConfig:
     return config.model_copy(update={"model": str(folder)})
 
 
-def _room_for_prompts(policy: Policy, config: Config) -> int | None:
-    """Tokens the model's context leaves for a prompt beside a completion; None if unlimited."""
+def _room_for_prompts(policy: Policy, config: Config, sampler: Sampler) -> int | None:
+    """Tokens the context leaves for a prompt beside a completion; None if unlimited."""
     positions = getattr(policy.model.config, "max_position_embeddings", None)
-    if positions is None:
+    limits = {config.policy.model: positions, "the sampling engine": sampler.context}
+    known = {name: int(limit) for name, limit in limits.items() if limit is not None}
+    if not known:
         return None
-    room = int(positions) - config.sampling.max_completion_length
+    whose = min(known, key=lambda name: known[name])
+    room = known[whose] - config.sampling.max_completion_length
     if room < 1:
         raise InputError(
             f"sampling.max_completion_length {config.sampling.max_completion_length} leaves no room "
-            f"for a prompt in the {positions} positions of {config.policy.model}; lower it"
+            f"for a prompt in the {known[whose]} positions of {whose}; lower it"
         )
     return room

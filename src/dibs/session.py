@@ -41,7 +41,7 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
         RunFolder.check(config.output_dir, config.overwrite)
         processes.told(_Plan())
         trainer = build_trainer(config, view, processes)
-        with closing(trainer.source.verifier), RunFolder.create(config) as folder:
+        with closing(trainer.source), RunFolder.create(config) as folder:
             return _Session(config, view, trainer, folder).run(None)
     with RunFolder.reopen(config) as folder:
         finished = folder.summary()
@@ -52,7 +52,7 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
         found = _newest(folder, config, view)
         processes.told(_Plan(found))
         trainer = build_trainer(config, view, processes)
-        with closing(trainer.source.verifier):
+        with closing(trainer.source):
             if found is None:
                 view.message("The run had not reached its first checkpoint; it starts again.")
                 folder.clear()
@@ -73,7 +73,7 @@ def _work_along(config: Config, view: View, processes: Processes) -> None:
     if plan.finished:
         return
     trainer = build_trainer(config, view, processes)
-    with closing(trainer.source.verifier), StopRequest(lambda name: None) as stop:
+    with closing(trainer.source), StopRequest(lambda name: None) as stop:
         try:
             _same_steps(trainer, plan.found, stop)
         except NonFiniteError as error:

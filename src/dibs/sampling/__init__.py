@@ -1,13 +1,36 @@
 """Writing completions. Knows no rewards."""
 
-from dibs.config import SamplingConfig
+from dibs.config import Config
 from dibs.policy import Policy
-from dibs.sampling.base import Sampled, Sampler, SampleRequest, collected
+from dibs.sampling.base import IdleSampler, Sampled, Sampler, SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
+from dibs.types import InputError, NonFiniteError
 
 __all__ = ["SampleRequest", "Sampled", "Sampler", "build_sampler", "collected"]
 
 
-def build_sampler(config: SamplingConfig, policy: Policy) -> Sampler:
-    """The engine that the configuration asks for."""
-    return TransformersSampler(policy, config.max_completion_length, config.batch_tokens)
+def build_sampler(config: Config, policy: Policy, main: bool = True) -> Sampler:
+    """The engine that the configuration asks for, with the policy's weights.
+
+    ``main``: whether this is the first process of a run, which alone talks to servers. Raises
+    InputError where it cannot be started or reached, or does not sample from the policy.
+    """
+    sampling = config.sampling
+    try:
+        if sampling.engine == "vllm":
+            from dibs.sampling.vllm import VllmSampler
+
+            return VllmSampler(policy, config)
+        if sampling.engine == "vllm_server" and not main:
+            return IdleSampler(sampling.batch_tokens)
+        if sampling.engine == "vllm_server":
+            try:
+                from dibs.sampling.vllm_server import VllmServerSampler
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    f"sampling.engine vllm_server needs {error.name}; pip install 'dibs-rl[vllm-server]'"
+                ) from None
+            return VllmServerSampler(policy, sampling)
+    except NonFiniteError as error:
+        raise InputError(f"policy.model {config.policy.model}: {error}") from None
+    return TransformersSampler(policy, sampling.max_completion_length, sampling.batch_tokens)

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dibs.memory import halved, out_of_memory
 from dibs.policy import Policy, in_evaluation_mode
-from dibs.sampling.base import Sampled, SampleRequest
+from dibs.sampling.base import Sampled, SampleRequest, as_completion
 from dibs.sampling.cache import join_rows, new_cache, select_rows
-from dibs.types import Completion, NonFiniteError
+from dibs.types import Completion
 
 _FREE_SHARE = 4
 """Rows are admitted when a place in so many is free: each admission copies the cache."""
@@ -46,6 +46,10 @@ class _Row:
 
 class TransformersSampler:
     """Decodes rows together; prompts and longest completions come to ``batch_tokens`` at most."""
+
+    context: int | None = None
+    shared = False
+    description = "the model that is trained"
 
     def __init__(self, policy: Policy, max_completion_length: int, batch_tokens: int) -> None:
         self.policy = policy
@@ -125,7 +129,6 @@ class _Drawing:
         self.policy = sampler.policy
         self.length = sampler.max_completion_length
         self.temperature = temperature
-        self.eos_ids = set(self.policy.eos_ids)
         self.ends = torch.tensor(self.policy.eos_ids, device=self.policy.device)
 
     def tokens(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,12 +209,10 @@ class _Batch:
             return
         index = torch.tensor(ended, device=self.ended.device)
         tokens, logprobs = self.tokens[index].tolist(), self.logprobs[index]
-        if not bool(torch.isfinite(logprobs).all()):
-            raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
         lengths = self.written[index].tolist()
         for i, ids, values, length in zip(ended, tokens, logprobs.tolist(), lengths, strict=True):
             self.left[i] = True
-            yield self.rows[i], self._completion(ids[:length], values[:length])
+            yield self.rows[i], as_completion(self.drawing.policy, ids[:length], values[:length])
 
     def without_finished(self) -> _Batch | None:
         """The batch without finished rows, where dropping them pays; None where none is left."""
@@ -279,14 +280,6 @@ class _Batch:
         self.written += going
         self.positions += going
         self.ended |= torch.isin(token, self.drawing.ends) | (self.written == self.drawing.length)
-
-    def _completion(self, tokens: list[int], logprobs: list[float]) -> Completion:
-        policy = self.drawing.policy
-        finished = tokens[-1] in self.drawing.eos_ids
-        text = policy.tokenizer.decode(
-            tokens[:-1] if finished else tokens, skip_special_tokens=True
-        )
-        return Completion(tuple(tokens), text, tuple(logprobs), finished)
 
 
 _STATE = ("positions", "uniforms", "tokens", "logprobs", "written", "ended")

