@@ -249,6 +249,35 @@ def test_pilots_of_one_phase_are_all_different_draws(tmp_path):
     assert len(seeds) == len(set(seeds)) == 32
 
 
+@pytest.mark.parametrize("mode", ["pilot", "cross_fit", "online", "none"])
+def test_completions_that_do_not_come_are_counted_and_done_without(tmp_path, mode):
+    """Every fifth completion is lost on the way; one prompt's are lost altogether."""
+    uniform = ["--allocate.allocator=uniform"] if mode == "none" else []
+    words = [f"--estimate.mode={mode}", "--allocate.num_generations=8", *uniform]
+    config = load_config(*split_config(options(tmp_path / "run", *words)))
+    trainer = build_trainer(config, PlainView(Console(quiet=True)))
+    inner = trainer.source.sampler.stream
+    lost = [0]
+
+    def stream(requests, temperature=None):
+        for sampled in inner(requests, temperature):
+            if temperature is None and (sampled.request == 2 or sampled.number % 5 == 4):
+                lost[0] += 1
+                continue
+            yield sampled
+
+    trainer.source.sampler.stream = stream
+    total = 0
+    for record in trainer.run():
+        total += record.metrics["missing_completions"]
+        sampled = sum(len(group.rollouts) for group in record.groups)
+        assert sampled < record.metrics["count_sum"]
+        assert not record.groups[2].rollouts
+        assert np.isfinite(record.metrics["loss"])
+    assert total == lost[0] > 0
+    trainer.source.close()
+
+
 def test_uniform_without_pilots_counts_none(tmp_path):
     summary = run(tmp_path / "run", *PILOT_FREE)
     assert summary["pilot_rollouts"] == 0

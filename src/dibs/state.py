@@ -48,6 +48,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "skipped_in_a_row": trainer.updater.skipped_in_a_row,
         "micro_batch_tokens": trainer.updater.micro_batch_tokens,
         "batch_tokens": trainer.source.sampler.batch_tokens,
+        "norm_batch_tokens": trainer.measure.micro_batch_tokens,
         "random": {
             "python": random.getstate(),
             "numpy": [kind, np.asarray(keys).tolist(), *rest],
@@ -91,6 +92,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any], tensors: Mapping[str, Te
     updater.skipped_in_a_row = int(state["skipped_in_a_row"])
     updater.micro_batch_tokens = int(state["micro_batch_tokens"])
     trainer.source.sampler.batch_tokens = int(state["batch_tokens"])
+    trainer.measure.micro_batch_tokens = int(state["norm_batch_tokens"])
     version, numbers, gauss = state["random"]["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, has_gauss, cached = state["random"]["numpy"]
