@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+import transformers
+from transformers import GenerationConfig
 
 from conftest import make_prompt
 from dibs.policy import Policy
@@ -71,34 +72,63 @@ def test_completions_come_as_they_are_finished(policy):
     assert lengths[0] < max(lengths)
 
 
-@pytest.mark.parametrize("batch_tokens", [30, 10**6])
-def test_models_whose_rows_cannot_come_and_go(batch_tokens):
-    """A sliding window: batches are decoded to their end, and say the same."""
+VOCABULARY = len(build_tokenizer())
+ENDS = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+SHAPE = {
+    **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, **ENDS},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64},
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+LATENT = {
+    **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 12},
+    **{"qk_nope_head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2},
+    **{"topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+}
+MODELS = {
+    "learned positions": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ENDS
+        )
+    ),
+    "no positions": lambda: transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **ENDS)
+    ),
+    "heads of their own width": lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**GROUPED, head_dim=16)
+    ),
+    "keys wider than values": lambda: transformers.DeepseekV3ForCausalLM(
+        transformers.DeepseekV3Config(**SHAPE, **LATENT)
+    ),
+    "sliding windows": lambda: transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=6)
+    ),
+}
+RIGID = {"sliding windows"}
+"""Whose rows cannot come and go: their batches are decoded to the end."""
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_of_all_kinds_are_sampled_from_as_they_are(kind):
+    """Rows join and leave, or cannot; log-probabilities are the learner's and tokens the same."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    tokenizer = build_tokenizer()
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        sliding_window=4,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        **shape,
-        **heads,
-    )
-    policy = Policy(MistralForCausalLM(config).eval(), tokenizer)
-    assert not new_cache(policy.model)[1]
-    made = requests([4, 3, 5])
-    for prompt, group in zip(
-        PROMPTS, sample(TransformersSampler(policy, 10, batch_tokens), made), strict=True
-    ):
-        examples = [TrainingExample(prompt.token_ids, c.token_ids, 0.0, 0.0) for c in group]
-        with torch.no_grad():
-            rows = policy.logprobs(policy.collate(examples))
-        for row, completion in zip(rows, group, strict=True):
-            expected = row[: len(completion.token_ids)].tolist()
-            assert completion.sampling_logprobs == pytest.approx(expected, abs=2e-5)
+    policy = Policy(MODELS[kind]().eval(), build_tokenizer())
+    assert new_cache(policy.model)[1] == (kind not in RIGID)
+    made = [
+        SampleRequest(make_prompt(f"{i}", tuple(range(4, 5 + 3 * i))), 5, (7, i)) for i in range(5)
+    ]
+    written = []
+    for batch_tokens in (1, 60, 10**6):
+        groups = sample(TransformersSampler(policy, 12, batch_tokens), made)
+        written.append([c.token_ids for group in groups for c in group])
+        for request, group in zip(made, groups, strict=True):
+            prompt = request.prompt.token_ids
+            examples = [TrainingExample(prompt, c.token_ids, 0.0, 0.0) for c in group]
+            with torch.no_grad():
+                rows = policy.logprobs(policy.collate(examples))
+            for row, completion in zip(rows, group, strict=True):
+                expected = row[: len(completion.token_ids)].tolist()
+                assert completion.sampling_logprobs == pytest.approx(expected, abs=2e-5)
+    assert written[0] == written[1] == written[2]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
