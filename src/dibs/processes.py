@@ -67,7 +67,7 @@ class Processes:
     def require_same(self, mine: object, what: str) -> None:
         """RuntimeError where processes that must go in step have come apart."""
         values = self.gathered(mine)
-        if any(value != values[0] for value in values):
+        if any(value != values[0] for value in values[1:]):
             shown = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
             raise RuntimeError(f"the processes have come apart: {what} differs ({shown})")
 
