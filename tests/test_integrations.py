@@ -106,18 +106,45 @@ def test_state_goes_on():
     assert other.metrics() == one.metrics()
 
 
+def test_pilots_decide_once_and_are_counted():
+    budget = PromptBudget(
+        BudgetConfig(mode="pilot", allocator="gvm", objective="log_likelihood", baseline="none")
+    )
+    budget.take_pilots(NAMES, REWARDS)
+    # Norms of 1: weights 1 / sqrt(p + alpha / p) are 0.9995, 2.742 and 1.411 at p = 1, 1/8 and 1/2.
+    assert budget.allocate(NAMES).tolist() == [8, 0, 21, 11, 0, 8]
+    assert budget.metrics()["pilots"] == 48
+    budget.update(NAMES, REWARDS)
+    assert len(budget.history) == 0
+    with pytest.raises(InputError, match="pilots of 0 prompts, but 6 to allocate"):
+        budget.allocate(NAMES)
+    with pytest.raises(InputError, match="pilots are of no use in mode online"):
+        PromptBudget(BudgetConfig()).take_pilots(NAMES, REWARDS)
+
+
+def test_mode_none_remembers_nothing():
+    budget = PromptBudget(BudgetConfig(mode="none", allocator="uniform"))
+    for _ in range(2):
+        assert budget.allocate(NAMES).tolist() == [8] * 6
+        budget.update(NAMES, REWARDS)
+    assert (len(budget.history), budget.step) == (0, 2)
+
+
 def test_bad_input():
     budget = PromptBudget(BudgetConfig())
     with pytest.raises(InputError, match="rewards of 1 prompts, but 0 allocated"):
         budget.weights([[1.0]])
     with pytest.raises(InputError, match=r"prompt 'a': a reward is nan"):
         budget.update(["a"], [[float("nan")]])
+    with pytest.raises(InputError, match=r"rewards of 1 prompts, but 2 prompt ids"):
+        budget.update(["a", "b"], [[1.0]])
     with pytest.raises(InputError, match=r"prompt 'a': 1 numbers for 2 completions"):
         budget.update(["a"], [[1.0, 0.0]], lengths=[[3]])
     for bad, why in (
         ({"objective": "grpo", "baseline": "none"}, "has no baseline none"),
         ({"allocator": "best"}, "unknown allocator 'best'"),
         ({"allocator": "gvm"}, "needs pilots"),
+        ({"mode": "none"}, "needs accept rates"),
         ({"lower": 9}, "num_generations 8 is not between lower 9"),
         ({"number": 9}, "Extra inputs"),
     ):

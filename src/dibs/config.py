@@ -32,6 +32,11 @@ GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
 
 
+def needs_statistics(allocator: str, objective: str, estimator: str) -> bool:
+    """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
+    return allocator != "uniform" or (objective, estimator) == ("log_likelihood", "prompt_mean")
+
+
 class Section(BaseModel):
     """A frozen group of keys that refuses others."""
 
@@ -498,8 +503,8 @@ class Config(Section):
     @property
     def uses_statistics(self) -> bool:
         """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
-        weighs = (self.algorithm.objective, self.algorithm.estimator)
-        return self.allocate.allocator != "uniform" or weighs == ("log_likelihood", "prompt_mean")
+        algorithm = self.algorithm
+        return needs_statistics(self.allocate.allocator, algorithm.objective, algorithm.estimator)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:

@@ -11,8 +11,10 @@
         ...                                                # the trainer's own update
 
 Completions of earlier steps decide the counts of later ones, so no pilots are drawn, and since counts
-never depend on the completions they are spent on, the gradient stays unbiased. ``state()`` and
-``load_state()`` go into the trainer's checkpoints. ``examples/any_trainer.py`` is a whole loop.
+never depend on the completions they are spent on, the gradient stays unbiased. In mode ``pilot`` fresh
+completions, which are not trained on, are handed to ``take_pilots`` before each ``allocate`` instead.
+``state()`` and ``load_state()`` go into the trainer's checkpoints. ``examples/any_trainer.py`` is a
+whole loop.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from pydantic import Field, model_validator
 
 from dibs import objectives
 from dibs.allocate import AllocationProblem, check_allocator, describe, pose, solve
-from dibs.config import Section
-from dibs.estimate import completion_sums, statistics
+from dibs.config import Section, needs_statistics
+from dibs.estimate import SUMS, completion_sums, statistics
 from dibs.history import History
 from dibs.types import InputError
 
@@ -36,8 +38,14 @@ class BudgetConfig(Section):
     """What a trainer says about its target gradient and its budget; keys as under ``dibs train``."""
 
     num_generations: int = Field(8, ge=1, description="completions a prompt on average")
+    mode: Literal["online", "pilot", "none"] = Field(
+        "online",
+        description="what decides the counts; online: completions of earlier steps; pilot: fresh ones, "
+        "which are thrown away; none: nothing, for uniform counts",
+    )
     allocator: str = Field(
-        "min_variance", description="min_variance, uniform, or your own function as module:function"
+        "min_variance",
+        description="min_variance, gvm (mode pilot), uniform, or your own function as module:function",
     )
     objective: Literal["log_likelihood", "expected_reward", "grpo"] = Field(
         "grpo", description="target gradient"
@@ -64,8 +72,15 @@ class BudgetConfig(Section):
             check_allocator(self.allocator)
         except InputError as error:
             raise ValueError(str(error)) from None
-        if self.allocator == "gvm":
-            raise ValueError("allocator gvm needs pilots of every prompt; choose min_variance")
+        if self.allocator == "gvm" and self.mode != "pilot":
+            raise ValueError(
+                "allocator gvm needs pilots of every prompt; set mode to pilot, or choose min_variance"
+            )
+        if self.mode == "none" and needs_statistics(self.allocator, self.objective, self.estimator):
+            raise ValueError(
+                f"allocator {self.allocator} with estimator {self.estimator} needs accept rates; set "
+                "mode to online or pilot, or choose allocator uniform and another estimator"
+            )
         if not self.lower <= self.num_generations <= (self.upper or self.num_generations):
             raise ValueError(
                 f"num_generations {self.num_generations} is not between lower {self.lower} and upper "
@@ -81,6 +96,8 @@ class PromptBudget:
         self.config = config
         self.history = History(config.half_life)
         self.step = 0
+        self.pilots = 0
+        self._pilot_sums: np.ndarray | None = None
         self._problem: AllocationProblem | None = None
         self._counts = np.zeros(0, dtype=np.int64)
         self._metrics: dict[str, Any] = {}
@@ -92,12 +109,13 @@ class PromptBudget:
             prompt_ids: anything that names a prompt again when it comes back; one may occur twice.
             budget: their exact sum; default: ``num_generations`` a prompt.
 
-        Raises InputError for a budget that the bounds do not allow.
+        Raises InputError for a budget that the bounds do not allow, and in mode ``pilot`` without pilots
+        of these prompts.
         """
         options = self.config
         names = [str(name) for name in prompt_ids]
         # A prompt that occurs twice is two that are known alike.
-        stats = statistics(_numbered(names), self.history.sums(names, self.step))
+        stats = statistics(_numbered(names), self._known(names))
         self._problem = pose(
             stats,
             options.num_generations * len(names) if budget is None else budget,
@@ -112,6 +130,25 @@ class PromptBudget:
         self._counts = allocation.counts
         self._metrics = describe([self._problem], [allocation])
         return self._counts
+
+    def take_pilots(
+        self,
+        prompt_ids: Sequence[str],
+        rewards: Sequence[Sequence[float]],
+        *,
+        lengths: Sequence[Sequence[int]] | None = None,
+        logprobs: Sequence[Sequence[float]] | None = None,
+        grad_norms: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        """Mode ``pilot``: fresh completions that decide the next ``allocate`` and are not trained on.
+
+        Args: as for :meth:`update`, with the prompts in the order in which they are allocated.
+        """
+        if self.config.mode != "pilot":
+            raise InputError(f"pilots are of no use in mode {self.config.mode}; set it to pilot")
+        sums = self._sums(prompt_ids, rewards, lengths, logprobs, grad_norms)
+        self._pilot_sums = np.reshape(sums, (-1, SUMS))
+        self.pilots += sum(map(len, rewards))
 
     def weights(
         self, rewards: Sequence[Sequence[float]]
@@ -154,40 +191,70 @@ class PromptBudget:
                 (y|x)||``. Each as ``rewards``; left out, lengths and log-probabilities are unknown, and
                 every gradient counts as one of norm 1.
         """
-        for i, name in enumerate(prompt_ids):
-            values = np.asarray(rewards[i], dtype=np.float64)
-            if not np.isfinite(values).all():
-                raise InputError(f"prompt {name!r}: a reward is {values[~np.isfinite(values)][0]}")
-            sums = completion_sums(
-                values >= self.config.accept_threshold,
-                values,
-                _given(lengths, i, name, values, 0.0),
-                _given(logprobs, i, name, values, 0.0),
-                _given(grad_norms, i, name, values, 1.0),
-            )
-            self.history.take_in(str(name), sums, self.step)
+        if self.config.mode == "online":
+            taken = self._sums(prompt_ids, rewards, lengths, logprobs, grad_norms)
+            for name, sums in zip(prompt_ids, taken, strict=True):
+                self.history.take_in(str(name), sums, self.step)
         self.step += 1
 
     def metrics(self) -> dict[str, float | int | str | None]:
-        """Of the last allocation: extreme counts, starved prompts, expected and achievable gain."""
+        """Of the last allocation: extreme counts, starved prompts, expected and achievable gain.
+
+        ``pilots``: taken so far, in all steps.
+        """
         return {
             "count_sum": int(self._counts.sum()),
             "count_min": int(self._counts.min(initial=0)),
             "count_max": int(self._counts.max(initial=0)),
             "starved_prompts": int((self._counts == 0).sum()),
             "known_prompts": len(self.history),
+            "pilots": self.pilots,
             **self._metrics,
         }
 
     def state(self) -> dict[str, Any]:
         """Everything learnt, as JSON takes it."""
-        return {"step": self.step, "history": self.history.state()}
+        return {"step": self.step, "pilots": self.pilots, "history": self.history.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
-        self.step = int(state["step"])
+        self.step, self.pilots = int(state["step"]), int(state["pilots"])
         self.history = History.from_state(state["history"])
         self.history.half_life = self.config.half_life
+
+    def _known(self, names: Sequence[str]) -> np.ndarray:
+        """What decides the counts of these prompts, [m, SUMS]. Pilots decide once."""
+        if self.config.mode != "pilot":
+            return self.history.sums(names, self.step)
+        pilots, self._pilot_sums = self._pilot_sums, None
+        if pilots is None or len(pilots) != len(names):
+            found = 0 if pilots is None else len(pilots)
+            raise InputError(f"pilots of {found} prompts, but {len(names)} to allocate")
+        return pilots
+
+    def _sums(
+        self,
+        prompt_ids: Sequence[str],
+        rewards: Sequence[Sequence[float]],
+        lengths: Sequence[Sequence[int]] | None,
+        logprobs: Sequence[Sequence[float]] | None,
+        grad_norms: Sequence[Sequence[float]] | None,
+    ) -> list[np.ndarray]:
+        """Every prompt's completions as :func:`dibs.estimate.completion_sums` has them, [SUMS] each."""
+        if len(rewards) != len(prompt_ids):
+            raise InputError(f"rewards of {len(rewards)} prompts, but {len(prompt_ids)} prompt ids")
+        taken = []
+        for i, name in enumerate(prompt_ids):
+            values = np.asarray(rewards[i], dtype=np.float64)
+            if not np.isfinite(values).all():
+                raise InputError(f"prompt {name!r}: a reward is {values[~np.isfinite(values)][0]}")
+            accepted = values >= self.config.accept_threshold
+            given = [
+                _given(numbers, i, name, values, otherwise)
+                for numbers, otherwise in ((lengths, 0.0), (logprobs, 0.0), (grad_norms, 1.0))
+            ]
+            taken.append(completion_sums(accepted, values, *given))
+        return taken
 
     def _signal(self, rewards: np.ndarray) -> np.ndarray:
         if self.config.objective != "log_likelihood":
