@@ -29,7 +29,7 @@ from dibs.pretrained import load_policy
 from dibs.prompts import prompt_id
 from dibs.sampling import SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
-from dibs.tasks.arithmetic import draw_problem, draw_problems
+from dibs.tasks.arithmetic import Part, draw_problem, draw_problems
 from dibs.tasks.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.types import Group, Prompt, Rollout
 from dibs.verify.judges import judge_arithmetic
@@ -72,7 +72,7 @@ def mixed_batch(tokenizer, rng: Random, size: int) -> tuple[torch.Tensor, torch.
 def accept_rate(policy: Policy) -> float:
     """Mean accept rate on 400 fixed problems."""
     requests = []
-    for problem in draw_problems(400, seed=10**6, min_steps=1, max_steps=4):
+    for problem in draw_problems(400, [Part(1.0, 1, 4)], seed=10**6):
         answer = str(problem.answer)
         name = prompt_id(problem.prompt, answer)
         ids = tuple(policy.tokenizer.encode(problem.prompt))

@@ -11,7 +11,9 @@ from dibs.config import PolicyConfig, WarmStartConfig
 from dibs.pretrained import load_policy
 from dibs.tasks.arithmetic import (
     DEMONSTRATION_ACCURACY,
+    MIXTURES,
     MODULUS,
+    Part,
     Problem,
     apply,
     draw_problems,
@@ -39,7 +41,7 @@ def test_the_worked_example():
 
 
 def test_problems_keep_to_the_task():
-    problems = draw_problems(2000, seed=3, min_steps=1, max_steps=4)
+    problems = draw_problems(2000, [Part(1.0, 1, 4)], seed=3)
     assert len({problem.prompt for problem in problems}) == 2000
     assert {len(problem.steps) for problem in problems} == {1, 2, 3, 4}
     for problem in problems:
@@ -47,16 +49,26 @@ def test_problems_keep_to_the_task():
             low, high = (2, 5) if operator == "*" else (1, 9)
             assert low <= operand <= high
         assert all(0 <= value < MODULUS for value in problem.values())
-    again = draw_problems(2000, seed=3, min_steps=1, max_steps=4)
+    again = draw_problems(2000, [Part(1.0, 1, 4)], seed=3)
     assert problems == again
     excluded = frozenset(problem.prompt for problem in problems)
-    others = draw_problems(500, seed=3, min_steps=1, max_steps=4, exclude=excluded)
+    others = draw_problems(500, [Part(1.0, 1, 4)], seed=3, exclude=excluded)
     assert not excluded & {problem.prompt for problem in others}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_hold_their_shares(name):
+    problems = draw_problems(200, MIXTURES[name], seed=1)
+    assert len({problem.prompt for problem in problems}) == 200
+    for part in MIXTURES[name]:
+        its = [p for p in problems if part.min_steps <= len(p.steps) <= part.max_steps]
+        assert len(its) == round(200 * part.share)
+        assert {operator for p in its for operator, _ in p.steps} == {*part.operators}
 
 
 def test_more_problems_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="distinct problems of 1 to 1 steps found, 1000 asked"):
-        draw_problems(1000, seed=0, min_steps=1, max_steps=1)
+        draw_problems(1000, [Part(1.0, 1, 1)], seed=0)
 
 
 def test_demonstrations_err_at_the_stated_rates_and_go_on_from_the_wrong_value():

@@ -66,6 +66,12 @@ def test_scores_leave_out_what_has_no_verdict():
         score([Group(some.prompt, (), ("error",))])
 
 
+def test_the_value_of_log_likelihood_by_hand():
+    told = score([make_group([1, 0, 0]), make_group([0]), make_group([1, 1])])
+    expected = (math.log(1.5 / 4) + math.log(0.5 / 2) + math.log(2.5 / 3)) / 3
+    assert told.log_accept_rate == pytest.approx(expected)
+
+
 def test_intervals_of_means():
     mean, low, high = mean_with_interval(np.array([0.0] * 50 + [1.0] * 50))
     assert mean == 0.5

@@ -107,8 +107,8 @@ class DataConfig(Section):
     train: str = Field(
         "arithmetic",
         description="JSON Lines, JSON, CSV or Parquet file, hub id, known set (math, gsm8k, "
-        "numina-math, math-500, minerva-math, olympiad-bench, aime24, amc23), or embedded task: "
-        + EMBEDDED,
+        f"numina-math, math-500, minerva-math, olympiad-bench, aime24, amc23), or embedded: {EMBEDDED}, "
+        "arithmetic-polar (mostly solved or hopeless), arithmetic-lengths (short and long)",
     )
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split of a hub data set")

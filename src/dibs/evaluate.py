@@ -20,7 +20,9 @@ class Evaluation:
     """Scores on prompts with up to n completions each; a prompt without any verdict is left out.
 
     ``accuracy``: accepted share (avg@k), with its 95% interval ``[low, high]``. ``pass_at_k``: chance
-    that k completions hold an accepted one. ``statuses``: completions by status, those without a verdict
+    that k completions hold an accepted one. ``log_accept_rate``: mean of ``ln p_i``, the value of
+    ``log_likelihood``, with ``(accepted + 1/2) / (n + 1)`` for p_i, so that a prompt without an accepted
+    completion counts as ``ln 1/(2n + 2)``. ``statuses``: completions by status, those without a verdict
     included.
     """
 
@@ -29,6 +31,7 @@ class Evaluation:
     low: float
     high: float
     pass_at_k: float
+    log_accept_rate: float
     statuses: dict[str, int]
 
     @property
@@ -43,6 +46,7 @@ class Evaluation:
             "accuracy_low": self.low,
             "accuracy_high": self.high,
             "pass_at_k": self.pass_at_k,
+            "log_accept_rate": self.log_accept_rate,
             "accuracy_no_answer_share": self.no_answer,
         }
 
@@ -57,6 +61,7 @@ def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
         raise ValueError("no completion has a verdict")
     rates = np.array([group.accepted.mean() for group in judged])
     k = max(len(group.rollouts) for group in judged) if k is None else k
+    sizes = np.array([len(group.rollouts) for group in judged])
     passes = [pass_at_k(len(g.rollouts), int(g.accepted.sum()), k) for g in judged]
     low, high = clustered_interval(rates)
     return Evaluation(
@@ -65,6 +70,7 @@ def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
         low=low,
         high=high,
         pass_at_k=float(np.mean(passes)),
+        log_accept_rate=float(np.log((rates * sizes + 0.5) / (sizes + 1)).mean()),
         statuses=count_statuses(groups),
     )
 

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from dibs.config import TEMPLATES, DataConfig
 from dibs.rows import Question, one_line, read_questions_of
-from dibs.tasks.arithmetic import TASKS, draw_problems
+from dibs.tasks.arithmetic import Part, draw_problems, parts_of
 from dibs.types import InputError, Prompt
 
 _EVAL_SEED_OFFSET = 1_000_003
@@ -55,8 +54,9 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
 
     Raises InputError for a missing or malformed file, a missing column, or no rows.
     """
-    if config.train in TASKS:
-        return _embedded_questions(config, seed)
+    parts = parts_of(config.train)
+    if parts is not None:
+        return _embedded_questions(config, parts, seed)
     train = list(read_questions_of(config, config.train, config.split))
     held_out = (
         list(read_questions_of(config, config.eval, config.eval_split)) if config.eval else None
@@ -143,17 +143,15 @@ def prompt_id(question: str, answer: str) -> str:
     return blake2b(f"{question}\0{answer}".encode(), digest_size=8).hexdigest()
 
 
-def _embedded_questions(config: DataConfig, seed: int) -> Questions:
-    low, high = TASKS[config.train]
+def _embedded_questions(config: DataConfig, parts: Sequence[Part], seed: int) -> Questions:
     if config.eval not in (None, config.train):
         raise InputError(
             f"data.eval: the embedded task {config.train} evaluates on its own prompts"
         )
-    draw = partial(draw_problems, min_steps=low, max_steps=high)
     try:
-        held_out = draw(config.eval_size, seed=seed + _EVAL_SEED_OFFSET)
+        held_out = draw_problems(config.eval_size, parts, seed=seed + _EVAL_SEED_OFFSET)
         exclude = frozenset(problem.prompt for problem in held_out)
-        train = draw(config.size, seed=seed, exclude=exclude)
+        train = draw_problems(config.size, parts, seed=seed, exclude=exclude)
     except ValueError as error:
         raise InputError(f"data.size or data.eval_size: {error}") from None
     return Questions(

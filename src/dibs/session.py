@@ -139,6 +139,7 @@ class _Session:
     trainer: Trainer
     folder: RunFolder
     earlier_seconds: float = 0.0
+    saving_seconds: float = 0.0
     saved: int = -1
     accuracy: float | None = None
     run_ids: Mapping[str, str] = field(default_factory=dict)
@@ -184,7 +185,8 @@ class _Session:
 
     def _finish(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
         """Figures and the summary."""
-        summary = _summary(self.trainer, before, after, self._seconds())
+        spent = {"wall_seconds": self._seconds(), "saving_seconds": self.saving_seconds}
+        summary = _summary(self.trainer, before, after, spent)
         self.view.phase("drawing figures")
         arm = {self.config.allocate.allocator: self.folder.path}
         draw_figures(arm, self.folder.path / "figures")
@@ -211,6 +213,7 @@ class _Session:
     def _go_on(self, found: Checkpoint) -> dict[str, Any]:
         _load(found, self.trainer)
         self.earlier_seconds = float(found.state["wall_seconds"])
+        self.saving_seconds = float(found.state["saving_seconds"])
         self.folder.cut_back(found.step)
         self.folder.set_aside_newer(found)
         self.folder.write_config(self.config)
@@ -247,18 +250,21 @@ class _Session:
     def _save(self, step: int) -> None:
         if step == self.saved:
             return
+        began = time.perf_counter()
         _refuse_broken_weights(self.trainer, f"step {step}")
         state, tensors = capture(self.trainer)
         state |= {
             "step": step,
             "accuracy": self.accuracy,
             "wall_seconds": self._seconds(),
+            "saving_seconds": self.saving_seconds,
             "trackers": self.run_ids,
         }
         self.folder.save_checkpoint(
             self.trainer.policy, state, tensors, self.config.checkpoint.keep
         )
         self.saved = step
+        self.saving_seconds += time.perf_counter() - began
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
@@ -299,7 +305,10 @@ def _refuse_broken_weights(trainer: Trainer, where: str) -> None:
 
 
 def _summary(
-    trainer: Trainer, before: Mapping[str, Any], after: Mapping[str, Any], seconds: float
+    trainer: Trainer,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    spent: Mapping[str, float],
 ) -> dict[str, Any]:
     config = trainer.config
     return {
@@ -311,7 +320,7 @@ def _summary(
         "seed": config.seed,
         "steps": config.train.steps,
         **asdict(trainer.totals),
-        "wall_seconds": seconds,
+        **spent,
         "accuracy_before": before["accuracy"],
         "accuracy_before_low": before["accuracy_low"],
         "accuracy_before_high": before["accuracy_high"],

@@ -17,6 +17,7 @@ accept rates over (0, 1) and leaves something for reinforcement learning to fix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -27,6 +28,35 @@ OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 6)}
 DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
 TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6)}
 """Task name to (fewest, most) steps of a problem."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of the problems of a mixture: how many steps they have, and which operators."""
+
+    share: float
+    min_steps: int
+    max_steps: int
+    operators: str = "".join(OPERANDS)
+
+
+MIXTURES = {
+    "arithmetic-polar": (Part(0.6, 1, 2, "+"), Part(0.3, 6, 6), Part(0.1, 3, 4)),
+    "arithmetic-lengths": (Part(0.5, 1, 1), Part(0.5, 6, 6)),
+}
+"""Problems for a policy of one of the tasks; parts must not overlap.
+
+``arithmetic-polar``, for a policy of ``arithmetic``: most are solved, a third is hopeless (no chain of
+the policy's had six steps), a tenth can be learnt. ``arithmetic-lengths``, for one of
+``arithmetic-hard``: completions of 5 and of 15 tokens.
+"""
+
+
+def parts_of(name: str) -> tuple[Part, ...] | None:
+    """What an embedded set of problems is made of; None if there is none of the name."""
+    return (Part(1.0, *TASKS[name]),) if name in TASKS else MIXTURES.get(name)
+
+
 _MISSES_IN_A_ROW = 10_000
 
 
@@ -89,39 +119,42 @@ def render_solution(values: list[int]) -> str:
     return f"{chain}{ANSWER_MARK}{values[-1]}"
 
 
-def draw_problem(rng: Random, min_steps: int, max_steps: int) -> Problem:
+def draw_problem(
+    rng: Random, min_steps: int, max_steps: int, operators: Sequence[str] = tuple(OPERANDS)
+) -> Problem:
     """A problem with a uniform number of steps, start in 1..28, uniform operators and operands."""
     steps = []
     for _ in range(rng.randint(min_steps, max_steps)):
-        operator = rng.choice(list(OPERANDS))
+        operator = rng.choice(operators)
         steps.append((operator, rng.choice(OPERANDS[operator])))
     return Problem(rng.randrange(1, MODULUS), tuple(steps))
 
 
 def draw_problems(
     count: int,
+    parts: Sequence[Part],
     *,
     seed: int,
-    min_steps: int,
-    max_steps: int,
     exclude: frozenset[str] = frozenset(),
 ) -> list[Problem]:
-    """``count`` distinct problems whose prompts are not in ``exclude``.
+    """``count`` distinct problems, those of each part in its share, none with a prompt in ``exclude``.
 
-    Raises ValueError when the task does not hold that many distinct problems.
+    Raises ValueError when a part does not hold that many distinct problems.
     """
     rng = Random(seed)
+    ends = [round(count * sum(each.share for each in parts[: i + 1])) for i in range(len(parts))]
     problems: dict[str, Problem] = {}
-    misses = 0
-    while len(problems) < count and misses < _MISSES_IN_A_ROW:
-        problem = draw_problem(rng, min_steps, max_steps)
-        if problem.prompt in exclude or problem.prompt in problems:
-            misses += 1
-        else:
-            problems[problem.prompt], misses = problem, 0
-    if len(problems) < count:
-        raise ValueError(
-            f"only {len(problems)} distinct problems of {min_steps} to {max_steps} steps found, "
-            f"{count} asked for; ask for fewer or allow more steps"
-        )
+    for part, end in zip(parts, ends, strict=True):
+        misses = 0
+        while len(problems) < end and misses < _MISSES_IN_A_ROW:
+            problem = draw_problem(rng, part.min_steps, part.max_steps, part.operators)
+            if problem.prompt in exclude or problem.prompt in problems:
+                misses += 1
+            else:
+                problems[problem.prompt], misses = problem, 0
+        if len(problems) < end:
+            raise ValueError(
+                f"only {len(problems)} distinct problems of {part.min_steps} to {part.max_steps} "
+                f"steps found, {end} asked for; ask for fewer or allow more steps"
+            )
     return list(problems.values())

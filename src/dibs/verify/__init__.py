@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from dibs.config import VerifyConfig
 from dibs.plugins import import_function
-from dibs.tasks.arithmetic import ANSWER_MARK, TASKS
+from dibs.tasks.arithmetic import ANSWER_MARK, parts_of
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 from dibs.verify.answers import LONGEST, reading
 from dibs.verify.judges import (
@@ -130,7 +130,7 @@ def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | No
 def _resolved(config: VerifyConfig, source: str) -> str:
     if config.verifier != "auto":
         return config.verifier
-    return "arithmetic" if source in TASKS else "math"
+    return "arithmetic" if parts_of(source) else "math"
 
 
 class OwnJudge:
