@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dibs.checkpoint import write_json, write_text
 from dibs.config import Config
+from dibs.durable import write_json, write_text
 from dibs.evaluate import count_statuses, majority, mean_with_interval, pass_at_k
 from dibs.policy import Policy
 from dibs.prompts import render_all

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dibs.config import Config
+from dibs.durable import checksum, sync, to_json, write_json, write_text
 from dibs.policy import Policy
 from dibs.types import InputError
 
@@ -317,17 +317,17 @@ class RunFolder:
                 save_file(dict(tensors), unfinished / "tensors.safetensors")
                 write_json(unfinished / "state.json", state)
                 files = sorted(p for p in unfinished.rglob("*") if p.is_file())
-                sums = {str(p.relative_to(unfinished)): _checksum(p) for p in files}
+                sums = {str(p.relative_to(unfinished)): checksum(p) for p in files}
                 write_json(unfinished / _MANIFEST, sums)
                 for name in LINES:  # what a checkpoint builds on must be on disk before it
-                    _sync(self.path / name)
+                    sync(self.path / name)
             for path in (*unfinished.rglob("*"), unfinished):
-                _sync(path)
+                sync(path)
             unfinished.chmod(0o755)
             if folder.exists():  # a broken one, or of a run that is done again
                 shutil.rmtree(folder)
             unfinished.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -344,23 +344,9 @@ def _fault(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if _checksum(path) != expected:
+        if checksum(path) != expected:
             return f"{name} is not what was written"
     return None
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _step_of(line: bytes) -> float:
@@ -393,30 +379,3 @@ def _free_to_change(key: str) -> bool:
 def all_finite(policy: Policy) -> bool:
     """Whether no parameter of the policy is NaN or infinite."""
     return all(bool(torch.isfinite(p).all()) for p in policy.model.parameters())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one rename."""
-    write_text(path, to_json(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one rename, so that readers see the old one or the new one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: NaN and infinities become null."""
-    return json.dumps(_strict(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -9,15 +9,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from dibs import __version__
 from dibs.allocate import ALLOCATORS, pose, solve, spendable
 from dibs.config import BENCHMARKS, VerifyConfig
-from dibs.config_file import config_keys, load_config, split_config
+from dibs.config_file import config_keys, load_config, split_config, split_configs
 from dibs.objectives import BASELINES
 from dibs.statistics_file import count_lines, read_statistics
+from dibs.study.matrix import CompareConfig, read_study
 from dibs.types import InputError
 
 _TRAIN_HELP = """\
@@ -75,6 +77,14 @@ FILE holds one JSON object a line with completion and answer. Prints how many we
 without an answer, out of time (timeout) or beyond judging (error). --out writes one verdict a line, in
 order: reward (null where there is none), status and reason."""
 
+_COMPARE_HELP = """\
+Compare algorithms x allocators x learning rates x seeds at equal optimizer updates, pilots counted.
+
+CONFIG is a study: keys of dibs train, and under compare the matrix (see studies/). Several CONFIGs of
+dibs train are an arm each; a single one is compared with itself under uniform counts. Every arm's
+learning rate is chosen on the same grid by runs that do nothing else. Writes results.json, results.md,
+figures and all runs to compare.output_dir; the same command goes on where it stopped."""
+
 _CONFIGURED = {"train": _TRAIN_HELP, "variance": _VARIANCE_HELP, "data": _DATA_HELP}
 
 
@@ -82,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 well, 2 bad input, 130 interrupted."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in (*_CONFIGURED, "eval"):
+    if rest and options.command not in (*_CONFIGURED, "compare", "eval"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command == "train":
@@ -91,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _variance(*split_config(rest), options.json)
         elif options.command == "data":
             _data(*split_config(rest), options.json)
+        elif options.command == "compare":
+            _compare(*split_configs(rest), options)
         elif options.command == "eval":
             _evaluate(options, *split_config(rest))
         elif options.command == "verify":
@@ -133,6 +145,18 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name in ("variance", "data"):
         configured[name].add_argument("--json", action="store_true", help=_JSON_HELP)
+
+    compare = commands.add_parser(
+        "compare",
+        help="arms of an experiment at equal updates, pilots counted",
+        description=_COMPARE_HELP,
+        epilog=_keys_help(config_keys(CompareConfig, "compare.")),
+        usage="dibs compare CONFIG... [--dry-run] [--json] [--section.key VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    compare.add_argument("--dry-run", action="store_true", help="show the runs and make none")
+    compare.add_argument("--json", action="store_true", help=_JSON_HELP)
 
     evaluate = commands.add_parser(
         "eval",
@@ -229,9 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _keys_help() -> str:
+def _keys_help(more: Sequence[tuple[str, Any, str]] = ()) -> str:
     lines = ["configuration keys, for CONFIG (nested) and the command line (dotted):"]
-    for key, default, description in config_keys():
+    for key, default, description in [*more, *config_keys()]:
         shown = "null" if default is None else default
         lines.append(f"  --{key} (default: {shown})\n        {description}")
     return "\n".join(lines).replace("%", "%%")
@@ -279,6 +303,31 @@ def _variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) ->
     console.print(variance_table(result), highlight=False)
     for sentence in variance_findings(result):
         console.print(sentence, markup=False, highlight=False)
+
+
+def _compare(
+    paths: Sequence[Path], overrides: Mapping[str, str], options: argparse.Namespace
+) -> None:
+    study = read_study(paths, overrides)
+    from dibs.study.report import EXPLANATION, failures, matrix_table, result_tables
+
+    console = Console()
+    if options.dry_run:
+        console.print(matrix_table(study), highlight=False)
+        return
+    from dibs.report.views import view_for
+    from dibs.study.session import compare
+
+    with closing(view_for(Console(stderr=True))) as view:
+        rows = compare(study, view)
+    if options.json:
+        print(json.dumps(rows, indent=1, allow_nan=False))
+        return
+    for table in result_tables(rows):
+        console.print(table, highlight=False)
+        console.print()
+    for text in (EXPLANATION, *failures(rows), f"Wrote {study.options.output_dir}"):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _data(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from dibs.config import Config, Section
 from dibs.types import InputError
 
+SectionType = TypeVar("SectionType", bound=Section)
 _SWITCHES = {"resume": "yes"}
 """Keys that may stand alone on the command line, and what they mean then."""
 
@@ -22,10 +23,19 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
 
     Raises InputError with one line for a missing file, bad YAML, an unknown key or a bad value.
     """
+    source = "configuration" if path is None else str(path)
+    return validated(read_values(path, overrides or {}), Config, source)
+
+
+def read_values(
+    path: Path | None, overrides: Mapping[str, str], kind: type[Section] = Config
+) -> dict[str, Any]:
+    """What a YAML file and overrides of it say, not yet checked against ``kind``.
+
+    Raises InputError for a file that cannot be read or holds something else than keys and values.
+    """
     values: dict[str, Any] = {}
-    source = "configuration"
     if path is not None:
-        source = str(path)
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -35,12 +45,17 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
         if not isinstance(loaded, dict | None):
             raise InputError(f"{path} must hold keys and values, not a {type(loaded).__name__}")
         values = loaded or {}
-    for key, text in (overrides or {}).items():
-        _assign(values, key, _read_text(key, text))
+    for key, text in overrides.items():
+        assign(values, key, _read_text(key, text, kind))
+    return values
+
+
+def validated(values: Mapping[str, Any], kind: type[SectionType], source: str) -> SectionType:
+    """The section that values describe. InputError, one line that begins with ``source``."""
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from None
+        raise InputError(f"{source}: {_explain(error, kind)}") from None
 
 
 def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
@@ -48,14 +63,20 @@ def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
 
     Raises InputError for a second CONFIG or a key without a value.
     """
-    path: Path | None = None
+    paths, overrides = split_configs(words)
+    if len(paths) > 1:
+        raise InputError(f"expected --key value, got {str(paths[1])!r} after the config {paths[0]}")
+    return next(iter(paths), None), overrides
+
+
+def split_configs(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """The same with any number of files."""
+    paths: list[Path] = []
     overrides: dict[str, str] = {}
     remaining = iter(enumerate(words))
     for i, word in remaining:
         if not word.startswith("--"):
-            if path is not None:
-                raise InputError(f"expected --key value, got {word!r} after the config {path}")
-            path = Path(word)
+            paths.append(Path(word))
             continue
         key, equals, text = word[2:].partition("=")
         if not equals:
@@ -68,10 +89,10 @@ def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
                 text = following
                 next(remaining)
         overrides[key] = text
-    return path, overrides
+    return paths, overrides
 
 
-def _read_text(dotted: str, text: str) -> Any:
+def _read_text(dotted: str, text: str, kind: Any) -> Any:
     """An override's value: null, YAML for sections and lists, else the text itself.
 
     Text stays text, so that colons, braces and numerals in it survive; pydantic makes numbers and
@@ -79,13 +100,12 @@ def _read_text(dotted: str, text: str) -> Any:
     """
     if text == "null":
         return None
-    kind: Any = Config
     for name in dotted.split("."):
         fields = getattr(kind, "model_fields", {})
         if name not in fields:
             return text
         kind = fields[name].annotation
-    structured = get_origin(kind) is tuple or hasattr(kind, "model_fields")
+    structured = get_origin(kind) in (tuple, dict) or hasattr(kind, "model_fields")
     if not structured:
         return text
     try:
@@ -94,7 +114,8 @@ def _read_text(dotted: str, text: str) -> Any:
         return text
 
 
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key of nested values. InputError where it leads through a value."""
     *sections, key = dotted.split(".")
     for section in sections:
         inner = values.get(section)
@@ -106,11 +127,11 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[key] = value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[Section]) -> str:
     first, *rest = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        message = f"unknown key {key}; {_hint(key)}"
+        message = f"unknown key {key}; {_hint(key, kind)}"
     else:
         reason = first["msg"].removeprefix("Value error, ")
         got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
@@ -118,9 +139,9 @@ def _explain(error: ValidationError) -> str:
     return message + (f" (and {len(rest)} more)" if rest else "")
 
 
-def _hint(unknown: str) -> str:
+def _hint(unknown: str, kind: type[Section]) -> str:
     """What to write instead: the likest key of the section, one of equal name, or all there are."""
-    keys = [name for name, _, _ in config_keys()]
+    keys = [name for name, _, _ in config_keys(kind)]
     keys += sorted({name.rpartition(".")[0] for name in keys if "." in name})
     section, _, last = unknown.rpartition(".")
     neighbours = {

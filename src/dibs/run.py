@@ -69,7 +69,7 @@ def run_evaluation(
     Raises InputError for a source that cannot be read, before anything is sampled.
     """
     _quiet_transformers()
-    policy = load_policy(_trained(config.policy, view), config.sampling.temperature)
+    policy = load_policy(starting_policy(config.policy, view), config.sampling.temperature)
     policy.model.eval()
     with (
         closing(build_sampler(config, policy)) as sampler,
@@ -133,8 +133,8 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
     torch.manual_seed(config.seed)
     questions = read_questions(config.data, config.seed)
     with processes.main_first():  # it warms up an embedded task's policy
-        trained = _trained(config.policy, view)
-    policy = load_policy(trained, config.sampling.temperature)
+        start = starting_policy(config.policy, view)
+    policy = load_policy(start, config.sampling.temperature)
     sampler = build_sampler(config, policy, processes.main)
     try:
         return _assembled(config, view, questions, policy, sampler, processes)
@@ -237,10 +237,11 @@ def _announce(
         view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
 
 
-def _trained(config: PolicyConfig, view: View) -> PolicyConfig:
+def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:
     """The configuration with an embedded task's name replaced by its warm-started folder."""
     if config.model not in TASKS:
         return config
+    _quiet_transformers()
     folder = warm_started_policy(
         config.model,
         config.warm_start,

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from dibs.report.metrics import HISTOGRAM_BINS
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
@@ -35,8 +35,8 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
 
 def accuracy_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Held-out accuracy against rollouts, pilots counted, with its 95% interval."""
-    figure, (axes,) = _figure(1, width=6.4)
-    for colour, (label, lines) in zip(cycle(_COLOURS), metrics.items(), strict=False):
+    figure, (axes,) = figure_row(1, width=6.4)
+    for colour, (label, lines) in zip(cycle(COLOURS), metrics.items(), strict=False):
         measured = [line for line in lines if line.get("accuracy") is not None]
         rollouts = [line["rollouts"] for line in measured]
         low, high = ([line[key] for line in measured] for key in ("accuracy_low", "accuracy_high"))
@@ -55,7 +55,7 @@ def counts_figure(allocations: Mapping[str, list[dict[str, Any]]]) -> Figure:
 
     The accept rate is the pilots', on which the count was decided, or the group's own without pilots.
     """
-    figure, panels = _figure(len(allocations))
+    figure, panels = figure_row(len(allocations))
     last_step = max((line["step"] for lines in allocations.values() for line in lines), default=1)
     time = Normalize(1, max(last_step, 2))
     for axes, (label, lines) in zip(panels, allocations.items(), strict=True):
@@ -85,7 +85,7 @@ def counts_figure(allocations: Mapping[str, list[dict[str, Any]]]) -> Figure:
 
 def accept_rates_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     """Histogram of the accept rates of a step's prompts, over the steps."""
-    figure, panels = _figure(len(metrics))
+    figure, panels = figure_row(len(metrics))
     for axes, (label, lines) in zip(panels, metrics.items(), strict=True):
         measured = [line for line in lines if line.get("accept_rate_histogram")]
         columns = np.array([line["accept_rate_histogram"] for line in measured], dtype=float)
@@ -117,7 +117,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _figure(panels: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
+def figure_row(panels: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, ``width`` inches each, that share their vertical axis."""
     figure = Figure(figsize=(width * panels, 3.8), layout="constrained")
     row = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
     for axes in row:

@@ -28,6 +28,7 @@ OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 6)}
 DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
 TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6)}
 """Task name to (fewest, most) steps of a problem."""
+_MISSES_IN_A_ROW = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Part:
 
 
 MIXTURES = {
-    "arithmetic-polar": (Part(0.6, 1, 2, "+"), Part(0.3, 6, 6), Part(0.1, 3, 4)),
+    "arithmetic-polar": (Part(0.5, 1, 2, "+"), Part(0.25, 6, 6), Part(0.25, 3, 4)),
     "arithmetic-lengths": (Part(0.5, 1, 1), Part(0.5, 6, 6)),
 }
 """Problems for a policy of one of the tasks; parts must not overlap.
 
-``arithmetic-polar``, for a policy of ``arithmetic``: most are solved, a third is hopeless (no chain of
-the policy's had six steps), a tenth can be learnt. ``arithmetic-lengths``, for one of
+``arithmetic-polar``, for a policy of ``arithmetic``: half are solved, a quarter is hopeless (no chain of
+the policy's had six steps), a quarter can be learnt. ``arithmetic-lengths``, for one of
 ``arithmetic-hard``: completions of 5 and of 15 tokens.
 """
 
@@ -55,9 +56,6 @@ the policy's had six steps), a tenth can be learnt. ``arithmetic-lengths``, for 
 def parts_of(name: str) -> tuple[Part, ...] | None:
     """What an embedded set of problems is made of; None if there is none of the name."""
     return (Part(1.0, *TASKS[name]),) if name in TASKS else MIXTURES.get(name)
-
-
-_MISSES_IN_A_ROW = 10_000
 
 
 @dataclass(frozen=True)

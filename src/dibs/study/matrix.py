@@ -1,0 +1,220 @@
+"""What is compared: tasks x algorithms x arms, each with learning rates and seeds. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dibs.config import Config, Section, needs_statistics
+from dibs.config_file import assign, read_values, validated
+from dibs.types import InputError
+
+Overrides = dict[str, dict[str, Any]]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class CompareConfig(Section):
+    """Key ``compare`` of a study; the other keys are those of ``dibs train`` and hold for every run."""
+
+    output_dir: Path = Field(
+        Path("runs/comparison"), description="folder of all runs and of the results"
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="of the runs that are compared")
+    learning_rates: tuple[float, ...] = Field(
+        (),
+        description="the grid of every arm; the rate whose runs have the best mean value over all "
+        "evaluations is chosen; default: update.learning_rate alone",
+    )
+    tuning_seeds: tuple[int, ...] = Field(
+        (1000, 1001), description="of the runs that choose the learning rate, and do nothing else"
+    )
+    tasks: Overrides = Field({}, description="name to keys: models and data")
+    algorithms: Overrides = Field({}, description="name to keys: losses and objectives")
+    arms: Overrides = Field({}, description="name to keys: allocators and estimates")
+    reference: str | None = Field(
+        None, description="arm that the others are compared with; default: the uniform one"
+    )
+    levels: tuple[float, ...] = Field((), description="accuracies to report the cost of")
+    meter: tuple[Literal["start", "end"], ...] = Field(
+        (), description="measure the gradient's variance (dibs variance) at these ends of a run"
+    )
+    equal_updates: bool = Field(
+        True,
+        description="refuse arms whose optimizer updates differ; false: compare them, and say so",
+    )
+    jobs: int | None = Field(
+        None, ge=1, description="runs at a time; default: cores, or 1 where there is a GPU"
+    )
+
+    @field_validator("tasks", "algorithms", "arms")
+    @classmethod
+    def _names_are_folders(cls, names: Overrides) -> Overrides:
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a folder; use letters, digits and ._+-")
+        return names
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> CompareConfig:
+        for name in ("seeds", "tuning_seeds"):
+            seeds = getattr(self, name)
+            if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+                raise ValueError(f"{name} must be different numbers from 0 up")
+        if self.learning_rates and set(self.seeds) & set(self.tuning_seeds):
+            raise ValueError(
+                "seeds and tuning_seeds overlap, so the learning rate would be chosen by the runs that "
+                "it is judged by; let them differ"
+            )
+        if any(rate <= 0 for rate in self.learning_rates):
+            raise ValueError("learning_rates must be above 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm of one algorithm on one task: everything but learning rate and seed."""
+
+    task: str
+    algorithm: str
+    arm: str
+    values: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return f"{self.task}, {self.algorithm}, {self.arm}"
+
+    def config(self, seed: int, learning_rate: float | None = None) -> Config:
+        """The configuration of one run."""
+        values = deepcopy(dict(self.values))
+        values["seed"] = seed
+        if learning_rate is not None:
+            assign(values, "update.learning_rate", learning_rate)
+        config = validated(values, Config, self.label)
+        run = self.folder / f"lr-{config.update.learning_rate:g}" / f"seed-{seed}"
+        return config.model_copy(update={"output_dir": run, "resume": "auto"})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole comparison. ``cells``: grouped by task and algorithm, arms in order."""
+
+    options: CompareConfig
+    cells: Sequence[Cell]
+    reference: str
+
+    def groups(self) -> Iterator[tuple[Cell, list[Cell]]]:
+        """The reference arm of every task and algorithm, and all its arms."""
+        for key in dict.fromkeys((cell.task, cell.algorithm) for cell in self.cells):
+            cells = [cell for cell in self.cells if (cell.task, cell.algorithm) == key]
+            yield next(cell for cell in cells if cell.arm == self.reference), cells
+
+
+def read_study(paths: Sequence[Path], overrides: Mapping[str, str]) -> Study:
+    """The comparison that configurations describe.
+
+    One file with a key ``compare`` is a matrix; several without one are an arm each; a single one is
+    compared with itself under uniform counts. Raises InputError, naming the arm, for anything that a
+    run would refuse.
+    """
+    if not paths:
+        raise InputError("nothing to compare; give a study, or the configurations of its arms")
+    own = {key: text for key, text in overrides.items() if key.startswith("compare.")}
+    others = {key: text for key, text in overrides.items() if key not in own}
+    files = {path: read_values(path, others) for path in paths}
+    matrices = [path for path, values in files.items() if "compare" in values]
+    if matrices and len(paths) > 1:
+        raise InputError(f"{matrices[0]} is a whole study; give it alone")
+    if len({path.stem for path in paths}) < len(paths):
+        raise InputError("two configurations have the same file name, which names their arm")
+    base: dict[str, Any] = {}
+    section: dict[str, Any] = {}
+    if matrices:
+        base = files[paths[0]]
+        section = base.pop("compare") or {}
+    elif len(paths) == 1:
+        base = files[paths[0]]
+        section = {"arms": _with_uniform(validated(base, Config, str(paths[0])))}
+    else:
+        section = {"arms": {path.stem: values for path, values in files.items()}}
+    if not isinstance(section, dict):
+        raise InputError(f"{paths[0]}: compare must hold keys and values")
+    options = _options(section, own, str(paths[0]))
+    return Study(options, cells := _cells(base, options), _reference(cells, options))
+
+
+def _with_uniform(config: Config) -> Overrides:
+    """Two arms: a configuration and the same with uniform counts."""
+    name = config.allocate.allocator
+    if name == "uniform":
+        raise InputError(
+            "allocate.allocator is uniform, so there is nothing to compare; set another, or give "
+            "several configurations"
+        )
+    algorithm = config.algorithm
+    idle = not needs_statistics("uniform", algorithm.objective, algorithm.estimator)
+    uniform = {"allocate.allocator": "uniform", **({"estimate.mode": "none"} if idle else {})}
+    return {"uniform": uniform, f"{name.rpartition(':')[2]}-{config.estimate.mode}": {}}
+
+
+def _options(
+    section: Mapping[str, Any], overrides: Mapping[str, str], source: str
+) -> CompareConfig:
+    values = deepcopy(dict(section))
+    for key, text in overrides.items():
+        name = key.removeprefix("compare.")
+        read = read_values(None, {name: text}, CompareConfig)
+        values |= read
+    return validated(values, CompareConfig, f"{source}: compare")
+
+
+def _cells(base: Mapping[str, Any], options: CompareConfig) -> list[Cell]:
+    cells = []
+    for task, task_keys in (options.tasks or {"task": {}}).items():
+        for algorithm, algorithm_keys in (options.algorithms or {"algorithm": {}}).items():
+            for arm, arm_keys in (options.arms or {"arm": {}}).items():
+                values = deepcopy(dict(base))
+                for keys in (task_keys, algorithm_keys, arm_keys):
+                    _overlay(values, keys)
+                folder = options.output_dir / "runs" / task / algorithm / arm
+                cell = Cell(task, algorithm, arm, values, folder)
+                cell.config(options.seeds[0])  # whatever is wrong is said now
+                cells.append(cell)
+    return cells
+
+
+def _overlay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") -> None:
+    """Set keys that may be dotted, nested, or both."""
+    for key, value in (keys or {}).items():
+        if isinstance(value, Mapping):
+            _overlay(values, value, f"{prefix}{key}.")
+        else:
+            assign(values, f"{prefix}{key}", value)
+
+
+def _reference(cells: Sequence[Cell], options: CompareConfig) -> str:
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    if options.reference is not None:
+        if options.reference not in arms:
+            raise InputError(
+                f"compare.reference {options.reference!r} is no arm; there are {', '.join(arms)}"
+            )
+        return options.reference
+    uniform = [
+        arm
+        for arm in arms
+        if all(cell.config(0).allocate.allocator == "uniform" for cell in cells if cell.arm == arm)
+    ]
+    if len(uniform) != 1:
+        raise InputError(
+            f"{len(uniform)} of the arms {', '.join(arms)} are uniform; set compare.reference to the "
+            "one that the others are compared with"
+        )
+    return uniform[0]

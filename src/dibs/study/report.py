@@ -1,0 +1,195 @@
+"""A comparison for people: tables in the terminal, figures, and one page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from dibs.report.figures import COLOURS, figure_row
+from dibs.study.curves import Curve, mean_curve
+from dibs.study.matrix import Study
+from dibs.study.runs import Outcome
+
+Row = Mapping[str, Any]
+_COLUMNS = (
+    ("arm", "left"),
+    ("lr", "right"),
+    ("value after", "right"),
+    ("rollouts to target", "right"),
+    ("fewer rollouts", "right"),
+    ("fewer tokens", "right"),
+    ("fewer steps", "right"),
+)
+EXPLANATION = (
+    "Target: the reference arm's final value (mean over seeds). fewer: the reference's cost until then "
+    "over the arm's, with a 95% interval over resampled seeds; rollouts and tokens count pilots, steps "
+    "do not (the accounting of arXiv 2505.02391)."
+)
+
+
+def matrix_table(study: Study) -> Table:
+    """What would be run: an arm a line, with what a step of it costs."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("task", "algorithm", "arm", "objective", "counts"):
+        table.add_column(name, overflow="fold")
+    for name in ("a step", "pilots", "updates", "runs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    options = study.options
+    runs = len(options.seeds) + len(options.learning_rates) * len(options.tuning_seeds)
+    for cell in study.cells:
+        config = cell.config(options.seeds[0])
+        drawn = config.estimate.mode in ("pilot", "cross_fit")
+        pilots = config.estimate.num_pilots * config.train.prompts_per_step if drawn else 0
+        table.add_row(
+            cell.task,
+            cell.algorithm,
+            cell.arm,
+            config.algorithm.objective,
+            f"{config.allocate.allocator}, {config.estimate.mode}",
+            "tokens" if config.budget is None else f"{config.budget:,}",
+            f"{pilots:,}",
+            f"{config.train.steps * config.update.updates_per_step:,}",
+            str(runs),
+        )
+    return table
+
+
+def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """One table a task and algorithm."""
+    for title, group in _grouped(rows):
+        updates = {row["optimizer_updates"] for row in group if row["value_after"] is not None}
+        table = Table(
+            title=f"{title}: {', '.join(f'{each:,.0f}' for each in sorted(updates))} updates",
+            title_justify="left",
+            box=None,
+            header_style="bold",
+            padding=(0, 1, 0, 0),
+        )
+        for name, side in _COLUMNS:
+            # In a narrow terminal an interval goes below its value.
+            table.add_column(name, justify=side, no_wrap=name in ("arm", "lr"))  # type: ignore[arg-type]
+        for row in group:
+            table.add_row(*_cells(row))
+        yield table
+
+
+def failures(rows: Sequence[Row]) -> Iterator[str]:
+    """Runs that did not end, a sentence each."""
+    for row in rows:
+        for run, why in row["failures"].items():
+            yield f"{row['task']}, {row['algorithm']}, {row['arm']}, {run}: {why}"
+
+
+def markdown(rows: Sequence[Row], figures: Mapping[str, str], notes: Iterable[str]) -> str:
+    """The page: a table and a figure a task and algorithm. ``figures``: title to file name."""
+    lines = ["# Comparison", "", EXPLANATION, ""]
+    lines += [f"- {note}" for note in notes]
+    for title, group in _grouped(rows):
+        updates = ", ".join(f"{row['optimizer_updates'] or 0:,.0f} {row['arm']}" for row in group)
+        lines += ["", f"## {title}", "", f"Optimizer updates: {updates}.", ""]
+        lines.append("| " + " | ".join(name for name, _ in _COLUMNS) + " |")
+        lines.append("|" + "|".join("---" if s == "left" else "---:" for _, s in _COLUMNS) + "|")
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in group]
+        if title in figures:
+            lines += ["", f"![Value against rollouts and tokens, {title}]({figures[title]})"]
+        lines += _variance_lines(group)
+    lines += ["", *failures(rows)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
+    measured = [row for row in group if row["variance"]]
+    if not measured:
+        return
+    yield from ("", "Variance of the gradient, uniform's over the arm's, first seed:", "")
+    yield "| arm | when | gain a rollout | oracle | oracle, held out | noise scale | an update |"
+    yield "|---|---|---:|---:|---:|---:|---:|"
+    for row in measured:
+        for when, told in row["variance"].items():
+            yield (
+                f"| {row['arm']} | {when} | {_interval(told['gain_per_rollout'])} "
+                f"| {_interval(told['oracle'])} | {_interval(told['oracle_held_out'])} "
+                f"| {_interval(told['noise_scale'])} | {told['update_rollouts']:,.0f} |"
+            )
+
+
+def study_figures(study: Study, outcomes: Sequence[Outcome], folder: Path) -> dict[str, str]:
+    """Draw the curves of every task and algorithm; title to file name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {}
+    by_cell = {id(outcome.cell): outcome for outcome in outcomes}
+    for reference, cells in study.groups():
+        title = f"{reference.task}, {reference.algorithm}"
+        curves = {cell.arm: list(by_cell[id(cell)].curves.values()) for cell in cells}
+        curves = {arm: each for arm, each in curves.items() if each}
+        if curves:
+            names[title] = f"{reference.task}-{reference.algorithm}.png"
+            objective = reference.config(0).algorithm.objective
+            label = "held-out mean ln p" if objective == "log_likelihood" else "held-out accuracy"
+            curves_figure(curves, title, label).savefig(folder / names[title], dpi=120)
+    return names
+
+
+def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -> Figure:
+    """Value against rollouts and against tokens: every seed thin, their mean thick."""
+    figure, panels = figure_row(2, width=4.6)
+    for axes, cost in zip(panels, ("rollouts", "tokens"), strict=True):
+        for colour, (arm, curves) in zip(cycle(COLOURS), arms.items(), strict=False):
+            for curve in curves:
+                axes.plot(curve.costs[cost], curve.value, color=colour, alpha=0.2, linewidth=0.8)
+            mean = mean_curve(curves)
+            axes.plot(mean.costs[cost], mean.value, color=colour, linewidth=2, label=arm)
+        axes.set(xlabel=f"{cost} (pilots counted)")
+    panels[0].set_ylabel(value)
+    panels[1].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _grouped(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    for task, algorithm in dict.fromkeys((row["task"], row["algorithm"]) for row in rows):
+        group = [row for row in rows if (row["task"], row["algorithm"]) == (task, algorithm)]
+        yield f"{task}, {algorithm}", group
+
+
+def _cells(row: Row) -> list[str]:
+    if row["value_after"] is None:
+        return [row["arm"], "-", *["failed"] * 5]
+    spread = np.std(row["value_after_seeds"], ddof=1) if len(row["value_after_seeds"]) > 1 else 0.0
+    error = spread / np.sqrt(len(row["value_after_seeds"]))
+    rollouts = row["rollouts_to_target"]
+    return [
+        row["arm"],
+        f"{row['learning_rate']:g}",
+        f"{row['value_after']:.3f} ± {error:.3f}",
+        "not reached" if rollouts is None else f"{rollouts:,.0f}",
+        *(_speed_up(row, cost) for cost in ("rollouts", "tokens", "steps")),
+    ]
+
+
+def _speed_up(row: Row, cost: str) -> str:
+    if row["arm"] == row["reference"]:
+        return "1"
+    value, low, high = (row[f"speedup_{cost}{end}"] for end in ("", "_low", "_high"))
+    if low is None:
+        return "-"
+    shown = "not reached" if value is None else f"{value:.2f}"
+    return f"{shown} ({low:.2f}-{high:.2f})"
+
+
+def _interval(values: Mapping[str, float | None]) -> str:
+    value, low, high = (values[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    ends = "" if low is None or high is None else f" ({_plain(low)}-{_plain(high)})"
+    return _plain(value) + ends
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -1,0 +1,51 @@
+"""One comparison: its runs, its rows, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dibs.durable import to_json, write_json, write_text
+from dibs.report.views import View
+from dibs.study.matrix import Study
+from dibs.study.report import markdown, study_figures
+from dibs.study.results import rows
+from dibs.study.runs import make_runs
+from dibs.types import InputError
+
+
+def compare(study: Study, view: View) -> list[dict[str, Any]]:
+    """Make what runs are missing, write the results and return them, one row an arm.
+
+    Raises InputError where the output folder cannot be written or the arms cannot be compared, and
+    KeyboardInterrupt after Ctrl-C: runs at hand are saved, and the same call goes on.
+    """
+    folder = study.options.output_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    write_json(folder / "study.json", study.options.model_dump(mode="json"))
+    outcomes = make_runs(study, view.preparing)
+    table = json.loads(to_json(rows(study, outcomes)))
+    figures = study_figures(study, outcomes, folder)
+    write_json(folder / "results.json", table)
+    write_text(folder / "results.md", markdown(table, figures, _notes(study)))
+    return table
+
+
+def _notes(study: Study) -> list[str]:
+    options = study.options
+    notes = [f"Seeds {', '.join(map(str, options.seeds))}; reference arm: {study.reference}."]
+    if options.learning_rates:
+        grid = ", ".join(f"{rate:g}" for rate in options.learning_rates)
+        notes.append(
+            f"Learning rate of every arm: the one of {grid} whose runs have the best mean value over "
+            f"all evaluations, by seeds {', '.join(map(str, options.tuning_seeds))}, which do nothing "
+            "else."
+        )
+    if not options.equal_updates:
+        notes.append(
+            "**Optimizer updates differ between arms: this comparison is not an even one.**"
+        )
+    return notes
