@@ -199,7 +199,7 @@ class Server:
         )
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while True:
             try:
                 urllib.request.urlopen(f"{self.address}/v1/models", timeout=2)

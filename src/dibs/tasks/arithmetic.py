@@ -42,14 +42,13 @@ class Part:
 
 
 MIXTURES = {
-    "arithmetic-polar": (Part(0.7, 1, 2, "+"), Part(0.1, 6, 6), Part(0.2, 3, 4, "*")),
+    "arithmetic-polar": (Part(0.75, 1, 2, "+"), Part(0.25, 5, 6, "*")),
     "arithmetic-lengths": (Part(0.5, 1, 1), Part(0.5, 6, 6)),
 }
 """Problems for a policy of one of the tasks; parts must not overlap.
 
-``arithmetic-polar``, for a policy of ``arithmetic``: most are solved, a tenth is hopeless (no chain of the
-policy's had six steps), and a fifth is hard: three or four products. ``arithmetic-lengths``, for one of
-``arithmetic-hard``: completions of 5 and of 15 tokens.
+For a policy of ``arithmetic-hard``. ``arithmetic-polar``: most are solved, and a quarter so hard, five or
+six products, that the policy succeeds once in twenty or thirty times. ``arithmetic-lengths``: completions of 5 and of 15 tokens.
 """
 
 
