@@ -35,6 +35,7 @@ from torch import Tensor
 from dibs.config import Config
 from dibs.policy import Policy
 from dibs.types import InputError
+from dibs.whole_files import to_json, write_json, write_text
 
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
 _CONTENTS = (*LINES, "config.yaml", "summary.json", "checkpoints", "model", "figures", "trackers")
@@ -393,30 +394,3 @@ def _free_to_change(key: str) -> bool:
 def all_finite(policy: Policy) -> bool:
     """Whether no parameter of the policy is NaN or infinite."""
     return all(bool(torch.isfinite(p).all()) for p in policy.model.parameters())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one rename."""
-    write_text(path, to_json(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one rename, so that readers see the old one or the new one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: NaN and infinities become null."""
-    return json.dumps(_strict(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

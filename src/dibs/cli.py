@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -75,6 +76,12 @@ FILE holds one JSON object a line with completion and answer. Prints how many we
 without an answer, out of time (timeout) or beyond judging (error). --out writes one verdict a line, in
 order: reward (null where there is none), status and reason."""
 
+_REPORT_HELP = """\
+Figures and one HTML page from run folders, or folders of them: finished, unfinished or damaged.
+
+Writes FOLDER/index.html, which needs nothing but itself, and FOLDER/figures. Runs that differ in the
+seed only are one arm, with intervals over seeds."""
+
 _CONFIGURED = {"train": _TRAIN_HELP, "variance": _VARIANCE_HELP, "data": _DATA_HELP}
 
 
@@ -95,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _evaluate(options, *split_config(rest))
         elif options.command == "verify":
             _verify(options)
+        elif options.command == "report":
+            _report(options)
         else:
             _allocate(options)
     except InputError as error:
@@ -183,6 +192,30 @@ def _parser() -> argparse.ArgumentParser:
             metavar="VALUE",
             help=f"{field.description} (default: {default})".replace("%", "%%"),
         )
+
+    report = commands.add_parser(
+        "report",
+        help="figures and one HTML page from run folders",
+        description=_REPORT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    report.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    report.add_argument(
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="where to write (default: RUN/report; of several: report)",
+    )
+    report.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        type=float,
+        nargs="?",
+        const=10.0,
+        help="write anew every so many seconds (default: 10) until all runs are finished; after RUN...",
+    )
+    report.add_argument("--json", action="store_true", help=_JSON_HELP)
 
     allocate = commands.add_parser(
         "allocate",
@@ -339,6 +372,25 @@ def _verify(options: argparse.Namespace) -> None:
         print(json.dumps(counts))
     else:
         Console().print(verdict_table(counts), highlight=False)
+
+
+def _report(options: argparse.Namespace) -> None:
+    if options.watch is not None and not 1 <= options.watch <= 86_400:
+        raise InputError(f"--watch {options.watch:g}: give seconds from 1 to 86400")
+    from dibs.report.build import default_folder, report_lines, watch_report, write_report
+
+    def show(written: Mapping[str, Any]) -> None:
+        for line in () if options.json else report_lines(written):
+            print(line, flush=True)
+
+    out = options.out or default_folder(options.runs)
+    if options.watch is None:
+        written = write_report(options.runs, out)
+    else:
+        written = watch_report(options.runs, out, options.watch, show)
+    show(written)
+    if options.json:
+        print(json.dumps(written, indent=1, allow_nan=False))
 
 
 def _allocate(options: argparse.Namespace) -> None:
