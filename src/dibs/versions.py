@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -38,11 +39,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def session(step: int, started: str, device: str, processes: int) -> dict[str, Any]:
-    """A line of sessions.jsonl: a process began, or went on, after ``step`` steps."""
+def session(step: int, device: str, processes: int) -> dict[str, Any]:
+    """A line of sessions.jsonl: now, ``processes`` of them begin or go on after ``step`` steps."""
     return {
         "step": step,
-        "started": started,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "device": device,
         "processes": processes,
         "versions": versions(),

@@ -21,6 +21,11 @@ def write_text(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a whole JSON Lines file; only a line feed ends a line, U+2028 does not."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """Strict JSON: NaN and infinities become null."""
     return json.dumps(_strict(value), indent=indent, ensure_ascii=False, allow_nan=False)

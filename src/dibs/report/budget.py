@@ -10,10 +10,10 @@ import numpy as np
 from dibs.report.runs import Record, Run, number
 
 PARTS = (
-    "pilots, thrown away",
-    "groups all rejected",
-    "groups all accepted",
     "groups with both outcomes",
+    "groups all accepted",
+    "groups all rejected",
+    "pilots, thrown away",
 )
 """What a rollout was spent on. Groups that are all alike teach nothing where a baseline is subtracted;
 without one, accepted completions teach whatever their group is."""
@@ -44,9 +44,9 @@ def spending(run: Run) -> Spending:
         count, accepted = np.array(line["count"]), np.array(line["accepted"])
         step = line["step"]
         none, all_ = accepted == 0, (accepted >= count) & (count > 0)
-        shares = [count[none].sum(), count[all_].sum(), count[~none & ~all_].sum()]
+        groups = [count[~none & ~all_].sum(), count[all_].sum(), count[none].sum()]
         steps.append(step)
-        columns.append([pilots.get(step, 0.0), *shares])
+        columns.append([*groups, pilots.get(step, 0.0)])
     parts = np.array(columns, dtype=np.float64).reshape(-1, len(PARTS)).T
     return Spending(np.array(steps), parts, np.array([learned.get(s, 0.0) for s in steps]))
 

@@ -41,7 +41,7 @@ _CAPTIONS = {
     "accept-rates": "Each column is a step: how its prompts spread over five bins of accept rates.",
     "spending": "As above, for each step; means over seeds.",
     "variance": "Below 1 the gradient is less noisy than under uniform counts. Measured: by the step's "
-    "own completions, with a 95% interval.",
+    "own completions, with a 95% interval, over seeds if there are several.",
 }
 
 
@@ -106,8 +106,8 @@ def _source(name: str) -> str:
     return loader.get_source(_ENVIRONMENT, name)[0]
 
 
-def _whole(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}"  # noqa: RUF001
+def _whole(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "–"  # noqa: RUF001
 
 
 def _score(value: float | None) -> str:

@@ -20,7 +20,7 @@ INK = "#1c2127"
 """Lines and text; the page puts its own text colour in its place."""
 COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
 """Three to one or more against white and against the page's dark ground."""
-PART_COLOURS = ("#7b838c", "#d55e00", "#0072b2", "#008f68")
+PART_COLOURS = ("#008f68", "#0072b2", "#d55e00", "#7b838c")
 STEPS = LinearSegmentedColormap.from_list("steps", ["#0072b2", "#8f7a86", "#d55e00"])
 """Early to late; readable on both grounds as well."""
 STYLE: dict[Any, Any] = {
@@ -93,7 +93,9 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
             linewidths=0,
         )
         dots.set_gid(f"step-{step}")
-    axes.set(xlabel="accept rate p_i (jittered)", ylabel="completions n_i", xlim=(-0.05, 1.05))
+    most = max((max(line["count"], default=0) for ls in by_step.values() for line in ls), default=0)
+    axes.set(xlabel="accept rate p_i (jittered)", ylabel="completions n_i")
+    axes.set(xlim=(-0.05, 1.05), ylim=(-0.8, 1.05 * most + 1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     return shown
 
@@ -132,12 +134,12 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
     Means over seeds. The bar of a measurement is its 95% interval, over seeds if there are several.
     """
     axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
-    for key, label, colour in (
-        ("expected_gain", "chosen counts, by the estimates", COLOURS[1]),
-        ("achievable_gain", "best counts (oracle), by the estimates", COLOURS[0]),
+    for key, label, colour, line in (
+        ("expected_gain", "chosen counts, by the estimates", COLOURS[1], "-"),
+        ("achievable_gain", "best counts (oracle), by the estimates", COLOURS[0], "--"),
     ):
         steps, mean, *_ = _relative_variance(runs, key)
-        axes.plot(steps, mean, color=colour, marker=".", label=label)
+        axes.plot(steps, mean, color=colour, linestyle=line, marker=".", label=label)
     steps, mean, low, high = _relative_variance(runs, "measured_gain")
     if len(steps):
         axes.errorbar(
