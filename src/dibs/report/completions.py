@@ -35,7 +35,9 @@ def pack_completions(arms: Sequence[Arm], limit: int = BYTES) -> Completions:
         for label, run in runs
     ]
     rows = [(i, record) for i, (_, run) in enumerate(runs) for record in run.samples]
-    share = 1.0
+    # As JSON a text has at least as many bytes as characters.
+    least = sum(min(len(record["completion"]), TEXT) for _, record in rows)
+    share = min(1.0, limit / max(least, 1))
     while True:
         picked = _evenly(len(rows), int(len(rows) * share))
         packed = _packed(labels, [rows[i] for i in picked])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -193,17 +194,10 @@ def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
-def wrapped(label: str, width: int = 24) -> str:
-    """A label in lines, broken after commas."""
-    lines = [""]
-    for part in label.split(", "):
-        joined = f"{lines[-1]}, {part}" if lines[-1] else part
-        if len(joined) > width and lines[-1]:
-            lines[-1] += ","
-            lines.append(part)
-        else:
-            lines[-1] = joined
-    return "\n".join(lines)
+def wrapped(label: str, width: int = 24, most: int = 4) -> str:
+    """A label in at most ``most`` lines; the beginning of a longer one is cut, as that of a path."""
+    lines = textwrap.wrap(label, width, break_on_hyphens=False)
+    return "\n".join(lines if len(lines) <= most else ["...", *lines[1 - most :]])
 
 
 def short_number(value: float) -> str:

@@ -73,17 +73,17 @@ function completionsBrowser() {
     button.addEventListener("click", () => { block.textContent = text; button.remove(); });
     return [block, button];
   };
-  const number = (value, digits) => (value === null ? "unknown" : value.toFixed(digits));
+  const number = (value) => (value === null ? "unknown" : Number(value.toFixed(3)));
   const card = (row) => {
     const item = make("li");
     const facts = make("p", undefined, "facts");
     const tone = ["accepted", "rejected"].includes(row.status) ? row.status : "other";
     facts.append(
       make("span", row.status || "no status", tone),
-      make("span", `reward ${row.reward === null ? "unknown" : row.reward}`),
-      make("span", `p_i ${number(row.rate, 2)}`),
-      make("span", `n_i ${number(row.count, 0)}`),
-      make("span", `step ${number(row.step, 0)}`),
+      make("span", `reward ${number(row.reward)}`),
+      make("span", `p_i ${number(row.rate)}`),
+      make("span", `n_i ${number(row.count)}`),
+      make("span", `step ${number(row.step)}`),
       make("span", runs[row.run]),
       make("span", `prompt ${row.id}`, "muted"),
     );
