@@ -12,9 +12,9 @@ from dibs.report.arms import Arm
 from dibs.report.runs import Record, number
 from dibs.whole_files import to_json
 
-BYTES = 2_500_000
+BYTES = 3_200_000
 """Of all completions of a page together."""
-TEXT = 20_000
+TEXT = 12_000
 """Characters of a prompt or completion that are shown; more is cut out of its middle."""
 
 

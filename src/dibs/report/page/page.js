@@ -33,6 +33,7 @@ function completionsBrowser() {
     const [id, question, answer] = prompts[prompt];
     return { run, step, id, question, answer, completion, reward, status, rate, count };
   });
+  document.getElementById("without-script").remove();
   if (all.length === 0) {
     matches.textContent = "The runs keep no completions.";
     return;
