@@ -198,6 +198,12 @@ def test_bad_input_is_one_line_with_status_2(tmp_path, monkeypatch, capsys, argu
     assert message in line
 
 
+def test_a_run_after_watch_is_told_where_it_belongs(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "--watch", "runs/mine"])
+    assert "'runs/mine' is no number; put --watch after RUN" in capsys.readouterr().err
+
+
 def test_where_reports_go(tmp_path, monkeypatch):
     assert default_folder([Path("a")]) == Path("a/report")
     assert default_folder([Path("a"), Path("b")]) == Path("report")

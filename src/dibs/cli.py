@@ -18,6 +18,7 @@ from dibs.allocate import ALLOCATORS, pose, solve, spendable
 from dibs.config import BENCHMARKS, VerifyConfig
 from dibs.config_file import config_keys, load_config, split_config
 from dibs.objectives import BASELINES
+from dibs.report.arguments import add_report
 from dibs.statistics_file import count_lines, read_statistics
 from dibs.types import InputError
 
@@ -75,12 +76,6 @@ Judge completions against gold answers.
 FILE holds one JSON object a line with completion and answer. Prints how many were accepted, rejected,
 without an answer, out of time (timeout) or beyond judging (error). --out writes one verdict a line, in
 order: reward (null where there is none), status and reason."""
-
-_REPORT_HELP = """\
-Figures and one HTML page from run folders, or folders of them: finished, unfinished or damaged.
-
-Writes FOLDER/index.html, which needs nothing but itself, and FOLDER/figures. Runs that differ in the
-seed only are one arm, with intervals over seeds."""
 
 _CONFIGURED = {"train": _TRAIN_HELP, "variance": _VARIANCE_HELP, "data": _DATA_HELP}
 
@@ -193,29 +188,7 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{field.description} (default: {default})".replace("%", "%%"),
         )
 
-    report = commands.add_parser(
-        "report",
-        help="figures and one HTML page from run folders",
-        description=_REPORT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    report.add_argument("runs", metavar="RUN", type=Path, nargs="+")
-    report.add_argument(
-        "--out",
-        metavar="FOLDER",
-        type=Path,
-        help="where to write (default: RUN/report; of several: report)",
-    )
-    report.add_argument(
-        "--watch",
-        metavar="SECONDS",
-        type=float,
-        nargs="?",
-        const=10.0,
-        help="write anew every so many seconds (default: 10) until all runs are finished; after RUN...",
-    )
-    report.add_argument("--json", action="store_true", help=_JSON_HELP)
+    add_report(commands, _JSON_HELP)
 
     allocate = commands.add_parser(
         "allocate",
