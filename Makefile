@@ -76,7 +76,7 @@ test-page: $(STAMP)
 	elif ! $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[page]'; then \
 		echo "SKIPPED: the packages of the extra 'page' cannot be had here (see above)"; \
 	else \
-		OMP_NUM_THREADS=1 $(BIN)/pytest -q -m page tests/page; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m page tests/page; \
 	fi
 
 format: $(STAMP)

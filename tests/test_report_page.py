@@ -252,7 +252,7 @@ def test_figures_take_the_ink_of_the_page_and_are_the_same_every_time(tmp_path):
 
 def test_colours_stand_out_from_both_grounds():
     style = (
-        Path(sys.modules["dibs.report.page"].__file__).parent / "page" / "page.css"
+        Path(sys.modules["dibs.report.page"].__file__).parent / "templates" / "page.css"
     ).read_text()
     light, dark = (
         dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in style.split("@media", 1)

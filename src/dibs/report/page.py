@@ -22,7 +22,7 @@ from dibs.report.runs import NoRun
 from dibs.report.svg import inline_svg
 
 _ENVIRONMENT = Environment(
-    loader=PackageLoader("dibs.report", "page"),
+    loader=PackageLoader("dibs.report", "templates"),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
