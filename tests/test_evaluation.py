@@ -14,8 +14,8 @@ import pytest
 from conftest import make_group
 from dibs.cli import main
 from dibs.evaluate import majority, mean_with_interval, pass_at_k, score
-from dibs.report.figures import read_lines
 from dibs.types import Completion, Group, Prompt, Rollout
+from dibs.whole_files import read_lines
 from test_train import run, untimed
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from conftest import make_prompt
 from dibs.processes import ALONE, Processes
-from dibs.report.figures import read_lines
 from dibs.sampling import SampleRequest
+from dibs.whole_files import read_lines
 from faults.test_resume import CODE, WORDS
 
 

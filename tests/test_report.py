@@ -92,6 +92,20 @@ def test_samples_go_from_hard_to_easy_and_skip_empty_groups():
     assert [record["accept_rate"] for record in records] == [0.0, 0.5, 1.0]
 
 
+def test_more_samples_than_prompts_are_further_completions_of_each():
+    groups = [make_group([1, 1], make_prompt("a")), make_group([0, 1, 0], make_prompt("b"))]
+    stats = no_statistics([group.prompt for group in groups])
+    allocation = Allocation(stats.prompt_ids, np.array([2, 3]), "uniform")
+
+    def kept(limit: int) -> list[tuple[str, float]]:
+        records = sample_records(1, groups, stats, allocation, limit)
+        return [(record["prompt_id"], record["reward"]) for record in records]
+
+    assert kept(1) == [("b", 0)]
+    assert kept(3) == [("b", 0), ("b", 1), ("a", 1)]
+    assert kept(99) == [("b", 0), ("b", 1), ("b", 0), ("a", 1), ("a", 1)]
+
+
 METRICS = {"step": 1, "reward": 0.25, "accuracy": 0.5, "rollouts": 1024, "step_seconds": 1.5}
 SAMPLE = {
     "prompt": "1A+1=",

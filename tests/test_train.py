@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from conftest import EASY, EASY_WARM_START
 from dibs.config_file import load_config, split_config
-from dibs.report.figures import read_lines
 from dibs.report.trackers import Trackers
 from dibs.report.views import PlainView
 from dibs.run import build_trainer
 from dibs.session import run_training
 from dibs.types import InputError
+from dibs.whole_files import read_lines
 
 PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]
 
@@ -57,7 +58,12 @@ def untimed(out: Path) -> list[dict]:
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
-    summary = run(tmp_path / "run", "--tracking.samples_interval=1", "--checkpoint.interval=1")
+    summary = run(
+        tmp_path / "run",
+        "--tracking.samples_interval=1",
+        "--tracking.samples=5",
+        "--checkpoint.interval=1",
+    )
     out = tmp_path / "run"
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["optimizer_updates"] == 4
@@ -79,6 +85,9 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     for sample in read_lines(out / "samples.jsonl"):
         assert sample["count"] > 0
         assert sample["prompt"].endswith("=")
+    assert len(read_lines(out / "samples.jsonl")) == 2 * 5
+    (session,) = read_lines(out / "sessions.jsonl")
+    assert session["versions"]["torch"] == torch.__version__
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
     assert (out / "model" / "config.json").is_file()
     for name in ("accuracy.png", "counts.png", "accept_rates.png"):
@@ -90,7 +99,7 @@ def test_every_number_that_is_written_is_documented(tmp_path):
     run(tmp_path / "run", "--variance.interval=1")
     documented = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text()
     written = {key for line in untimed(tmp_path / "run") for key in line}
-    for name in ("allocations.jsonl", "samples.jsonl"):
+    for name in ("allocations.jsonl", "samples.jsonl", "sessions.jsonl"):
         written |= {key for line in read_lines(tmp_path / "run" / name) for key in line}
     assert {key for key in written if f"`{key}`" not in documented} == set()
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from dibs.config import Config
-from dibs.durable import write_json, write_text
 from dibs.evaluate import count_statuses, majority, mean_with_interval, pass_at_k
 from dibs.policy import Policy
 from dibs.prompts import render_all
@@ -26,6 +25,7 @@ from dibs.rows import read_questions_of
 from dibs.sampling import Sampler, SampleRequest
 from dibs.types import Group, InputError, Prompt
 from dibs.verify import Verifier, answer_reader, verified
+from dibs.whole_files import write_json, write_text
 
 _PART = 64
 """Prompts sampled and judged at once."""

@@ -6,6 +6,7 @@
     OUT/metrics.jsonl       one line a step
     OUT/allocations.jsonl   one line a step: every prompt's accept rate and count
     OUT/samples.jsonl       completions shown during training
+    OUT/sessions.jsonl      one line a start or resumption: when, on what, with which versions
     OUT/checkpoints/step-N  model, state.json, tensors.safetensors, and a checksum of each file
     OUT/model               the final policy
     OUT/summary.json        what the run cost and reached
@@ -32,12 +33,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dibs.config import Config
-from dibs.durable import checksum, sync, to_json, write_json, write_text
 from dibs.policy import Policy
 from dibs.types import InputError
+from dibs.whole_files import checksum, sync, to_json, write_json, write_text
 
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
-_CONTENTS = (*LINES, "config.yaml", "summary.json", "checkpoints", "model", "figures", "trackers")
+_CONTENTS = (
+    *LINES,
+    "sessions.jsonl",
+    "config.yaml",
+    "summary.json",
+    "checkpoints",
+    "model",
+    "figures",
+    "trackers",
+)
 _MANIFEST = "checksums.json"
 _MARK = {"output_dir", "policy", "data", "train"}
 """Sections that tell a run's configuration from another file of the name."""

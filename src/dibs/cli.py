@@ -18,6 +18,7 @@ from dibs.allocate import ALLOCATORS, pose, solve, spendable
 from dibs.config import BENCHMARKS, VerifyConfig
 from dibs.config_file import config_keys, load_config, split_config, split_configs
 from dibs.objectives import BASELINES
+from dibs.report.arguments import add_report
 from dibs.statistics_file import count_lines, read_statistics
 from dibs.study.matrix import CompareConfig, read_study
 from dibs.types import InputError
@@ -107,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _evaluate(options, *split_config(rest))
         elif options.command == "verify":
             _verify(options)
+        elif options.command == "report":
+            _report(options)
         else:
             _allocate(options)
     except InputError as error:
@@ -207,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
             metavar="VALUE",
             help=f"{field.description} (default: {default})".replace("%", "%%"),
         )
+
+    add_report(commands, _JSON_HELP)
 
     allocate = commands.add_parser(
         "allocate",
@@ -388,6 +393,25 @@ def _verify(options: argparse.Namespace) -> None:
         print(json.dumps(counts))
     else:
         Console().print(verdict_table(counts), highlight=False)
+
+
+def _report(options: argparse.Namespace) -> None:
+    if options.watch is not None and not 1 <= options.watch <= 86_400:
+        raise InputError(f"--watch {options.watch:g}: give seconds from 1 to 86400")
+    from dibs.report.build import default_folder, report_lines, watch_report, write_report
+
+    def show(written: Mapping[str, Any]) -> None:
+        for line in () if options.json else report_lines(written):
+            print(line, flush=True)
+
+    out = options.out or default_folder(options.runs)
+    if options.watch is None:
+        written = write_report(options.runs, out)
+    else:
+        written = watch_report(options.runs, out, options.watch, show)
+    show(written)
+    if options.json:
+        print(json.dumps(written, indent=1, allow_nan=False))
 
 
 def _allocate(options: argparse.Namespace) -> None:

@@ -449,7 +449,8 @@ class TrackingConfig(Section):
         (), description="accelerate's by name: tensorboard, wandb, mlflow, ..."
     )
     project: str = Field("dibs", description="project name trackers file the run under")
-    samples_interval: int = Field(10, ge=0, description="steps between shown completions; 0: never")
+    samples_interval: int = Field(10, ge=0, description="steps between kept completions; 0: never")
+    samples: int = Field(3, ge=1, description="completions kept of such a step, from hard to easy")
 
     @field_validator("trackers", mode="before")
     @classmethod

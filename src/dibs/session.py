@@ -20,6 +20,7 @@ from dibs.run import build_trainer
 from dibs.state import capture, restore
 from dibs.train import StepRecord, Trainer
 from dibs.types import InputError, NonFiniteError
+from dibs.versions import session
 
 
 def run_training(config: Config, view: View, processes: Processes = ALONE) -> dict[str, Any]:
@@ -201,6 +202,7 @@ class _Session:
         return summary
 
     def _begin(self, trackers: Trackers) -> dict[str, Any]:
+        self._note_session(0)
         before = _first_record(self.trainer)
         self.accuracy = before["accuracy"]
         self.folder.append("metrics.jsonl", before)
@@ -217,9 +219,14 @@ class _Session:
         self.folder.cut_back(found.step)
         self.folder.set_aside_newer(found)
         self.folder.write_config(self.config)
+        self._note_session(found.step)
         self.saved = found.step
         self.view.message(f"Going on from step {found.step}, {found.folder}")
         return self.folder.metrics(0)
+
+    def _note_session(self, step: int) -> None:
+        device, processes = self.trainer.policy.device, self.trainer.source.processes.size
+        self.folder.append("sessions.jsonl", session(step, str(device), processes))
 
     def _train(self, trackers: Trackers, first: int, stop: StopRequest) -> Mapping[str, Any]:
         after: Mapping[str, Any] = self.folder.metrics(first - 1)
@@ -290,10 +297,9 @@ def _keep(record: StepRecord, folder: RunFolder, view: View, config: Config) -> 
     view.step(record.metrics, config.train.steps)
     interval = config.tracking.samples_interval
     if interval > 0 and (record.step == 1 or record.step % interval == 0):
-        samples = sample_records(*facts)
-        for sample in samples:
+        for sample in sample_records(*facts, config.tracking.samples):
             folder.append("samples.jsonl", sample)
-        view.samples(samples)
+        view.samples(sample_records(*facts))
     if record.metrics["learned"] == 0:
         why = "every group was all alike" if record.metrics["accepted"] else "nothing was accepted"
         view.message(f"step {record.step}: {why}, so there is nothing to learn from it")

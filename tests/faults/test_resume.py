@@ -14,8 +14,8 @@ import pytest
 
 from conftest import EASY, EASY_WARM_START
 from dibs.config_file import load_config
-from dibs.report.figures import read_lines
 from dibs.types import InputError
+from dibs.whole_files import read_lines
 from test_train import run, untimed
 
 CODE = (

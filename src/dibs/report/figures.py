@@ -1,126 +1,176 @@
-"""The figures of one run or of several, drawn from run folders."""
+"""The figures of runs: three PNG files for a run folder or the demo, and all of them for the page."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from itertools import cycle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dibs.report.metrics import HISTOGRAM_BINS
+from dibs.report import panels
+from dibs.report.arms import AXES, Arm
+from dibs.report.runs import Run, read_run
+from dibs.types import InputError
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+POINTS = 12_000
+"""Dots of all figures of counts together: each takes about 100 bytes of the page."""
+_WIDTH, _HEIGHT = 4.6, 3.5
+_MANY = 10**9
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure of the page: of all arms, or of one. ``steps``: those its dots can be told apart by."""
+
+    name: str
+    subject: str
+    arm: str | None
+    figure: Figure
+    steps: Sequence[int] = ()
 
 
 def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Draw accuracy, counts and accept rates of labelled run folders as PNG files in ``folder``."""
+    """Draw accuracy, counts and accept rates of labelled run folders as PNG files in ``folder``.
+
+    Raises InputError for a folder that holds no run.
+    """
+    arms = []
+    for label, path in runs.items():
+        run = read_run(path)
+        if not isinstance(run, Run):
+            raise InputError(f"{path}: {run.reason}")
+        arms.append(Arm(label, [run]))
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {label: read_lines(run / "metrics.jsonl") for label, run in runs.items()}
-    allocations = {label: read_lines(run / "allocations.jsonl") for label, run in runs.items()}
     paths = [folder / name for name in FIGURES]
-    accuracy_figure(metrics).savefig(paths[0], dpi=150)
-    counts_figure(allocations).savefig(paths[1], dpi=150)
-    accept_rates_figure(metrics).savefig(paths[2], dpi=150)
+    with rc_context(panels.STYLE):
+        for path, figure in zip(paths, _of_a_folder(arms), strict=True):
+            figure.savefig(path, dpi=150)
     return paths
 
 
-def accuracy_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Held-out accuracy against rollouts, pilots counted, with its 95% interval."""
-    figure, (axes,) = figure_row(1, width=6.4)
-    for colour, (label, lines) in zip(cycle(COLOURS), metrics.items(), strict=False):
-        measured = [line for line in lines if line.get("accuracy") is not None]
-        rollouts = [line["rollouts"] for line in measured]
-        low, high = ([line[key] for line in measured] for key in ("accuracy_low", "accuracy_high"))
-        axes.fill_between(rollouts, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(
-            rollouts, [line["accuracy"] for line in measured], "o-", color=colour, label=label, ms=3
-        )
-    axes.set(xlabel="rollouts (pilots counted)", ylabel="held-out accuracy")
-    axes.set_title("Accuracy against sampling cost (band: 95% interval)", fontsize=10)
-    axes.legend(frameon=False)
-    return figure
+def _of_a_folder(arms: Sequence[Arm]) -> Iterator[Figure]:
+    figure, (axes,) = _row(1, width=6.4)
+    panels.accuracy_panel(axes, arms, "rollouts")
+    axes.set_title("Accuracy against sampling cost (band: 95% interval)")
+    axes.legend()
+    yield figure
+
+    figure, row = _row(len(arms))
+    time = _time(arms)
+    for axes, arm in zip(row, arms, strict=True):
+        panels.counts_panel(axes, arm.runs, time, _MANY)
+        axes.set_title(arm.label)
+        axes.label_outer()
+    _step_bar(figure, row, time)
+    figure.suptitle("What the budget was spent on")
+    yield figure
+
+    figure, row = _row(len(arms))
+    for axes, arm in zip(row, arms, strict=True):
+        panels.accept_rates_panel(axes, arm.runs)
+        axes.set_title(arm.label)
+        axes.label_outer()
+    _share_bar(figure, row)
+    figure.suptitle("Accept rates over training")
+    yield figure
 
 
-def counts_figure(allocations: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Count n_i against accept rate, every prompt of every step.
+def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
+    """Every figure of the page, of one panel each, so that a narrow screen can stack them.
 
-    The accept rate is the pilots', on which the count was decided, or the group's own without pilots.
+    To be drawn, and saved, within ``rc_context(STYLE)``.
     """
-    figure, panels = figure_row(len(allocations))
-    last_step = max((line["step"] for lines in allocations.values() for line in lines), default=1)
-    time = Normalize(1, max(last_step, 2))
-    for axes, (label, lines) in zip(panels, allocations.items(), strict=True):
-        rates = np.array([rate for line in lines for rate in line["accept_rate"]], dtype=float)
-        counts = np.array([count for line in lines for count in line["count"]], dtype=float)
-        steps = np.repeat([line["step"] for line in lines], [len(line["count"]) for line in lines])
-        known = ~np.isnan(rates)
-        jitter = np.random.default_rng(0).uniform(-0.4, 0.4, size=(2, len(rates)))
-        axes.scatter(
-            (rates + jitter[0] / 20)[known],
-            (counts + jitter[1])[known],
-            c=steps[known],
-            cmap="viridis",
-            norm=time,
-            s=6,
-            alpha=0.5,
-            linewidths=0,
+    for axis in AXES:
+        yield _plain(
+            f"accuracy-{axis}",
+            f"Held-out accuracy against {axis}",
+            lambda axes, axis=axis: panels.accuracy_panel(axes, arms, axis),  # type: ignore[misc]
+            legend=len(arms),
         )
-        axes.set(xlabel="accept rate p_i (jittered)", xlim=(-0.05, 1.05))
-        axes.set_title(label, fontsize=10)
+    yield _plain(
+        "budget",
+        "Where the rollouts went",
+        lambda axes: panels.budget_panel(axes, arms),
+        legend=len(panels.PART_COLOURS) + 1,
+        height=1.6 + 0.6 * len(arms),
+    )
+    time = _time(arms)
+    for i, arm in enumerate(arms, 1):
+        yield _counts(f"counts-{i}", arm, time, POINTS // len(arms))
+        figure, row = _row(1)
+        panels.accept_rates_panel(row[0], arm.runs)
+        _share_bar(figure, row)
+        yield PageFigure(
+            f"accept-rates-{i}", "Accept rates of the prompts over time", arm.label, figure
+        )
+        yield _plain(
+            f"spending-{i}",
+            "Where the rollouts went, step by step",
+            lambda axes, arm=arm: panels.spending_panel(axes, arm.runs),  # type: ignore[misc]
+            legend=len(panels.PART_COLOURS) + 1,
+            arm=arm.label,
+        )
+        if panels.has_variance(arm.runs):
+            yield _plain(
+                f"variance-{i}",
+                "Variance of the gradient over time",
+                lambda axes, arm=arm: panels.variance_panel(axes, arm.runs),  # type: ignore[misc]
+                legend=4,
+                arm=arm.label,
+            )
+
+
+def _counts(name: str, arm: Arm, time: Normalize, most_points: int) -> PageFigure:
+    figure, row = _row(1)
+    shown = panels.counts_panel(row[0], arm.runs, time, most_points)
+    _step_bar(figure, row, time)
+    subject = "Completions against accept rate, for each step"
+    return PageFigure(name, subject, arm.label, figure, shown)
+
+
+def _plain(
+    name: str,
+    subject: str,
+    draw: Callable[[Axes], None],
+    *,
+    legend: int,
+    arm: str | None = None,
+    height: float = _HEIGHT,
+) -> PageFigure:
+    """A figure of one panel with a legend of ``legend`` lines below it."""
+    figure = Figure(figsize=(_WIDTH, height + 0.2 * legend), layout="constrained")
+    axes = figure.subplots()
+    draw(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [panels.wrapped(label, 48) for label in labels]
+    figure.legend(handles, labels, loc="outside lower left")
+    return PageFigure(name, subject, arm, figure)
+
+
+def _time(arms: Sequence[Arm]) -> Normalize:
+    last = max(
+        (line["step"] for arm in arms for run in arm.runs for line in run.allocations), default=1
+    )
+    return Normalize(1, max(last, 2))
+
+
+def _step_bar(figure: Figure, row: Sequence[Axes], time: Normalize) -> None:
     ticks = MaxNLocator(nbins=6, integer=True)
-    figure.colorbar(ScalarMappable(time, "viridis"), ax=panels, label="step", ticks=ticks)
-    panels[0].set_ylabel("completions n_i")
-    figure.suptitle("What the budget was spent on", fontsize=10)
-    return figure
+    figure.colorbar(ScalarMappable(time, panels.STEPS), ax=list(row), label="step", ticks=ticks)
 
 
-def accept_rates_figure(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """Histogram of the accept rates of a step's prompts, over the steps."""
-    figure, panels = figure_row(len(metrics))
-    for axes, (label, lines) in zip(panels, metrics.items(), strict=True):
-        measured = [line for line in lines if line.get("accept_rate_histogram")]
-        columns = np.array([line["accept_rate_histogram"] for line in measured], dtype=float)
-        if not len(columns):
-            continue
-        totals = np.maximum(columns.sum(axis=1, keepdims=True), 1)
-        first, last = measured[0]["step"], measured[-1]["step"]
-        axes.imshow(
-            (columns / totals).T,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=0,
-            vmax=1,
-            extent=(first - 0.5, last + 0.5, 0, 1),
-        )
-        axes.set_yticks(np.linspace(0, 1, HISTOGRAM_BINS + 1))
-        axes.set(xlabel="step")
-        axes.set_title(label, fontsize=10)
+def _share_bar(figure: Figure, row: Sequence[Axes]) -> None:
     shares = ScalarMappable(Normalize(0, 1), "magma")
-    figure.colorbar(shares, ax=panels, label="share of prompts")
-    panels[0].set_ylabel("accept rate p_i")
-    figure.suptitle("Accept rates over training", fontsize=10)
-    return figure
+    figure.colorbar(shares, ax=list(row), label="share of prompts")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-
-
-def figure_row(panels: int, width: float = 4.4) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, ``width`` inches each, that share their vertical axis."""
-    figure = Figure(figsize=(width * panels, 3.8), layout="constrained")
-    row = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
-    for axes in row:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, list(row)
+def _row(panels_: int, width: float = _WIDTH) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * panels_, 3.8), layout="constrained")
+    return figure, list(figure.subplots(1, panels_, squeeze=False, sharey=True)[0])

@@ -73,29 +73,41 @@ def describe_prompts(
 def sample_records(
     step: int, groups: Sequence[Group], stats: PromptStats, allocation: Allocation, limit: int = 3
 ) -> list[dict[str, Any]]:
-    """A few prompts from the hardest to the easiest, each with its first completion."""
+    """``limit`` completions of prompts at even distances from the hardest to the easiest.
+
+    The first completion of each; more of them where there are fewer prompts than that, all at most.
+    """
     rates = prompt_accept_rates(groups, stats)
     order = [int(i) for i in np.argsort(rates, kind="stable") if groups[int(i)].rollouts]
     if not order:
         return []
     picks = np.linspace(0, len(order) - 1, min(limit, len(order))).round().astype(int)
-    records = []
-    for i in (order[int(pick)] for pick in picks):
-        rollout: Rollout = groups[i].rollouts[0]
-        records.append(
-            {
-                "step": step,
-                "prompt_id": rollout.prompt.prompt_id,
-                "prompt": rollout.prompt.text,
-                "completion": rollout.completion.text,
-                "answer": rollout.prompt.answer,
-                "reward": rollout.reward,
-                "status": rollout.status,
-                "accept_rate": float(rates[i]),
-                "count": int(allocation.counts[i]),
-            }
-        )
-    return records
+    chosen = [order[int(pick)] for pick in picks]
+    # Round by round: every prompt's first completion, then every second one, as far as the limit goes.
+    ranked = sorted((turn, place) for place, i in enumerate(chosen) for turn in _turns(groups[i]))
+    kept = sorted((place, turn) for turn, place in ranked[:limit])
+    return [
+        _sample_record(step, groups[i].rollouts[turn], float(rates[i]), int(allocation.counts[i]))
+        for i, turn in ((chosen[place], turn) for place, turn in kept)
+    ]
+
+
+def _turns(group: Group) -> range:
+    return range(len(group.rollouts))
+
+
+def _sample_record(step: int, rollout: Rollout, rate: float, count: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "prompt_id": rollout.prompt.prompt_id,
+        "prompt": rollout.prompt.text,
+        "completion": rollout.completion.text,
+        "answer": rollout.prompt.answer,
+        "reward": rollout.reward,
+        "status": rollout.status,
+        "accept_rate": rate,
+        "count": count,
+    }
 
 
 def _without_verdict(groups: Sequence[Group], status: str) -> int:

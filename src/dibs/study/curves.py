@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dibs.variance import Interval
+from dibs.whole_files import read_lines
 
 COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. The full accounting counts rollouts, tokens and seconds of pilots too; that of
@@ -42,8 +43,7 @@ class Curve:
 
 def read_curve(run: Path, objective: str) -> Curve:
     """The curve of a finished run."""
-    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines() if line]
+    lines = read_lines(run / "metrics.jsonl")
     spent = np.cumsum([_seconds(line) for line in lines])
     marked = [i for i, line in enumerate(lines) if line.get("accuracy") is not None]
 

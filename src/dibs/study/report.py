@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from dibs.report.figures import COLOURS, figure_row
+from dibs.report.panels import COLOURS, STYLE
 from dibs.study.curves import Curve, mean_curve
 from dibs.study.matrix import Study
 from dibs.study.runs import Outcome
@@ -132,13 +133,15 @@ def study_figures(study: Study, outcomes: Sequence[Outcome], folder: Path) -> di
             names[title] = f"{reference.task}-{reference.algorithm}.png"
             objective = reference.config(0).algorithm.objective
             label = "held-out mean ln p" if objective == "log_likelihood" else "held-out accuracy"
-            curves_figure(curves, title, label).savefig(folder / names[title], dpi=120)
+            with rc_context(STYLE):
+                curves_figure(curves, title, label).savefig(folder / names[title], dpi=120)
     return names
 
 
 def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -> Figure:
     """Value against rollouts and against tokens: every seed thin, their mean thick."""
-    figure, panels = figure_row(2, width=4.6)
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, cost in zip(panels, ("rollouts", "tokens"), strict=True):
         for colour, (arm, curves) in zip(cycle(COLOURS), arms.items(), strict=False):
             for curve in curves:
@@ -147,8 +150,8 @@ def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -
             axes.plot(mean.costs[cost], mean.value, color=colour, linewidth=2, label=arm)
         axes.set(xlabel=f"{cost} (pilots counted)")
     panels[0].set_ylabel(value)
-    panels[1].legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    panels[1].legend(fontsize=8)
+    figure.suptitle(title)
     return figure
 
 

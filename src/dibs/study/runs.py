@@ -17,11 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from dibs.config import Config
-from dibs.durable import write_json
 from dibs.report.views import PlainView
 from dibs.study.curves import Curve, read_curve
 from dibs.study.matrix import Cell, Study
 from dibs.types import InputError
+from dibs.whole_files import write_json
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(what, done, total, note)``"""

@@ -47,8 +47,8 @@ MIXTURES = {
 }
 """Problems for a policy of one of the tasks; parts must not overlap.
 
-For a policy of ``arithmetic-hard``. ``arithmetic-polar``: most are solved, and a quarter so hard, five or
-six products, that the policy succeeds once in twenty or thirty times. ``arithmetic-lengths``:
+For a policy of ``arithmetic-hard``. ``arithmetic-polar``: most are solved, and a quarter so hard, five
+or six products, that the policy succeeds once in twenty or thirty times. ``arithmetic-lengths``:
 completions of 5 and of 15 tokens.
 """
 

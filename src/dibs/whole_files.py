@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and JSON that every reader takes."""
+"""Files that are never half-written, and JSON that any reader takes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a whole JSON Lines file; only a line feed ends a line, U+2028 does not."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -1,0 +1,164 @@
+"""From run folders to a folder with the page and its figures; once, or again while runs go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+
+from dibs.report.arms import group_runs
+from dibs.report.completions import pack_completions
+from dibs.report.figures import page_figures
+from dibs.report.overview import arm_row, run_rows
+from dibs.report.page import Contents, drawn, render_page
+from dibs.report.panels import STYLE
+from dibs.report.runs import NoRun, Run, read_run, run_folders
+from dibs.report.svg import svg_bytes
+from dibs.types import InputError
+from dibs.whole_files import write_text
+
+_WRITTEN = ("metrics.jsonl", "summary.json", "config.yaml")
+"""Files that tell, by size and time, whether a run folder has changed."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Run folders as they were found."""
+
+    runs: Sequence[Run]
+    others: Sequence[NoRun]
+
+    @property
+    def going_on(self) -> bool:
+        """Whether any run has no summary yet."""
+        return any(run.summary is None for run in self.runs) or any(
+            other.begun for other in self.others
+        )
+
+
+def default_folder(paths: Sequence[Path]) -> Path:
+    """Where a report goes: into the one folder it is about, or ``report`` here."""
+    return paths[0] / "report" if len(paths) == 1 else Path("report")
+
+
+def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write ``out/index.html`` and ``out/figures/NAME.svg`` and ``.png``; returns what is in it.
+
+    Args:
+        paths: run folders, or folders of them.
+
+    Returns:
+        ``page``, ``bytes``, ``figures`` (paths), ``arms``, ``runs`` (every folder with its state and
+        remarks) and ``completions``.
+
+    Raises InputError, one line, where no folder holds a run or ``out`` cannot be written.
+    """
+    reading = _read(paths)
+    _require_some(reading)
+    return _write(reading, out, files=True, refresh=None)
+
+
+def report_lines(written: Mapping[str, Any]) -> Iterator[str]:
+    """What was written, and what is to be said of runs that are not finished and whole."""
+    arms, runs = len(written["arms"]), [row for row in written["runs"] if row["arm"] is not None]
+    yield (
+        f"wrote {written['page']} ({written['bytes'] / 1e6:.1f} MB): {len(runs)} "
+        f"run{'s' * (len(runs) != 1)}, {arms} arm{'s' * (arms != 1)}"
+    )
+    for row in written["runs"]:
+        if row["state"] != "finished":
+            yield f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}"
+
+
+def watch_report(
+    paths: Sequence[Path], out: Path, seconds: float, on_write: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Write the report whenever a run has gone on, until all are finished; returns the last one.
+
+    While runs go on the page loads itself again and figure files are not written. ``on_write`` hears of
+    every page. After Ctrl-C the page stays, without reloads, and KeyboardInterrupt is passed on.
+    """
+    reading = _read(paths)
+    if not reading.going_on:
+        _require_some(reading)
+    seen: object = None
+    written: dict[str, Any] = {}
+    try:
+        while reading.going_on:
+            if reading.runs and seen != (seen := _traces(paths)):
+                written = _write(reading, out, files=False, refresh=seconds)
+                on_write(written)
+            time.sleep(seconds)
+            reading = _read(paths)
+        _require_some(reading)
+        return _write(reading, out, files=True, refresh=None)
+    except KeyboardInterrupt:
+        if written:
+            _write(reading, out, files=False, refresh=None)
+        raise
+
+
+def _read(paths: Sequence[Path]) -> _Reading:
+    found = [read_run(folder) for folder in run_folders(paths)]
+    return _Reading(
+        [each for each in found if isinstance(each, Run)],
+        [each for each in found if isinstance(each, NoRun)],
+    )
+
+
+def _require_some(reading: _Reading) -> None:
+    if not reading.runs:
+        reasons = "; ".join(f"{other.path} {other.reason}" for other in reading.others)
+        raise InputError(f"nothing to report: {reasons}")
+
+
+def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) -> dict[str, Any]:
+    arms = group_runs(reading.runs)
+    completions = pack_completions(arms)
+    figures, paths = [], []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with rc_context(STYLE):
+            for figure in page_figures(arms):
+                figures.append(drawn(figure))
+                if files:
+                    paths += list(_saved(figure.figure, out / "figures" / figure.name))
+        page = render_page(Contents(arms, reading.others, figures, completions), refresh)
+        write_text(out / "index.html", page)
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
+    return {
+        "page": str(out / "index.html"),
+        "bytes": len(page.encode("utf-8")),
+        "figures": [str(path) for path in paths],
+        "arms": [arm_row(arm) for arm in arms],
+        "runs": run_rows(arms, reading.others),
+        "completions": {"shown": completions.shown, "kept": completions.kept},
+    }
+
+
+def _saved(figure: Any, stem: Path) -> Iterator[Path]:
+    stem.parent.mkdir(exist_ok=True)
+    svg = stem.with_name(f"{stem.name}.svg")
+    svg.write_bytes(svg_bytes(figure))
+    yield svg
+    png = stem.with_name(f"{stem.name}.png")
+    figure.savefig(png, dpi=150)
+    yield png
+
+
+def _traces(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Which files of runs are there, their sizes and times."""
+    traces = []
+    for folder in run_folders(paths):
+        for name in _WRITTEN:
+            try:
+                found = (folder / name).stat()
+            except OSError:
+                continue
+            traces.append((str(folder / name), found.st_size, found.st_mtime_ns))
+    return traces

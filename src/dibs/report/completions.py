@@ -1,0 +1,96 @@
+"""The completions of runs as JSON that may stand inside an HTML page, within a limit of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dibs.report.arms import Arm
+from dibs.report.runs import Record, number
+from dibs.whole_files import to_json
+
+BYTES = 3_200_000
+"""Of all completions of a page together."""
+TEXT = 12_000
+"""Characters of a prompt or completion that are shown; more is cut out of its middle."""
+
+
+@dataclass(frozen=True)
+class Completions:
+    """``json``: safe within a script element. ``kept``: completions that the run folders hold."""
+
+    json: str
+    shown: int
+    kept: int
+
+
+def pack_completions(arms: Sequence[Arm], limit: int = BYTES) -> Completions:
+    """The completions of all runs, or of each run as many at even distances as there is room for."""
+    runs = [(arm.label, run) for arm in arms for run in arm.runs]
+    labels = [
+        f"{label}, seed {run.setting('seed')}" if run.config else f"{run.path}"
+        for label, run in runs
+    ]
+    rows = [(i, record) for i, (_, run) in enumerate(runs) for record in run.samples]
+    # As JSON a text has at least as many bytes as characters.
+    least = sum(min(len(record["completion"]), TEXT) for _, record in rows)
+    share = min(1.0, limit / max(least, 1))
+    while True:
+        picked = _evenly(len(rows), int(len(rows) * share))
+        packed = _packed(labels, [rows[i] for i in picked])
+        size = len(packed.encode("utf-8"))
+        if size <= limit or not len(picked):
+            return Completions(packed, len(picked), len(rows))
+        share *= 0.95 * limit / size
+
+
+def _packed(labels: Sequence[str], rows: Sequence[tuple[int, Record]]) -> str:
+    prompts: dict[tuple[str, str, str], int] = {}
+    columns = []
+    for run, record in rows:
+        prompt = tuple(_text(record.get(key)) for key in ("prompt_id", "prompt", "answer"))
+        columns.append(
+            [
+                run,
+                _known(number(record, "step")),
+                prompts.setdefault((prompt[0], prompt[1], prompt[2]), len(prompts)),
+                _text(record["completion"]),
+                _known(number(record, "reward")),
+                _text(record.get("status")),
+                _known(number(record, "accept_rate")),
+                _known(number(record, "count")),
+            ]
+        )
+    found = {"runs": [_text(label) for label in labels], "prompts": [*prompts], "rows": columns}
+    return in_script(to_json(found))
+
+
+def in_script(json: str) -> str:
+    """JSON without the characters that could end a script element or begin a comment in it."""
+    for character in "<>&":
+        json = json.replace(character, f"\\u{ord(character):04x}")
+    return json
+
+
+def _text(value: Any) -> str:
+    """Text that any page can hold: halves of surrogate pairs replaced, the middle of long ones cut."""
+    text = "" if value is None else str(value)
+    if len(text) > TEXT:
+        half = TEXT // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half:,} characters left out]\n{text[-half:]}"
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _known(value: float) -> float | int | None:
+    if np.isnan(value):
+        return None
+    return int(value) if value == int(value) else round(value, 4)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    if most >= count:
+        return list(range(count))
+    return sorted(set(np.linspace(0, count - 1, max(most, 0)).round().astype(int).tolist()))

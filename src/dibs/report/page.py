@@ -1,0 +1,125 @@
+"""Runs as one HTML page that needs nothing but itself: figures, tables, completions, configurations."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dibs import __version__
+from dibs.report.arms import Arm, differing_keys
+from dibs.report.completions import Completions
+from dibs.report.figures import PageFigure
+from dibs.report.overview import arm_row, run_rows, session_rows
+from dibs.report.runs import NoRun
+from dibs.report.svg import inline_svg
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("dibs.report", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_CAPTIONS = {
+    "accuracy-steps": "At equal training steps, so at equal optimizer updates if these are alike.",
+    "accuracy-rollouts": "Completions sampled in training, pilots counted, evaluation left out.",
+    "accuracy-tokens": "Completion tokens sampled in training, pilots counted.",
+    "accuracy-seconds": "Time without evaluation and without the variance meter; it depends on what "
+    "else the machine did.",
+    "budget": "Pilots are thrown away in mode pilot only. A group that is all alike teaches nothing "
+    "where a baseline is subtracted. Learnt from: with an advantage other than 0.",
+    "counts": "A dot is a prompt in a step: what it was given, against its accept rate, that of the "
+    "pilots where there are any. The slider shows single steps.",
+    "accept-rates": "Each column is a step: how its prompts spread over five bins of accept rates.",
+    "spending": "As above, for each step; means over seeds.",
+    "variance": "Below 1 the gradient is less noisy than under uniform counts. Measured: by the step's "
+    "own completions, with a 95% interval, over seeds if there are several.",
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything the page shows; figures are drawn already."""
+
+    arms: Sequence[Arm]
+    others: Sequence[NoRun]
+    figures: Sequence[Mapping[str, Any]]
+    completions: Completions
+
+
+def drawn(figure: PageFigure) -> dict[str, Any]:
+    """A figure for the page."""
+    kind = figure.name.rstrip("0123456789").rstrip("-")
+    subject = figure.subject if figure.arm is None else f"{figure.subject}: {figure.arm}"
+    return {
+        "name": figure.name,
+        "title": figure.subject,
+        "caption": _CAPTIONS[kind],
+        "arm": figure.arm,
+        "steps": list(figure.steps),
+        "svg": Markup(inline_svg(figure.figure, figure.name, subject)),
+    }
+
+
+def render_page(contents: Contents, refresh: float | None = None) -> str:
+    """The page as text; with ``refresh`` it loads itself again every so many seconds."""
+    script = _source("page.js")
+    arms = contents.arms
+    page = _ENVIRONMENT.get_template("page.html").render(
+        version=__version__,
+        generated=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+        style=Markup(_source("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        refresh=refresh,
+        arms=[arm_row(arm) for arm in arms],
+        runs=run_rows(arms, contents.others),
+        figures=[figure for figure in contents.figures if figure["arm"] is None],
+        of_arms=[
+            (arm.label, [figure for figure in contents.figures if figure["arm"] == arm.label])
+            for arm in arms
+        ],
+        completions=contents.completions,
+        completions_json=Markup(contents.completions.json),
+        differing=differing_keys(arms),
+        configurations=[
+            (arm.label, str(run.path), yaml.safe_dump(dict(run.config), sort_keys=False))
+            for arm in arms
+            for run in arm.runs
+        ],
+        sessions=session_rows([run for arm in arms for run in arm.runs]),
+    )
+    return page.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _source(name: str) -> str:
+    loader = _ENVIRONMENT.loader
+    assert loader is not None
+    return loader.get_source(_ENVIRONMENT, name)[0]
+
+
+def _whole(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "–"  # noqa: RUF001
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+
+
+def _share(value: float | None, total: float) -> str:
+    return "–" if value is None or not total else f"{100 * value / total:.0f}%"  # noqa: RUF001
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+_ENVIRONMENT.filters.update(whole=_whole, score=_score, share=_share, plain=_plain)

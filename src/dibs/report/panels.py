@@ -1,0 +1,240 @@
+"""What each figure shows, drawn on one pair of axes: the same for run folders, the demo and the page."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from dibs.report.arms import Arm, arm_curve, over_seeds, run_curve
+from dibs.report.budget import PARTS, mean_spending, total_spending
+from dibs.report.metrics import HISTOGRAM_BINS
+from dibs.report.runs import Record, Run, number
+
+INK = "#1c2127"
+"""Lines and text; the page puts its own text colour in its place."""
+COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
+"""Three to one or more against white and against the page's dark ground."""
+PART_COLOURS = ("#008f68", "#0072b2", "#d55e00", "#7b838c")
+STEPS = LinearSegmentedColormap.from_list("steps", ["#0072b2", "#8f7a86", "#d55e00"])
+"""Early to late; readable on both grounds as well."""
+STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # names of folders and allocators are no formulas
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.titlesize": 10,
+    "figure.titlesize": 10,
+}
+_MARKERS = "osD^vP"
+_COSTS = {
+    "steps": "training steps",
+    "rollouts": "rollouts (pilots counted)",
+    "tokens": "tokens sampled (pilots counted)",
+    "seconds": "seconds of training",
+}
+
+
+def accuracy_panel(axes: Axes, arms: Sequence[Arm], axis: str) -> None:
+    """Held-out accuracy of every arm against a cost, with 95% intervals; thin: the single seeds."""
+    for colour, marker, arm in zip(cycle(COLOURS), cycle(_MARKERS), arms, strict=False):
+        if len(arm.runs) > 1:
+            for run in arm.runs:
+                alone = run_curve(run, axis)
+                axes.plot(alone.x, alone.mean, color=colour, linewidth=0.7, alpha=0.6)
+        curve = arm_curve(arm, axis)
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(curve.x, curve.mean, color=colour, marker=marker, ms=4, label=arm.label)
+    axes.set(xlabel=_COSTS[axis], ylabel="held-out accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=axis != "seconds"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: int) -> list[int]:
+    """Count n_i against accept rate, every prompt of every step; the steps that are shown.
+
+    Each step is a collection of its own, named ``step-N``. Of more than ``most_points`` prompts, steps
+    at even distances are shown, and of a step's prompts as many as there is room for. The accept rate
+    is the pilots', on which the count was decided, or the group's own without pilots.
+    """
+    by_step: dict[int, list[Record]] = {}
+    for run in runs:
+        for line in run.allocations:
+            by_step.setdefault(line["step"], []).append(line)
+    widest = max((sum(len(x["count"]) for x in lines) for lines in by_step.values()), default=1)
+    shown = _evenly(sorted(by_step), max(most_points // max(widest, 1), 8))
+    random = np.random.default_rng(0)
+    room = max(most_points // max(len(shown), 1), 1)
+    for step in shown:
+        rates, counts = (
+            np.array([value for line in by_step[step] for value in line[key]], dtype=float)
+            for key in ("accept_rate", "count")
+        )
+        known = np.flatnonzero(~np.isnan(rates))
+        if len(known) > room:
+            known = random.choice(known, room, replace=False)
+        jitter = random.uniform(-0.4, 0.4, size=(2, len(known)))
+        dots = axes.scatter(
+            rates[known] + jitter[0] / 20,
+            counts[known] + jitter[1],
+            color=STEPS(time(step)),
+            s=9,
+            alpha=0.6,
+            linewidths=0,
+        )
+        dots.set_gid(f"step-{step}")
+    most = max((max(line["count"], default=0) for ls in by_step.values() for line in ls), default=0)
+    axes.set(xlabel="accept rate p_i (jittered)", ylabel="completions n_i")
+    axes.set(xlim=(-0.05, 1.05), ylim=(-0.8, 1.05 * most + 1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    return shown
+
+
+def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
+    """Histogram of the accept rates of a step's prompts, all seeds together, over the steps."""
+    bins: dict[int, np.ndarray] = {}
+    for run in runs:
+        for line in run.metrics:
+            found = line.get("accept_rate_histogram")
+            if isinstance(found, list) and len(found) == HISTOGRAM_BINS:
+                counted = np.array([number({"n": value}, "n") for value in found])
+                bins[line["step"]] = bins.get(line["step"], 0.0) + np.nan_to_num(counted)
+    axes.set(xlabel="training steps", ylabel="accept rate p_i")
+    axes.set_yticks(np.linspace(0, 1, HISTOGRAM_BINS + 1))
+    if not bins:
+        return
+    steps = np.arange(min(bins), max(bins) + 1)
+    columns = np.array([bins.get(int(step), np.full(HISTOGRAM_BINS, np.nan)) for step in steps])
+    totals = np.maximum(columns.sum(axis=1, keepdims=True), 1)
+    axes.imshow(
+        (columns / totals).T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, 0, 1),
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
+    """Variance of the gradient over that under uniform counts: chosen counts and the best, over time.
+
+    Means over seeds. The bar of a measurement is its 95% interval, over seeds if there are several.
+    """
+    axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
+    for key, label, colour, line in (
+        ("expected_gain", "chosen counts, by the estimates", COLOURS[1], "-"),
+        ("achievable_gain", "best counts (oracle), by the estimates", COLOURS[0], "--"),
+    ):
+        steps, mean, *_ = _relative_variance(runs, key)
+        axes.plot(steps, mean, color=colour, linestyle=line, marker=".", label=label)
+    steps, mean, low, high = _relative_variance(runs, "measured_gain")
+    if len(steps):
+        axes.errorbar(
+            steps,
+            mean,
+            yerr=np.nan_to_num([mean - low, high - mean]).clip(min=0),
+            color=COLOURS[2],
+            marker="D",
+            ms=4,
+            linestyle="none",
+            capsize=3,
+            label="chosen counts, measured",
+        )
+    axes.set(xlabel="training steps", ylabel="variance over uniform's")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def has_variance(runs: Sequence[Run]) -> bool:
+    """Whether anything is known of the variance of these runs' counts."""
+    keys = ("expected_gain", "achievable_gain", "measured_gain")
+    return any(number(line, key) > 0 for run in runs for line in run.metrics for key in keys)
+
+
+def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
+    """Where the rollouts of every step went, stacked; means over seeds."""
+    found = mean_spending(runs)
+    axes.stackplot(found.steps, found.parts, labels=PARTS, colors=PART_COLOURS, step="mid")
+    axes.plot(found.steps, found.learned, color=INK, linewidth=1.2, label="learnt from")
+    axes.set(xlabel="training steps", ylabel="rollouts a step")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
+    """Where all rollouts of every arm went, a bar each; below it, a thin one, those learnt from."""
+    rows = np.arange(len(arms))[::-1]
+    found = [total_spending(arm.runs) for arm in arms]
+    parts = np.array([each for each, _ in found])
+    ends = parts.cumsum(axis=1)
+    for i, (label, colour) in enumerate(zip(PARTS, PART_COLOURS, strict=True)):
+        axes.barh(
+            rows, parts[:, i], left=ends[:, i] - parts[:, i], color=colour, label=label, height=0.5
+        )
+    learned = [each for _, each in found]
+    axes.barh(rows - 0.36, learned, color=INK, label="learnt from", height=0.1)
+    axes.set_yticks(rows, [wrapped(arm.label) for arm in arms])
+    axes.set(xlabel="rollouts", ylim=(-0.7, len(arms) - 0.4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def wrapped(label: str, width: int = 24, most: int = 4) -> str:
+    """A label in at most ``most`` lines; the beginning of a longer one is cut, as that of a path."""
+    lines = textwrap.wrap(label, width, break_on_hyphens=False)
+    return "\n".join(lines if len(lines) <= most else ["...", *lines[1 - most :]])
+
+
+def short_number(value: float) -> str:
+    """1500 as 1.5k, 2000000 as 2M; small numbers as they are."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def _relative_variance(
+    runs: Sequence[Run], key: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, and there 1 / gain with its interval: of the run, or over seeds; [steps] each."""
+    found: dict[int, list[Record]] = {}
+    for run in runs:
+        for line in run.metrics:
+            if number(line, key) > 0:
+                found.setdefault(line["step"], []).append(line)
+    columns = []
+    for step in sorted(found):
+        values = np.array([_inverse(line, key) for line in found[step]])
+        mean, low, high = (float(each) for each in over_seeds(values))
+        if len(values) == 1:
+            low, high = (_inverse(found[step][0], f"{key}_{end}") for end in ("high", "low"))
+        columns.append((step, mean, low, high))
+    steps, mean_, low_, high_ = np.array(columns, dtype=float).reshape(-1, 4).T
+    return steps, mean_, low_, high_
+
+
+def _inverse(line: Record, key: str) -> float:
+    value = number(line, key)
+    return 1 / value if value > 0 else np.nan
+
+
+def _evenly(values: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of some values, at even distances, first and last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]

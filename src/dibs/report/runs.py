@@ -1,0 +1,216 @@
+"""Run folders as they are found: finished, unfinished, damaged, or no runs at all.
+
+Nothing is trusted: a folder may be written to at this moment, cut off, or filled by something else.
+What can be read is read, and what is wrong with the rest is said.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+_MARKS = ("metrics.jsonl", "config.yaml", "summary.json")
+_DEPTH = 4
+"""Levels of folders that are searched for runs."""
+_FAULTS_TOLD = 3
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds. ``metrics`` has at least one line, in the order of the steps.
+
+    ``summary`` is None for an unfinished run. ``state``: finished, unfinished or damaged, with
+    ``notes`` that say why. ``config`` is empty where it cannot be read.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    metrics: Sequence[Record]
+    allocations: Sequence[Record]
+    samples: Sequence[Record]
+    sessions: Sequence[Record]
+    summary: Mapping[str, Any] | None
+    state: str
+    notes: Sequence[str]
+
+    def setting(self, dotted: str) -> Any:
+        """A value of the configuration; None where it has none."""
+        value: Any = self.config
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+
+@dataclass(frozen=True)
+class NoRun:
+    """A folder that there is nothing to report of, and why; ``begun``: a run that has no step yet."""
+
+    path: Path
+    reason: str
+    begun: bool = False
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among ``paths`` and below them, once each.
+
+    A path without any is returned itself, so that it can be said what is wrong with it.
+    """
+    found = [folder for path in paths for folder in (_below(path, _DEPTH) or [path])]
+    return list({folder.resolve(): folder for folder in found}.values())
+
+
+def _below(folder: Path, depth: int) -> list[Path]:
+    if (folder / "metrics.jsonl").is_file():
+        return [folder]
+    try:
+        inner = sorted(each for each in folder.iterdir() if each.is_dir()) if depth else []
+    except OSError:
+        inner = []
+    found = [run for each in inner if each.name[0] != "." for run in _below(each, depth - 1)]
+    marked = any((folder / name).is_file() for name in _MARKS)
+    return found or ([folder] if marked else [])
+
+
+def read_run(path: Path) -> Run | NoRun:
+    """What a run folder holds, or why it holds nothing; never raises for its contents."""
+    if not path.is_dir():
+        return NoRun(path, "is a file; give a run folder" if path.exists() else "does not exist")
+    notes: list[str] = []
+    if not (path / "metrics.jsonl").is_file():
+        return NoRun(path, "holds no run: metrics.jsonl is missing")
+    metrics = _rising(_records(path / "metrics.jsonl", _is_step, notes))
+    if not metrics:
+        if notes:
+            return NoRun(path, "; ".join(notes))
+        return NoRun(path, "has no step yet: metrics.jsonl is empty", begun=True)
+    config = _object(path / "config.yaml", yaml.safe_load, notes)
+    if not config:
+        notes.append("config.yaml is missing or empty" if config is not None else "")
+    allocations = _rising(_records(path / "allocations.jsonl", _is_allocation, notes))
+    samples = _records(path / "samples.jsonl", _is_sample, notes)
+    sessions = _records(path / "sessions.jsonl", lambda record: True, notes)
+    summary = None
+    if (path / "summary.json").is_file():
+        summary = _object(path / "summary.json", json.loads, notes)
+    last, steps = metrics[-1]["step"], (summary or {}).get("steps")
+    if summary and isinstance(steps, int) and last < steps:
+        notes.append(f"metrics.jsonl ends at step {last} of {steps}")
+    notes = [note for note in notes if note]
+    state = "damaged" if notes else "finished"
+    if summary is None:
+        state = "damaged" if notes else "unfinished"
+        notes.insert(0, _progress(path, config or {}, last))
+    return Run(path, config or {}, metrics, allocations, samples, sessions, summary, state, notes)
+
+
+def number(record: Mapping[str, Any], key: str) -> float:
+    """A number of a record; NaN where there is none."""
+    value = record.get(key)
+    return float(value) if _is_number(value) else math.nan
+
+
+def _progress(path: Path, config: Mapping[str, Any], last: int) -> str:
+    train = config.get("train")
+    steps = train.get("steps") if isinstance(train, Mapping) else None
+    written = time.gmtime((path / "metrics.jsonl").stat().st_mtime)
+    of = f" of {steps}" if steps else ""
+    return f"at step {last}{of}, last written {time.strftime('%Y-%m-%d %H:%M:%S', written)} UTC"
+
+
+def _object(path: Path, parse: Callable[[str], Any], notes: list[str]) -> Mapping[str, Any] | None:
+    """A file's keys and values; empty if it is missing, None if it is damaged, which is noted."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        notes.append(f"{path.name} is damaged: {_one_line(error)}")
+        return None
+    if isinstance(found, dict):
+        return found
+    notes.append(f"{path.name} is damaged: it holds no keys and values")
+    return None
+
+
+def _records(path: Path, fits: Callable[[Record], bool], notes: list[str]) -> list[Record]:
+    """The records of a JSON Lines file that fit.
+
+    A last line without an end that cannot be read is passed over: it is being written.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+    lines = content.split(b"\n")
+    records, bad = [], []
+    for i, line in enumerate(lines, 1):
+        record = _parsed(line)
+        if record is not None and fits(record):
+            records.append(record)
+        elif line.strip() and i < len(lines):
+            bad.append(i)
+    if bad:
+        named = ", ".join(map(str, bad[:_FAULTS_TOLD])) + (" ..." if bad[_FAULTS_TOLD:] else "")
+        plural = "s" if bad[1:] else ""
+        notes.append(f"{path.name}: {len(bad)} damaged line{plural} left out ({named})")
+    return records
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _rising(records: Sequence[Record]) -> list[Record]:
+    """One record a step: a step that was done again counts as it was done last."""
+    latest = {record["step"]: record for record in records}
+    return [latest[step] for step in sorted(latest)]
+
+
+def _is_step(record: Record) -> bool:
+    step = record.get("step")
+    return isinstance(step, int) and _is_number(step) and step >= 0
+
+
+def _is_allocation(record: Record) -> bool:
+    columns = [record.get(key) for key in ("accept_rate", "count", "accepted")]
+    return (
+        _is_step(record)
+        and all(isinstance(column, list) for column in columns)
+        and len({len(column) for column in columns if column is not None}) == 1
+        and all(_is_number(value) for value in _values(columns))
+    )
+
+
+def _values(columns: Sequence[Any]) -> Iterator[Any]:
+    rates, *whole = columns
+    yield from (value for value in rates if value is not None)
+    for column in whole:
+        yield from column
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_sample(record: Record) -> bool:
+    return all(isinstance(record.get(key), str) for key in ("prompt", "completion"))
+
+
+def _one_line(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return " ".join(str(reason).split())[:200]

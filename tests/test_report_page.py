@@ -1,0 +1,344 @@
+"""The report as it is written: one file, nothing from outside, text as text, small, and watched."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from matplotlib import rc_context
+
+from dibs.cli import main
+from dibs.report.arms import group_runs
+from dibs.report.build import default_folder, watch_report, write_report
+from dibs.report.completions import TEXT, in_script, pack_completions
+from dibs.report.figures import draw_figures, page_figures
+from dibs.report.panels import COLOURS, INK, PART_COLOURS, STEPS, STYLE, short_number, wrapped
+from dibs.report.runs import read_run, run_folders
+from dibs.report.svg import inline_svg, svg_bytes
+from dibs.types import InputError
+from run_folders import NASTY, finish, make_run, write_lines
+
+SMALL = 5_000_000
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page, as far as these tests ask."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.ids: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.source = path.read_text(encoding="utf-8")
+        self._inside = ""
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags[tag] += 1
+        if "id" in values:
+            self.ids[values["id"]] += 1
+        self.links += [values[key] for key in ("src", "href", "xlink:href") if key in values]
+        self._inside = values.get("id") or tag
+
+    def handle_data(self, data):
+        self.texts[self._inside] = self.texts.get(self._inside, "") + data
+
+    @property
+    def completions(self) -> dict:
+        return json.loads(self.texts["completions-data"])
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path / "runs" / f"chosen-{seed}", seed=seed)
+        make_run(tmp_path / "runs" / f"even-{seed}", seed=seed, allocator="uniform", mode="none")
+    written = write_report([tmp_path / "runs"], tmp_path / "out")
+    page = Page(Path(written["page"]))
+    assert written["bytes"] == len(page.source.encode()) == Path(written["page"]).stat().st_size
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", page.source)
+    assert "default-src 'none'" in page.source
+    assert page.tags["script"] == 2
+    # Every svg is a whole figure; ids are unique, and what refers to one finds it.
+    assert page.tags["svg"] == page.tags["figure"] == 4 + 1 + 2 * 3 + 1
+    assert max(page.ids.values()) == 1
+    wanted = {link[1:] for link in page.links if link.startswith("#")}
+    wanted |= set(re.findall(r"url\(#([^)]*)\)", page.source))
+    assert wanted <= page.ids.keys()
+    assert len(page.completions["rows"]) == 4 * 12
+    for text in ("num_pilots: 8", "dibs 0.1.0", "estimate.mode", "finished"):
+        assert text in page.source
+    names = {Path(path).name for path in written["figures"]}
+    assert {"accuracy-tokens.svg", "accuracy-tokens.png", "counts-2.png", "variance-1.svg"} <= names
+    assert all(Path(path).stat().st_size > 3000 for path in written["figures"])
+    assert [row["seeds"] for row in written["arms"]] == [[0, 1], [0, 1]]
+
+
+def test_completions_and_names_are_text_wherever_they_stand(tmp_path):
+    path = make_run(tmp_path / "run & <b>", completion=NASTY, allocator="$\\foo<script>$")
+    samples = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    odd = {**samples[0], "completion": "\ud800 \0 half", "reward": None, "accept_rate": None}
+    write_lines(path / "samples.jsonl", [*samples, odd])
+    page = Page(Path(write_report([path], tmp_path / "out")["page"]))
+    assert page.tags["script"] == 2
+    assert page.tags["img"] == page.tags["b"] == 0
+    rows = page.completions["rows"]
+    assert rows[0][3] == NASTY
+    assert rows[-1][3:] == ["? \0 half", None, "rejected", None, samples[0]["count"]]
+
+
+def test_json_within_a_script_element():
+    text = json.dumps(NASTY)
+    assert json.loads(in_script(text)) == NASTY
+    assert not set("<>&") & set(in_script(text))
+
+
+@pytest.mark.parametrize("words", [8, 700], ids=["short", "long"])
+def test_a_run_of_ten_thousand_rollouts_stays_small(tmp_path, words):
+    completion = " ".join(f"<step {i}> so that x = {i * i} & y" for i in range(words))
+    path = make_run(
+        tmp_path / "run", steps=20, prompts=64, mode="none", samples=512, completion=completion
+    )
+    written = write_report([path], tmp_path / "out")
+    assert written["arms"][0]["rollouts"] == 10_240
+    assert written["completions"]["kept"] == 10_240
+    assert written["bytes"] < SMALL
+    shown = written["completions"]["shown"]
+    assert shown == len(Page(Path(written["page"])).completions["rows"])
+    if words == 8:
+        assert shown > 4_000
+    else:
+        assert shown > 50
+        assert f"{shown:,} of the 10,240 completions" in Path(written["page"]).read_text()
+
+
+@pytest.mark.slow
+def test_many_arms_and_long_runs_stay_small(tmp_path):
+    for i in range(6):
+        make_run(tmp_path / "runs" / f"{i}", steps=60, prompts=256, lr=i, samples=64)
+    assert write_report([tmp_path / "runs"], tmp_path / "out")["bytes"] < SMALL
+
+
+def test_completions_are_thinned_evenly_and_long_ones_cut(tmp_path):
+    path = make_run(tmp_path / "run", steps=50, samples=20, completion="x" * 50)
+    arms = group_runs([read_run(path)])
+    packed = pack_completions(arms, limit=20_000)
+    found = json.loads(packed.json)
+    assert packed.kept == 1000
+    assert 100 < packed.shown == len(found["rows"])
+    assert len(packed.json) <= 20_000
+    steps = [row[1] for row in found["rows"]]
+    assert (steps[0], steps[-1]) == (1, 50)
+    assert max(np.diff(steps)) <= 1
+    assert pack_completions(arms, limit=10).shown == 0
+    long = make_run(tmp_path / "long", samples=1, completion="a" * TEXT + "b" * TEXT)
+    text = json.loads(pack_completions(group_runs([read_run(long)])).json)["rows"][0][3]
+    half = TEXT // 2
+    assert text == "a" * half + f"\n[{TEXT:,} characters left out]\n" + "b" * half
+
+
+def test_broken_and_unfinished_runs_are_listed_and_the_rest_reported(tmp_path, capsys):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "going", seed=1, finished=False)
+    (make_run(tmp_path / "damaged", seed=2) / "summary.json").write_text("{")
+    (make_run(tmp_path / "broken") / "metrics.jsonl").write_text("nonsense\n")
+    given = [str(tmp_path / name) for name in ("good", "going", "damaged", "broken", "none")]
+    assert main(["report", *given, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {Path(row["path"]).name: row["state"] for row in found["runs"]} == {
+        "good": "finished",
+        "going": "unfinished",
+        "damaged": "damaged",
+        "broken": "broken",
+        "none": "broken",
+    }
+    source = Path(found["page"]).read_text()
+    for text in ("at step 4 of 4", "summary.json is damaged", "1 damaged line", "does not exist"):
+        assert text in source
+    assert "3 of 5 runs reported" in source
+    assert main(["report", *given, "--out", str(tmp_path / "out")]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"wrote {tmp_path / 'out' / 'index.html'} (0.")
+    assert first.endswith(" MB): 3 runs, 1 arm")
+    assert [line.split(": ")[1] for line in others] == ["unfinished", "damaged", "broken", "broken"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing"], "nothing to report: missing does not exist"),
+        (["empty", "missing"], "empty holds no run: metrics.jsonl is missing; missing does not"),
+        (["empty", "--watch"], "nothing to report: empty holds no run"),
+        (["run", "--watch", "0"], "--watch 0: give seconds from 1 to 86400"),
+        (["run", "--watch", "nan"], "--watch nan: give seconds"),
+        (["run", "--out", "file"], "cannot write to file: File exists"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    make_run(tmp_path / "run")
+    assert main(["report", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dibs report: ")
+    assert message in line
+
+
+def test_a_run_after_watch_is_told_where_it_belongs(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "--watch", "runs/mine"])
+    assert "'runs/mine' is no number; put --watch after RUN" in capsys.readouterr().err
+
+
+def test_where_reports_go(tmp_path, monkeypatch):
+    assert default_folder([Path("a")]) == Path("a/report")
+    assert default_folder([Path("a"), Path("b")]) == Path("report")
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "run")
+    assert main(["report", "."]) == 0
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert run_folders([Path()]) == [Path("run")]  # the report is no run
+
+
+def test_runs_with_little_in_them_are_drawn(tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write_lines(bare / "metrics.jsonl", [{"step": 0}])
+    one = make_run(tmp_path / "one", steps=1, prompts=1)
+    write_lines(
+        one / "allocations.jsonl",
+        [{"step": 1, "accept_rate": [None], "count": [0], "accepted": [0]}],
+    )
+    written = write_report([bare, one], tmp_path / "out")
+    assert [row["state"] for row in written["runs"]] == ["damaged", "finished"]
+
+
+def test_the_page_and_a_run_folder_share_their_drawings(tmp_path):
+    path = make_run(tmp_path / "run")
+    paths = draw_figures({"$\\odd": path, "even": path}, tmp_path / "figures")
+    assert [each.name for each in paths] == ["accuracy.png", "counts.png", "accept_rates.png"]
+    assert all(each.stat().st_size > 5000 for each in paths)
+    with pytest.raises(InputError, match="none: does not exist"):
+        draw_figures({"none": tmp_path / "none"}, tmp_path / "figures")
+
+
+def test_figures_take_the_ink_of_the_page_and_are_the_same_every_time(tmp_path):
+    arms = group_runs([read_run(make_run(tmp_path / "run"))])
+    with rc_context(STYLE):
+        first, second = ({f.name: f for f in page_figures(arms)} for _ in range(2))
+        assert svg_bytes(first["counts-1"].figure) == svg_bytes(second["counts-1"].figure)
+        drawn = inline_svg(first["counts-1"].figure, "counts-1", 'say "it" & <more>')
+    assert INK not in drawn
+    assert "currentColor" in drawn
+    assert 'aria-label="say &quot;it&quot; &amp; &lt;more&gt;"' in drawn
+    assert first["counts-1"].steps == [1, 2, 3, 4]
+    for step in (1, 2, 3, 4):
+        assert drawn.count(f'class="step-{step}"') == 1
+
+
+def test_colours_stand_out_from_both_grounds():
+    style = (
+        Path(sys.modules["dibs.report.page"].__file__).parent / "templates" / "page.css"
+    ).read_text()
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in style.split("@media", 1)
+    )
+    for ground in (light, dark):
+        for name in ("ink", "muted", "link", "good", "warn", "bad"):
+            for behind in ("ground", "raised"):
+                assert contrast(ground[name], ground[behind]) >= 4.5, (name, behind)
+        steps = [matplotlib.colors.to_hex(STEPS(x)) for x in np.linspace(0, 1, 9)]
+        for colour in (*COLOURS, *PART_COLOURS, *steps, ground["field"]):
+            assert contrast(colour, ground["ground"]) >= 3, colour
+    assert light["ink"] == INK
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2: relative luminances' ratio."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array(matplotlib.colors.to_rgb(colour))
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_labels_and_numbers_by_hand():
+    assert wrapped("min_variance, raft++, mode pilot", 24) == "min_variance, raft++,\nmode pilot"
+    assert wrapped("runs/a-name/longer-than-a-line", 24) == "runs/a-name/longer-than-\na-line"
+    assert wrapped("x" * 10, 2, 3) == "...\nxx\nxx"
+    assert [short_number(x) for x in (0, 0.5, 999, 1500, 2e6, 3e9)] == [
+        "0",
+        "0.5",
+        "999",
+        "1.5k",
+        "2M",
+        "3G",
+    ]
+
+
+def test_watching_ends_by_itself_when_all_runs_are_finished(tmp_path, monkeypatch):
+    source = make_run(tmp_path / "whole", steps=3)
+    lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    run = tmp_path / "run"
+    shutil.copytree(source, run)
+    (run / "summary.json").unlink()
+    (run / "metrics.jsonl").write_text("")
+    told, pages = [], []
+
+    def go_on(seconds: float) -> None:
+        """What the run does while the report waits: nothing at first, then a step, then the end."""
+        assert seconds == 5
+        told.append(seconds)
+        if len(told) == 2:
+            (run / "metrics.jsonl").write_text("".join(lines[:3]))
+        if len(told) == 5:
+            (run / "metrics.jsonl").write_text("".join(lines))
+            finish(run, 3)
+
+    monkeypatch.setattr(time, "sleep", go_on)
+
+    def look(written: dict) -> None:
+        pages.append(Path(written["page"]).read_text())
+        assert written["figures"] == []
+
+    last = watch_report([run], tmp_path / "out", 5, look)
+    assert len(told) == 5
+    assert len(pages) == 1  # the run went on once
+    assert "load this page again every 5 s" in pages[0]
+    assert "load this page again" not in Path(last["page"]).read_text()
+    assert last["runs"][0]["state"] == "finished"
+    assert len(last["figures"]) > 10
+
+
+def test_ctrl_c_leaves_a_whole_page_that_does_not_reload(tmp_path):
+    make_run(tmp_path / "run", finished=False)
+    command = [sys.executable, "-m", "dibs", "report", str(tmp_path / "run"), "--watch", "60"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout.readline().startswith("wrote ")
+        page = tmp_path / "run" / "report" / "index.html"
+        assert "load this page again" in page.read_text()
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=60)
+    assert watching.returncode == 130
+    assert errors == "dibs report: interrupted\n"
+    assert "load this page again" not in page.read_text()
+    assert page.read_text().rstrip().endswith("</html>")

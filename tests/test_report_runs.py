@@ -1,0 +1,249 @@
+"""Run folders read and grouped: what is whole, what is not, and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dibs.report.arms import arm_curve, costs_at, differing_keys, group_runs, over_seeds
+from dibs.report.budget import PARTS, mean_spending, spending, total_spending
+from dibs.report.overview import arm_row
+from dibs.report.runs import NoRun, Run, number, read_run, run_folders
+from run_folders import make_run, write_lines
+
+
+def read(path) -> Run:
+    run = read_run(path)
+    assert isinstance(run, Run), run
+    return run
+
+
+def test_a_finished_run_is_read_whole(tmp_path):
+    run = read(make_run(tmp_path / "run", steps=4))
+    assert (run.state, list(run.notes)) == ("finished", [])
+    assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
+    assert len(run.allocations) == 4
+    assert len(run.samples) == 12
+    assert run.setting("allocate.allocator") == "min_variance"
+    assert run.setting("allocate.nothing.here") is None
+
+
+def test_a_run_that_goes_on_is_unfinished_and_its_last_half_line_is_passed_over(tmp_path):
+    path = make_run(tmp_path / "run", steps=3, finished=False)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "accu')
+    run = read(path)
+    assert run.state == "unfinished"
+    assert run.metrics[-1]["step"] == 3
+    (note,) = run.notes
+    assert note.startswith("at step 3 of 3, last written 20")
+
+
+def test_a_file_without_a_last_line_feed_is_whole(tmp_path):
+    path = make_run(tmp_path / "run")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (path / name).write_text((path / name).read_text().rstrip("\n"))
+    run = read(path)
+    assert run.state == "finished"
+    assert run.metrics[-1]["step"] == 4
+    assert len(run.samples) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("summary.json", "{", "summary.json is damaged: Expecting property name"),
+        ("summary.json", "[]", "summary.json is damaged: it holds no keys and values"),
+        ("config.yaml", "a: [", "config.yaml is damaged: while parsing"),
+        ("config.yaml", "just text", "config.yaml is damaged: it holds no keys and values"),
+        ("config.yaml", "", "config.yaml is damaged: it holds no keys and values"),
+        ("config.yaml", "\0", "config.yaml is damaged: "),
+        ("config.yaml", None, "config.yaml is missing"),
+        ("samples.jsonl", "{}\nno\n", "samples.jsonl: 2 damaged lines left out (1, 2)"),
+        ("samples.jsonl", "[" * 100_000 + "\n", "samples.jsonl: 1 damaged line left out (1)"),
+        (
+            "allocations.jsonl",
+            '{"step": 1, "accept_rate": [0.5], "count": [1, 2], "accepted": [1]}\n',
+            "allocations.jsonl: 1 damaged line left out (1)",
+        ),
+        (
+            "allocations.jsonl",
+            '{"step": 1, "accept_rate": [0.5], "count": [1%s], "accepted": [1]}\n' % ("0" * 999),
+            "allocations.jsonl: 1 damaged line left out (1)",
+        ),
+        ("summary.json", '{"steps": 9}', "metrics.jsonl ends at step 4 of 9"),
+    ],
+)
+def test_damage_is_told_and_the_rest_is_read(tmp_path, name, content, told):
+    path = make_run(tmp_path / "run")
+    (path / name).unlink()
+    if content is not None:
+        (path / name).write_text(content)
+    run = read(path)
+    assert run.state == "damaged"
+    assert any(note.startswith(told) for note in run.notes), run.notes
+    assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
+    arm_row(group_runs([run])[0])
+
+
+def test_damaged_metrics_are_told_and_steps_that_were_done_again_count_once(tmp_path):
+    path = make_run(tmp_path / "run")
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    again = json.dumps({"step": 2, "accuracy": 0.75})
+    bad = ["nonsense", '{"step": "4"}', '{"step": true}', "7", '{"step": -1}']
+    (path / "metrics.jsonl").write_text("\n".join([*lines[:3], *bad, again, lines[4], ""]))
+    run = read(path)
+    assert [line["step"] for line in run.metrics] == [0, 1, 2, 4]
+    assert run.metrics[2]["accuracy"] == 0.75
+    assert list(run.notes) == ["metrics.jsonl: 5 damaged lines left out (4, 5, 6 ...)"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason", "begun"),
+    [
+        (lambda path: None, "does not exist", False),
+        (lambda path: path.touch(), "is a file; give a run folder", False),
+        (lambda path: path.mkdir(), "holds no run: metrics.jsonl is missing", False),
+        (
+            lambda path: (path.mkdir(), (path / "metrics.jsonl").touch()),
+            "has no step yet: metrics.jsonl is empty",
+            True,
+        ),
+        (
+            lambda path: (path.mkdir(), (path / "metrics.jsonl").write_bytes(b"\xff\n\x00\n")),
+            "metrics.jsonl: 2 damaged lines left out (1, 2)",
+            False,
+        ),
+    ],
+)
+def test_folders_without_anything_to_report(tmp_path, prepare, reason, begun):
+    path = tmp_path / "run"
+    prepare(path)
+    assert read_run(path) == NoRun(path, reason, begun)
+
+
+def test_folders_of_runs_are_searched_and_nothing_is_counted_twice(tmp_path):
+    first, second = (make_run(tmp_path / "all" / "arm" / f"{i}", seed=i) for i in (0, 1))
+    third = make_run(tmp_path / "all" / "third")
+    (first / "model" / "deep").mkdir(parents=True)
+    (third / "metrics.jsonl").unlink()
+    (tmp_path / "all" / "figures").mkdir()
+    (tmp_path / "all" / ".git").mkdir()
+    make_run(tmp_path / "all" / ".git" / "hidden")
+    assert run_folders([tmp_path / "all", second, tmp_path / "none"]) == [
+        first,
+        second,
+        third,
+        tmp_path / "none",
+    ]
+
+
+def test_numbers_that_are_none(tmp_path):
+    for value in (None, "1", True, [1], float("nan"), float("inf"), 10**400):
+        assert np.isnan(number({"n": value}, "n")), value
+    assert np.isnan(number({}, "n"))
+    assert number({"n": 3}, "n") == 3
+
+
+def test_runs_that_differ_in_the_seed_are_an_arm(tmp_path):
+    runs = [
+        read(make_run(tmp_path / "a0")),
+        read(make_run(tmp_path / "u0", allocator="uniform", mode="none")),
+        read(make_run(tmp_path / "a1", seed=1, tracking={"project": "other"})),
+        read(make_run(tmp_path / "c0", mode="cross_fit")),
+        read(make_run(tmp_path / "again")),
+    ]
+    arms = group_runs(runs)
+    assert [(arm.label, [run.path.name for run in arm.runs]) for arm in arms] == [
+        (f"min_variance, mode pilot, {tmp_path / 'a0'}", ["a0", "a1"]),
+        ("uniform, mode none", ["u0"]),
+        ("min_variance, mode cross_fit", ["c0"]),
+        (f"min_variance, mode pilot, {tmp_path / 'again'}", ["again"]),
+    ]
+    assert differing_keys(arms[:2]) == [
+        ("allocate.allocator", ["min_variance", "uniform"]),
+        ("estimate.mode", ["pilot", "none"]),
+    ]
+    assert [arm.label for arm in group_runs(runs[:1])] == ["min_variance"]
+
+
+def test_runs_without_a_configuration_are_arms_of_their_own(tmp_path):
+    paths = [make_run(tmp_path / name) for name in "ab"]
+    for path in paths:
+        (path / "config.yaml").unlink()
+    assert [arm.label for arm in group_runs([read(path) for path in paths])] == [*map(str, paths)]
+
+
+def test_intervals_over_seeds_by_hand():
+    mean, low, high = over_seeds(np.array([[1.0, 0.5], [3.0, 0.5]]))
+    assert mean.tolist() == [2.0, 0.5]
+    # Student's t with one degree of freedom: 12.7062; sd / sqrt(2) = 1
+    np.testing.assert_allclose(low, [2 - 12.7062, 0.5], atol=1e-4)
+    np.testing.assert_allclose(high, [2 + 12.7062, 0.5], atol=1e-4)
+    assert np.isnan(over_seeds(np.array([[1.0]]))[1]).all()
+
+
+def test_the_curve_of_an_arm_ends_where_its_first_seed_does(tmp_path):
+    runs = [
+        read(make_run(tmp_path / "a", steps=6)),
+        read(make_run(tmp_path / "b", steps=6, seed=1)),
+    ]
+    (tmp_path / "b" / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in runs[1].metrics[:5])
+    )
+    (arm,) = group_runs([runs[0], read(tmp_path / "b")])
+    curve = arm_curve(arm, "seconds")
+    # 2 s a step, 0.5 of them evaluation
+    assert curve.x.tolist() == [0, 3.0, 6.0]
+    assert curve.mean[2] == np.mean([run.metrics[4]["accuracy"] for run in runs])
+    assert costs_at(arm, 4)["rollouts"] == 4 * 2 * 8 * 6
+    assert arm_row(arm)["step"] == 4
+
+
+def test_a_run_that_was_never_evaluated(tmp_path):
+    path = make_run(tmp_path / "run", steps=1)
+    write_lines(path / "metrics.jsonl", [{"step": 1, "rollouts": 7, "accuracy": None}])
+    row = arm_row(group_runs([read(path)])[0])
+    assert (row["step"], row["rollouts"], row["accuracy"]) == (1, 7, None)
+
+
+def test_where_the_budget_went_by_hand(tmp_path):
+    path = make_run(tmp_path / "run", steps=2)
+    lines = [
+        {"step": 0, "pilot_rollouts": 0},
+        {"step": 1, "pilot_rollouts": 32, "learned": 5},
+        {"step": 2, "pilot_rollouts": 32, "learned": 0},
+    ]
+    allocations = [
+        # all rejected 4, all accepted 3, mixed 2, nothing; then one of one accepted, one of one not
+        {
+            "step": 1,
+            "accept_rate": [0, 1, 0.5, None],
+            "count": [4, 3, 2, 0],
+            "accepted": [0, 3, 1, 0],
+        },
+        {"step": 2, "accept_rate": [1, 0], "count": [1, 1], "accepted": [1, 0]},
+    ]
+    write_lines(path / "metrics.jsonl", lines)
+    write_lines(path / "allocations.jsonl", allocations)
+    assert PARTS == (
+        "groups with both outcomes",
+        "groups all accepted",
+        "groups all rejected",
+        "pilots, thrown away",
+    )
+    found = spending(read(path))
+    assert found.parts.T.tolist() == [[2, 3, 4, 32], [0, 1, 1, 0]]
+    assert found.learned.tolist() == [5, 0]
+    parts, learned = total_spending([read(path)])
+    assert (parts.tolist(), learned) == ([2, 4, 5, 32], 5)
+    other = make_run(tmp_path / "kept", mode="cross_fit")
+    write_lines(other / "metrics.jsonl", lines[:2])
+    write_lines(other / "allocations.jsonl", allocations[:1])
+    assert spending(read(other)).parts.T.tolist() == [[2, 3, 4, 0]]
+    both = mean_spending([read(path), read(other)])
+    assert both.parts.T.tolist() == [[2, 3, 4, 16], [0, 1, 1, 0]]
+    (other / "allocations.jsonl").unlink()
+    assert total_spending([read(other)])[0].tolist() == [0, 0, 0, 0]
