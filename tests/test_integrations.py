@@ -80,6 +80,14 @@ def test_weights_are_those_of_the_trainer(objective, estimator):
             np.testing.assert_array_equal(a, b)
 
 
+def test_the_deviation_is_the_trainers():
+    budget = PromptBudget(BudgetConfig(deviation="sample", deviation_epsilon=0.5))
+    budget.allocate(["a"])
+    advantages, _ = budget.weights([[1.0, 0.0]])
+    np.testing.assert_allclose(advantages[0], np.array([0.5, -0.5]) / (np.sqrt(0.5) + 0.5))
+    assert budget.metrics()["count_min"] == budget.metrics()["count_max"] == 8
+
+
 def test_a_group_of_one_has_no_advantage():
     budget = PromptBudget(BudgetConfig())
     budget.allocate(["a"])
