@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,18 @@ def test_the_example_learns():
     assert rates == sorted(rates)
     assert rates[-1] > rates[0] + 0.05
     assert json.loads(lines[-1])["count_sum"] == 256
+
+
+@pytest.mark.skipif(find_spec("trl") is not None, reason="TRL is installed")
+def test_without_trl_one_line_names_the_extra_and_the_versions():
+    done = subprocess.run(
+        [sys.executable, "-c", "import dibs.integrations.trl"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: dibs.integrations.trl needs TRL 1.16 or later, below 2, and found none; run: "
+        "pip install 'dibs-rl[trl]'"
+    )

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import launched
+from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from dibs import objectives
 from dibs.losses import kl_to_reference
-from launching import launched
-from training import PROMPTS, SKEWED, build, judge, run
 
 pytestmark = pytest.mark.trl
 STEPS = 6
@@ -155,9 +156,7 @@ def slow_gradient(
     ],
     ids=str,
 )
-def test_the_gradient_is_what_the_estimator_says(
-    byte_model, tmp_path, loss_type, divisors, target
-):
+def test_the_gradient_is_what_the_estimator_says(byte_model, tmp_path, loss_type, divisors, target):
     settings = {
         "model": str(byte_model),
         "folder": str(tmp_path),
@@ -318,6 +317,47 @@ def test_the_reference_is_weighed_like_the_rest(byte_model, tmp_path):
     found, expected = map(np.array, zip(*seen, strict=True))
     assert expected.max() > 0
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-8)
+
+
+def test_groups_of_its_own_from_a_rollout_function(byte_model, tmp_path):
+    settings = {
+        "model": str(byte_model),
+        "folder": str(tmp_path),
+        "dibs": ONLINE,
+        "grpo": {"max_steps": STEPS},
+    }
+    trainer, reward = build(settings)
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        tokens = trainer.processing_class
+        # Few letters for a few prompts, many for others.
+        drawn = [tokens(p + "a" * (len(p) % 3))["input_ids"][:6] for p in prompts]
+        contexts = tokens(prompts)["input_ids"]
+        return {"prompt_ids": contexts, "completion_ids": drawn, "logprobs": None}
+
+    trainer.rollout_func = rollout
+    trainer.train()
+    assert_counts([call["prompts"] for call in reward.calls], reward.counts)
+
+
+def test_a_vllm_server_is_asked_for_groups_only_where_they_are_even(
+    byte_model, tmp_path, monkeypatch
+):
+    asked = []
+    single = GRPOTrainer._generate_single_turn
+
+    def noted(self: Any, prompts: Any, images: Any, fields: Any, size: int) -> Any:
+        asked.append((size, self.model.training))
+        return single(self, prompts, images, fields, size)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", noted)
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    settings = {"model": str(byte_model), "folder": str(tmp_path), "grpo": options}
+    run({**settings, "dibs": SKEWED})
+    assert set(asked) == {(1, True), (8, False)}
+    asked.clear()
+    run({**settings, "dibs": UNIFORM})
+    assert set(asked) == {(8, True), (8, False)}
 
 
 def test_saved_state_is_strict_json(byte_model, tmp_path):

@@ -10,14 +10,13 @@ import sys
 import pytest
 from datasets import Dataset
 from pydantic import ValidationError
+from training import UNIFORM, Reward, rows
 from trl import GRPOConfig
 
-import dibs.integrations.trl
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 from dibs.integrations.trl.groups import dealt, prompt_id, split
 from dibs.processes import Processes
 from dibs.types import InputError
-from training import UNIFORM, Reward, rows
 
 pytestmark = pytest.mark.trl
 
@@ -65,8 +64,8 @@ def test_bounds_are_checked_against_trls_group_size(tmp_path):
 
 
 def test_equal_weights_allow_what_takes_completions_alike(tmp_path):
-    for dibs in (UNIFORM, {"estimator": "flat"}):
-        DIBSConfig(**dibs).for_trainer(arguments(tmp_path, loss_type="bnpo", entropy_coef=0.1))
+    for equal in (UNIFORM, {"estimator": "flat"}):
+        DIBSConfig(**equal).for_trainer(arguments(tmp_path, loss_type="bnpo", entropy_coef=0.1))
 
 
 def test_the_objective_follows_scale_rewards_unless_it_is_given(tmp_path):
@@ -100,7 +99,7 @@ def test_settings_that_are_wrong_by_themselves(dibs):
         DIBSConfig(**dibs)
 
 
-def test_tools_and_images_are_refused(byte_model, tmp_path):
+def test_images_are_refused(byte_model, tmp_path):
     reward = Reward({})
     images = Dataset.from_list([{"prompt": "a", "level": 1, "image": "x.png"}] * 8)
     trainer = DIBSGRPOTrainer(
@@ -147,7 +146,7 @@ def test_another_version_is_refused_in_one_line(monkeypatch, found, shown):
     requirement = importlib.import_module("dibs.integrations.trl.requirement")
     monkeypatch.setattr(requirement, "version", version)
     with pytest.raises(ImportError, match=shown) as caught:
-        importlib.reload(dibs.integrations.trl)
+        importlib.reload(importlib.import_module("dibs.integrations.trl"))
     assert "pip install 'dibs-rl[trl]'" in str(caught.value)
     assert "1.16 or later, below 2" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -158,5 +157,22 @@ def test_the_core_does_not_import_trl():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_rows_are_those_of_a_data_set():
-    assert len(rows()) == 8
+def test_tools_are_refused(byte_model, tmp_path):
+    def add(a: int, b: int) -> int:
+        """Add.
+
+        Args:
+            a: one number.
+            b: another.
+        """
+        return a + b
+
+    with pytest.raises((InputError, ValueError), match="tools"):
+        DIBSGRPOTrainer(
+            model=str(byte_model),
+            reward_funcs=Reward({}),
+            args=arguments(tmp_path),
+            train_dataset=rows(),
+            tools=[add],
+            dibs=DIBSConfig(**UNIFORM),
+        )

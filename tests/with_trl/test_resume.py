@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from dibs.types import InputError
 from launching import SCRIPT, launched
 from training import UNIFORM, build, run
+
+from dibs.types import InputError
 
 pytestmark = pytest.mark.trl
 ONLINE = {"objective": "expected_reward", "baseline": "leave_one_out", "half_life": 5}
@@ -79,7 +79,7 @@ def test_checkpoints_without_our_state_are_refused_in_one_line(byte_model, tmp_p
     run(settings)
     checkpoint = Path(tmp_path / "checkpoint-1")
     ours = {**settings, "dibs": ONLINE, "grpo": {**settings["grpo"], "max_steps": 2}}
-    with pytest.raises(InputError, match="has no dibs_state.json") as caught:
+    with pytest.raises(InputError, match=r"has no dibs_state\.json") as caught:
         build(ours)[0].train(resume_from_checkpoint=str(checkpoint))
     assert "\n" not in str(caught.value)
     (checkpoint / "dibs_state.json").write_text('{"rollouts": 1, "bud')

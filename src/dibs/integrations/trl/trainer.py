@@ -58,6 +58,10 @@ class DIBSGRPOTrainer(GRPOTrainer):
                 "tools and environment_factory write into completions, which DIBSGRPOTrainer does not "
                 "follow; leave them out or use GRPOTrainer"
             )
+        if self.rollout_func is not None and self.dibs.mode == "pilot":
+            raise InputError(
+                "DIBSConfig.mode pilot does not go with rollout_func; set it to online, or to none"
+            )
         self.budget = PromptBudget(self.dibs)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.norm_meter = NormMeter(self, self.dibs) if self.dibs.measures_norms else None
@@ -167,6 +171,11 @@ class DIBSGRPOTrainer(GRPOTrainer):
         advantages[kept], weights[kept] = map(np.concatenate, self.budget.weights(rewards))
         self._weigh(batch, advantages, len(scores) * weights)
         if self.dibs.mode == "online":
+            if self.norm_meter is not None and "tool_mask" in batch:
+                raise InputError(
+                    "rollout_func gives an env_mask, and gradient norms do not leave out masked tokens; "
+                    "set DIBSConfig.grad_norm to none"
+                )
             contexts = [
                 ids[mask.bool()].tolist()
                 for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
