@@ -155,24 +155,3 @@ def test_another_version_is_refused_in_one_line(monkeypatch, found, shown):
 def test_the_core_does_not_import_trl():
     code = "import sys, dibs.integrations.any; assert 'trl' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_tools_are_refused(byte_model, tmp_path):
-    def add(a: int, b: int) -> int:
-        """Add.
-
-        Args:
-            a: one number.
-            b: another.
-        """
-        return a + b
-
-    with pytest.raises((InputError, ValueError), match="tools"):
-        DIBSGRPOTrainer(
-            model=str(byte_model),
-            reward_funcs=Reward({}),
-            args=arguments(tmp_path),
-            train_dataset=rows(),
-            tools=[add],
-            dibs=DIBSConfig(**UNIFORM),
-        )
