@@ -3,9 +3,9 @@
 Both train the same random model with GRPO on the CPU in float32, from the same seed, so they draw the
 same completions and make the same updates; rewards are by chance, from the text. A round trains each
 from the start, in turns: in every other round the plug-in goes first. A step is timed from the end of
-the one before to its own end, generation included; the first is left out. ``overhead`` is the median over
-rounds of the ratio of median step times, less 1; ``cpu_overhead`` the same in time of the process, which
-neighbours on the machine disturb less.
+the one before to its own end, generation included; the first is left out. ``overhead`` is the median
+over rounds of the ratio of median step times, less 1; ``cpu_overhead`` the same in time of the process,
+which neighbours on the machine disturb less.
 
     make bench-trl
     .venv-trl/bin/python benchmarks/trl_overhead.py [--json]

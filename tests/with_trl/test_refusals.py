@@ -10,7 +10,7 @@ import sys
 import pytest
 from datasets import Dataset
 from pydantic import ValidationError
-from training import UNIFORM, Reward, rows
+from training import UNIFORM, Reward
 from trl import GRPOConfig
 
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer

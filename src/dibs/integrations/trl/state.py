@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dibs.checkpoint import write_json
+from dibs.durable import write_json
 from dibs.types import InputError
 
 NAME = "dibs_state.json"
