@@ -179,6 +179,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
             contexts = [
                 ids[mask.bool()].tolist()
                 for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+                if self.norm_meter is not None
             ]
             measured = self._measured(contexts, self._completion_ids, _sampled_logprobs(batch))
             lengths, norms, logprobs = (
