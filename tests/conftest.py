@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +23,7 @@ from dibs.tasks.warm_start import build_model, build_tokenizer
 from dibs.types import Completion, Group, Prompt, Rollout
 
 torch.set_num_threads(1)
+collect_ignore_glob = [] if find_spec("trl") else ["with_trl/*"]
 
 EASY = "arithmetic-easy"
 TASKS[EASY] = (1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,14 @@ def test_weights_are_those_of_the_trainer(objective, estimator):
     for found, wanted in zip(budget.weights(rewards), expected, strict=True):
         for a, b in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_deviation_is_the_trainers():
+    budget = PromptBudget(BudgetConfig(deviation="sample", deviation_epsilon=0.5))
+    budget.allocate(["a"])
+    advantages, _ = budget.weights([[1.0, 0.0]])
+    np.testing.assert_allclose(advantages[0], np.array([0.5, -0.5]) / (np.sqrt(0.5) + 0.5))
+    assert budget.metrics()["count_min"] == budget.metrics()["count_max"] == 8
 
 
 def test_a_group_of_one_has_no_advantage():
@@ -160,3 +169,18 @@ def test_the_example_learns():
     assert rates == sorted(rates)
     assert rates[-1] > rates[0] + 0.05
     assert json.loads(lines[-1])["count_sum"] == 256
+
+
+@pytest.mark.skipif(find_spec("trl") is not None, reason="TRL is installed")
+def test_without_trl_one_line_names_the_extra_and_the_versions():
+    done = subprocess.run(
+        [sys.executable, "-c", "import dibs.integrations.trl"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: dibs.integrations.trl needs TRL 1.16 or later, below 2, and found none; run: "
+        "pip install 'dibs-rl[trl]'"
+    )

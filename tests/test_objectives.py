@@ -38,6 +38,16 @@ def test_advantages_match_hand_worked_numbers(objective, baseline, expected):
     assert_equal_arrays(group_advantages(REWARDS, objective, baseline, 0.5), expected)
 
 
+def test_grpo_as_other_trainers_have_it():
+    found = group_advantages(REWARDS, "grpo", "mean", 0.5, bessel=True, epsilon=0.1)
+    divisor = math.sqrt(0.3) + 0.1  # the squares add up to 1.2, over n - 1 = 4
+    assert_equal_arrays(found, np.array([0.6, -0.4, -0.4, 0.6, -0.4]) / divisor)
+    for degenerate in ([], [1.0], [0.3, 0.3, 0.3]):
+        options = {"bessel": True, "epsilon": 1e-4}
+        none = group_advantages(np.array(degenerate), "grpo", "mean", 0.5, **options)
+        assert none.tolist() == [0.0] * len(degenerate)
+
+
 @pytest.mark.parametrize(
     ("objective", "baseline"), [(o, b) for o, allowed in BASELINES.items() for b in allowed]
 )

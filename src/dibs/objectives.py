@@ -169,7 +169,13 @@ def centre(rewards: np.ndarray, baseline: str) -> np.ndarray:
 
 
 def group_advantages(
-    rewards: np.ndarray, objective: str, baseline: str, accept_rate: float
+    rewards: np.ndarray,
+    objective: str,
+    baseline: str,
+    accept_rate: float,
+    *,
+    bessel: bool = False,
+    epsilon: float = 0.0,
 ) -> np.ndarray:
     """``a_i(r)`` for one group.
 
@@ -178,18 +184,20 @@ def group_advantages(
         objective, baseline: a row of the module's table.
         accept_rate: the ``p_i`` that divides ``log_likelihood``, in [0, 1]; unused elsewhere. At 0
             nothing was accepted where it was measured, and the advantages are 0.
+        bessel: ``grpo`` divides by the standard deviation with n_i - 1, as TRL and verl do.
+        epsilon: they also add this to it.
 
     Returns:
-        float64 [n_i]. ``grpo`` divides by the population standard deviation (no Bessel correction);
-        where it is 0, so are the advantages.
+        float64 [n_i]. By default ``grpo`` divides by the population standard deviation; where it is 0,
+        so are the advantages.
     """
     check_objective(objective, baseline)
     centred = centre(np.asarray(rewards, dtype=np.float64), baseline)
     if objective == "log_likelihood":
         return centred / accept_rate if accept_rate > 0 else np.zeros(len(centred))
     if objective == "grpo":
-        spread = float(np.std(rewards)) if len(centred) else 0.0
-        return centred / spread if spread > 0 else np.zeros(len(centred))
+        spread = float(np.std(rewards, ddof=int(bessel))) if len(centred) > 1 else 0.0
+        return centred / (spread + epsilon) if spread > 0 else np.zeros(len(centred))
     return centred
 
 
@@ -255,8 +263,13 @@ def weigh_signals(
     baseline: str,
     estimator: str,
     accept_rates: np.ndarray,
+    bessel: bool = False,
+    epsilon: float = 0.0,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """:func:`weigh` for completions of which only the objective's r is known, float64 [n_i] a prompt."""
+    """:func:`weigh` for completions of which only the objective's r is known, float64 [n_i] a prompt.
+
+    ``bessel`` and ``epsilon``: of ``grpo``, see :func:`group_advantages`.
+    """
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
     total = sum(map(len, signals))
@@ -267,7 +280,7 @@ def weigh_signals(
     else:
         rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
     advantages = [
-        group_advantages(r, objective, baseline, float(rate))
+        group_advantages(r, objective, baseline, float(rate), bessel=bessel, epsilon=epsilon)
         for r, rate in zip(signals, rates, strict=True)
     ]
     rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]

@@ -58,6 +58,10 @@ class BudgetConfig(Section):
         description="prompt_mean: every prompt weighs the same, whatever its count; self_normalised: "
         "log_likelihood over the accepted ones; flat: every completion weighs the same",
     )
+    deviation: Literal["population", "sample"] = Field(
+        "population", description="what grpo divides by; sample: the one with n - 1"
+    )
+    deviation_epsilon: float = Field(0.0, ge=0, description="added to that deviation")
     lower: int = Field(0, ge=0, description="fewest completions a prompt")
     upper: int | None = Field(None, ge=1, description="most completions a prompt; null: no limit")
     half_life: float = Field(20.0, gt=0, description="steps after which a completion counts half")
@@ -172,6 +176,8 @@ class PromptBudget:
             baseline=self.config.baseline,
             estimator=self.config.estimator,
             accept_rates=self._problem.posterior.accept_rate,
+            bessel=self.config.deviation == "sample",
+            epsilon=self.config.deviation_epsilon,
         )
 
     def update(
@@ -204,7 +210,7 @@ class PromptBudget:
         """
         return {
             "count_sum": int(self._counts.sum()),
-            "count_min": int(self._counts.min(initial=0)),
+            "count_min": int(self._counts.min()) if len(self._counts) else 0,
             "count_max": int(self._counts.max(initial=0)),
             "starved_prompts": int((self._counts == 0).sum()),
             "known_prompts": len(self.history),

@@ -177,10 +177,9 @@ def _imported() -> Any:
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in memory
     try:
+        import vllm
         import vllm.distributed
         import vllm.platforms
-
-        import vllm
     except ImportError as error:
         raise InputError(
             f"sampling.engine vllm: vLLM cannot be imported ({one_line(error)}); pip install "

@@ -1,0 +1,131 @@
+"""What ``DIBSGRPOTrainer`` is told besides TRL's own arguments, and which of both go together."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from dibs.config import GradNormMethod, GradNormParameters
+from dibs.integrations.any import BudgetConfig
+from dibs.types import InputError
+
+
+class DIBSConfig(BudgetConfig):
+    """Objective, allocator and estimate of a run; ``num_generations`` is that of ``GRPOConfig``.
+
+    Left out, ``objective`` is what ``GRPOConfig.scale_rewards`` says: ``grpo`` for "group",
+    ``expected_reward`` for "none". Given, it takes the place of ``scale_rewards``.
+    """
+
+    algorithm: Literal["grpo", "raft", "raft++"] = Field(
+        "grpo",
+        description="raft: fits accepted completions, without a ratio; raft++: with the ratio and its "
+        "clip; both have objective log_likelihood, baseline none and estimator self_normalised unless "
+        "others are given; grpo: TRL's loss as it is",
+    )
+    deviation: Literal["population", "sample"] = Field(
+        "sample", description="what grpo divides by; sample, as TRL does: the one with n - 1"
+    )
+    deviation_epsilon: float = Field(1e-4, ge=0, description="added to that deviation, as TRL does")
+    num_pilots: int = Field(8, ge=1, description="mode pilot: pilot completions a prompt")
+    grad_norm: Literal[GradNormMethod, "none"] = Field(
+        "last_layer",
+        description="gradient norm of a completion, for allocators that look at it: last_layer (forward "
+        "only), exact, exact_slow, or none (1 for every completion)",
+    )
+    grad_norm_parameters: GradNormParameters = Field(
+        "all", description="exact norms are over these trainable parameters"
+    )
+    grad_norm_sketch: int | None = Field(
+        None, ge=1, description="last_layer: project the vocabulary to this many entries"
+    )
+    grad_norm_tokens: int = Field(16384, ge=1, description="of a batch in which norms are measured")
+    prompt_id_column: str | None = Field(
+        None,
+        description="column that names a prompt; default: a hash of all columns of its row",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("algorithm", "grpo") == "grpo":
+            return values
+        filled = {"objective": "log_likelihood", **values}
+        if filled["objective"] != "grpo":
+            filled = {"baseline": "none", **filled}
+        return {"estimator": "self_normalised", **filled}
+
+    @model_validator(mode="after")
+    def _options_have_a_use(self) -> DIBSConfig:
+        if self.grad_norm_parameters != "all" and not self.grad_norm.startswith("exact"):
+            raise ValueError("grad_norm_parameters needs grad_norm: exact or exact_slow")
+        if self.grad_norm_sketch is not None and self.grad_norm != "last_layer":
+            raise ValueError("grad_norm_sketch needs grad_norm: last_layer")
+        return self
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether all completions of a step weigh the same, as in stock TRL."""
+        return self.allocator == "uniform" or self.estimator == "flat"
+
+    @property
+    def measures_norms(self) -> bool:
+        """Whether gradient norms decide anything."""
+        return self.grad_norm != "none" and self.allocator != "uniform"
+
+    def for_trainer(self, args: Any) -> DIBSConfig:
+        """These settings, completed by TRL's ``GRPOConfig``.
+
+        Raises InputError for settings of the two that cannot be right together.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        wanted = given.setdefault("num_generations", args.num_generations)
+        if wanted != args.num_generations:
+            raise InputError(
+                f"DIBSConfig.num_generations is {wanted} and GRPOConfig's is {args.num_generations}; "
+                "leave out the first"
+            )
+        if "objective" not in given and args.scale_rewards == "none":
+            given["objective"] = "expected_reward"
+        try:
+            complete = DIBSConfig(**given)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"DIBSConfig with this GRPOConfig: {reason}") from None
+        for problem, refused in _refusals(complete, args):
+            if refused:
+                raise InputError(problem)
+        return complete
+
+
+def _refusals(dibs: DIBSConfig, args: Any) -> list[tuple[str, bool]]:
+    """What cannot be right, and whether it is asked for."""
+    ragged = f"with allocator {dibs.allocator} and estimator {dibs.estimator}"
+    unequal = not dibs.equal_weights
+    return [
+        (
+            "GRPOConfig.scale_rewards batch divides by what is no prompt's own; set group or none",
+            args.scale_rewards == "batch",
+        ),
+        (
+            "GRPOConfig.multi_objective_aggregation normalize_then_sum leaves a completion no reward of "
+            "its own; set sum_then_normalize",
+            args.multi_objective_aggregation != "sum_then_normalize",
+        ),
+        (
+            f"GRPOConfig.loss_type bnpo divides by the tokens of a micro-batch, so that {ragged} a "
+            "prompt's weight would be chance; set dapo, grpo or dr_grpo",
+            args.loss_type == "bnpo" and unequal,
+        ),
+        (
+            f"GRPOConfig.entropy_coef {args.entropy_coef} and use_adaptive_entropy take completions "
+            f"alike, so that {ragged} the counts would change the objective; set 0 and False",
+            (args.entropy_coef != 0 or args.use_adaptive_entropy) and unequal,
+        ),
+        (
+            f"GRPOConfig.top_entropy_quantile {args.top_entropy_quantile} cuts at a quantile over "
+            f"completions, so that {ragged} the counts would move it; set 1",
+            args.top_entropy_quantile < 1 and unequal,
+        ),
+    ]

@@ -1,0 +1,66 @@
+"""Gradient norms of the completions that a TRL trainer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dibs.gradnorm import gradient_norms
+from dibs.integrations.trl.config import DIBSConfig
+from dibs.memory import with_smaller_batches
+from dibs.policy import Policy
+from dibs.types import InputError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt and what was written after it."""
+
+    context_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+class NormMeter:
+    """Measures ``||grad log pi(y|x)||`` with the trainer's own model, as :class:`DIBSConfig` says.
+
+    Raises InputError where the model's weights lie in parts on several devices.
+    """
+
+    def __init__(self, trainer: Any, config: DIBSConfig) -> None:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise InputError(
+                f"DIBSConfig.grad_norm {config.grad_norm} needs whole weights, which FSDP and DeepSpeed "
+                "do not keep; set it to none"
+            )
+        self.config = config
+        self.tokens = config.grad_norm_tokens
+        # DistributedDataParallel's hooks expect a backward pass after every forward one.
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        self.policy = Policy(model, trainer._tokenizer, trainer.temperature)
+
+    def norms(
+        self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int
+    ) -> np.ndarray:
+        """One number a completion, float64 [n]; ``seed``: of the sketch."""
+        pairs = zip(contexts, completions, strict=True)
+        sequences = [Tokens(tuple(context), tuple(completion)) for context, completion in pairs]
+        method = self.config.grad_norm
+        assert method != "none"
+        longest = max(len(s.context_ids) + len(s.completion_ids) for s in sequences)
+        measured, self.tokens = with_smaller_batches(
+            lambda most: gradient_norms(
+                self.policy,
+                sequences,
+                method,
+                parameters=self.config.grad_norm_parameters,
+                sketch=self.config.grad_norm_sketch,
+                max_tokens=most,
+                seed=seed,
+            ),
+            self.tokens,
+            longest,
+        )
+        return measured.norms

@@ -1,0 +1,316 @@
+"""TRL's ``GRPOTrainer`` with a count of its own for every prompt.
+
+What differs from stock TRL, step by step of a generation batch:
+
+1. every prompt of the batch is named, and in mode ``pilot`` measured by fresh completions;
+2. the rows of the batch, as many as before, are shared out among its prompts as ``PromptBudget`` says;
+3. TRL generates, scores and shuffles them as it always does;
+4. advantages and estimator weights come from ``PromptBudget`` and take the place of TRL's advantages;
+5. in mode ``online`` the completions tell what they know of their prompts.
+
+TRL's losses are means over the N rows of a batch, so an advantage times N times the estimator's weight
+gives what ``dibs.objectives`` promises, up to the divisor that ``loss_type`` chooses. Where that is the
+batch's number of tokens (``dapo``, ``cispo``, ``vespo``), they are counted with the same weights:
+otherwise the step would grow or shrink with the counts. With equal weights, as with allocator
+``uniform``, all of this is stock TRL, number for number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from dibs.integrations.any import PromptBudget
+from dibs.integrations.trl.config import DIBSConfig
+from dibs.integrations.trl.groups import Row, dealt, distinct_rows, prompt_id, repeated, split
+from dibs.integrations.trl.kl import weighted_kl
+from dibs.integrations.trl.norms import NormMeter
+from dibs.integrations.trl.state import read_state, write_state
+from dibs.processes import Processes
+from dibs.types import InputError
+
+
+class DIBSGRPOTrainer(GRPOTrainer):
+    """A drop-in for ``trl.GRPOTrainer``, whose arguments it takes.
+
+    ``dibs``: see :class:`DIBSConfig`. ``counts``: of the prompts of the last generation batch.
+    ``rollouts``: completions drawn for training so far, pilots included.
+
+    Raises InputError for settings of ``GRPOConfig`` and ``DIBSConfig`` that cannot be right together.
+    """
+
+    beta: float
+
+    def __init__(self, *args: Any, dibs: DIBSConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dibs = (dibs or DIBSConfig()).for_trainer(self.args)
+        if self.tools or self.environment_factories is not None:
+            raise InputError(
+                "tools and environment_factory write into completions, which DIBSGRPOTrainer does not "
+                "follow; leave them out or use GRPOTrainer"
+            )
+        if self.rollout_func is not None and self.dibs.mode == "pilot":
+            raise InputError(
+                "DIBSConfig.mode pilot does not go with rollout_func; set it to online, or to none"
+            )
+        self.budget = PromptBudget(self.dibs)
+        self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
+        self.norm_meter = NormMeter(self, self.dibs) if self.dibs.measures_norms else None
+        self.counts: list[int] = []
+        self.rollouts = 0
+        self._rewards = torch.zeros(0)
+        self._completion_ids: Sequence[Sequence[int]] = []
+        self._logprobs = torch.zeros(0)
+
+    # Generation
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        rows = distinct_rows(inputs, self.num_generations, self.processes)
+        if any(key in rows[0] for key in ("image", "images")):
+            raise InputError("rows with images are for GRPOTrainer; DIBSGRPOTrainer takes text")
+        names = [prompt_id(row, self.dibs.prompt_id_column) for row in rows]
+        if self.dibs.mode == "pilot":
+            self._take_pilots(rows, names)
+        total = len(inputs) * self.processes.size
+        self.counts = self.budget.allocate(names, total).tolist()
+        # A process with counts of its own would wait for the others for ever.
+        self.processes.require_same(self.counts, "the counts of a batch")
+        mine = dealt(repeated(rows, self.counts), self.processes)
+        batch = super()._generate_and_score_completions([dict(row) for row in mine])
+        self._weigh_and_learn(names, batch)
+        return batch
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # A vLLM server would take every num_generations-th prompt for a group of so many.
+        even = not self.model.training or set(self.counts) == {num_generations}
+        return super()._generate_single_turn(
+            prompt_ids, images, multimodal_fields, num_generations if even else 1, *args, **kwargs
+        )
+
+    def _calculate_rewards(
+        self,
+        inputs: list[Row],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        self._rewards = super()._calculate_rewards(
+            inputs, prompts, completions, completion_ids_list
+        )
+        self._completion_ids = completion_ids_list
+        return self._rewards
+
+    def _scores(self) -> np.ndarray:
+        """Rewards of all processes' completions, [N]; NaN where no function gave one."""
+        per_function = self._rewards
+        total = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
+        total[torch.isnan(per_function).all(dim=1)] = torch.nan
+        return total.double().cpu().numpy()
+
+    # Pilots
+
+    def _take_pilots(self, rows: Sequence[Row], names: Sequence[str]) -> None:
+        """Fresh completions of every prompt, which decide its count and are not trained on."""
+        counts = [self.dibs.num_pilots] * len(rows)
+        mine = [dict(row) for row in dealt(repeated(rows, counts), self.processes)]
+        prompts = [row["prompt"] for row in mine]
+        self.counts = []
+        with self._apart():
+            prompt_ids, completion_ids, _, completions, *_ = self._generate(prompts)
+            self._calculate_rewards(mine, prompts, completions, completion_ids)
+        total = sum(counts)
+        scores = self._scores()[:total]
+        lengths, norms, _ = self._measured(prompt_ids, completion_ids, None)
+        kept = ~np.isnan(scores)
+        self.budget.take_pilots(
+            names,
+            split(scores, counts, kept),
+            lengths=split(lengths[:total], counts, kept),
+            grad_norms=None if norms is None else split(norms[:total], counts, kept),
+        )
+        self.rollouts += len(mine) * self.processes.size
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Meanwhile, what TRL notes of completions is thrown away."""
+        kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        try:
+            yield
+        finally:
+            self._metrics["train"] = kept
+            self._pending_extra_logs.clear()
+            self._pending_metrics.clear()
+
+    # What completions are worth and what they tell
+
+    def _weigh_and_learn(self, names: Sequence[str], batch: dict[str, Any]) -> None:
+        """Replace TRL's advantages by those of the core, and remember the completions."""
+        scores = self._scores()
+        kept = ~np.isnan(scores)
+        rewards = split(scores, self.counts, kept)
+        advantages, weights = np.zeros((2, len(scores)))
+        advantages[kept], weights[kept] = map(np.concatenate, self.budget.weights(rewards))
+        self._weigh(batch, advantages, len(scores) * weights)
+        if self.dibs.mode == "online":
+            if self.norm_meter is not None and "tool_mask" in batch:
+                raise InputError(
+                    "rollout_func gives an env_mask, and gradient norms do not leave out masked tokens; "
+                    "set DIBSConfig.grad_norm to none"
+                )
+            contexts = [
+                ids[mask.bool()].tolist()
+                for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+                if self.norm_meter is not None
+            ]
+            measured = self._measured(contexts, self._completion_ids, _sampled_logprobs(batch))
+            lengths, norms, logprobs = (
+                None if each is None else split(each, self.counts, kept) for each in measured
+            )
+            self.budget.update(names, rewards, lengths=lengths, logprobs=logprobs, grad_norms=norms)
+        else:
+            self.budget.update(names, rewards)
+        if self.dibs.algorithm == "raft":
+            # Without old log-probabilities the ratio is 1, and only its gradient counts.
+            batch.pop("old_per_token_logps", None)
+        self.rollouts += len(scores)
+        self._note(rewards)
+
+    def _weigh(self, batch: dict[str, Any], advantages: np.ndarray, relative: np.ndarray) -> None:
+        """Advantages times weights relative to their mean, [N] each, into this process's batch."""
+        logged = self._logs["advantages"]
+        for _ in advantages:
+            logged.pop()
+        logged.extend(advantages.tolist())
+        own = batch["advantages"]
+        share = slice(self.processes.rank * len(own), (self.processes.rank + 1) * len(own))
+        weights = torch.as_tensor(relative[share], dtype=torch.float32, device=own.device)
+        batch["advantages"] = torch.as_tensor(
+            (advantages * relative)[share], dtype=own.dtype, device=own.device
+        )
+        if not self.dibs.equal_weights:
+            batch["dibs_weights"] = weights
+            tokens = (weights * _loss_mask(batch).sum(1)).sum()
+            batch["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
+
+    def _measured(
+        self,
+        contexts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        logprobs: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Lengths, gradient norms and log-probabilities of all processes' completions, [N] each."""
+        lengths = np.array([len(ids) for ids in completions], dtype=np.float64)
+        norms = None
+        if self.norm_meter is not None:
+            norms = self.norm_meter.norms(contexts, completions, self.args.seed + self.budget.step)
+        parts = self.processes.gathered((lengths, norms, logprobs))
+        lengths = np.concatenate([part[0] for part in parts])
+        norms, logprobs = (
+            None if parts[0][i] is None else np.concatenate([part[i] for part in parts])
+            for i in (1, 2)
+        )
+        return lengths, norms, logprobs
+
+    def _note(self, rewards: Sequence[Sequence[float]]) -> None:
+        """Metrics of the generation batch."""
+        metrics = self._metrics["train"]
+        drawn = [group for group in rewards if len(group)]
+        flat = float(np.mean([np.ptp(group) == 0 for group in drawn])) if drawn else 0.0
+        metrics["frac_reward_zero_std"][-1] = flat
+        judged = np.concatenate(drawn) if drawn else np.zeros(0)
+        accepted = judged >= self.dibs.accept_threshold
+        noted = {
+            "accept_rate": float(accepted.mean()) if len(judged) else None,
+            "rollouts": self.rollouts,
+            **self.budget.metrics(),
+        }
+        for name, value in noted.items():
+            if isinstance(value, int | float):
+                metrics[f"dibs/{name}"].append(float(value))
+
+    # Loss
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logprobs = found[0]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self.beta == 0 or "dibs_weights" not in inputs:
+            return super()._compute_loss(model, inputs)
+        beta, self.beta = self.beta, 0.0
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        logprobs, self._logprobs = self._logprobs, torch.zeros(0)
+        mask = _loss_mask(inputs)
+        per_update = self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.processes.size * per_update
+        old = inputs.get("old_per_token_logps", logprobs.detach())
+        term, kl = weighted_kl(
+            logprobs,
+            inputs["ref_per_token_logps"],
+            old if self.args.use_bias_correction_kl else None,
+            mask,
+            inputs["dibs_weights"],
+            level=self.importance_sampling_level,
+            loss_type=self.loss_type,
+            max_completion_length=self.max_completion_length,
+            tokens=tokens,
+            accumulation=self.current_gradient_accumulation_steps,
+        )
+        sums = torch.stack([(kl * mask).sum(), mask.sum().float()])
+        summed, counted = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics["train"]["kl"].append(summed / max(counted, 1.0))
+        return loss + beta * term
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # First, so that a checkpoint that is whole for TRL is whole for us.
+        if self.args.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = Path(self._get_output_dir(trial=trial)) / name
+            write_state(folder, {"rollouts": self.rollouts, "budget": self.budget.state()})
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            state = read_state(Path(checkpoint))
+            self.rollouts = int(state["rollouts"])
+            self.budget.load_state(state["budget"])
+
+
+def _loss_mask(batch: dict[str, Any]) -> Tensor:
+    """Of the tokens that TRL's loss counts, [B, T]."""
+    mask: Tensor = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _sampled_logprobs(batch: dict[str, Any]) -> np.ndarray | None:
+    """``ln pi(y|x)`` of each completion, [B], where TRL has computed it."""
+    per_token = batch.get("old_per_token_logps")
+    if per_token is None:
+        return None
+    return (per_token * _loss_mask(batch)).sum(1).double().cpu().numpy()
