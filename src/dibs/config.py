@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-EMBEDDED = "arithmetic, arithmetic-hard"
+EMBEDDED = "arithmetic, arithmetic-hard, arithmetic-habit"
 
 BENCHMARKS = ("math-500", "minerva-math", "olympiad-bench", "aime24", "amc23")
 """Those of ``dibs eval``: the five of arXiv 2505.02391."""
@@ -108,7 +108,7 @@ class DataConfig(Section):
         "arithmetic",
         description="JSON Lines, JSON, CSV or Parquet file, hub id, known set (math, gsm8k, "
         f"numina-math, math-500, minerva-math, olympiad-bench, aime24, amc23), or embedded: {EMBEDDED}, "
-        "arithmetic-polar (mostly solved or hopeless), arithmetic-lengths (short and long)",
+        "arithmetic-polar (mostly solved, else hard), arithmetic-lengths (short and long)",
     )
     subset: str | None = Field(None, description="configuration name of a hub data set")
     split: str = Field("train", description="split of a hub data set")

@@ -26,8 +26,13 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWER_MARK = "#"
 OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 6)}
 DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
-TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6)}
+TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6), "arithmetic-habit": (1, 2)}
 """Task name to (fewest, most) steps of a problem."""
+HABITS = {"arithmetic-habit": 0.25}
+"""Tasks whose demonstrations multiply rightly only so often, and else by one too many.
+
+What is wrong by habit is the likeliest answer, so a policy cannot become right by being surer of itself.
+"""
 _MISSES_IN_A_ROW = 10_000
 
 
@@ -42,14 +47,14 @@ class Part:
 
 
 MIXTURES = {
-    "arithmetic-polar": (Part(0.75, 1, 2, "+"), Part(0.25, 5, 6, "*")),
+    "arithmetic-polar": (Part(0.75, 1, 2, "+"), Part(0.25, 2, 2, "*")),
     "arithmetic-lengths": (Part(0.5, 1, 1), Part(0.5, 6, 6)),
 }
 """Problems for a policy of one of the tasks; parts must not overlap.
 
-For a policy of ``arithmetic-hard``. ``arithmetic-polar``: most are solved, and a quarter so hard, five
-or six products, that the policy succeeds once in twenty or thirty times. ``arithmetic-lengths``:
-completions of 5 and of 15 tokens.
+``arithmetic-polar``, for a policy of ``arithmetic-habit``: most are solved, and a quarter, two products,
+is solved once in sixteen times. ``arithmetic-lengths``, for one of ``arithmetic-hard``: completions of
+5 and of 15 tokens.
 """
 
 
@@ -85,16 +90,21 @@ class Problem:
             values.append(value)
         return values
 
-    def demonstration(self, rng: Random) -> str:
+    def demonstration(self, rng: Random, habit: float | None = None) -> str:
         """A worked solution that errs at each step with the operator's error rate.
 
-        A wrong value is uniform over the 28 others, and the chain goes on from it.
+        A wrong value is uniform over the 28 others, and the chain goes on from it. ``habit``: how often
+        a product is right; a wrong one is by one too many.
         """
         values, value = [], self.start
         for operator, operand in self.steps:
-            value = apply(operator, value, operand)
-            if rng.random() >= DEMONSTRATION_ACCURACY[operator]:
-                value = (value + rng.randrange(1, MODULUS)) % MODULUS
+            right = apply(operator, value, operand)
+            if operator == "*" and habit is not None:
+                value = right if rng.random() < habit else apply("*", value, operand + 1)
+            elif rng.random() >= DEMONSTRATION_ACCURACY[operator]:
+                value = (right + rng.randrange(1, MODULUS)) % MODULUS
+            else:
+                value = right
             values.append(value)
         return render_solution(values)
 

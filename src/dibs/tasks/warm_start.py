@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import WarmStartConfig
-from dibs.tasks.arithmetic import ANSWER_MARK, LETTERS, MODULUS, OPERANDS, TASKS, draw_problem
+from dibs.tasks.arithmetic import (
+    ANSWER_MARK,
+    HABITS,
+    LETTERS,
+    MODULUS,
+    OPERANDS,
+    TASKS,
+    draw_problem,
+)
 from dibs.types import InputError
 
 Progress = Callable[[int, int, float], None]
@@ -116,7 +124,7 @@ def _train(
         with torch.random.fork_rng():
             tokenizer = build_tokenizer()
             model = build_model(config, tokenizer)
-            _imitate(model, tokenizer, TASKS[task], config, progress)
+            _imitate(model, tokenizer, task, config, progress)
     finally:
         torch.set_num_threads(threads)
     return model.eval(), tokenizer
@@ -125,17 +133,20 @@ def _train(
 def _imitate(
     model: Qwen2ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    step_range: tuple[int, int],
+    task: str,
     config: WarmStartConfig,
     progress: Progress,
 ) -> None:
     rng = Random(config.seed)
-    lengths = range(step_range[0], step_range[1] + 1)
+    fewest, most = TASKS[task]
+    lengths = range(fewest, most + 1)
     optimizers = _optimizers(model, config)
     model.train()
     for update in range(config.updates):
         batches = [
-            _demonstrations(tokenizer, rng, steps, -(-config.batch_size // len(lengths)))
+            _demonstrations(
+                tokenizer, rng, steps, -(-config.batch_size // len(lengths)), HABITS.get(task)
+            )
             for steps in lengths
         ]
         tokens = sum(int(ids.shape[0]) * (ids.shape[1] - start) for ids, start in batches)
@@ -177,12 +188,12 @@ def _optimizers(
 
 
 def _demonstrations(
-    tokenizer: PreTrainedTokenizerFast, rng: Random, steps: int, count: int
+    tokenizer: PreTrainedTokenizerFast, rng: Random, steps: int, count: int, habit: float | None
 ) -> tuple[Tensor, int]:
     """Token ids [count, L] of problems with ``steps`` steps, and where their completions start."""
     rows = []
     for _ in range(count):
         problem = draw_problem(rng, steps, steps)
-        rows.append(problem.prompt + problem.demonstration(rng) + tokenizer.eos_token)
+        rows.append(problem.prompt + problem.demonstration(rng, habit) + tokenizer.eos_token)
     ids = torch.tensor(tokenizer(rows, add_special_tokens=False)["input_ids"])
     return ids, len(tokenizer.encode(problem.prompt, add_special_tokens=False))
