@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ class CompareConfig(Section):
     tasks: Overrides = Field({}, description="name to keys: models and data")
     algorithms: Overrides = Field({}, description="name to keys: losses and objectives")
     arms: Overrides = Field({}, description="name to keys: allocators and estimates")
+    exclude: tuple[str, ...] = Field(
+        (), description="cells to leave out, as patterns of task/algorithm/arm: long/grpo/*"
+    )
     reference: str | None = Field(
         None, description="arm that the others are compared with; default: the uniform one"
     )
@@ -110,6 +114,13 @@ class Study:
     cells: Sequence[Cell]
     reference: str
 
+    def lacking_reference(self) -> Iterator[str]:
+        """Tasks and algorithms of which the reference arm is left out."""
+        have = {(cell.task, cell.algorithm) for cell in self.cells if cell.arm == self.reference}
+        for cell in self.cells:
+            if (cell.task, cell.algorithm) not in have:
+                yield f"{cell.task}, {cell.algorithm}"
+
     def groups(self) -> Iterator[tuple[Cell, list[Cell]]]:
         """The reference arm of every task and algorithm, and all its arms."""
         for key in dict.fromkeys((cell.task, cell.algorithm) for cell in self.cells):
@@ -147,7 +158,11 @@ def read_study(paths: Sequence[Path], overrides: Mapping[str, str]) -> Study:
     if not isinstance(section, dict):
         raise InputError(f"{paths[0]}: compare must hold keys and values")
     options = _options(section, own, str(paths[0]))
-    return Study(options, cells := _cells(base, options), _reference(cells, options))
+    cells = _cells(base, options)
+    study = Study(options, cells, _reference(cells, options))
+    for group in study.lacking_reference():
+        raise InputError(f"{group} has no arm {study.reference} to compare with")
+    return study
 
 
 def _with_uniform(config: Config) -> Overrides:
@@ -180,13 +195,18 @@ def _cells(base: Mapping[str, Any], options: CompareConfig) -> list[Cell]:
     for task, task_keys in (options.tasks or {"task": {}}).items():
         for algorithm, algorithm_keys in (options.algorithms or {"algorithm": {}}).items():
             for arm, arm_keys in (options.arms or {"arm": {}}).items():
+                name = f"{task}/{algorithm}/{arm}"
+                if any(fnmatchcase(name, pattern) for pattern in options.exclude):
+                    continue
                 values = deepcopy(dict(base))
                 for keys in (task_keys, algorithm_keys, arm_keys):
                     _overlay(values, keys)
-                folder = options.output_dir / "runs" / task / algorithm / arm
+                folder = options.output_dir / "runs" / name
                 cell = Cell(task, algorithm, arm, values, folder)
                 cell.config(options.seeds[0])  # whatever is wrong is said now
                 cells.append(cell)
+    if not cells:
+        raise InputError("compare.exclude leaves nothing to compare")
     return cells
 
 

@@ -37,7 +37,7 @@ EXPLANATION = (
 def matrix_table(study: Study) -> Table:
     """What would be run: an arm a line, with what a step of it costs."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("task", "algorithm", "arm", "objective", "counts"):
+    for name in ("task", "algorithm", "arm", "counts"):
         table.add_column(name, overflow="fold")
     for name in ("a step", "pilots", "updates", "runs"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -51,8 +51,7 @@ def matrix_table(study: Study) -> Table:
             cell.task,
             cell.algorithm,
             cell.arm,
-            config.algorithm.objective,
-            f"{config.allocate.allocator}, {config.estimate.mode}",
+            f"{config.allocate.allocator} {config.estimate.mode}",
             "tokens" if config.budget is None else f"{config.budget:,}",
             f"{pilots:,}",
             f"{config.train.steps * config.update.updates_per_step:,}",

@@ -47,12 +47,12 @@ class Part:
 
 
 MIXTURES = {
-    "arithmetic-polar": (Part(0.75, 1, 2, "+"), Part(0.25, 2, 2, "*")),
+    "arithmetic-polar": (Part(0.875, 1, 2, "+"), Part(0.125, 2, 2, "*")),
     "arithmetic-lengths": (Part(0.5, 1, 1), Part(0.5, 6, 6)),
 }
 """Problems for a policy of one of the tasks; parts must not overlap.
 
-``arithmetic-polar``, for a policy of ``arithmetic-habit``: most are solved, and a quarter, two products,
+``arithmetic-polar``, for a policy of ``arithmetic-habit``: most are solved, and an eighth, two products,
 is solved once in sixteen times. ``arithmetic-lengths``, for one of ``arithmetic-hard``: completions of
 5 and of 15 tokens.
 """
