@@ -19,24 +19,12 @@ def _nothing(*args, **kwargs) -> int:
     return 0
 
 
+_QUIET = (
+    "device_count empty_cache ipc_collect manual_seed manual_seed_all max_memory_allocated "
+    "max_memory_reserved memory_allocated memory_reserved reset_peak_memory_stats set_device synchronize"
+)
 DEVICE_MODULE = SimpleNamespace(
-    **{
-        name: _nothing
-        for name in (
-            "device_count",
-            "empty_cache",
-            "ipc_collect",
-            "manual_seed",
-            "manual_seed_all",
-            "max_memory_allocated",
-            "max_memory_reserved",
-            "memory_allocated",
-            "memory_reserved",
-            "reset_peak_memory_stats",
-            "set_device",
-            "synchronize",
-        )
-    },
+    **dict.fromkeys(_QUIET.split(), _nothing),
     current_device=lambda: "cpu",
     device=lambda *args: nullcontext(),
     get_device_name=lambda *args: "cpu",

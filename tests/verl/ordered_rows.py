@@ -1,7 +1,7 @@
 """A replay buffer whose batches do not depend on which completion was ready first.
 
-verl orders rows by when they came, and mini-batches are made of neighbours; two runs can only be compared
-where the order is the same.
+verl orders rows by when they came, and mini-batches are made of neighbours; two runs can only be
+compared where the order is the same.
 """
 
 from __future__ import annotations

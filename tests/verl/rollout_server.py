@@ -1,7 +1,7 @@
 """A rollout server for verl that decodes with transformers on the CPU.
 
-Random numbers depend on the prompt, the version of the weights and how many completions of the prompt were
-asked for before, not on what is decoded beside it: two runs at one seed draw the same completions.
+Random numbers depend on the prompt, the version of the weights and how many completions of the prompt
+were asked for before, not on what is decoded beside it: two runs draw the same completions.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class SmallServer:
 
     async def generate(self, prompt_ids, sampling_params, request_id, **others):
         done = asyncio.get_running_loop().create_future()
-        name = tuple(prompt_ids)
-        self.asked[name] += 1
-        draw = random.Random(f"{name} {self.version} {self.rank} {self.asked[name]}")
+        asked = (self.version, *prompt_ids)
+        self.asked[asked] += 1
+        draw = random.Random(f"{asked} {self.rank} {self.asked[asked]}")
         numbers = [draw.random() for _ in range(self.max_tokens)]
         temperature = float(sampling_params.get("temperature", 1.0))
         self.waiting.append((list(prompt_ids), numbers, temperature, done))
@@ -89,7 +89,6 @@ class SmallServer:
         self.model.load_state_dict(weights, strict=False)
         self.model.tie_weights()
         self.version = version or self.version
-        self.asked.clear()
 
     async def set_global_steps(self, version) -> None:
         self.version = version

@@ -52,7 +52,7 @@ def make_policy(folder: Path) -> None:
 
 
 def make_data(folder: Path) -> None:
-    """32 prompts; what is accepted differs between them, from nothing to every digit."""
+    """16 prompts, seen every other step; what is accepted differs, from nothing to every digit."""
     import pandas
 
     rows = [
@@ -64,7 +64,7 @@ def make_data(folder: Path) -> None:
             "extra_info": {"index": 10 * a + b},
         }
         for a in range(4)
-        for b in range(8)
+        for b in range(4)
     ]
     pandas.DataFrame(rows).to_parquet(folder / "train.parquet")
     pandas.DataFrame(rows[:PROMPTS]).to_parquet(folder / "val.parquet")

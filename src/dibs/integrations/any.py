@@ -204,7 +204,7 @@ class PromptBudget:
         """
         return {
             "count_sum": int(self._counts.sum()),
-            "count_min": int(self._counts.min(initial=0)),
+            "count_min": int(self._counts.min()) if len(self._counts) else 0,
             "count_max": int(self._counts.max(initial=0)),
             "starved_prompts": int((self._counts == 0).sum()),
             "known_prompts": len(self.history),

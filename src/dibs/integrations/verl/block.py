@@ -1,8 +1,8 @@
 """The ``dibs.*`` block of a verl run: what it may hold, and what it asks of verl's own configuration.
 
-The target gradient is verl's: ``algorithm.adv_estimator`` says which objective and baseline the advantages
-have, and the allocation follows it. ``adv_estimator dibs`` leaves the advantages to the core, for every pair
-of its table.
+The target gradient is verl's: ``algorithm.adv_estimator`` says which objective and baseline the
+advantages have, and the allocation follows it. ``adv_estimator dibs`` leaves the advantages to the core,
+for every pair of its table.
 """
 
 from __future__ import annotations
@@ -37,19 +37,20 @@ class VerlOptions(Section):
 
     algorithm: Literal["verl", "raft", "raft++"] = Field(
         "verl",
-        description="verl: advantages and loss as verl's own arguments have them; raft: fit the accepted "
-        "completions; raft++: the same with the clipped importance ratio",
+        description="verl: advantages and loss as verl's own arguments have them; raft: fit the "
+        "accepted completions; raft++: the same with the clipped importance ratio",
     )
     num_pilots: int = Field(8, ge=1, description="mode pilot: fresh completions a prompt and step")
     grad_norm: Literal["last_layer", "none"] | None = Field(
         None,
-        description="gradient norm of a completion: last_layer (output layer, in the forward pass that verl "
-        "does anyway) or none (1 for every completion); default: last_layer, or none for uniform counts",
+        description="gradient norm of a completion: last_layer (output layer, in the forward pass that "
+        "verl does anyway) or none (1 for every completion); default: last_layer, or none for uniform "
+        "counts",
     )
     state_path: str | None = Field(
         None,
-        description="JSON file of what is known of each prompt: read at the start of a run that does not "
-        "resume, where it exists; written with every checkpoint and at the end",
+        description="JSON file of what is known of each prompt: read at the start of a run that does "
+        "not resume, where it exists; written with every checkpoint and at the end",
     )
     counts_path: str | None = Field(
         None, description="JSON Lines file that gets every step's counts, requested and received"
@@ -59,8 +60,8 @@ class VerlOptions(Section):
 def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
     """The block of a composed verl configuration (an OmegaConf, or anything with its keys).
 
-    Raises InputError for an unknown key (naming the nearest), a bad value, or one that contradicts verl's
-    own arguments.
+    Raises InputError for an unknown key (naming the nearest), a bad value, or one that contradicts
+    verl's own arguments.
     """
     block = dict(config.get("dibs") or {})
     known = [*VerlOptions.model_fields, *BudgetConfig.model_fields]
@@ -90,8 +91,8 @@ def _completed(
     asked = values.setdefault("num_generations", verl_generations)
     if verl_generations not in (1, asked):  # 1 is verl's default
         raise InputError(
-            f"dibs.num_generations {asked} and actor_rollout_ref.rollout.n {verl_generations} differ; give "
-            "one of them"
+            f"dibs.num_generations {asked} and actor_rollout_ref.rollout.n {verl_generations} differ; "
+            "give one of them"
         )
     if options.algorithm != "verl":
         values.setdefault("objective", "log_likelihood")
@@ -107,8 +108,8 @@ def _completed(
         return values
     if estimator not in _TARGETS:
         raise InputError(
-            f"algorithm.adv_estimator {estimator} has no allocation here; choose {', '.join(_TARGETS)} or "
-            f"{ESTIMATOR}"
+            f"algorithm.adv_estimator {estimator} has no allocation here; choose "
+            f"{', '.join(_TARGETS)} or {ESTIMATOR}"
         )
     target = _TARGETS[estimator]
     if estimator == "grpo" and not algorithm.get("norm_adv_by_std_in_grpo", True):
@@ -136,10 +137,11 @@ def adapt(config: Any, options: VerlOptions, budget: BudgetConfig) -> None:
     Raises InputError for a part of verl that draws or drops completions by rules of its own.
     """
     mode, v1 = config.trainer.v1.trainer_mode, config.trainer.v1
-    if not config.trainer.get("use_v1", True) or mode not in ("sync", TRAINER):
+    current = config.trainer.get("use_v1", True)
+    if not current or mode not in ("sync", TRAINER):
         raise InputError(
-            f"trainer.v1.trainer_mode {mode} (trainer.use_v1 {config.trainer.get('use_v1', True)}): a budget "
-            "is spent a step at a time; set trainer.use_v1=True trainer.v1.trainer_mode=sync"
+            f"trainer.v1.trainer_mode {mode}, trainer.use_v1 {current}: a budget is spent a step at a "
+            "time; set trainer.use_v1=True trainer.v1.trainer_mode=sync"
         )
     groups = config.algorithm.get("filter_groups")
     refill = v1.sampler.get("sync_refill_failed_groups", False)

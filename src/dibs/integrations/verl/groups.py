@@ -1,7 +1,7 @@
 """Rows of a verl batch as groups of prompts. numpy only.
 
-verl names a row ``{uid}_{session}_{index}``: the prompt of this step, the how manieth completion of it, and
-which of the outputs of that completion (an agent may write several; the last one holds the reward).
+verl names a row ``{uid}_{session}_{index}``: the prompt of this step, the number of the completion, and
+that of an output of it (an agent may write several; the last one holds the reward).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ class Groups:
         uids: of the m prompts of the step, in order.
         keys: of the rows; those of prompts that are not among ``uids`` are padding.
 
-    Completions of a prompt are in the order of their session numbers, so that they do not depend on which
-    was ready first.
+    Completions of a prompt are in the order of their session numbers, whichever was ready first.
     """
 
     def __init__(self, uids: Sequence[str], keys: Sequence[str]) -> None:
@@ -40,19 +39,13 @@ class Groups:
         """Completions of each prompt, int64 [m]."""
         return np.array([len(each) for each in self._completions], dtype=np.int64)
 
-    def last(self, values: np.ndarray) -> list[np.ndarray]:
-        """A number of each row [rows] to one of each completion: that of its last output, [n_i] a prompt."""
-        return [
-            np.array([values[outputs[-1]] for outputs in each], dtype=np.float64)
-            for each in self._completions
-        ]
+    def last(self, values: np.ndarray) -> list[list[float]]:
+        """Numbers of rows [rows] as numbers of completions, [n_i] a prompt: of the last output each."""
+        return [[float(values[outputs[-1]]) for outputs in each] for each in self._completions]
 
-    def total(self, values: np.ndarray) -> list[np.ndarray]:
+    def total(self, values: np.ndarray) -> list[list[float]]:
         """The same, added up over the outputs of each completion."""
-        return [
-            np.array([values[outputs].sum() for outputs in each], dtype=np.float64)
-            for each in self._completions
-        ]
+        return [[float(values[outputs].sum()) for outputs in each] for each in self._completions]
 
     def spread(self, values: Sequence[np.ndarray], padding: float = 0.0) -> np.ndarray:
         """A number of each completion, [n_i] a prompt, to all its rows: float64 [rows]."""

@@ -1,8 +1,8 @@
 """Gradient norms at the output layer, out of a forward pass that verl's FSDP engine does anyway.
 
-While completions are scored, a hook at the output layer sees its input and, whatever the sharding, its whole
-matrix. The core's closed form makes of them ``||grad log pi(y|x)||`` over that matrix; no backward pass and
-no further forward pass is needed.
+While completions are scored, a hook at the output layer sees its input and, whatever the sharding, its
+whole matrix. The core's closed form makes of them ``||grad log pi(y|x)||`` over that matrix; no backward
+pass and no further forward pass is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NORMS = "dibs_grad_norms"
 
 def obstacle(engine: Any) -> str | None:
     """Why an engine cannot give norms, or None."""
-    module = getattr(engine, "module", None)
+    module: Any = getattr(engine, "module", None)
     if not hasattr(module, "get_output_embeddings"):
         return f"the engine {type(engine).__name__} shows no output layer"
     if getattr(engine, "use_ulysses_sp", False):
@@ -38,7 +38,7 @@ def obstacle(engine: Any) -> str | None:
 
 @contextmanager
 def norms_measured(engine: Any) -> Iterator[None]:
-    """Within, outputs of the engine's forward passes hold :data:`NORMS`; NaN where logits are not plain."""
+    """Within, the engine's forward passes give :data:`NORMS` too; NaN where logits are not plain."""
     layer = engine.module.get_output_embeddings()
     prepare_inputs, prepare_outputs = engine.prepare_model_inputs, engine.prepare_model_outputs
     seen: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Compose verl's configuration with the ``dibs.*`` block, then run verl's task runner with our trainer."""
+"""Compose verl's configuration with the ``dibs.*`` block and run verl's task runner with our trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RAFT and RAFT++ for verl: losses, and an advantage estimator to go with them, under verl's own registries.
+"""RAFT and RAFT++ for verl: losses and the advantage estimator that goes with them, in its registries.
 
 Imported in the trainer's process and in every worker.
 """
@@ -20,8 +20,8 @@ def rewards_as_advantages(
 ) -> tuple[Tensor, Tensor]:
     """A completion's reward on each of its tokens, [B, T].
 
-    It stands in for the core's advantages, which the trainer puts in its place: they depend on what decided
-    the counts, and verl does not hand that to estimators.
+    It stands in for the core's advantages, which the trainer puts in its place: they depend on what
+    decided the counts, and verl does not hand that to estimators.
     """
     rewards = token_level_rewards.sum(-1, keepdim=True) * response_mask
     return rewards, rewards

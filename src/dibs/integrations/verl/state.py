@@ -39,6 +39,7 @@ def load_budget(path: Path, budget: PromptBudget) -> bool:
         budget.load_state(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is no online state of dibs ({type(error).__name__}: {error}); remove it to start anew"
+            f"{path} is no online state of dibs ({type(error).__name__}: {error}); remove it to start "
+            "anew"
         ) from None
     return True

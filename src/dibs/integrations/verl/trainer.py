@@ -1,8 +1,9 @@
 """verl's synchronous trainer with a budget: counts before the rollout, weights after it.
 
-Departures from the stock trainer, all of them in this file: every prompt has its own count, and their sum is
-that of the uniform run, so that mini-batches and optimizer updates are too; advantages are multiplied by what
-makes verl's mean the estimator's; a group of one has advantage 0 under a group baseline.
+Departures from the stock trainer, all of them in this file: every prompt has its own count, and their
+sum is that of the uniform run, so that mini-batches and optimizer updates are too; advantages are
+multiplied by what makes verl's mean the estimator's; a group of one has advantage 0 under a group
+baseline.
 """
 
 from __future__ import annotations
@@ -43,11 +44,22 @@ def prompt_names(batch: TensorDict) -> list[str]:
     judged_by = tensordict_utils.get(batch, "reward_model", [{}] * len(batch))
     return [
         prompt_id(
-            json.dumps(asked, sort_keys=True, default=lambda part: type(part).__name__),
+            json.dumps(asked, sort_keys=True, default=_plain),
             str(dict(gold).get("ground_truth")),
         )
         for asked, gold in zip(messages, judged_by, strict=True)
     ]
+
+
+def _plain(part: Any) -> Any:
+    """A part of a message that is no JSON: an array by its contents, an image by its type."""
+    return part.tolist() if hasattr(part, "tolist") else type(part).__name__
+
+
+def _row_sums(values: torch.Tensor) -> np.ndarray:
+    """Sums of [rows, T], float64 [rows]; verl scores in bfloat16 by default."""
+    sums: np.ndarray = values.double().sum(1).numpy()
+    return sums
 
 
 @register_trainer(TRAINER)
@@ -55,8 +67,7 @@ class BudgetTrainer(PPOTrainerSync):
     """PPO with per-prompt counts.
 
     Args:
-        config: verl's configuration, with the ``dibs`` block, as :func:`dibs.integrations.verl.block.adapt`
-            leaves it.
+        config: verl's configuration with the ``dibs`` block, as ``block.adapt`` leaves it.
     """
 
     def __init__(self, config: Any) -> None:
@@ -151,7 +162,7 @@ class BudgetTrainer(PPOTrainerSync):
         fields = ["advantages", "response_mask", "rm_scores", *self._scored_fields()]
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
         told = self._told(groups, data)
-        learnt_from = data["token_level_rewards" if in_reward else "rm_scores"].sum(-1).numpy()
+        learnt_from = _row_sums(data["token_level_rewards" if in_reward else "rm_scores"])
         factors, advantages = self._weigh(groups, data, groups.last(learnt_from))
         if self.config.algorithm.adv_estimator == ESTIMATOR:
             data["advantages"] = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"]
@@ -169,21 +180,21 @@ class BudgetTrainer(PPOTrainerSync):
         return batch
 
     def _weigh(
-        self, groups: Groups, data: dict[str, Any], rewards: Sequence[np.ndarray]
+        self, groups: Groups, data: dict[str, Any], rewards: Sequence[Sequence[float]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """What multiplies each row's advantage, and the core's advantage of it; float64 [rows]."""
         advantages, weights = self.budget.weights(rewards)
-        if self.budget.config.baseline != "none":
-            # verl leaves the bare reward to a completion that has no other to be compared with.
-            weights = [each * (len(each) > 1) for each in weights]
-        tokens = groups.total(data["response_mask"].sum(1).numpy())
+        tokens = groups.total(_row_sums(data["response_mask"]))
         factors = loss_factors(
             np.concatenate(weights),
             np.concatenate(tokens),
             self.config.actor_rollout_ref.actor.loss_agg_mode,
         )
-        ends = np.cumsum(groups.sizes)[:-1]
-        return groups.spread(np.split(factors, ends)), groups.spread(advantages)
+        parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
+        if self.budget.config.baseline != "none":
+            # verl leaves the bare reward to a completion that has no other to be compared with.
+            parts = [each * (len(each) > 1) for each in parts]
+        return groups.spread(parts), groups.spread(advantages)
 
     def _scored_fields(self) -> list[str]:
         return [NORMS, "old_log_probs"] if self.measures_norms else []
@@ -199,21 +210,24 @@ class BudgetTrainer(PPOTrainerSync):
     def _told(self, groups: Groups, data: dict[str, Any]) -> dict[str, Any]:
         """What completions tell of their prompts, as :meth:`PromptBudget.update` takes it."""
         told = {
-            "rewards": groups.last(data["rm_scores"].sum(-1).numpy()),
-            "lengths": groups.total(data["response_mask"].sum(1).numpy()),
+            "rewards": groups.last(_row_sums(data["rm_scores"])),
+            "lengths": groups.total(_row_sums(data["response_mask"])),
         }
         if not self.measures_norms:
             return told
-        mask = data["response_mask"]
-        norms = groups.last(data[NORMS].reshape(groups.rows).numpy())
-        if not all(np.isfinite(each).all() for each in norms):
-            self._take_norms_as_constant("the model's logits are not its output layer's, or not finite")
+        norms = groups.last(_row_sums(data[NORMS].reshape(groups.rows, 1)))
+        if not np.isfinite(np.concatenate(norms)).all():
+            self._take_norms_as_constant(
+                "the model's logits are not its output layer's, or not finite"
+            )
             return told
-        told["logprobs"] = groups.total((data["old_log_probs"] * mask).sum(1).numpy())
+        told["logprobs"] = groups.total(
+            _row_sums(data["old_log_probs"].double() * data["response_mask"])
+        )
         return {**told, "grad_norms": norms}
 
     def _record(
-        self, groups: Groups, rewards: Sequence[np.ndarray], metrics: dict[str, Any]
+        self, groups: Groups, rewards: Sequence[Sequence[float]], metrics: dict[str, Any]
     ) -> None:
         """The step's metrics under ``dibs/``, and its counts where they are kept."""
         known = {k: v for k, v in self.budget.metrics().items() if isinstance(v, int | float)}
@@ -248,9 +262,7 @@ class BudgetTrainer(PPOTrainerSync):
     def _save_checkpoint(self) -> None:
         # Before verl names this checkpoint its newest: a kill in between must not lose the state.
         save_budget(
-            Path(self.config.trainer.default_local_dir)
-            / f"global_step_{self.global_steps}"
-            / FILE,
+            Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / FILE,
             self.budget,
         )
         super()._save_checkpoint()

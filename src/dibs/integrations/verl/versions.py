@@ -14,13 +14,15 @@ REMEDY = "pip install 'dibs-rl[verl]' (supported: verl 0.9.x)"
 def require_verl() -> str:
     """The version of verl that is installed.
 
-    Raises InputError, in one line that names the extra, where there is none, another one, or one whose own
-    requirements are missing.
+    Raises InputError, in one line that names the extra, where there is none, another one, or one whose
+    own requirements are missing.
     """
     try:
         found = version("verl")
     except PackageNotFoundError:
-        raise InputError(f"dibs.integrations.verl needs verl, which is not installed: {REMEDY}") from None
+        raise InputError(
+            f"dibs.integrations.verl needs verl, which is not installed: {REMEDY}"
+        ) from None
     if not OLDEST <= _release(found) < BEFORE:
         raise InputError(f"dibs.integrations.verl does not work with verl {found}: {REMEDY}")
     try:
