@@ -159,25 +159,26 @@ class BudgetTrainer(PPOTrainerSync):
         batch = super()._compute_advantage(batch, metrics)
         groups = Groups(self.uids, batch.keys)
         in_reward = self.config.algorithm.use_kl_in_reward
-        fields = ["advantages", "response_mask", "rm_scores", *self._scored_fields()]
+        fields = ["response_mask", "rm_scores", *self._scored_fields()]
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
         told = self._told(groups, data)
         learnt_from = _row_sums(data["token_level_rewards" if in_reward else "rm_scores"])
         factors, advantages = self._weigh(groups, data, groups.last(learnt_from))
-        if self.config.algorithm.adv_estimator == ESTIMATOR:
-            data["advantages"] = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"]
-        weighted = data["advantages"] * torch.from_numpy(factors).unsqueeze(1)
-        batch = transfer_queue.kv_batch_put(
-            keys=batch.keys,
-            partition_id=batch.partition_id,
-            fields=TensorDict(
-                {"advantages": response_to_nested(weighted.float(), data["lengths"])},
-                batch_size=len(batch),
-            ),
-        )
         self.budget.update(self.names, **told)
         self._record(groups, told["rewards"], metrics)
-        return batch
+        scale = torch.from_numpy(factors).float().unsqueeze(1)
+        if self.config.algorithm.adv_estimator == ESTIMATOR:
+            weighted = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"] * scale
+        elif (scale == 1).all():
+            return batch  # uniform counts: verl's advantages as they are
+        else:
+            weighted = self._read(batch, ["response_mask", "advantages"])["advantages"] * scale
+        written = {"advantages": response_to_nested(weighted.float(), data["lengths"])}
+        return transfer_queue.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict(written, batch_size=len(batch)),
+        )
 
     def _weigh(
         self, groups: Groups, data: dict[str, Any], rewards: Sequence[Sequence[float]]
@@ -194,7 +195,7 @@ class BudgetTrainer(PPOTrainerSync):
         if self.budget.config.baseline != "none":
             # verl leaves the bare reward to a completion that has no other to be compared with.
             parts = [each * (len(each) > 1) for each in parts]
-        return groups.spread(parts), groups.spread(advantages)
+        return groups.spread(parts, padding=1.0), groups.spread(advantages)
 
     def _scored_fields(self) -> list[str]:
         return [NORMS, "old_log_probs"] if self.measures_norms else []
