@@ -1,4 +1,4 @@
-"""Makes every other step of our verl trainer a step of the stock trainer; for verl_overhead.py.
+"""Makes half the steps of our verl trainer steps of the stock trainer; for verl_overhead.py.
 
 verl imports it in the trainer's process, by ``actor_rollout_ref.model.external_lib``.
 """
@@ -13,11 +13,16 @@ from verl.trainer.ppo.v1 import PPOTrainerSync
 from dibs.integrations.verl.trainer import BudgetTrainer
 
 
+def is_ours(step: int) -> bool:
+    """The Thue-Morse order: balanced, and without the period that epochs have."""
+    return step.bit_count() % 2 == 1
+
+
 def _alternate(name: str) -> None:
     ours, stock = getattr(BudgetTrainer, name), getattr(PPOTrainerSync, name)
 
     def either(self: BudgetTrainer, *args: Any, **kwargs: Any) -> Any:
-        chosen = ours if self.global_steps % 2 else stock
+        chosen = ours if is_ours(self.global_steps) else stock
         return chosen(self, *args, **kwargs)
 
     setattr(BudgetTrainer, name, either)

@@ -1,6 +1,6 @@
 """What the plug-in costs a training step of verl, at uniform counts, where it changes nothing.
 
-One run of verl on the CPU, of which every other step is the stock trainer's (``verl_alternate``): the
+One run of verl on the CPU, of which half the steps are the stock trainer's (``verl_alternate``): the
 same process, policy and prompts, and the same moments of a busy machine. Medians of the steps' times by
 verl's own clock; the first two steps are left out. The policy is tiny, so a step is mostly what verl
 does around it, 2 s of that waiting for the rollout between two looks; ``overhead_of_work`` leaves the
@@ -20,6 +20,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ PACKAGES = ("verl", "torch", "ray", "transformers", "numpy")
 TARGET = 0.05
 
 
-def timed_steps(steps: int, allocator: str) -> list[dict[str, float]]:
+def timed_steps(steps: int, allocator: str) -> list[dict[str, Any]]:
     """verl's timings of each step of a run."""
     with tempfile.TemporaryDirectory() as name:
         folder = scene.make_scene(Path(name))
@@ -48,7 +49,11 @@ def timed_steps(steps: int, allocator: str) -> list[dict[str, float]]:
             sys.exit((folder / "log.txt").read_text(encoding="utf-8")[-3000:])
         lines = scene.read_lines(folder / "metrics.jsonl")
     return [
-        {key.removeprefix("timing_s/"): value for key, value in line["data"].items()}
+        {
+            "ours": "dibs/count_sum" in line["data"],
+            "step": line["data"]["timing_s/step"],
+            "gen": line["data"]["timing_s/gen"],
+        }
         for line in lines
     ]
 
@@ -56,8 +61,10 @@ def timed_steps(steps: int, allocator: str) -> list[dict[str, float]]:
 def measure(steps: int, allocator: str) -> dict[str, object]:
     """Medians of both kinds of steps and the share that the plug-in adds."""
     timed = timed_steps(steps, allocator)
-    ours = np.array([each["step"] for each in timed[2::2]])
-    stock = np.array([each["step"] for each in timed[3::2]])
+    ours, stock = (
+        np.array([each["step"] for each in timed[2:] if each["ours"] == kind])
+        for kind in (True, False)
+    )
     waiting = float(np.median([each["gen"] for each in timed[2:]]))
     draws = np.random.default_rng(0)
     ratios = [

@@ -1,7 +1,7 @@
 """What multiplies verl's advantages, so that verl's mean over completions becomes the weighted sum.
 
-verl's losses (but ``clip_cov``, ``kl_cov`` and ``dro``) are homogeneous in the advantage, so a weight may
-multiply it. They are divided afterwards, by ``actor.loss_agg_mode``:
+verl's losses (but ``clip_cov``, ``kl_cov`` and ``dro``) are homogeneous in the advantage, so a weight
+may multiply it. They are divided afterwards, by ``actor.loss_agg_mode``:
 
 =======================  ========================  ==============================================
 mode                     divided by                hence the factor
