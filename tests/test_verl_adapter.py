@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from dibs.gradnorm import gradient_norms
 from dibs.integrations.any import BudgetConfig, PromptBudget
 from dibs.integrations.verl.groups import Groups
-from dibs.integrations.verl.last_layer import completion_norms, obstacle
+from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
 from dibs.integrations.verl.normalise import loss_factors
 from dibs.integrations.verl.state import load_budget, save_budget
-from dibs.types import InputError
+from dibs.types import InputError, TrainingExample
 
 
 def test_rows_become_groups_whatever_their_order():
@@ -92,6 +93,64 @@ def test_norms_are_those_of_autograd(packed, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     np.testing.assert_allclose(found.numpy(), expected, rtol=tolerance, atol=1e-7)
     assert found[1] == 0
+
+
+class SmallEngine:
+    """verl's FSDP engine as far as the hook is concerned: it pads, runs the model, takes its logits."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def prepare_model_inputs(self, micro_batch):
+        ids = micro_batch["input_ids"]
+        return {
+            "input_ids": ids.to_padded_tensor(0),
+            "attention_mask": torch.ones_like(ids).to_padded_tensor(0),
+        }, {}
+
+    def prepare_model_outputs(self, output, output_args, micro_batch, logits_processor_func=None):
+        return {"logits": output.logits}
+
+    def forward_step(self, micro_batch):
+        inputs, args = self.prepare_model_inputs(micro_batch=micro_batch)
+        return self.prepare_model_outputs(
+            output=self.module(**inputs), output_args=args, micro_batch=micro_batch
+        )
+
+
+def test_the_hook_measures_what_the_core_does(policy):
+    batch = {**scored_batch(temperature=1.0)}
+    batch["response_mask"] = torch.ones_like(batch["responses"])
+    engine = SmallEngine(policy.model)
+    before = dict(vars(engine))
+    with torch.no_grad(), norms_measured(engine):
+        found = engine.forward_step(batch)[NORMS]
+    assert found.shape == (3, 1)
+    sequences = []
+    for ids, written in zip(batch["input_ids"].unbind(), batch["responses"].unbind(), strict=True):
+        cut = len(ids) - len(written)
+        sequences.append(TrainingExample(tuple(ids[:cut].tolist()), tuple(written.tolist()), 0, 0))
+    expected = gradient_norms(policy, sequences, "last_layer").norms
+    np.testing.assert_allclose(found[:, 0].numpy(), expected, rtol=1e-4)
+    assert vars(engine) == before
+    assert NORMS not in engine.forward_step(batch)
+    layer = policy.model.get_output_embeddings()
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+
+
+def test_logits_that_are_not_plain_have_no_norms(policy):
+    forward = policy.model.forward
+
+    def capped(**inputs):
+        output = forward(**inputs)
+        output.logits = output.logits.tanh()
+        return output
+
+    policy.model.forward = capped
+    engine = SmallEngine(policy.model)
+    with torch.no_grad(), norms_measured(engine):
+        assert engine.forward_step(scored_batch())[NORMS].isnan().all()
 
 
 def test_engines_that_give_no_norms():

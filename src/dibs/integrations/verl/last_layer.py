@@ -58,7 +58,9 @@ def norms_measured(engine: Any) -> Iterator[None]:
         plain = "norms" in seen and torch.equal(
             output.logits.to(seen["logits"].dtype), seen["logits"]
         )
-        norms = seen["norms"] if plain else torch.full((len(micro_batch),), torch.nan)
+        norms = (
+            seen["norms"] if plain else torch.full((micro_batch["input_ids"].size(0),), torch.nan)
+        )
         made = prepare_outputs(
             output=output, output_args=output_args, micro_batch=micro_batch, **others
         )
