@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,10 @@ import pytest
 import yaml
 
 from dibs.cli import main
-from dibs.study.curves import COSTS, Curve, crossing, mean_curve, speed_ups
+from dibs.study.curves import COSTS, Curve, compare_curves, crossing, mean_curve
 from dibs.study.matrix import read_study
 from dibs.study.results import rows
 from dibs.study.runs import Outcome
-from dibs.types import InputError
 
 STUDY = {
     "policy": {
@@ -75,6 +78,10 @@ def test_crossings_by_hand(target, expected):
     assert found == (None if expected is None else pytest.approx(expected))
 
 
+def speed_ups(reference: list[Curve], arm: list[Curve]):
+    return compare_curves(reference, arm).speed_up
+
+
 def test_speed_ups_by_hand():
     uniform = [curve([0, 100, 200], [0.0, 0.2, 0.4]), curve([0, 100, 200], [0.0, 0.3, 0.6])]
     twice = [curve([0, 50, 100], each.value.tolist()) for each in uniform]
@@ -93,8 +100,29 @@ def test_an_arm_that_never_gets_there_has_no_speed_up():
     assert found.high == pytest.approx(2.0)
     never = speed_ups(uniform, [curve([0, 100], [0.0, 0.2])] * 2)["rollouts"]
     assert (never.value, never.low, never.high) == (None, 0.0, 0.0)
-    nothing = speed_ups([curve([0, 100], [0.5, 0.4])] * 2, mixed)["rollouts"]
-    assert (nothing.value, nothing.low, nothing.high) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("reference", "arm"),
+    [
+        ([[0.5, 0.4]] * 2, [[0.0, 1.0]] * 2),  # the reference was never below its final value
+        ([[0.0, 0.4]] * 2, [[0.5, 1.0]] * 2),  # the arm begins above it
+    ],
+)
+def test_what_cannot_be_measured_has_no_speed_up(reference, arm):
+    found = compare_curves(*([curve([0, 100], v) for v in each] for each in (reference, arm)))
+    for each in found.speed_up.values():
+        assert (each.value, each.low, each.high) == (None, None, None)
+
+
+def test_no_interval_where_many_resamples_say_nothing_or_there_is_one_seed():
+    learns = [curve([0, 100], [0.0, value]) for value in (0.9, -0.2, -0.2, -0.2, -0.2)]
+    arm = [curve([0, 50], [0.0, 1.0])] * 5
+    found = speed_ups(learns, arm)["tokens"]
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+    one = speed_ups([curve([0, 100], [0.0, 0.5])], [curve([0, 50], [0.0, 0.5])])["tokens"]
+    assert (one.value, one.low, one.high) == (2, None, None)
 
 
 def test_means_are_taken_evaluation_by_evaluation():
@@ -122,6 +150,9 @@ def test_cells_hold_what_their_names_say(tmp_path):
     assert (config.algorithm.objective, config.algorithm.baseline) == ("grpo", "mean")
     assert (config.seed, config.update.learning_rate) == (5, 0.01)
     assert config.output_dir == tmp_path / "out/runs/task/grpo/online/lr-0.01/seed-5"
+    tuned = study.cells[3].tuning(7, 0.0010000001)
+    assert tuned.output_dir == tmp_path / "out/tuning/task/grpo/online/lr-0.0010000001/seed-7"
+    assert [study.value_of(study.cells[i]) for i in (1, 3)] == ["log_accept_rate", "accuracy"]
 
 
 def test_configurations_of_arms(tmp_path):
@@ -147,6 +178,18 @@ def test_configurations_of_arms(tmp_path):
         ({"reference": "best"}, "'best' is no arm; there are uniform, online"),
         ({"seed": [1]}, "unknown key seed; nearest is seeds"),
         ({"learning_rates": [0.0]}, "learning_rates must be above 0"),
+        ({"learning_rates": [float("nan")]}, "learning_rate: Input should be greater than 0"),
+        (
+            {"arms": {**STUDY["compare"]["arms"], "more": {"update.updates_per_step": 3}}},
+            "updates_per_step differs (uniform 2, online 2, more 6), so the arms cannot be compared",
+        ),
+        (
+            {"arms": {**STUDY["compare"]["arms"], "more": {"evaluate.num_generations": 3}}},
+            "raft++: evaluate differs",
+        ),
+        ({"exclude": ["*/uniform"]}, "0 of the arms online are uniform"),
+        ({"exclude": ["*"]}, "leaves nothing to compare"),
+        ({"exclude": ["task/grpo/uniform"]}, "task, grpo has no arm uniform to compare with"),
         (None, "compare must hold keys and values"),
     ],
 )
@@ -175,19 +218,38 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_arms_of_different_updates_are_refused(tmp_path):
+def test_a_diverged_seed_is_not_left_out(tmp_path):
     study = read_study([write(tmp_path, STUDY)], {})
-    outcomes = [
-        Outcome(cell, 1e-3, {s: curve([0, 1], [0, 1], optimizer_updates=updates) for s in (0, 1)})
-        for cell, updates in zip(study.cells, (4, 32, 4, 4), strict=True)
-    ]
-    with pytest.raises(
-        InputError, match=r"optimizer updates differ \(uniform \[4\], online \[32\]"
-    ):
-        rows(study, outcomes)
+    totals = dict.fromkeys(
+        ("optimizer_updates", "rollouts", "pilot_rollouts", "completion_tokens"), 1.0
+    )
+    curves = {seed: curve([0, 1], [0.0, 1.0], **totals) for seed in (0, 1)}
+    outcomes = [Outcome(cell, "accuracy", 1e-3, dict(curves)) for cell in study.cells]
+    del outcomes[1].curves[1]
+    outcomes[1].failures["seed 1"] = "NaN"
+    table = rows(study, outcomes)
+    assert (table[1]["seeds"], table[1]["target"], table[1]["speedup_rollouts"]) == (
+        [0],
+        None,
+        None,
+    )
+    assert table[3]["speedup_rollouts"] == 1
 
 
-def test_a_comparison_from_end_to_end(tmp_path, capsys, monkeypatch):
+def test_the_command_line_has_the_last_word(tmp_path):
+    arms = {"compare.arms.online.update.weight_decay": "0.1", "update.weight_decay": "0.2"}
+    study = read_study([write(tmp_path, STUDY)], arms)
+    assert [cell.arm for cell in study.cells] == ["uniform", "online"] * 2
+    assert {cell.config(0).update.weight_decay for cell in study.cells} == {0.2}
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "studies").glob("*.yaml")))
+def test_shipped_studies_are_read(path, capsys):
+    assert main(["compare", str(path), "--dry-run"]) == 0
+    assert "uniform" in capsys.readouterr().out
+
+
+def test_a_comparison_from_end_to_end(tmp_path, capsys):
     path, out = write(tmp_path, STUDY), tmp_path / "out"
     words = ["compare", str(path), f"--compare.output_dir={out}", "--json"]
     assert main([*words, "--dry-run"]) == 0
@@ -209,12 +271,16 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys, monkeypatch):
         assert row["rollouts"] == 64
         assert row["learning_rate"] in (1e-3, 3e-3)
         assert set(row["tuned"]) == {"0.001", "0.003"}
-        assert row["levels"]["0"]["rollouts"] == 0
+        assert row["levels"]["0.0"]["rollouts"] == 0
         assert row["variance"]["end"]["update_rollouts"] == 32
     assert told[0]["value"] == "log_accept_rate"
     assert told[2]["value"] == "accuracy"
     assert "| uniform |" in (out / "results.md").read_text()
-    assert {p.name for p in out.glob("*.png")} == {"task-raft++.png", "task-grpo.png"}
+    assert {p.name for p in out.rglob("task/*.png")} == {"raft++.png", "grpo.png"}
+
+    # Runs of another configuration are not taken for these.
+    assert main([*words, "--train.steps=3"]) == 2
+    assert "holds a run of another configuration (train.steps: 2 -> 3)" in capsys.readouterr().err
 
     # A run that is gone is made again, the others are not, and the table is the same.
     run = next((out / "runs/task/grpo/online").glob("lr-*/seed-1"))
@@ -230,3 +296,40 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys, monkeypatch):
         ]
 
     assert untimed(again) == untimed(told)
+
+
+def test_what_every_run_is_refused_for_is_one_line(tmp_path, capsys):
+    path, out = write(tmp_path, STUDY), tmp_path / "out"
+    words = [f"--compare.output_dir={out}", "--data.train=nothere.jsonl", "--compare.jobs=1"]
+    assert main(["compare", str(path), *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("dibs compare: no run could be made")
+    assert "nothere.jsonl" in said
+    assert not (out / "results.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_comparisons_go_on(tmp_path, number):
+    """Ctrl-C saves the runs at hand; after a kill no process is left, and the same command goes on."""
+    one = {**STUDY["compare"], "algorithms": {}, "meter": [], "learning_rates": [], "seeds": [0, 1]}
+    path = write(tmp_path, {**STUDY, "compare": one, "train": {"steps": 60, "prompts_per_step": 8}})
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "dibs", "compare", str(path), f"--compare.output_dir={out}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    runs = [out / f"runs/task/algorithm/{arm}" for arm in ("uniform", "online")]
+    deadline = time.monotonic() + 240
+    while sum(len(p.read_text().splitlines()) for p in out.rglob("metrics.jsonl")) < 8:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert list(out.rglob("checkpoints/step-*"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    while done.returncode == 2 and "in use" in done.stderr and time.monotonic() < deadline:
+        time.sleep(1)  # the orphans are still finishing their step
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(len(list(run.rglob("summary.json"))) == 2 for run in runs)

@@ -137,24 +137,10 @@ class RunFolder:
         another than the run's and ``allow_changes`` is not set.
         """
         path = config.output_dir
-        try:
-            written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            written = None
-        if (
-            not isinstance(written, dict)
-            or not Config.model_fields.keys() >= written.keys() >= _MARK
-        ):
-            raise InputError(f"output_dir {path} holds no run to resume")
+        written = _written_config(path)
         folder = cls(path)
         folder.lock()
-        before = _flat(written)
-        now = _flat(config.model_dump(mode="json"))
-        changed = [
-            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and not _free_to_change(key)
-        ]
+        changed = changed_keys(config, written)
         if changed and not config.allow_changes:
             folder.unlock()
             raise InputError(
@@ -340,6 +326,32 @@ class RunFolder:
             sync(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _written_config(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder. InputError where it holds none."""
+    try:
+        written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        written = None
+    if not isinstance(written, dict) or not Config.model_fields.keys() >= written.keys() >= _MARK:
+        raise InputError(f"output_dir {path} holds no run to resume")
+    return written
+
+
+def changed_keys(config: Config, written: Mapping[str, Any] | None = None) -> list[str]:
+    """How the run in ``output_dir`` was configured differently, a text a key.
+
+    What a resumed run may change is left out. ``written``: the run's configuration, where it was read
+    already. InputError where the folder holds none.
+    """
+    before = _flat(_written_config(config.output_dir) if written is None else written)
+    now = _flat(config.model_dump(mode="json"))
+    return [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not _free_to_change(key)
+    ]
 
 
 def _fault(folder: Path) -> str | None:

@@ -215,7 +215,7 @@ class _Session:
     def _go_on(self, found: Checkpoint) -> dict[str, Any]:
         _load(found, self.trainer)
         self.earlier_seconds = float(found.state["wall_seconds"])
-        self.saving_seconds = float(found.state["saving_seconds"])
+        self.saving_seconds = float(found.state.get("saving_seconds", 0.0))
         self.folder.cut_back(found.step)
         self.folder.set_aside_newer(found)
         self.folder.write_config(self.config)

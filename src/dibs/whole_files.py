@@ -35,6 +35,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file in one rename, so that readers see the old one or the new one."""
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
+    sync(unfinished)
     unfinished.replace(path)
 
 

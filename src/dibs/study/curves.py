@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dibs.report.arms import AXES
 from dibs.variance import Interval
 from dibs.whole_files import read_lines
 
@@ -16,8 +17,8 @@ COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. The full accounting counts rollouts, tokens and seconds of pilots too; that of
 arXiv 2505.02391 counts steps, or training rollouts without pilots."""
 RESAMPLES = 2000
-VALUES = {"log_likelihood": "log_accept_rate"}
-"""Held-out value of an objective in metrics.jsonl; of the others it is ``accuracy``."""
+MOST_UNDEFINED = 0.05
+"""Share of resamples without a speed-up beyond which no interval is given."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Curve:
     """The evaluations of one run, float64 [e] each, step 0 first.
 
     ``costs``: what was spent until then, by name; seconds without evaluation and measurement.
-    ``value``: of the run's objective on held-out prompts. ``totals``: of the summary.
+    ``value``: what the run is judged by on held-out prompts. ``totals``: of the summary. ``gains``: of
+    variance, wherever training measured them; NaN where a prompt was left out.
     """
 
     costs: Mapping[str, np.ndarray]
@@ -41,38 +43,30 @@ class Curve:
         return float(self.value[1:].mean())
 
 
-def read_curve(run: Path, objective: str) -> Curve:
-    """The curve of a finished run."""
+def read_curve(run: Path, value: str, *, pilots_thrown_away: bool) -> Curve:
+    """The curve of a finished run.
+
+    Args:
+        value: key of metrics.jsonl.
+        pilots_thrown_away: as in mode ``pilot``; those of ``cross_fit`` are trained on.
+    """
     lines = read_lines(run / "metrics.jsonl")
-    spent = np.cumsum([_seconds(line) for line in lines])
     marked = [i for i, line in enumerate(lines) if line.get("accuracy") is not None]
 
     def series(key: str) -> np.ndarray:
         return np.array([lines[i][key] for i in marked], dtype=np.float64)
 
-    rollouts = series("rollouts")
+    costs = {name: axis(lines)[marked] for name, axis in AXES.items()}
+    costs["training_rollouts"] = costs["rollouts"] - pilots_thrown_away * series("pilot_rollouts")
+    gains = [line["measured_gain"] for line in lines if "measured_gain" in line]
     return Curve(
-        costs={
-            "rollouts": rollouts,
-            "tokens": series("completion_tokens"),
-            "seconds": spent[marked],
-            "steps": series("step"),
-            "training_rollouts": rollouts - series("pilot_rollouts"),
-        },
-        value=series(VALUES.get(objective, "accuracy")),
+        costs=costs,
+        value=series(value),
         accuracy=series("accuracy"),
         pass_at_k=series("pass_at_k"),
         totals=json.loads((run / "summary.json").read_text(encoding="utf-8")),
-        gains=np.array(
-            [line["measured_gain"] for line in lines if line.get("measured_gain") is not None]
-        ),
+        gains=np.array(gains, dtype=np.float64),
     )
-
-
-def _seconds(line: Mapping[str, float]) -> float:
-    """Of a step, without what only watches it."""
-    watching = line.get("evaluate_seconds", 0.0) + line.get("measure_seconds", 0.0)
-    return line.get("step_seconds", 0.0) - watching
 
 
 def crossing(cost: np.ndarray, value: np.ndarray, target: float) -> float | None:
@@ -115,47 +109,61 @@ def mean_curve(curves: Sequence[Curve], weights: np.ndarray | None = None) -> Me
     )
 
 
-def speed_ups(reference: Sequence[Curve], arm: Sequence[Curve]) -> dict[str, Interval]:
+@dataclass(frozen=True)
+class Comparison:
+    """Costs until the target, and what the reference's are over the arm's; by cost.
+
+    ``target``: the reference's final value. A cost is None where the target is never reached.
+    """
+
+    target: float
+    to_target: Mapping[str, float | None]
+    speed_up: Mapping[str, Interval]
+
+
+def compare_curves(reference: Sequence[Curve], arm: Sequence[Curve]) -> Comparison:
     """How much less an arm spends than the reference until it reaches the reference's final value.
 
-    Curves are averaged over seeds first; the value is the reference's cost at its own final value (the
-    first time its curve gets there) over the arm's. Intervals are 95% percentiles over resampled seeds,
-    the same for both arms. An arm that does not get there has no value, and a resample in which it does
-    not counts as a speed-up of 0.
+    Curves are averaged over seeds first; the speed-up is the reference's cost at its own final value
+    (the first time its curve gets there) over the arm's. Intervals are 95% percentiles over resampled
+    seeds, the same for both arms. An arm that does not get there has no speed-up, and a resample in
+    which it does not counts as 0. Where the reference begins at its final value, or the arm does, there
+    is nothing to measure; no interval is given where more than MOST_UNDEFINED of the resamples are like
+    that, or for a single seed.
 
     Args:
         reference, arm: of the same seeds in the same order, at least one.
-
-    Returns:
-        An interval a cost; all None where the reference itself learns nothing.
     """
+    target, to_target, found = _once(reference, arm, None)
     draws = np.random.default_rng(0).multinomial(
         len(arm), np.full(len(arm), 1 / len(arm)), size=RESAMPLES
     )
-
-    def once(weights: np.ndarray | None) -> dict[str, float | None]:
-        ours, theirs = mean_curve(arm, weights), mean_curve(reference, weights)
-        target = float(theirs.value[-1])
-        result: dict[str, float | None] = {}
-        for name in COSTS:
-            price = crossing(theirs.costs[name], theirs.value, target)
-            own = crossing(ours.costs[name], ours.value, target)
-            if not price:  # the reference is no better than it began
-                result[name] = np.nan
-            else:
-                result[name] = None if own is None else price / max(own, 1e-12)
-        return result
-
-    found = once(None)
-    drawn = [once(weights.astype(np.float64)) for weights in draws]
-    intervals = {}
+    drawn = [_once(reference, arm, weights.astype(np.float64))[2] for weights in draws]
+    speed_up = {}
     for name in COSTS:
-        values = np.array([0.0 if d[name] is None else d[name] for d in drawn], dtype=np.float64)
+        values = np.array([each[name] for each in drawn])
         known = values[~np.isnan(values)]
-        value = found[name]
-        if value is not None and np.isnan(value):
-            intervals[name] = Interval(None, None, None)
-            continue
-        low, high = np.quantile(known, (0.025, 0.975), method="nearest")
-        intervals[name] = Interval(value, float(low), float(high))
-    return intervals
+        low = high = None
+        if len(arm) > 1 and len(known) >= (1 - MOST_UNDEFINED) * RESAMPLES:
+            low, high = map(float, np.quantile(known, (0.025, 0.975), method="nearest"))
+        value = found[name] if found[name] > 0 else None
+        speed_up[name] = Interval(value, low, high)
+    return Comparison(target, to_target, speed_up)
+
+
+def _once(
+    reference: Sequence[Curve], arm: Sequence[Curve], weights: np.ndarray | None
+) -> tuple[float, dict[str, float | None], dict[str, float]]:
+    """Target, costs of the arm, and speed-ups: 0 where it does not get there, NaN if undefined."""
+    ours, theirs = mean_curve(arm, weights), mean_curve(reference, weights)
+    target = float(theirs.value[-1])
+    costs: dict[str, float | None] = {}
+    ratios: dict[str, float] = {}
+    for name in COSTS:
+        price = crossing(theirs.costs[name], theirs.value, target)
+        own = costs[name] = crossing(ours.costs[name], ours.value, target)
+        if not price or own == 0:
+            ratios[name] = np.nan
+        else:
+            ratios[name] = 0.0 if own is None else price / own
+    return target, costs, ratios

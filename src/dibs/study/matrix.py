@@ -82,7 +82,10 @@ class CompareConfig(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm of one algorithm on one task: everything but learning rate and seed."""
+    """One arm of one algorithm on one task: everything but learning rate and seed.
+
+    ``folder``: of the whole comparison.
+    """
 
     task: str
     algorithm: str
@@ -96,14 +99,24 @@ class Cell:
         return f"{self.task}, {self.algorithm}, {self.arm}"
 
     def config(self, seed: int, learning_rate: float | None = None) -> Config:
-        """The configuration of one run."""
+        """The configuration of a run that is compared."""
+        return self._config("runs", seed, learning_rate)
+
+    def tuning(self, seed: int, learning_rate: float) -> Config:
+        """That of a run which helps to choose the learning rate and does nothing else."""
+        return self._config("tuning", seed, learning_rate)
+
+    def _config(self, part: str, seed: int, learning_rate: float | None) -> Config:
         values = deepcopy(dict(self.values))
         values["seed"] = seed
         if learning_rate is not None:
             assign(values, "update.learning_rate", learning_rate)
         config = validated(values, Config, self.label)
-        run = self.folder / f"lr-{config.update.learning_rate:g}" / f"seed-{seed}"
-        return config.model_copy(update={"output_dir": run, "resume": "auto"})
+        place = self.folder / part / self.task / self.algorithm / self.arm
+        run = place / f"lr-{config.update.learning_rate!r}" / f"seed-{seed}"
+        # Without checkpoints a run that was stopped starts again.
+        again = {"resume": "auto"} if config.checkpoint.interval > 0 else {"overwrite": True}
+        return config.model_copy(update={"output_dir": run, **again})
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,15 @@ class Study:
         for cell in self.cells:
             if (cell.task, cell.algorithm) not in have:
                 yield f"{cell.task}, {cell.algorithm}"
+
+    def value_of(self, cell: Cell) -> str:
+        """Key of metrics.jsonl that an arm is judged by: the reference's objective decides for all."""
+        group = (cell.task, cell.algorithm)
+        judge = next(
+            c for c in self.cells if c.arm == self.reference and group == (c.task, c.algorithm)
+        )
+        objective = judge.config(self.options.seeds[0]).algorithm.objective
+        return "log_accept_rate" if objective == "log_likelihood" else "accuracy"
 
     def groups(self) -> Iterator[tuple[Cell, list[Cell]]]:
         """The reference arm of every task and algorithm, and all its arms."""
@@ -158,10 +180,12 @@ def read_study(paths: Sequence[Path], overrides: Mapping[str, str]) -> Study:
     if not isinstance(section, dict):
         raise InputError(f"{paths[0]}: compare must hold keys and values")
     options = _options(section, own, str(paths[0]))
-    cells = _cells(base, options)
+    cells = _cells(base, options, read_values(None, others))
     study = Study(options, cells, _reference(cells, options))
     for group in study.lacking_reference():
         raise InputError(f"{group} has no arm {study.reference} to compare with")
+    for _, arms in study.groups():
+        _require_even(arms, options)
     return study
 
 
@@ -185,12 +209,13 @@ def _options(
     values = deepcopy(dict(section))
     for key, text in overrides.items():
         name = key.removeprefix("compare.")
-        read = read_values(None, {name: text}, CompareConfig)
-        values |= read
+        _overlay(values, read_values(None, {name: text}, CompareConfig))
     return validated(values, CompareConfig, f"{source}: compare")
 
 
-def _cells(base: Mapping[str, Any], options: CompareConfig) -> list[Cell]:
+def _cells(
+    base: Mapping[str, Any], options: CompareConfig, command_line: Mapping[str, Any]
+) -> list[Cell]:
     cells = []
     for task, task_keys in (options.tasks or {"task": {}}).items():
         for algorithm, algorithm_keys in (options.algorithms or {"algorithm": {}}).items():
@@ -199,11 +224,11 @@ def _cells(base: Mapping[str, Any], options: CompareConfig) -> list[Cell]:
                 if any(fnmatchcase(name, pattern) for pattern in options.exclude):
                     continue
                 values = deepcopy(dict(base))
-                for keys in (task_keys, algorithm_keys, arm_keys):
+                for keys in (task_keys, algorithm_keys, arm_keys, command_line):
                     _overlay(values, keys)
-                folder = options.output_dir / "runs" / name
-                cell = Cell(task, algorithm, arm, values, folder)
-                cell.config(options.seeds[0])  # whatever is wrong is said now
+                cell = Cell(task, algorithm, arm, values, options.output_dir)
+                for rate in options.learning_rates or (None,):
+                    cell.config(options.seeds[0], rate)  # whatever is wrong is said now
                 cells.append(cell)
     if not cells:
         raise InputError("compare.exclude leaves nothing to compare")
@@ -212,11 +237,33 @@ def _cells(base: Mapping[str, Any], options: CompareConfig) -> list[Cell]:
 
 def _overlay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") -> None:
     """Set keys that may be dotted, nested, or both."""
-    for key, value in (keys or {}).items():
+    for key, value in keys.items():
         if isinstance(value, Mapping):
             _overlay(values, value, f"{prefix}{key}.")
         else:
             assign(values, f"{prefix}{key}", value)
+
+
+def _require_even(arms: Sequence[Cell], options: CompareConfig) -> None:
+    """InputError for arms whose updates or evaluations differ."""
+    seed = options.seeds[0]
+    configs = {cell.arm: cell.config(seed) for cell in arms}
+    counted: dict[str, dict[str, Any]] = {
+        "train.steps x update.updates_per_step": {
+            arm: c.train.steps * c.update.updates_per_step for arm, c in configs.items()
+        },
+        "evaluate": {arm: c.evaluate.model_dump() for arm, c in configs.items()},
+        "the number of training steps": {arm: c.train.steps for arm, c in configs.items()},
+    }
+    for what, each in counted.items():
+        uneven = not options.equal_updates and "updates" in what
+        if not uneven and any(value != next(iter(each.values())) for value in each.values()):
+            told = ", ".join(f"{arm} {value}" for arm, value in each.items())
+            raise InputError(
+                f"{arms[0].task}, {arms[0].algorithm}: {what} differs ({told}), so the arms cannot be "
+                "compared; make it equal"
+                + (", or set compare.equal_updates to false" if "updates" in what else "")
+            )
 
 
 def _reference(cells: Sequence[Cell], options: CompareConfig) -> str:

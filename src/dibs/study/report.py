@@ -30,7 +30,7 @@ _COLUMNS = (
 EXPLANATION = (
     "Target: the reference arm's final value (mean over seeds). fewer: the reference's cost until then "
     "over the arm's, with a 95% interval over resampled seeds; rollouts and tokens count pilots, steps "
-    "do not (the accounting of arXiv 2505.02391)."
+    "do not (the accounting of arXiv 2505.02391). *: the rate is at an end of its grid."
 )
 
 
@@ -75,7 +75,7 @@ def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
             # In a narrow terminal an interval goes below its value.
             table.add_column(name, justify=side, no_wrap=name in ("arm", "lr"))  # type: ignore[arg-type]
         for row in group:
-            table.add_row(*_cells(row))
+            table.add_row(*_texts(row))
         yield table
 
 
@@ -95,7 +95,7 @@ def markdown(rows: Sequence[Row], figures: Mapping[str, str], notes: Iterable[st
         lines += ["", f"## {title}", "", f"Optimizer updates: {updates}.", ""]
         lines.append("| " + " | ".join(name for name, _ in _COLUMNS) + " |")
         lines.append("|" + "|".join("---" if s == "left" else "---:" for _, s in _COLUMNS) + "|")
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in group]
+        lines += ["| " + " | ".join(_texts(row)) + " |" for row in group]
         if title in figures:
             lines += ["", f"![Value against rollouts and tokens, {title}]({figures[title]})"]
         lines += _variance_lines(group)
@@ -121,7 +121,6 @@ def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
 
 def study_figures(study: Study, outcomes: Sequence[Outcome], folder: Path) -> dict[str, str]:
     """Draw the curves of every task and algorithm; title to file name."""
-    folder.mkdir(parents=True, exist_ok=True)
     names = {}
     by_cell = {id(outcome.cell): outcome for outcome in outcomes}
     for reference, cells in study.groups():
@@ -129,11 +128,13 @@ def study_figures(study: Study, outcomes: Sequence[Outcome], folder: Path) -> di
         curves = {cell.arm: list(by_cell[id(cell)].curves.values()) for cell in cells}
         curves = {arm: each for arm, each in curves.items() if each}
         if curves:
-            names[title] = f"{reference.task}-{reference.algorithm}.png"
-            objective = reference.config(0).algorithm.objective
-            label = "held-out mean ln p" if objective == "log_likelihood" else "held-out accuracy"
+            names[title] = f"figures/{reference.task}/{reference.algorithm}.png"
+            ln_p = study.value_of(reference) == "log_accept_rate"
+            label = "held-out mean ln p" if ln_p else "held-out accuracy"
+            path = folder / names[title]
+            path.parent.mkdir(parents=True, exist_ok=True)
             with rc_context(STYLE):
-                curves_figure(curves, title, label).savefig(folder / names[title], dpi=120)
+                curves_figure(curves, title, label).savefig(path, dpi=120)
     return names
 
 
@@ -160,17 +161,18 @@ def _grouped(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield f"{task}, {algorithm}", group
 
 
-def _cells(row: Row) -> list[str]:
+def _texts(row: Row) -> list[str]:
     if row["value_after"] is None:
         return [row["arm"], "-", *["failed"] * 5]
     spread = np.std(row["value_after_seeds"], ddof=1) if len(row["value_after_seeds"]) > 1 else 0.0
     error = spread / np.sqrt(len(row["value_after_seeds"]))
     rollouts = row["rollouts_to_target"]
+    reached = "not reached" if row["target"] is not None else "-"
     return [
         row["arm"],
-        f"{row['learning_rate']:g}",
+        f"{row['learning_rate']:g}" + "*" * row["learning_rate_at_edge"],
         f"{row['value_after']:.3f} ± {error:.3f}",
-        "not reached" if rollouts is None else f"{rollouts:,.0f}",
+        reached if rollouts is None else f"{rollouts:,.0f}",
         *(_speed_up(row, cost) for cost in ("rollouts", "tokens", "steps")),
     ]
 
@@ -179,10 +181,10 @@ def _speed_up(row: Row, cost: str) -> str:
     if row["arm"] == row["reference"]:
         return "1"
     value, low, high = (row[f"speedup_{cost}{end}"] for end in ("", "_low", "_high"))
-    if low is None:
+    if row["target"] is None or (value is None and low is None):
         return "-"
     shown = "not reached" if value is None else f"{value:.2f}"
-    return f"{shown} ({low:.2f}-{high:.2f})"
+    return shown if low is None else f"{shown} ({low:.2f}-{high:.2f})"
 
 
 def _interval(values: Mapping[str, float | None]) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from dibs.config import Config
-from dibs.study.curves import COSTS, VALUES, Curve, crossing, mean_curve, speed_ups
+from dibs.study.curves import COSTS, Comparison, Curve, compare_curves, crossing, mean_curve
 from dibs.study.matrix import Study
 from dibs.study.runs import Outcome
-from dibs.types import InputError
 
 Row = dict[str, Any]
 
@@ -20,55 +19,53 @@ Row = dict[str, Any]
 def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
     """The result of a comparison, a row an arm in order, as JSON takes it.
 
-    Speed-ups are over the seeds that both the arm and its reference finished. Raises InputError where
-    the arms of an algorithm differ in optimizer updates, unless ``compare.equal_updates`` is false.
+    An arm is compared with its reference only if both finished all seeds: one that diverges in some of
+    them is not judged by the others.
     """
     table = []
     by_cell = {id(outcome.cell): outcome for outcome in outcomes}
     for reference, cells in study.groups():
-        group = [by_cell[id(cell)] for cell in cells]
-        if study.options.equal_updates:
-            _require_equal_updates(group)
-        table += [_row(study, by_cell[id(reference)], outcome) for outcome in group]
+        table += [_row(study, by_cell[id(reference)], by_cell[id(cell)]) for cell in cells]
     return table
 
 
-def _require_equal_updates(group: Sequence[Outcome]) -> None:
-    updates = {
-        outcome.cell.arm: {int(c.totals["optimizer_updates"]) for c in outcome.curves.values()}
-        for outcome in group
-        if outcome.curves
-    }
-    if len(set().union(*updates.values())) > 1:
-        told = ", ".join(f"{arm} {sorted(each)}" for arm, each in updates.items())
-        raise InputError(
-            f"{group[0].cell.task}, {group[0].cell.algorithm}: optimizer updates differ ({told}), so "
-            "the arms cannot be compared; make train.steps x update.updates_per_step equal, or set "
-            "compare.equal_updates to false"
-        )
-
-
 def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
-    config = outcome.cell.config(study.options.seeds[0], outcome.learning_rate)
-    both = [seed for seed in outcome.curves if seed in reference.curves]
-    ours = [outcome.curves[seed] for seed in both]
-    theirs = [reference.curves[seed] for seed in both]
-    target = float(mean_curve(theirs).value[-1]) if both else None
+    options = study.options
+    config = outcome.cell.config(options.seeds[0], outcome.learning_rate)
+    compared = None
+    if all(seed in each.curves for each in (reference, outcome) for seed in options.seeds):
+        theirs, ours = (
+            [each.curves[seed] for seed in options.seeds] for each in (reference, outcome)
+        )
+        compared = compare_curves(theirs, ours)
     return {
         **_identity(outcome, config),
         "learning_rate": outcome.learning_rate,
+        "learning_rate_at_edge": len(options.learning_rates) > 1
+        and outcome.learning_rate in (min(options.learning_rates), max(options.learning_rates)),
         "seeds": sorted(outcome.curves),
         "failures": outcome.failures,
-        "value": VALUES.get(config.algorithm.objective, "accuracy"),
+        "value": outcome.value,
         "reference": study.reference,
-        "target": target,
-        **_costs_of(ours, target),
-        **_speed_ups(theirs, ours),
+        **_comparison(compared),
         **_ends(list(outcome.curves.values())),
-        "levels": _levels(ours, study.options.levels),
-        "tuned": {f"{rate:g}": value for rate, value in outcome.tuned.items()},
+        "levels": _levels(list(outcome.curves.values()), options.levels),
+        "tuned": {str(rate): value for rate, value in outcome.tuned.items()},
         **_gains(outcome),
     }
+
+
+def _comparison(compared: Comparison | None) -> Row:
+    """Target, costs until it and speed-ups; all None where the arms could not be compared."""
+    row: Row = {"target": compared.target if compared else None}
+    for name in COSTS:
+        row[f"{name}_to_target"] = compared.to_target[name] if compared else None
+    for name in COSTS:
+        interval = asdict(compared.speed_up[name]) if compared else {}
+        row[f"speedup_{name}"] = interval.get("value")
+        row[f"speedup_{name}_low"] = interval.get("low")
+        row[f"speedup_{name}_high"] = interval.get("high")
+    return row
 
 
 def _identity(outcome: Outcome, config: Config) -> Row:
@@ -83,26 +80,6 @@ def _identity(outcome: Outcome, config: Config) -> Row:
         "allocator": config.allocate.allocator,
         "mode": config.estimate.mode,
     }
-
-
-def _costs_of(curves: Sequence[Curve], target: float | None) -> Row:
-    """What the mean curve had spent when it first reached the target; None where it did not."""
-    keys = [f"{name}_to_target" for name in COSTS]
-    if not curves or target is None:
-        return dict.fromkeys(keys)
-    mean = mean_curve(curves)
-    return {f"{name}_to_target": crossing(mean.costs[name], mean.value, target) for name in COSTS}
-
-
-def _speed_ups(theirs: Sequence[Curve], ours: Sequence[Curve]) -> Row:
-    found = speed_ups(theirs, ours) if ours else {}
-    row: Row = {}
-    for name in COSTS:
-        interval = asdict(found[name]) if name in found else {}
-        row[f"speedup_{name}"] = interval.get("value")
-        row[f"speedup_{name}_low"] = interval.get("low")
-        row[f"speedup_{name}_high"] = interval.get("high")
-    return row
 
 
 def _ends(curves: Sequence[Curve]) -> Row:
@@ -130,16 +107,20 @@ def _levels(curves: Sequence[Curve], levels: Sequence[float]) -> dict[str, Row]:
         return {}
     mean = mean_curve(curves)
     return {
-        f"{level:g}": {name: crossing(mean.costs[name], mean.accuracy, level) for name in COSTS}
+        str(level): {name: crossing(mean.costs[name], mean.accuracy, level) for name in COSTS}
         for level in levels
     }
 
 
 def _gains(outcome: Outcome) -> Row:
-    """What the counts did to the variance: by training's own measurements and by the meter's."""
+    """What the counts did to the variance: by training's own measurements and by the meter's.
+
+    No mean where a measured step left a prompt out, which makes its variance infinite.
+    """
     gains = np.concatenate([np.zeros(0), *(c.gains for c in outcome.curves.values())])
+    whole = len(gains) > 0 and not np.isnan(gains).any()
     return {
-        "measured_gain": float(gains.mean()) if len(gains) else None,
+        "measured_gain": float(gains.mean()) if whole else None,
         "variance": {where: _of_meter(told) for where, told in outcome.meters.items()},
     }
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from dibs.checkpoint import changed_keys
 from dibs.config import Config
 from dibs.report.views import PlainView
 from dibs.study.curves import Curve, read_curve
 from dibs.study.matrix import Cell, Study
+from dibs.study.workers import results, workers
+from dibs.tasks.arithmetic import TASKS
 from dibs.types import InputError
 from dibs.whole_files import write_json
 
@@ -31,21 +31,29 @@ Progress = Callable[[str, int, int, str], None]
 class Outcome:
     """The runs of a cell: at the learning rate that was chosen, one a seed, and why others failed.
 
-    ``tuned``: mean value over evaluations and tuning seeds, by learning rate; None where a run failed.
-    ``meters``: what ``dibs variance`` says at the start and at the end of the first seed's run.
+    ``value``: key of metrics.jsonl that they are judged by. ``tuned``: mean value over evaluations and
+    tuning seeds, by learning rate; None where a run failed. ``meters``: what ``dibs variance`` says at
+    the start and at the end of the first seed's run.
     """
 
     cell: Cell
+    value: str = "accuracy"
     learning_rate: float | None = None
     curves: dict[int, Curve] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     tuned: dict[float, float | None] = field(default_factory=dict)
     meters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def read(self, config: Config) -> Curve:
+        """The curve of a run that is done."""
+        return read_curve(
+            config.output_dir, self.value, pilots_thrown_away=config.estimate.mode == "pilot"
+        )
+
 
 @dataclass(frozen=True)
 class _Job:
-    """A run to make, or a policy of one to measure; and who hears of it."""
+    """A run to make (``train``), or its policy to measure at the ``start`` or the ``end``."""
 
     config: Config
     kind: str = "train"
@@ -56,73 +64,114 @@ class _Job:
         name = "summary.json" if self.kind == "train" else f"variance-{self.kind}.json"
         return self.config.output_dir / name
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there, whole, and not of an earlier run in the folder."""
+        try:
+            json.loads(self.result.read_text(encoding="utf-8"))
+            run = self.config.output_dir / "summary.json"
+            return self.result.stat().st_mtime_ns >= run.stat().st_mtime_ns
+        except (OSError, ValueError):
+            return False
+
 
 def make_runs(study: Study, progress: Progress) -> list[Outcome]:
     """All runs of a study, in order of its cells. An arm with a run that failed is not an error here.
 
-    Raises InputError where a process of the pool died; KeyboardInterrupt after the runs at hand have
-    been saved. The same call goes on.
+    Raises InputError where a folder holds a run of another configuration, a process of the pool died, or
+    no run at all could be made; KeyboardInterrupt after the runs at hand have been saved. The same
+    call goes on.
     """
-    options = study.options
-    outcomes = [Outcome(cell) for cell in study.cells]
-    with _workers(options.jobs or _jobs(study)) as pool:
+    outcomes = [Outcome(cell, study.value_of(cell)) for cell in study.cells]
+    for config in _all_configs(study):
+        _refuse_another(config)
+    with workers(study.options.jobs or _jobs(study)) as pool:
         _warm_up(study, progress)
-        if options.learning_rates:
-            grid = {
-                (i, rate, seed): _Job(each.cell.config(seed, rate))
-                for i, each in enumerate(outcomes)
-                for rate in options.learning_rates
-                for seed in options.tuning_seeds
-            }
-            failures = _done(pool, list(grid.values()), "learning rates", progress)
-            for i, each in enumerate(outcomes):
-                _choose(
-                    each,
-                    {key[1:]: job.config for key, job in grid.items() if key[0] == i},
-                    failures,
-                )
-        jobs = {
-            (i, seed): _Job(each.cell.config(seed, each.learning_rate))
-            for i, each in enumerate(outcomes)
-            for seed in options.seeds
-            if each.learning_rate is not None or not options.learning_rates
-        }
-        failures = _done(pool, list(jobs.values()), "runs", progress)
-        for (i, seed), job in jobs.items():
-            outcomes[i].learning_rate = job.config.update.learning_rate
-            run = job.config.output_dir
-            if run in failures:
-                outcomes[i].failures[f"seed {seed}"] = failures[run]
-            else:
-                outcomes[i].curves[seed] = read_curve(run, job.config.algorithm.objective)
+        _choose_learning_rates(pool, study, outcomes, progress)
+        _compare(pool, study, outcomes, progress)
         _measure(pool, study, outcomes, progress)
     return outcomes
 
 
-def _choose(
-    outcome: Outcome, runs: dict[tuple[float, int], Config], failures: dict[Path, str]
+def _all_configs(study: Study) -> Iterator[Config]:
+    for cell in study.cells:
+        for rate in study.options.learning_rates or (None,):
+            yield from (cell.config(seed, rate) for seed in study.options.seeds)
+            if rate is not None:
+                yield from (cell.tuning(seed, rate) for seed in study.options.tuning_seeds)
+
+
+def _refuse_another(config: Config) -> None:
+    """InputError where the folder of a run holds one that was configured differently."""
+    if not (config.output_dir / "config.yaml").exists():
+        return
+    changed = changed_keys(config)
+    if changed:
+        raise InputError(
+            f"{config.output_dir} holds a run of another configuration ({'; '.join(changed)}); undo the "
+            "changes or give another compare.output_dir"
+        )
+
+
+def _choose_learning_rates(
+    pool: ProcessPoolExecutor, study: Study, outcomes: Sequence[Outcome], progress: Progress
 ) -> None:
     """The rule: of the rates without a failed run, the one of highest mean value; ties: the first."""
-    for rate in dict.fromkeys(rate for rate, _ in runs):
-        configs = [config for (other, _), config in runs.items() if other == rate]
-        failed = [c for c in configs if c.output_dir in failures]
-        for config in failed:
-            outcome.failures[f"learning rate {rate:g}, seed {config.seed}"] = failures[
-                config.output_dir
-            ]
-        curves = [read_curve(c.output_dir, c.algorithm.objective) for c in configs if not failed]
-        outcome.tuned[rate] = sum(c.mean_value for c in curves) / len(curves) if curves else None
-    known = {rate: value for rate, value in outcome.tuned.items() if value is not None}
-    outcome.learning_rate = max(known, key=lambda rate: known[rate]) if known else None
+    grid = study.options.learning_rates
+    if len(grid) < 2:
+        for outcome in outcomes:
+            outcome.learning_rate = next(iter(grid), None)
+        return
+    jobs = {
+        (i, rate, seed): _Job(outcome.cell.tuning(seed, rate))
+        for i, outcome in enumerate(outcomes)
+        for rate in grid
+        for seed in study.options.tuning_seeds
+    }
+    failures = _done(pool, list(jobs.values()), "learning rates", progress)
+    for i, outcome in enumerate(outcomes):
+        for rate in grid:
+            runs = [jobs[i, rate, seed] for seed in study.options.tuning_seeds]
+            failed = {f"learning rate {rate:g}, seed {r.config.seed}": r.result for r in runs}
+            outcome.failures |= {
+                name: failures[result] for name, result in failed.items() if result in failures
+            }
+            curves = [outcome.read(run.config) for run in runs if run.result not in failures]
+            whole = len(curves) == len(runs)
+            outcome.tuned[rate] = sum(c.mean_value for c in curves) / len(runs) if whole else None
+        known = {rate: value for rate, value in outcome.tuned.items() if value is not None}
+        outcome.learning_rate = max(known, key=lambda rate: known[rate]) if known else None
+
+
+def _compare(
+    pool: ProcessPoolExecutor, study: Study, outcomes: Sequence[Outcome], progress: Progress
+) -> None:
+    jobs = {
+        (i, seed): _Job(outcome.cell.config(seed, outcome.learning_rate))
+        for i, outcome in enumerate(outcomes)
+        for seed in study.options.seeds
+        if outcome.learning_rate is not None or not study.options.learning_rates
+    }
+    failures = _done(pool, list(jobs.values()), "runs", progress)
+    for (i, seed), job in jobs.items():
+        outcomes[i].learning_rate = job.config.update.learning_rate
+        if job.result in failures:
+            outcomes[i].failures[f"seed {seed}"] = failures[job.result]
+        else:
+            outcomes[i].curves[seed] = outcomes[i].read(job.config)
+    if not any(outcome.curves for outcome in outcomes):
+        reason = next(why for outcome in outcomes for why in outcome.failures.values())
+        raise InputError(f"no run could be made: {reason}")
 
 
 def _measure(
     pool: ProcessPoolExecutor, study: Study, outcomes: Sequence[Outcome], progress: Progress
 ) -> None:
+    first = study.options.seeds[0]
     jobs = [
-        (each, _Job(each.cell.config(study.options.seeds[0], each.learning_rate), where))
-        for each in outcomes
-        if study.options.seeds[0] in each.curves
+        (outcome, _Job(outcome.cell.config(first, outcome.learning_rate), where))
+        for outcome in outcomes
+        if first in outcome.curves
         for where in study.options.meter
     ]
     failures = _done(pool, [job for _, job in jobs], "gradient variance", progress)
@@ -133,61 +182,38 @@ def _measure(
             outcome.meters[job.kind] = json.loads(job.result.read_text(encoding="utf-8"))
 
 
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that make runs. Left by an error, they stop after those at hand."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"))
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise InputError(
-            "a process of a run died, of lack of memory perhaps; the same command goes on, with "
-            "--compare.jobs 1 if need be"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _done(
     pool: ProcessPoolExecutor, jobs: Sequence[_Job], what: str, progress: Progress
-) -> dict[Path, str]:
-    """Do all jobs that are not done yet; why some failed, by run folder or result file."""
-    waiting: dict[Future[str | None], _Job] = {
-        pool.submit(_do, job): job for job in jobs if not job.result.exists()
-    }
+) -> Mapping[Path, str]:
+    """Do all jobs that are not done yet; why some failed, by their result files."""
+    waiting = [job for job in jobs if not job.is_done]
     done = len(jobs) - len(waiting)
     failures = {}
     if waiting:
         progress(what, done, len(jobs), "")
-    for future in as_completed(waiting):
-        job, failure = waiting[future], future.result()
+    for job, failure in results(pool, _do, waiting):
         done += 1
         if failure is not None:
-            failures[job.config.output_dir if job.kind == "train" else job.result] = failure
+            failures[job.result] = failure
         progress(what, done, len(jobs), str(job.config.output_dir))
     return failures
 
 
 def _do(job: _Job) -> str | None:
-    """In a process of the pool: one run or measurement; why it failed."""
+    """In a process of the pool: one run or measurement."""
     from dibs.run import run_variance
     from dibs.session import run_training
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        view = PlainView(Console(file=nowhere))
-        try:
-            if job.kind == "train":
-                run_training(job.config, view)
-                return None
-            policy = job.config.policy
-            if job.kind == "end":
-                model = job.config.output_dir / "model"
-                policy = policy.model_copy(update={"model": str(model)})
-            config = job.config.model_copy(update={"policy": policy})
-            write_json(job.result, run_variance(config, view))
-        except InputError as error:
-            return str(error)
+    view = PlainView(Console(quiet=True))
+    if job.kind == "train":
+        job.result.unlink(missing_ok=True)  # what is there is not whole
+        run_training(job.config, view)
+        return None
+    policy = job.config.policy
+    if job.kind == "end":
+        policy = policy.model_copy(update={"model": str(job.config.output_dir / "model")})
+    write_json(job.result, run_variance(job.config.model_copy(update={"policy": policy}), view))
     return None
 
 
@@ -199,18 +225,19 @@ def _warm_up(study: Study, progress: Progress) -> None:
         def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
             progress(what, done, total, note)
 
-    policies = {
-        cell.config(0).policy.model_dump_json(): cell.config(0).policy for cell in study.cells
-    }
-    for policy in policies.values():
+    configs = [cell.config(0) for cell in study.cells]
+    for policy in {config.policy.model_dump_json(): config.policy for config in configs}.values():
         starting_policy(policy, Told(Console(file=sys.stderr)))
 
 
 def _jobs(study: Study) -> int:
+    """Runs at a time: one where they use a GPU or all cores, else as many as there are cores."""
     import torch
 
-    devices = {cell.config(0).policy.device for cell in study.cells}
-    if torch.cuda.is_available() and devices != {"cpu"}:
+    policies = [cell.config(0).policy for cell in study.cells]
+    if torch.cuda.is_available() and any(policy.device != "cpu" for policy in policies):
         return 1
-    threads = max(cell.config(0).policy.threads or 1 for cell in study.cells)
+    if any(policy.threads is None and policy.model not in TASKS for policy in policies):
+        return 1
+    threads = max(policy.threads or 1 for policy in policies)
     return max(1, (os.cpu_count() or 1) // threads)

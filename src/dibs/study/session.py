@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from dibs.checkpoint import RunFolder
 from dibs.report.views import View
 from dibs.study.matrix import Study
 from dibs.study.report import markdown, study_figures
@@ -17,27 +19,36 @@ from dibs.whole_files import to_json, write_json, write_text
 def compare(study: Study, view: View) -> list[dict[str, Any]]:
     """Make what runs are missing, write the results and return them, one row an arm.
 
-    Raises InputError where the output folder cannot be written or the arms cannot be compared, and
-    KeyboardInterrupt after Ctrl-C: runs at hand are saved, and the same call goes on.
+    Raises InputError where the output folder cannot be written, is in use or holds other runs, or no run
+    could be made; KeyboardInterrupt after Ctrl-C: runs at hand are saved, and the same call goes on.
     """
-    folder = study.options.output_dir
+    out = study.options.output_dir
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with RunFolder(out) as folder:
+            folder.lock()
+            return _compared(study, view, out)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
-    write_json(folder / "study.json", study.options.model_dump(mode="json"))
+        raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
+
+
+def _compared(study: Study, view: View, out: Path) -> list[dict[str, Any]]:
     outcomes = make_runs(study, view.preparing)
     table = json.loads(to_json(rows(study, outcomes)))
-    figures = study_figures(study, outcomes, folder)
-    write_json(folder / "results.json", table)
-    write_text(folder / "results.md", markdown(table, figures, _notes(study)))
+    figures = study_figures(study, outcomes, out)
+    cells = {cell.label: cell.values for cell in study.cells}
+    write_json(
+        out / "study.json", {"compare": study.options.model_dump(mode="json"), "arms": cells}
+    )
+    write_json(out / "results.json", table)
+    write_text(out / "results.md", markdown(table, figures, _notes(study)))
     return table
 
 
 def _notes(study: Study) -> list[str]:
     options = study.options
     notes = [f"Seeds {', '.join(map(str, options.seeds))}; reference arm: {study.reference}."]
-    if options.learning_rates:
+    if len(options.learning_rates) > 1:
         grid = ", ".join(f"{rate:g}" for rate in options.learning_rates)
         notes.append(
             f"Learning rate of every arm: the one of {grid} whose runs have the best mean value over "

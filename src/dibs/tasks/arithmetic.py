@@ -153,7 +153,7 @@ def draw_problems(
     ends = [round(count * sum(each.share for each in parts[: i + 1])) for i in range(len(parts))]
     problems: dict[str, Problem] = {}
     for part, end in zip(parts, ends, strict=True):
-        misses = 0
+        misses, before = 0, len(problems)
         while len(problems) < end and misses < _MISSES_IN_A_ROW:
             problem = draw_problem(rng, part.min_steps, part.max_steps, part.operators)
             if problem.prompt in exclude or problem.prompt in problems:
@@ -162,7 +162,8 @@ def draw_problems(
                 problems[problem.prompt], misses = problem, 0
         if len(problems) < end:
             raise ValueError(
-                f"only {len(problems)} distinct problems of {part.min_steps} to {part.max_steps} "
-                f"steps found, {end} asked for; ask for fewer or allow more steps"
+                f"only {len(problems) - before} distinct problems of {part.min_steps} to "
+                f"{part.max_steps} steps found, {end - before} asked for; ask for fewer or allow more "
+                "steps"
             )
     return list(problems.values())
