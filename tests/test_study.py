@@ -308,6 +308,7 @@ def test_what_every_run_is_refused_for_is_one_line(tmp_path, capsys):
     assert not (out / "results.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_comparisons_go_on(tmp_path, number):
     """Ctrl-C saves the runs at hand; after a kill no process is left, and the same command goes on."""
