@@ -137,16 +137,20 @@ class RunFolder:
         another than the run's and ``allow_changes`` is not set.
         """
         path = config.output_dir
-        written = _written_config(path)
         folder = cls(path)
-        folder.lock()
-        changed = changed_keys(config, written)
-        if changed and not config.allow_changes:
+        # A run that has just begun is locked before it has a configuration.
+        if (path / ".lock").exists() or (path / "config.yaml").exists():
+            folder.lock()
+        try:
+            changed = changed_keys(config)
+            if changed and not config.allow_changes:
+                raise InputError(
+                    f"the run in {path} has another configuration ({'; '.join(changed)}); undo the "
+                    "changes, or set allow_changes to true"
+                )
+        except InputError:
             folder.unlock()
-            raise InputError(
-                f"the run in {path} has another configuration ({'; '.join(changed)}); undo the changes, "
-                "or set allow_changes to true"
-            )
+            raise
         return folder
 
     def write_config(self, config: Config) -> None:
@@ -339,13 +343,12 @@ def _written_config(path: Path) -> dict[str, Any]:
     return written
 
 
-def changed_keys(config: Config, written: Mapping[str, Any] | None = None) -> list[str]:
+def changed_keys(config: Config) -> list[str]:
     """How the run in ``output_dir`` was configured differently, a text a key.
 
-    What a resumed run may change is left out. ``written``: the run's configuration, where it was read
-    already. InputError where the folder holds none.
+    What a resumed run may change is left out. InputError where the folder holds none.
     """
-    before = _flat(_written_config(config.output_dir) if written is None else written)
+    before = _flat(_written_config(config.output_dir))
     now = _flat(config.model_dump(mode="json"))
     return [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
