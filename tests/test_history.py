@@ -76,6 +76,25 @@ def test_what_is_very_old_is_forgotten():
     assert history.statistics(["a"], step=10**6).trials[0] == 0
 
 
+def test_the_forgotten_leave_the_state():
+    history = History(half_life=1)
+    one = [make_group([1, 0], make_prompt("a"))], [np.array([1.0, 1.0])]
+    other = [make_group([1, 0], make_prompt("b"))], [np.array([1.0, 1.0])]
+    history.add(*one, step=0)
+    history.add(*other, step=1)
+    history.add(*one, step=13)
+    history.add([], [], step=14)
+    assert list(history.state()["prompts"]) == ["b", "a"]
+    assert (history.known(14), history.known(15), history.known(16)) == (1, 1, 0)
+    again = History.from_state(
+        {"half_life": 1, "prompts": dict(reversed(history.state()["prompts"].items()))}
+    )
+    for each in (history, again):
+        assert each.forget(15) == 1
+        assert list(each.state()["prompts"]) == ["a"]
+        assert each.returning(["b", "a", "c"], 14).tolist() == [1 + 2**-13]
+
+
 def test_discounting_does_not_change_how_precise_a_mean_is():
     """Only evidence is discounted: one group of three has an effective count of three at any age."""
     history = History(half_life=1)

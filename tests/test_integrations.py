@@ -131,6 +131,100 @@ def test_pilots_decide_once_and_are_counted():
         PromptBudget(BudgetConfig()).take_pilots(NAMES, REWARDS)
 
 
+def test_pilots_are_matched_by_name():
+    budget = PromptBudget(BudgetConfig(mode="pilot", objective="expected_reward"))
+    budget.take_pilots(["a", "b"], [[0] * 8, [1, 0] * 4])
+    with pytest.raises(InputError, match="pilots of prompt 'a' where 'b' is to be allocated"):
+        budget.allocate(["b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "counts"),
+    [
+        # Pooled over the others: p = 1/2, so that 1/sqrt(p + 0.001/p) is 0.9995 and 1.411.
+        ([[1.0, 1.0], [], [0.0, 0.0]], [10, 14, 0]),
+        ([[], [0.0], []], [8, 8, 8]),
+        ([[], [], []], [8, 8, 8]),
+    ],
+)
+def test_a_prompt_without_a_judged_pilot_is_an_average_one(rewards, counts):
+    budget = PromptBudget(
+        BudgetConfig(mode="pilot", allocator="gvm", objective="log_likelihood", baseline="none")
+    )
+    names = ["a", "b", "c"]
+    budget.take_pilots(names, rewards)
+    assert budget.allocate(names).tolist() == counts
+
+
+def test_a_threshold_is_met_in_float32():
+    budget = PromptBudget(
+        BudgetConfig(objective="log_likelihood", baseline="none", accept_threshold=0.9)
+    )
+    budget.allocate(["a"])
+    reward = float(np.float32(0.9))
+    assert reward < 0.9
+    advantages, _ = budget.weights([[reward, 0.89]])
+    assert advantages[0][0] > 0
+    assert advantages[0][1] == 0
+    budget.update(["a"], [[reward, 0.89]])
+    assert budget.history.sums(["a"], 0)[0, :2].tolist() == [2, 1]
+
+
+def test_names_that_look_like_numbered_ones():
+    budget = PromptBudget(BudgetConfig())
+    assert budget.allocate(["a", "a#2", "a", "a at 0"]).tolist() == [8] * 4
+
+
+def test_counts_are_the_callers_own():
+    budget = PromptBudget(BudgetConfig())
+    counts = budget.allocate(["a", "b"])
+    counts -= 3
+    assert budget.metrics()["count_sum"] == 16
+
+
+def visit(budget: PromptBudget, names: list[str], rewards: list[list[float]]) -> None:
+    budget.allocate(names)
+    budget.update(names, rewards)
+
+
+def test_prompts_that_come_back_too_late_are_told_once(caplog):
+    """Completions halve every step: of 8, one is left after 3 steps and half a one after 4."""
+    known = [[1.0, 0.0] * 4] * 2
+    budget = PromptBudget(BudgetConfig(half_life=1, objective="expected_reward"))
+    visit(budget, ["a", "b"], known)
+    assert budget.metrics()["returning_trials"] is None
+    for step in range(2):
+        visit(budget, [f"c{step}"], known[:1])
+    visit(budget, ["a"], known[:1])
+    assert budget.metrics()["returning_trials"] == 1
+    assert not caplog.records
+    assert budget.metrics()["known_prompts"] == 4
+    visit(budget, ["b"], known[:1])
+    visit(budget, ["c0"], known[:1])
+    assert len(caplog.records) == 1
+    said = caplog.records[0].getMessage()
+    assert "0.5 completions left" in said
+    assert "half_life is 1 steps" in said
+    assert "raise half_life" in said
+    assert "\n" not in said
+
+
+def test_prompts_that_never_come_back_are_told_too(caplog):
+    loud = PromptBudget(BudgetConfig(half_life=1))
+    others = [
+        PromptBudget(BudgetConfig(half_life=1), warns=False),
+        PromptBudget(BudgetConfig(half_life=1, allocator="uniform")),
+    ]
+    for step in range(20):
+        for budget in (loud, *others):
+            visit(budget, [f"p{step}"], [[1.0, 0.0]])
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        "prompts are forgotten before they come back"
+    ]
+    assert len(loud.history) == 14
+    assert loud.metrics()["known_prompts"] == 2
+
+
 def test_mode_none_remembers_nothing():
     budget = PromptBudget(BudgetConfig(mode="none", allocator="uniform"))
     for _ in range(2):
@@ -147,8 +241,25 @@ def test_bad_input():
         budget.update(["a"], [[float("nan")]])
     with pytest.raises(InputError, match=r"rewards of 1 prompts, but 2 prompt ids"):
         budget.update(["a", "b"], [[1.0]])
-    with pytest.raises(InputError, match=r"prompt 'a': 1 numbers for 2 completions"):
+    with pytest.raises(InputError, match=r"prompt 'a': 1 lengths for 2 completions"):
         budget.update(["a"], [[1.0, 0.0]], lengths=[[3]])
+    with pytest.raises(InputError, match="grad_norms of 3 prompts, but 1 prompt ids"):
+        budget.update(["a"], [[1.0]], grad_norms=[[1.0]] * 3)
+    with pytest.raises(InputError, match=r"rewards have shape \(\); give a sequence"):
+        budget.update(["a"], [1.0])
+    with pytest.raises(InputError, match=r"a length is -1\.0; it must be at least 0"):
+        budget.update(["a"], [[1.0]], lengths=[[-1]])
+    for what in ("lengths", "logprobs", "grad_norms"):
+        for bad in (np.nan, np.inf):
+            with pytest.raises(InputError, match=f"prompt 'a': a {what[:-1]} is {bad}; leave out"):
+                budget.update(["a"], [[1.0]], **{what: [[bad]]})
+    assert len(budget.history) == 0
+    budget.allocate(["a"])
+    for bad in (np.nan, np.inf, None):
+        with pytest.raises(InputError, match=r"prompt 'a': a reward is (nan|inf)"):
+            budget.weights([[1.0, bad]])
+    with pytest.raises(InputError, match="a reward is no number"):
+        budget.weights([["good"]])
     for bad, why in (
         ({"objective": "grpo", "baseline": "none"}, "has no baseline none"),
         ({"allocator": "best"}, "unknown allocator 'best'"),

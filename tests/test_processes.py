@@ -49,6 +49,27 @@ def test_shares_of_nothing():
     assert Processes(0, 2).share([], []) == []
 
 
+class Pair(Processes):
+    """Process 0 of two; the other gives what it is told to."""
+
+    def gathered(self, mine):
+        return [mine, (None, "InputError: no such row")]
+
+
+def test_what_fails_in_one_process_is_raised_in_all():
+    assert ALONE.gathered_from(lambda: 3) == [3]
+    pair = Pair(0, 2)
+    with pytest.raises(RuntimeError, match=r"process 1 failed: InputError: no such row"):
+        pair.gathered_from(lambda: 3)
+
+    def fails():
+        raise KeyError("own")
+
+    for processes in (ALONE, pair):
+        with pytest.raises(KeyError, match="own"):
+            processes.gathered_from(fails)
+
+
 def test_items_are_dealt_once_and_evenly():
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(4, 1, 101).tolist()

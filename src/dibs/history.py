@@ -17,6 +17,8 @@ from dibs.types import Group, PromptStats
 
 _FORGOTTEN = 1e-4
 """Completions discounted below this no longer count."""
+_EVIDENCE = 0.5
+"""A prompt is known while its completions count for at least so many."""
 
 
 class History:
@@ -28,19 +30,45 @@ class History:
 
     def __init__(self, half_life: float) -> None:
         self.half_life = half_life
+        # Ordered by the step of the last visit: what is to be forgotten comes first.
         self._sums: dict[str, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
+        """Prompts that are kept; see :meth:`known` for those that still decide something."""
         return len(self._sums)
 
     def add(self, groups: Sequence[Group], grad_norms: Sequence[np.ndarray], step: int) -> None:
         """Take in the completions of a step, with ``||grad log pi(y|x)||`` of each, [n_i] a group."""
         for group, norms in zip(groups, grad_norms, strict=True):
             self.take_in(group.prompt.prompt_id, group_sums(group, norms), step)
+        self.forget(step)
 
     def take_in(self, name: str, sums: np.ndarray, step: int) -> None:
         """Add completions of one prompt as :func:`dibs.estimate.completion_sums` has them."""
-        self._sums[name] = (step, self._at(name, step) + sums)
+        total = self._at(name, step) + sums
+        self._sums.pop(name, None)
+        self._sums[name] = (step, total)
+
+    def forget(self, step: int) -> int:
+        """Drop the prompts whose completions no longer count at a step; how many they were."""
+        gone = 0
+        while self._sums:
+            name, (seen, _) = next(iter(self._sums.items()))
+            if self._weight(seen, step) >= _FORGOTTEN:
+                break
+            del self._sums[name]
+            gone += 1
+        return gone
+
+    def known(self, step: int) -> int:
+        """Prompts whose completions still count for at least half a one."""
+        left = [self._weight(seen, step) * sums[0] for seen, sums in self._sums.values()]
+        return int(np.sum(np.array(left) >= _EVIDENCE))
+
+    def returning(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
+        """What is left of the completions of each prompt that had some, float64 [at most m]."""
+        seen = [name for name in prompt_ids if name in self._sums and self._sums[name][1][0] > 0]
+        return self.sums(seen, step)[:, 0]
 
     def statistics(self, prompt_ids: Sequence[str], step: int) -> PromptStats:
         """What is known of the prompts at a step; zero trials for one never seen."""
@@ -52,12 +80,15 @@ class History:
 
     def _at(self, name: str, step: int) -> np.ndarray:
         seen, sums = self._sums.get(name, (step, np.zeros(SUMS)))
-        weight = 0.5 ** ((step - seen) / self.half_life)
+        weight = self._weight(seen, step)
         if weight < _FORGOTTEN:
             return np.zeros(SUMS)
         weights = np.full(SUMS, weight)
         weights[SQUARED_WEIGHTS] = weight**2
         return sums * weights
+
+    def _weight(self, seen: int, step: int) -> float:
+        return float(0.5 ** ((step - seen) / self.half_life))
 
     def state(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -68,6 +99,6 @@ class History:
     def from_state(cls, state: Mapping[str, Any]) -> History:
         """The history whose :meth:`state` this is."""
         history = cls(state["half_life"])
-        for name, (step, *sums) in state["prompts"].items():
+        for name, (step, *sums) in sorted(state["prompts"].items(), key=lambda item: item[1][0]):
             history._sums[name] = (int(step), np.array(sums))
         return history

@@ -69,7 +69,7 @@ def check_objective(objective: str, baseline: str) -> None:
         raise InputError(f"unknown objective {objective!r}; known: {', '.join(BASELINES)}")
     if baseline not in BASELINES[objective]:
         raise InputError(
-            f"algorithm.objective {objective} has no baseline {baseline}; choose algorithm.baseline "
+            f"objective {objective} has no baseline {baseline}; choose baseline "
             + " or ".join(BASELINES[objective])
         )
 

@@ -8,7 +8,7 @@ all rollouts, so that there is one allocation, and make the same updates. The fi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -46,6 +46,29 @@ class Processes:
         given: list[_Item | None] = [None] * self.size
         dist.all_gather_object(given, mine)
         return given  # type: ignore[return-value]
+
+    def gathered_from(self, work: Callable[[], _Item]) -> list[_Item]:
+        """What ``work()`` gives in every process.
+
+        Raises in all of them where it fails in one, so that none waits for it: there its own error,
+        elsewhere RuntimeError with its words.
+        """
+        if self.size == 1:
+            return [work()]
+        mine: _Item | None = None
+        error: Exception | None = None
+        try:
+            mine = work()
+        except Exception as caught:  # whatever it is, the others are to be told
+            error = caught
+        failure = None if error is None else f"{type(error).__name__}: {error}"
+        told = self.gathered((mine, failure))
+        if error is not None:
+            raise error
+        for rank, (_, failed) in enumerate(told):
+            if failed is not None:
+                raise RuntimeError(f"process {rank} failed: {failed}")
+        return [given for given, _ in told]  # type: ignore[misc]
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so."""

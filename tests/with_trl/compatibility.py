@@ -15,18 +15,22 @@ from xml.etree import ElementTree
 PACKAGES = ("trl", "transformers", "torch", "accelerate", "peft", "datasets")
 ROWS: dict[str, tuple[str, ...]] = {
     "allocator `uniform` is stock TRL, losses to 1e-5": ("test_losses_are", "test_bnpo"),
+    "gradient of every loss, ragged groups, uneven lengths": (
+        "test_the_gradient_is_that_of_the_loss",
+    ),
     "the same in 2 processes (torchrun, gloo, DDP)": ("test_uniform.test_two_processes",),
     "ragged counts, requested = received": ("test_counts_requested",),
     "the same in 2 processes": ("test_ragged.test_two_processes",),
-    "gradient of the estimator (`dr_grpo`, `grpo`, `dapo`)": ("test_the_gradient_is",),
+    "gradient of the estimator (`dr_grpo`, `grpo`, `dapo`)": ("test_the_gradient_is_what",),
     "KL to the reference (`beta`), weighed": ("test_the_reference_is",),
     "mode `online`": ("test_counts_requested_are_counts_received[online]",),
     "mode `pilot`, allocator `gvm`": ("test_pilots_",),
-    "RAFT, RAFT++": ("test_only_raft", "test_the_gradient_is"),
+    "RAFT, RAFT++": ("test_only_raft", "test_the_gradient_is_what"),
     "PEFT (LoRA)": ("test_adapters",),
     "`steps_per_generation`, `num_iterations`, accumulation": (
         "test_losses_are",
         "test_uniform.test_two_processes",
+        "test_the_gradient_is_that_of_the_loss",
     ),
     "resume after SIGKILL, 1 and 2 processes": ("test_a_killed_run",),
     "evaluation": ("test_evaluation_is_stock",),

@@ -346,9 +346,11 @@ def test_a_vllm_server_is_asked_for_groups_only_where_they_are_even(
     asked = []
     single = GRPOTrainer._generate_single_turn
 
-    def noted(self: Any, prompts: Any, images: Any, fields: Any, size: int) -> Any:
-        asked.append((size, self.model.training))
-        return single(self, prompts, images, fields, size)
+    def noted(
+        self: Any, prompt_ids: Any, images: Any, multimodal_fields: Any, num_generations: int
+    ) -> Any:
+        asked.append((num_generations, self.model.training))
+        return single(self, prompt_ids, images, multimodal_fields, num_generations)
 
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", noted)
     options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}

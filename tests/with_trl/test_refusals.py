@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from pydantic import ValidationError
 from training import UNIFORM, Reward
-from trl import GRPOConfig
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from trl import GRPOConfig, GRPOTrainer
 
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 from dibs.integrations.trl.groups import dealt, prompt_id, split
@@ -60,7 +64,13 @@ def test_settings_that_do_not_go_together(tmp_path, options, dibs, message):
 
 def test_bounds_are_checked_against_trls_group_size(tmp_path):
     with pytest.raises(InputError, match="num_generations 8 is not between lower 0 and upper 4"):
-        DIBSConfig.model_construct(upper=4, _fields_set={"upper"}).for_trainer(arguments(tmp_path))
+        DIBSConfig(upper=4).for_trainer(arguments(tmp_path))
+    with pytest.raises(InputError, match="num_generations 8 is not between lower 9") as caught:
+        DIBSConfig(lower=9).for_trainer(arguments(tmp_path))
+    assert "\n" not in str(caught.value)
+    four = arguments(tmp_path)
+    four.num_generations = 4
+    assert DIBSConfig(lower=4, upper=6).for_trainer(four).num_generations == 4
 
 
 def test_equal_weights_allow_what_takes_completions_alike(tmp_path):
@@ -73,6 +83,88 @@ def test_the_objective_follows_scale_rewards_unless_it_is_given(tmp_path):
     assert DIBSConfig().for_trainer(none).objective == "expected_reward"
     assert DIBSConfig(objective="grpo").for_trainer(none).objective == "grpo"
     assert DIBSConfig(algorithm="raft").for_trainer(none).objective == "log_likelihood"
+
+
+def test_a_mean_is_no_baseline_of_ragged_counts_unless_it_is_given(tmp_path):
+    none = arguments(tmp_path, scale_rewards="none")
+    assert DIBSConfig().for_trainer(none).baseline == "leave_one_out"
+    assert DIBSConfig(baseline="mean").for_trainer(none).baseline == "mean"
+    assert DIBSConfig(**UNIFORM).for_trainer(none).baseline == "mean"
+    assert DIBSConfig().for_trainer(arguments(tmp_path)).baseline == "mean"
+
+
+def test_norms_are_measured_where_they_decide_something():
+    assert DIBSConfig().measures_norms
+    assert not DIBSConfig(**UNIFORM).measures_norms
+    assert not DIBSConfig(**UNIFORM, mode="none").measures_norms
+
+
+def named(byte_model, folder, rows: list[dict[str, Any]], **dibs: Any) -> DIBSGRPOTrainer:
+    return DIBSGRPOTrainer(
+        model=str(byte_model),
+        reward_funcs=Reward({}),
+        args=arguments(folder),
+        train_dataset=Dataset.from_list(rows),
+        dibs=DIBSConfig(**UNIFORM, **dibs),
+    )
+
+
+def test_a_name_that_trl_no_longer_has_is_told(byte_model, tmp_path, monkeypatch):
+    rows = [{"prompt": "a", "level": 1}] * 8
+    with monkeypatch.context() as patch:
+        patch.delattr(GRPOTrainer, "_calculate_rewards")
+        with pytest.raises(
+            InputError, match=r"TRL 1\..* has no _calculate_rewards\(inputs"
+        ) as caught:
+            named(byte_model, tmp_path, rows)
+        assert "\n" not in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPOTrainer, "_compute_loss", lambda self, inputs, model: None)
+        with pytest.raises(InputError, match=r"no _compute_loss\(model, inputs, "):
+            named(byte_model, tmp_path, rows)
+
+
+@pytest.mark.parametrize("hook", ["_generate_and_score_completions", "_calculate_rewards"])
+def test_a_hook_that_trl_no_longer_calls_is_told(byte_model, tmp_path, monkeypatch, hook):
+    trainer = named(byte_model, tmp_path, [{"prompt": "a", "level": 1}] * 8)
+    passed = functools.partial(getattr(GRPOTrainer, hook), trainer)
+    monkeypatch.setattr(trainer, hook, passed)
+    if hook == "_calculate_rewards":
+        trainer._rewards = torch.zeros(32, 1)
+    with pytest.raises(InputError, match=f"without {hook}, on which"):
+        trainer.train()
+
+
+def test_one_name_for_two_prompts_is_refused(byte_model, tmp_path):
+    rows = [{"prompt": str(i), "level": 1, "source": "book"} for i in range(8)]
+    with pytest.raises(InputError, match=r"prompt_id_column source: two prompts .*'book'"):
+        named(byte_model, tmp_path, rows, prompt_id_column="source").train()
+
+
+def test_a_router_loss_takes_completions_alike(byte_model, tmp_path):
+    experts = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=2,
+        )
+    )
+    given = {
+        "model": experts,
+        "processing_class": AutoTokenizer.from_pretrained(byte_model),
+        "reward_funcs": Reward({}),
+        "train_dataset": Dataset.from_list([{"prompt": "a", "level": 1}] * 8),
+    }
+    with pytest.raises(InputError, match=r"router_aux_loss_coef to 0\.0") as caught:
+        DIBSGRPOTrainer(**given, args=arguments(tmp_path), dibs=DIBSConfig())
+    assert "\n" not in str(caught.value)
+    DIBSGRPOTrainer(**given, args=arguments(tmp_path), dibs=DIBSConfig(**UNIFORM))
+    off = arguments(tmp_path, router_aux_loss_coef=0.0)
+    DIBSGRPOTrainer(**given, args=off, dibs=DIBSConfig())
     assert DIBSConfig().for_trainer(arguments(tmp_path)).objective == "grpo"
     raft = DIBSConfig(algorithm="raft++")
     assert (raft.objective, raft.baseline, raft.estimator) == (
@@ -91,6 +183,7 @@ def test_the_objective_follows_scale_rewards_unless_it_is_given(tmp_path):
         {"grad_norm_sketch": 8, "grad_norm": "exact"},
         {"grad_norm_parameters": "lora"},
         {"num_pilot": 3},
+        {"num_pilots": 3},
     ],
     ids=str,
 )

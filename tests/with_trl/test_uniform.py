@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from launching import launched
-from training import UNIFORM, run
+from training import UNIFORM, build, run
 
 pytestmark = pytest.mark.trl
-EVEN = {"allocator": "training:even", "grad_norm": "none"}
+EVEN = {"allocator": "training:even", "grad_norm": "none", "baseline": "mean"}
 RERUN = {"num_iterations": 2, "steps_per_generation": 8}
 """A generation batch of 64 rows, each taken twice: 4 updates."""
 
@@ -48,6 +49,35 @@ def test_losses_are_those_of_the_stock_trainer(byte_model, tmp_path, grpo, dibs)
 def test_bnpo_is_stock_with_uniform(byte_model, tmp_path):
     settings = {"model": str(byte_model), "folder": str(tmp_path), "grpo": {"loss_type": "bnpo"}}
     assert_same(run(settings), run({**settings, "dibs": UNIFORM}))
+
+
+@pytest.mark.parametrize("dibs", [UNIFORM, {"estimator": "flat", "mode": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "grpo", [{"beta": 0.1}, {"loss_type": "dr_grpo"}, {"loss_type": "grpo", **RERUN}], ids=str
+)
+def test_losses_are_stock_where_completions_have_no_reward(byte_model, tmp_path, grpo, dibs):
+    settings = {"model": str(byte_model), "folder": str(tmp_path), "unjudged": 3, "grpo": grpo}
+    dibs = {"allocator": "uniform", **dibs}
+    assert_same(run(settings), run({**settings, "dibs": dibs}))
+
+
+def test_rows_are_their_completions_own(byte_model, tmp_path):
+    """A reward function that writes into its prompts does not write into others'."""
+
+    def talkative(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        for prompt, completion in zip(prompts, completions, strict=True):
+            prompt.extend(completion)
+        return [float(len(prompt)) for prompt in prompts]
+
+    told = []
+    for dibs in (None, UNIFORM):
+        trainer, _ = build({"model": str(byte_model), "folder": str(tmp_path), "dibs": dibs})
+        asked = [{"prompt": [{"role": "user", "content": str(i)}]} for i in range(8)]
+        trainer.train_dataset = Dataset.from_list(asked)
+        trainer.reward_funcs = [talkative]
+        trainer.train()
+        told.append([each["reward"] for each in trainer.state.log_history if "reward" in each])
+    assert told == [[2.0] * 3] * 2
 
 
 def test_adapters(byte_model, tmp_path):

@@ -40,6 +40,13 @@ def even(problem: AllocationProblem) -> np.ndarray:
     return np.full(len(problem.stats), int(problem.budget) // len(problem.stats))
 
 
+def first(problem: AllocationProblem) -> np.ndarray:
+    """Two for each prompt, and what is left for the first."""
+    counts = np.full(len(problem.stats), 2)
+    counts[0] += int(problem.budget) - counts.sum()
+    return counts
+
+
 def judge(completion: str, level: int) -> float:
     """Easy at high levels, hopeless at 0."""
     return float(sum(not c.isalpha() for c in completion) > len(completion) * (1 - level / PROMPTS))

@@ -93,7 +93,7 @@ def gradient_norms(
     _check_arguments(sequences, method, parameters, sketch, group_sizes)
     if any(parameter.is_inference() for parameter in policy.model.parameters()):
         raise InputError(
-            "estimate.grad_norm: the model's parameters were made in torch.inference_mode and can have "
+            "grad_norm: the model's parameters were made in torch.inference_mode and can have "
             "no gradients; load the model outside of it"
         )
     squares = np.zeros(len(sequences))
@@ -174,8 +174,8 @@ def _method(
         return _exact(policy, _tracked(policy, parameters), head)
     if head is None:
         raise InputError(
-            f"estimate.grad_norm last_layer: the logits of {type(policy.model).__name__} are not a "
-            "Linear output layer of its last hidden state; set estimate.grad_norm to exact or none"
+            f"grad_norm last_layer: the logits of {type(policy.model).__name__} are not a "
+            "Linear output layer of its last hidden state; set grad_norm to exact or none"
         )
     vocabulary = len(head.weight)
     drawn = None if sketch is None else Sketch(sketch, vocabulary, seed, policy.device)
@@ -239,7 +239,7 @@ def _exact_slow(policy: Policy, tracked: dict[str, Tensor]) -> _Measure:
             logprob = policy.logprobs(policy.collate([sequence])).sum()
             if not logprob.requires_grad:
                 raise InputError(
-                    "estimate.grad_norm exact_slow: the log-probability depends on none of the "
+                    "grad_norm exact_slow: the log-probability depends on none of the "
                     f"parameters {', '.join(tracked)}"
                 )
             logprob.backward()
@@ -288,8 +288,8 @@ def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
     if not chosen:
         what = "parameter" if choice == "all" else f"parameter of {choice}"
         raise InputError(
-            f"estimate.grad_norm: no {what} of {type(model).__name__} is trainable; "
-            "unfreeze some, or set estimate.grad_norm to last_layer or none"
+            f"grad_norm: no {what} of {type(model).__name__} is trainable; "
+            "unfreeze some, or set grad_norm to last_layer or none"
         )
     return chosen
 

@@ -322,7 +322,7 @@ def distinct_rows(ids: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
 def uncovered(name: str, what: str) -> InputError:
     """The error for a parameter that has no closed form here."""
     return InputError(
-        f"estimate.grad_norm exact: parameter {name}: {what} is not covered; set estimate.grad_norm to "
+        f"grad_norm exact: parameter {name}: {what} is not covered; set grad_norm to "
         "exact_slow (one sample at a time) or last_layer"
     )
 

@@ -19,7 +19,7 @@ whole loop.
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,9 +29,12 @@ from pydantic import Field, model_validator
 from dibs import objectives
 from dibs.allocate import AllocationProblem, check_allocator, describe, pose, solve
 from dibs.config import Section, needs_statistics
-from dibs.estimate import SUMS, completion_sums, statistics
+from dibs.estimate import SUMS, filled_in, statistics
 from dibs.history import History
+from dibs.integrations.reported import Numbers, checked_rewards, checked_sums, is_accepted
 from dibs.types import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class BudgetConfig(Section):
@@ -85,23 +88,38 @@ class BudgetConfig(Section):
                 f"allocator {self.allocator} with estimator {self.estimator} needs accept rates; set "
                 "mode to online or pilot, or choose allocator uniform and another estimator"
             )
-        if not self.lower <= self.num_generations <= (self.upper or self.num_generations):
+        most = self.upper or self.num_generations
+        if self._knows_its_budget and not self.lower <= self.num_generations <= most:
             raise ValueError(
                 f"num_generations {self.num_generations} is not between lower {self.lower} and upper "
                 f"{self.upper}"
             )
         return self
 
+    @property
+    def _knows_its_budget(self) -> bool:
+        """Whether ``num_generations`` is final; a trainer's own arguments may still decide it."""
+        return True
+
 
 class PromptBudget:
-    """What is known of each prompt, the counts that follow, and the weights that go with them."""
+    """What is known of each prompt, the counts that follow, and the weights that go with them.
 
-    def __init__(self, config: BudgetConfig) -> None:
+    Args:
+        warns: whether it logs that ``half_life`` is too short for the data, once; with several
+            processes, one is enough.
+    """
+
+    def __init__(self, config: BudgetConfig, *, warns: bool = True) -> None:
         self.config = config
         self.history = History(config.half_life)
         self.step = 0
         self.pilots = 0
-        self._pilot_sums: np.ndarray | None = None
+        self._warns = warns and needs_statistics(
+            config.allocator, config.objective, config.estimator
+        )
+        self._pilots: tuple[list[str], np.ndarray] = [], np.zeros((0, SUMS))
+        self._names: list[str] = []
         self._problem: AllocationProblem | None = None
         self._counts = np.zeros(0, dtype=np.int64)
         self._metrics: dict[str, Any] = {}
@@ -114,12 +132,14 @@ class PromptBudget:
             budget: their exact sum; default: ``num_generations`` a prompt.
 
         Raises InputError for a budget that the bounds do not allow, and in mode ``pilot`` without pilots
-        of these prompts.
+        of these prompts. Under ``gvm`` a prompt none of whose pilots could be judged counts as one
+        average pilot of the others.
         """
         options = self.config
         names = [str(name) for name in prompt_ids]
+        returning = self.history.returning(names, self.step)
         # A prompt that occurs twice is two that are known alike.
-        stats = statistics(_numbered(names), self._known(names))
+        stats = statistics(_told_apart(names), self._known(names))
         self._problem = pose(
             stats,
             options.num_generations * len(names) if budget is None else budget,
@@ -131,18 +151,27 @@ class PromptBudget:
             accept_rate_power=options.accept_rate_power,
         )
         allocation = solve(self._problem, options.allocator)
-        self._counts = allocation.counts
-        self._metrics = describe([self._problem], [allocation])
-        return self._counts
+        self._names, self._counts = names, allocation.counts
+        self._metrics = {
+            **describe([self._problem], [allocation]),
+            "returning_trials": float(returning.mean()) if len(returning) else None,
+        }
+        # A budget of one a prompt leaves less than one at once.
+        if len(returning) and returning.mean() < min(1.0, options.num_generations / 2):
+            self._warn(
+                f"prompts that come back have {returning.mean():.2g} completions left of those drawn "
+                "before"
+            )
+        return self._counts.copy()
 
     def take_pilots(
         self,
         prompt_ids: Sequence[str],
-        rewards: Sequence[Sequence[float]],
+        rewards: Numbers,
         *,
-        lengths: Sequence[Sequence[int]] | None = None,
-        logprobs: Sequence[Sequence[float]] | None = None,
-        grad_norms: Sequence[Sequence[float]] | None = None,
+        lengths: Numbers | None = None,
+        logprobs: Numbers | None = None,
+        grad_norms: Numbers | None = None,
     ) -> None:
         """Mode ``pilot``: fresh completions that decide the next ``allocate`` and are not trained on.
 
@@ -150,13 +179,12 @@ class PromptBudget:
         """
         if self.config.mode != "pilot":
             raise InputError(f"pilots are of no use in mode {self.config.mode}; set it to pilot")
-        sums = self._sums(prompt_ids, rewards, lengths, logprobs, grad_norms)
-        self._pilot_sums = np.reshape(sums, (-1, SUMS))
+        names = [str(name) for name in prompt_ids]
+        sums = self._sums(names, rewards, lengths, logprobs, grad_norms)
+        self._pilots = names, np.reshape(sums, (-1, SUMS))
         self.pilots += sum(map(len, rewards))
 
-    def weights(
-        self, rewards: Sequence[Sequence[float]]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def weights(self, rewards: Numbers) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Advantages and estimator weights of every completion of the step, float64 [n_i] a prompt.
 
         ``sum_ij weights[i][j] * advantages[i][j] * grad log pi(y_ij)`` estimates the target gradient:
@@ -164,12 +192,14 @@ class PromptBudget:
 
         Args:
             rewards: of each prompt's completions, as many as came; order as given to ``allocate``.
+
+        Raises InputError for rewards of other prompts than were allocated, or not finite.
         """
         if self._problem is None or len(rewards) != len(self._counts):
             raise InputError(
                 f"rewards of {len(rewards)} prompts, but {len(self._counts)} allocated"
             )
-        signals = [self._signal(np.asarray(group, dtype=np.float64)) for group in rewards]
+        signals = [self._signal(group) for group in checked_rewards(self._names, rewards)]
         return objectives.weigh_signals(
             signals,
             objective=self.config.objective,
@@ -183,11 +213,11 @@ class PromptBudget:
     def update(
         self,
         prompt_ids: Sequence[str],
-        rewards: Sequence[Sequence[float]],
+        rewards: Numbers,
         *,
-        lengths: Sequence[Sequence[int]] | None = None,
-        logprobs: Sequence[Sequence[float]] | None = None,
-        grad_norms: Sequence[Sequence[float]] | None = None,
+        lengths: Numbers | None = None,
+        logprobs: Numbers | None = None,
+        grad_norms: Numbers | None = None,
     ) -> None:
         """Take in a step's completions and go on to the next step.
 
@@ -195,25 +225,34 @@ class PromptBudget:
             rewards: of each prompt's completions.
             lengths: in tokens. logprobs: ``ln pi(y|x)``, summed over tokens. grad_norms: ``||grad log pi
                 (y|x)||``. Each as ``rewards``; left out, lengths and log-probabilities are unknown, and
-                every gradient counts as one of norm 1.
+                every gradient counts as one of norm 1. A norm of 0 is that of a completion without a
+                gradient, whose log-probability says nothing.
+
+        Raises InputError for numbers of other prompts or completions, or not finite.
         """
         if self.config.mode == "online":
-            taken = self._sums(prompt_ids, rewards, lengths, logprobs, grad_norms)
-            for name, sums in zip(prompt_ids, taken, strict=True):
-                self.history.take_in(str(name), sums, self.step)
+            names = [str(name) for name in prompt_ids]
+            taken = self._sums(names, rewards, lengths, logprobs, grad_norms)
+            for name, sums in zip(names, taken, strict=True):
+                self.history.take_in(name, sums, self.step)
+            gone = self.history.forget(self.step)
+            if gone:
+                self._warn("prompts are forgotten before they come back")
         self.step += 1
 
     def metrics(self) -> dict[str, float | int | str | None]:
         """Of the last allocation: extreme counts, starved prompts, expected and achievable gain.
 
-        ``pilots``: taken so far, in all steps.
+        ``pilots``: taken so far, in all steps. ``known_prompts``: those of which completions are left
+        that count for half a one or more. ``returning_trials``: how many are left, on average, of the
+        prompts that were seen before; below 1, earlier completions decide next to nothing.
         """
         return {
             "count_sum": int(self._counts.sum()),
             "count_min": int(self._counts.min()) if len(self._counts) else 0,
             "count_max": int(self._counts.max(initial=0)),
             "starved_prompts": int((self._counts == 0).sum()),
-            "known_prompts": len(self.history),
+            "known_prompts": self.history.known(self.step),
             "pilots": self.pilots,
             **self._metrics,
         }
@@ -232,63 +271,46 @@ class PromptBudget:
         """What decides the counts of these prompts, [m, SUMS]. Pilots decide once."""
         if self.config.mode != "pilot":
             return self.history.sums(names, self.step)
-        pilots, self._pilot_sums = self._pilot_sums, None
-        if pilots is None or len(pilots) != len(names):
-            found = 0 if pilots is None else len(pilots)
-            raise InputError(f"pilots of {found} prompts, but {len(names)} to allocate")
-        return pilots
+        (measured, sums), self._pilots = self._pilots, ([], np.zeros((0, SUMS)))
+        if len(measured) != len(names):
+            raise InputError(f"pilots of {len(measured)} prompts, but {len(names)} to allocate")
+        for pilot, name in zip(measured, names, strict=True):
+            if pilot != name:
+                raise InputError(
+                    f"pilots of prompt {pilot!r} where {name!r} is to be allocated; give both in "
+                    "one order"
+                )
+        return filled_in(sums) if self.config.allocator == "gvm" else sums
+
+    def _warn(self, what: str) -> None:
+        if self._warns:
+            logger.warning(
+                "%s: half_life is %g steps, so mode online stays near uniform counts; raise half_life "
+                "to the steps of a pass over the data or more, or set mode to pilot",
+                what,
+                self.config.half_life,
+            )
+        self._warns = False
 
     def _sums(
         self,
-        prompt_ids: Sequence[str],
-        rewards: Sequence[Sequence[float]],
-        lengths: Sequence[Sequence[int]] | None,
-        logprobs: Sequence[Sequence[float]] | None,
-        grad_norms: Sequence[Sequence[float]] | None,
+        names: Sequence[str],
+        rewards: Numbers,
+        lengths: Numbers | None,
+        logprobs: Numbers | None,
+        grad_norms: Numbers | None,
     ) -> list[np.ndarray]:
-        """Every prompt's completions as :func:`dibs.estimate.completion_sums` has them, [SUMS] each."""
-        if len(rewards) != len(prompt_ids):
-            raise InputError(f"rewards of {len(rewards)} prompts, but {len(prompt_ids)} prompt ids")
-        taken = []
-        for i, name in enumerate(prompt_ids):
-            values = np.asarray(rewards[i], dtype=np.float64)
-            if not np.isfinite(values).all():
-                raise InputError(f"prompt {name!r}: a reward is {values[~np.isfinite(values)][0]}")
-            accepted = values >= self.config.accept_threshold
-            given = [
-                _given(numbers, i, name, values, otherwise)
-                for numbers, otherwise in ((lengths, 0.0), (logprobs, 0.0), (grad_norms, 1.0))
-            ]
-            taken.append(completion_sums(accepted, values, *given))
-        return taken
+        reported = {"lengths": lengths, "logprobs": logprobs, "grad_norms": grad_norms}
+        return checked_sums(names, rewards, reported, self.config.accept_threshold)
 
     def _signal(self, rewards: np.ndarray) -> np.ndarray:
         if self.config.objective != "log_likelihood":
             return rewards
-        return (rewards >= self.config.accept_threshold).astype(np.float64)
+        return is_accepted(rewards, self.config.accept_threshold).astype(np.float64)
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Names made different: the second x is x#2."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return numbered
-
-
-def _given(
-    numbers: Sequence[Sequence[float]] | None,
-    index: int,
-    name: str,
-    rewards: np.ndarray,
-    otherwise: float,
-) -> np.ndarray:
-    """A prompt's numbers, one a completion, or the same for all where none were given."""
-    if numbers is None:
-        return np.full(len(rewards), otherwise)
-    found = np.asarray(numbers[index], dtype=np.float64)
-    if found.shape != rewards.shape:
-        raise InputError(f"prompt {name!r}: {len(found)} numbers for {len(rewards)} completions")
-    return found
+def _told_apart(names: list[str]) -> list[str]:
+    """Names made different, by position, where one occurs twice."""
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} at {i}" for i, name in enumerate(names)]

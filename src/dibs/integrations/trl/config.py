@@ -15,7 +15,9 @@ class DIBSConfig(BudgetConfig):
     """Objective, allocator and estimate of a run; ``num_generations`` is that of ``GRPOConfig``.
 
     Left out, ``objective`` is what ``GRPOConfig.scale_rewards`` says: ``grpo`` for "group",
-    ``expected_reward`` for "none". Given, it takes the place of ``scale_rewards``.
+    ``expected_reward`` for "none". Given, it takes the place of ``scale_rewards``. ``baseline``, left
+    out, is ``leave_one_out`` for ``expected_reward`` unless counts are uniform: a mean takes (n - 1) / n
+    off a prompt's gradient, which with counts of their own would differ from prompt to prompt.
     """
 
     algorithm: Literal["grpo", "raft", "raft++"] = Field(
@@ -62,7 +64,15 @@ class DIBSConfig(BudgetConfig):
             raise ValueError("grad_norm_parameters needs grad_norm: exact or exact_slow")
         if self.grad_norm_sketch is not None and self.grad_norm != "last_layer":
             raise ValueError("grad_norm_sketch needs grad_norm: last_layer")
+        if "num_pilots" in self.model_fields_set and self.mode != "pilot":
+            raise ValueError(
+                f"num_pilots is given and mode is {self.mode}, which draws none; set mode to pilot"
+            )
         return self
+
+    @property
+    def _knows_its_budget(self) -> bool:
+        return "num_generations" in self.model_fields_set
 
     @property
     def equal_weights(self) -> bool:
@@ -72,7 +82,7 @@ class DIBSConfig(BudgetConfig):
     @property
     def measures_norms(self) -> bool:
         """Whether gradient norms decide anything."""
-        return self.grad_norm != "none" and self.allocator != "uniform"
+        return self.grad_norm != "none" and self.allocator != "uniform" and self.mode != "none"
 
     def for_trainer(self, args: Any) -> DIBSConfig:
         """These settings, completed by TRL's ``GRPOConfig``.
@@ -88,6 +98,8 @@ class DIBSConfig(BudgetConfig):
             )
         if "objective" not in given and args.scale_rewards == "none":
             given["objective"] = "expected_reward"
+        if given.get("objective") == "expected_reward" and self.allocator != "uniform":
+            given.setdefault("baseline", "leave_one_out")
         try:
             complete = DIBSConfig(**given)
         except ValidationError as error:

@@ -31,6 +31,17 @@ def distinct_rows(mine: Sequence[Row], group_size: int, processes: Processes) ->
     return [row for rows in processes.gathered(first) for row in rows]
 
 
+def require_own_names(rows: Sequence[Row], names: Sequence[str], column: str | None) -> None:
+    """InputError where two prompts of a batch go by one name."""
+    prompts: dict[str, Any] = {}
+    for row, name in zip(rows, names, strict=True):
+        if prompts.setdefault(name, row["prompt"]) != row["prompt"]:
+            raise InputError(
+                f"DIBSConfig.prompt_id_column {column}: two prompts of a batch have the value {name!r}; "
+                "give each prompt its own, or leave prompt_id_column out"
+            )
+
+
 def repeated(items: Sequence[_Item], counts: Sequence[int]) -> list[_Item]:
     """Item i ``counts[i]`` times."""
     return [item for item, count in zip(items, counts, strict=True) for _ in range(count)]

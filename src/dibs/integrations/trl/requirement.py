@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 
 OLDEST, BEFORE = "1.16", "2"
+"""Of 1.x, versions later than the tested one are let in: ``hooks`` looks at what they have."""
 
 
 def require_trl() -> None:

@@ -12,13 +12,14 @@ TRL's losses are means over the N rows of a batch, so an advantage times N times
 gives what ``dibs.objectives`` promises, up to the divisor that ``loss_type`` chooses. Where that is the
 batch's number of tokens (``dapo``, ``cispo``, ``vespo``), they are counted with the same weights:
 otherwise the step would grow or shrink with the counts. With equal weights, as with allocator
-``uniform``, all of this is stock TRL, number for number.
+``uniform``, all of this is stock TRL, number for number, also where completions have no reward.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,19 @@ from trl import GRPOTrainer
 
 from dibs.integrations.any import PromptBudget
 from dibs.integrations.trl.config import DIBSConfig
-from dibs.integrations.trl.groups import Row, dealt, distinct_rows, prompt_id, repeated, split
+from dibs.integrations.trl.groups import (
+    Row,
+    dealt,
+    distinct_rows,
+    prompt_id,
+    repeated,
+    require_own_names,
+    split,
+)
+from dibs.integrations.trl.hooks import check_attributes, check_batch, check_hooks, unknown
 from dibs.integrations.trl.kl import weighted_kl
 from dibs.integrations.trl.norms import NormMeter
+from dibs.integrations.trl.notes import group_numbers, write_notes
 from dibs.integrations.trl.state import read_state, write_state
 from dibs.processes import Processes
 from dibs.types import InputError
@@ -51,7 +62,9 @@ class DIBSGRPOTrainer(GRPOTrainer):
     beta: float
 
     def __init__(self, *args: Any, dibs: DIBSConfig | None = None, **kwargs: Any) -> None:
+        check_hooks(GRPOTrainer)
         super().__init__(*args, **kwargs)
+        check_attributes(self)
         self.dibs = (dibs or DIBSConfig()).for_trainer(self.args)
         if self.tools or self.environment_factories is not None:
             raise InputError(
@@ -62,14 +75,22 @@ class DIBSGRPOTrainer(GRPOTrainer):
             raise InputError(
                 "DIBSConfig.mode pilot does not go with rollout_func; set it to online, or to none"
             )
-        self.budget = PromptBudget(self.dibs)
+        if self.aux_loss_enabled and not self.dibs.equal_weights:
+            raise InputError(
+                f"router_aux_loss_coef {self.router_aux_loss_coef} takes completions alike, so that "
+                f"with allocator {self.dibs.allocator} the counts would change it; set "
+                "GRPOConfig.router_aux_loss_coef to 0.0"
+            )
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
+        self.budget = PromptBudget(self.dibs, warns=self.processes.main)
         self.norm_meter = NormMeter(self, self.dibs) if self.dibs.measures_norms else None
         self.counts: list[int] = []
         self.rollouts = 0
         self._rewards = torch.zeros(0)
         self._completion_ids: Sequence[Sequence[int]] = []
-        self._logprobs = torch.zeros(0)
+        self._logprobs: Tensor | None = None
+        self._keeps_logprobs = False
+        self._reached: set[str] = set()
 
     # Generation
 
@@ -80,6 +101,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         if any(key in rows[0] for key in ("image", "images")):
             raise InputError("rows with images are for GRPOTrainer; DIBSGRPOTrainer takes text")
         names = [prompt_id(row, self.dibs.prompt_id_column) for row in rows]
+        require_own_names(rows, names, self.dibs.prompt_id_column)
         if self.dibs.mode == "pilot":
             self._take_pilots(rows, names)
         total = len(inputs) * self.processes.size
@@ -87,7 +109,17 @@ class DIBSGRPOTrainer(GRPOTrainer):
         # A process with counts of its own would wait for the others for ever.
         self.processes.require_same(self.counts, "the counts of a batch")
         mine = dealt(repeated(rows, self.counts), self.processes)
-        batch = super()._generate_and_score_completions([dict(row) for row in mine])
+        drawn, learnt = "_generate_and_score_completions", "_compute_loss"
+        if drawn in self._reached and learnt not in self._reached:
+            raise unknown(f"GRPOTrainer trained without {learnt}")
+        self._reached.clear()
+        # Rows of a group are one object here, and reward functions may write into theirs.
+        batch = super()._generate_and_score_completions(_own_copies(mine))
+        needed = ["_calculate_rewards"]
+        if self.rollout_func is None:
+            needed.append("_generate_single_turn")
+        check_batch(batch, len(mine), [name for name in needed if name not in self._reached])
+        self._reached.add("_generate_and_score_completions")
         self._weigh_and_learn(names, batch)
         return batch
 
@@ -101,6 +133,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> Any:
         # A vLLM server would take every num_generations-th prompt for a group of so many.
+        self._reached.add("_generate_single_turn")
         even = not self.model.training or set(self.counts) == {num_generations}
         return super()._generate_single_turn(
             prompt_ids, images, multimodal_fields, num_generations if even else 1, *args, **kwargs
@@ -113,6 +146,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         completions: list[Any],
         completion_ids_list: list[list[int]],
     ) -> Tensor:
+        self._reached.add("_calculate_rewards")
         self._rewards = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
         )
@@ -121,17 +155,18 @@ class DIBSGRPOTrainer(GRPOTrainer):
 
     def _scores(self) -> np.ndarray:
         """Rewards of all processes' completions, [N]; NaN where no function gave one."""
-        per_function = self._rewards
+        # In float32, weights of 0.7, 0.2 and 0.1 add up to less than a threshold of 1.
+        per_function = self._rewards.double()
         total = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
         total[torch.isnan(per_function).all(dim=1)] = torch.nan
-        return total.double().cpu().numpy()
+        return total.cpu().numpy()
 
     # Pilots
 
     def _take_pilots(self, rows: Sequence[Row], names: Sequence[str]) -> None:
         """Fresh completions of every prompt, which decide its count and are not trained on."""
         counts = [self.dibs.num_pilots] * len(rows)
-        mine = [dict(row) for row in dealt(repeated(rows, counts), self.processes)]
+        mine = _own_copies(dealt(repeated(rows, counts), self.processes))
         prompts = [row["prompt"] for row in mine]
         self.counts = []
         with self._apart():
@@ -139,7 +174,9 @@ class DIBSGRPOTrainer(GRPOTrainer):
             self._calculate_rewards(mine, prompts, completions, completion_ids)
         total = sum(counts)
         scores = self._scores()[:total]
-        lengths, norms, _ = self._measured(prompt_ids, completion_ids, None)
+        lengths, norms, _ = self._measured(
+            lambda: prompt_ids, completion_ids, self._finished(completion_ids), None
+        )
         kept = ~np.isnan(scores)
         self.budget.take_pilots(
             names,
@@ -169,19 +206,16 @@ class DIBSGRPOTrainer(GRPOTrainer):
         rewards = split(scores, self.counts, kept)
         advantages, weights = np.zeros((2, len(scores)))
         advantages[kept], weights[kept] = map(np.concatenate, self.budget.weights(rewards))
-        self._weigh(batch, advantages, len(scores) * weights)
+        # Stock TRL's divisor counts completions without a reward; equal weights leave it so.
+        relative = kept.astype(float) if self.dibs.equal_weights else len(scores) * weights
+        self._weigh(batch, advantages, relative)
         if self.dibs.mode == "online":
-            if self.norm_meter is not None and "tool_mask" in batch:
-                raise InputError(
-                    "rollout_func gives an env_mask, and gradient norms do not leave out masked tokens; "
-                    "set DIBSConfig.grad_norm to none"
-                )
-            contexts = [
-                ids[mask.bool()].tolist()
-                for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-                if self.norm_meter is not None
-            ]
-            measured = self._measured(contexts, self._completion_ids, _sampled_logprobs(batch))
+            measured = self._measured(
+                lambda: self._contexts(batch),
+                self._completion_ids,
+                _loss_mask(batch).any(1).cpu().numpy() if self.mask_truncated_completions else None,
+                _sampled_logprobs(batch),
+            )
             lengths, norms, logprobs = (
                 None if each is None else split(each, self.counts, kept) for each in measured
             )
@@ -211,18 +245,46 @@ class DIBSGRPOTrainer(GRPOTrainer):
             tokens = (weights * _loss_mask(batch).sum(1)).sum()
             batch["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
 
+    def _contexts(self, batch: dict[str, Any]) -> list[list[int]]:
+        """The tokens before each completion."""
+        if "tool_mask" in batch:
+            raise InputError(
+                "rollout_func gives an env_mask, and gradient norms do not leave out masked tokens; "
+                "set DIBSConfig.grad_norm to none"
+            )
+        pairs = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+    def _finished(self, completions: Sequence[Sequence[int]]) -> np.ndarray | None:
+        """Which completions the loss would count, bool [n]; None: all."""
+        if not self.mask_truncated_completions:
+            return None
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        return np.array([ids[-1] in ends for ids in completions])
+
     def _measured(
         self,
-        contexts: Sequence[Sequence[int]],
+        contexts: Callable[[], Sequence[Sequence[int]]],
         completions: Sequence[Sequence[int]],
+        counted: np.ndarray | None,
         logprobs: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Lengths, gradient norms and log-probabilities of all processes' completions, [N] each."""
-        lengths = np.array([len(ids) for ids in completions], dtype=np.float64)
-        norms = None
-        if self.norm_meter is not None:
-            norms = self.norm_meter.norms(contexts, completions, self.args.seed + self.budget.step)
-        parts = self.processes.gathered((lengths, norms, logprobs))
+        """Lengths, gradient norms and log-probabilities of all processes' completions, [N] each.
+
+        ``counted``: by the loss; the others have no gradient.
+        """
+
+        def measure() -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+            lengths = np.array([len(ids) for ids in completions], dtype=np.float64)
+            norms = None
+            if self.norm_meter is not None:
+                seed = self.args.seed + self.budget.step
+                norms = self.norm_meter.norms(contexts(), completions, seed)
+            if counted is not None:
+                norms = counted * (np.ones(len(counted)) if norms is None else norms)
+            return lengths, norms, logprobs
+
+        parts = self.processes.gathered_from(measure)
         lengths = np.concatenate([part[0] for part in parts])
         norms, logprobs = (
             None if parts[0][i] is None else np.concatenate([part[i] for part in parts])
@@ -233,36 +295,33 @@ class DIBSGRPOTrainer(GRPOTrainer):
     def _note(self, rewards: Sequence[Sequence[float]]) -> None:
         """Metrics of the generation batch."""
         metrics = self._metrics["train"]
-        drawn = [group for group in rewards if len(group)]
-        flat = float(np.mean([np.ptp(group) == 0 for group in drawn])) if drawn else 0.0
-        metrics["frac_reward_zero_std"][-1] = flat
-        judged = np.concatenate(drawn) if drawn else np.zeros(0)
-        accepted = judged >= self.dibs.accept_threshold
-        noted = {
-            "accept_rate": float(accepted.mean()) if len(judged) else None,
-            "rollouts": self.rollouts,
-            **self.budget.metrics(),
-        }
-        for name, value in noted.items():
-            if isinstance(value, int | float):
-                metrics[f"dibs/{name}"].append(float(value))
+        noted = group_numbers(rewards, self.dibs.accept_threshold)
+        metrics["frac_reward_zero_std"][-1] = noted.pop("flat", 0.0)
+        write_notes(metrics, {**noted, "rollouts": self.rollouts, **self.budget.metrics()})
 
     # Loss
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._logprobs = found[0]
+        if self._keeps_logprobs:
+            self._logprobs = found[0]
         return found
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if self.model.training and "_generate_and_score_completions" not in self._reached:
+            raise unknown("GRPOTrainer drew completions without _generate_and_score_completions")
+        self._reached.add("_compute_loss")
         if self.beta == 0 or "dibs_weights" not in inputs:
             return super()._compute_loss(model, inputs)
-        beta, self.beta = self.beta, 0.0
+        beta, self.beta, self._keeps_logprobs = self.beta, 0.0, True
         try:
             loss = super()._compute_loss(model, inputs)
+            logprobs = self._logprobs
         finally:
-            self.beta = beta
-        logprobs, self._logprobs = self._logprobs, torch.zeros(0)
+            # Kept, they would hold the graph of the micro-batch until the next one.
+            self.beta, self._keeps_logprobs, self._logprobs = beta, False, None
+        if logprobs is None:
+            raise unknown("its loss does not come from _get_per_token_logps_and_entropies")
         mask = _loss_mask(inputs)
         per_update = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.processes.size * per_update
@@ -288,18 +347,27 @@ class DIBSGRPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # First, so that a checkpoint that is whole for TRL is whole for us.
-        if self.args.should_save:
+        def write() -> None:
+            if not self.args.should_save:
+                return
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder = Path(self._get_output_dir(trial=trial)) / name
             write_state(folder, {"rollouts": self.rollouts, "budget": self.budget.state()})
+
+        self.processes.gathered_from(write)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            state = read_state(Path(checkpoint))
+            states = self.processes.gathered_from(lambda: read_state(Path(checkpoint)))
+            state = states[self.processes.rank]
             self.rollouts = int(state["rollouts"])
             self.budget.load_state(state["budget"])
+
+
+def _own_copies(rows: Sequence[Row]) -> list[Row]:
+    return [copy.deepcopy(row) for row in rows]
 
 
 def _loss_mask(batch: dict[str, Any]) -> Tensor:
