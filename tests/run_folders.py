@@ -74,6 +74,7 @@ def make_run(
                 "allocator": options["allocate"]["allocator"],
                 "accept_rate": rates.tolist(),
                 "count": counts.tolist(),
+                "judged": counts.tolist(),
                 "accepted": accepted.tolist(),
             }
         )

@@ -247,3 +247,20 @@ def test_where_the_budget_went_by_hand(tmp_path):
     assert both.parts.T.tolist() == [[2, 3, 4, 16], [0, 1, 1, 0]]
     (other / "allocations.jsonl").unlink()
     assert total_spending([read(other)])[0].tolist() == [0, 0, 0, 0]
+
+
+def test_completions_without_a_verdict_do_not_make_a_group_one_of_both_outcomes(tmp_path):
+    path = make_run(tmp_path / "run", steps=1, mode="none")
+    # 3 of 4 judged and accepted; 2 of 5 judged, none accepted; nothing judged; both outcomes; no group
+    line = {
+        "step": 1,
+        "accept_rate": [1, 0, None, 0.5, None],
+        "count": [4, 5, 2, 8, 0],
+        "judged": [3, 2, 0, 7, 0],
+        "accepted": [3, 0, 0, 4, 0],
+    }
+    write_lines(path / "allocations.jsonl", [line])
+    assert spending(read(path)).parts[:, 0].tolist() == [8, 4, 7, 0]
+    del line["judged"]
+    write_lines(path / "allocations.jsonl", [line])
+    assert spending(read(path)).parts[:, 0].tolist() == [12, 0, 7, 0]

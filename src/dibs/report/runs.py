@@ -187,6 +187,7 @@ def _is_step(record: Record) -> bool:
 
 def _is_allocation(record: Record) -> bool:
     columns = [record.get(key) for key in ("accept_rate", "count", "accepted")]
+    columns += [record["judged"]] if "judged" in record else []  # runs of before have none
     return (
         _is_step(record)
         and all(isinstance(column, list) for column in columns)
