@@ -73,7 +73,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert "default-src 'none'" in page.source
     assert page.tags["script"] == 2
     # Every svg is a whole figure; ids are unique, and what refers to one finds it.
-    assert page.tags["svg"] == page.tags["figure"] == 4 + 1 + 2 * 3 + 1
+    assert page.tags["svg"] == page.tags["figure"] == 4 + 1 + 1 + 2 * 3 + 1
     assert max(page.ids.values()) == 1
     wanted = {link[1:] for link in page.links if link.startswith("#")}
     wanted |= set(re.findall(r"url\(#([^)]*)\)", page.source))
@@ -98,6 +98,20 @@ def test_completions_and_names_are_text_wherever_they_stand(tmp_path):
     rows = page.completions["rows"]
     assert rows[0][3] == NASTY
     assert rows[-1][3:] == ["? \0 half", None, "rejected", None, samples[0]["count"]]
+
+
+def test_held_out_ln_p_is_drawn_where_all_arms_have_it(tmp_path):
+    for name in ("even", "chosen"):
+        make_run(tmp_path / "runs" / name, allocator=name)
+    arms = group_runs([read_run(tmp_path / "runs" / name) for name in ("even", "chosen")])
+    drawn = {figure.name: figure for figure in page_figures(arms)}
+    (axes,) = drawn["log-accept-rate"].figure.axes
+    assert axes.get_ylabel() == "held-out mean ln p_i"
+    told = [line.get_ydata()[-1] for line in axes.get_lines()]
+    assert told == [arm.runs[0].metrics[-1]["log_accept_rate"] for arm in arms]
+    for line in arms[0].runs[0].metrics:
+        line.pop("log_accept_rate", None)
+    assert "log-accept-rate" not in {figure.name for figure in page_figures(arms)}
 
 
 def test_json_within_a_script_element():

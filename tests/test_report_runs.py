@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from dibs.report.arms import arm_curve, costs_at, differing_keys, group_runs, over_seeds
+from dibs.report.arms import Arm, arm_curve, costs_at, differing_keys, group_runs, over_seeds
 from dibs.report.budget import PARTS, mean_spending, spending, total_spending
 from dibs.report.overview import arm_row
+from dibs.report.panels import has_score
 from dibs.report.runs import NoRun, Run, number, read_run, run_folders
 from run_folders import make_run, write_lines
 
@@ -200,6 +201,23 @@ def test_the_curve_of_an_arm_ends_where_its_first_seed_does(tmp_path):
     assert curve.mean[2] == np.mean([run.metrics[4]["accuracy"] for run in runs])
     assert costs_at(arm, 4)["rollouts"] == 4 * 2 * 8 * 6
     assert arm_row(arm)["step"] == 4
+
+
+def test_any_score_of_the_evaluations_has_a_curve(tmp_path):
+    runs = [read(make_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
+    (arm,) = group_runs(runs)
+    single = arm_curve(Arm("one", runs[:1]), "rollouts", "log_accept_rate")
+    last = [run.metrics[-1]["log_accept_rate"] for run in runs]
+    assert single.mean[-1] == last[0]
+    assert np.isnan(single.low).all()
+    both = arm_curve(arm, "rollouts", "log_accept_rate")
+    assert both.x.tolist() == [0, 192, 384]
+    assert both.mean[-1] == np.mean(last)
+    assert both.low[-1] < min(last)
+    assert has_score([arm], "log_accept_rate")
+    for line in runs[1].metrics:
+        line["log_accept_rate"] = None
+    assert not has_score([arm], "log_accept_rate")
 
 
 def test_a_run_that_was_never_evaluated(tmp_path):

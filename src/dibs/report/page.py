@@ -34,6 +34,8 @@ _CAPTIONS = {
     "accuracy-tokens": "Completion tokens sampled in training, pilots counted.",
     "accuracy-seconds": "Time without evaluation and without the variance meter; it depends on what "
     "else the machine did.",
+    "log-accept-rate": "Mean over held-out prompts of ln p_i, the value that log_likelihood raises; p_i "
+    "from (accepted + 1/2) / (n + 1). Intervals only over seeds.",
     "budget": "Pilots are thrown away in mode pilot only. A group that is all alike teaches nothing "
     "where a baseline is subtracted. Learnt from: with an advantage other than 0.",
     "counts": "A dot is a prompt in a step: what it was given, against its accept rate, that of the "

@@ -44,21 +44,27 @@ _COSTS = {
     "tokens": "tokens sampled (pilots counted)",
     "seconds": "seconds of training",
 }
+_SCORES = {"accuracy": "held-out accuracy", "log_accept_rate": "held-out mean ln p_i"}
 
 
-def accuracy_panel(axes: Axes, arms: Sequence[Arm], axis: str) -> None:
-    """Held-out accuracy of every arm against a cost, with 95% intervals; thin: the single seeds."""
+def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accuracy") -> None:
+    """A held-out score of every arm against a cost, with 95% intervals; thin: the single seeds."""
     for colour, marker, arm in zip(cycle(COLOURS), cycle(_MARKERS), arms, strict=False):
         if len(arm.runs) > 1:
             for run in arm.runs:
-                alone = run_curve(run, axis)
+                alone = run_curve(run, axis, score)
                 axes.plot(alone.x, alone.mean, color=colour, linewidth=0.7, alpha=0.6)
-        curve = arm_curve(arm, axis)
+        curve = arm_curve(arm, axis, score)
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve.x, curve.mean, color=colour, marker=marker, ms=4, label=arm.label)
-    axes.set(xlabel=_COSTS[axis], ylabel="held-out accuracy")
+    axes.set(xlabel=_COSTS[axis], ylabel=_SCORES[score])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=axis != "seconds"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def has_score(arms: Sequence[Arm], score: str) -> bool:
+    """Whether every arm has an evaluation of all its seeds that tells a score."""
+    return all(len(arm_curve(arm, "steps", score).x) for arm in arms)
 
 
 def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: int) -> list[int]:
