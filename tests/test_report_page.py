@@ -19,12 +19,14 @@ import pytest
 from matplotlib import rc_context
 
 from dibs.cli import main
-from dibs.report.arms import group_runs
+from dibs.report.arms import Arm, group_runs
 from dibs.report.build import default_folder, watch_report, write_report
 from dibs.report.completions import TEXT, in_script, pack_completions
 from dibs.report.figures import draw_figures, page_figures
+from dibs.report.folders import run_folders
+from dibs.report.overview import arm_row
 from dibs.report.panels import COLOURS, INK, PART_COLOURS, STEPS, STYLE, short_number, wrapped
-from dibs.report.runs import read_run, run_folders
+from dibs.report.runs import read_run
 from dibs.report.svg import inline_svg, svg_bytes
 from dibs.types import InputError
 from run_folders import NASTY, finish, make_run, write_lines
@@ -112,6 +114,33 @@ def test_held_out_ln_p_is_drawn_where_all_arms_have_it(tmp_path):
     for line in arms[0].runs[0].metrics:
         line.pop("log_accept_rate", None)
     assert "log-accept-rate" not in {figure.name for figure in page_figures(arms)}
+
+
+def test_tuning_runs_are_left_out_with_a_remark(tmp_path, capsys):
+    make_run(tmp_path / "out" / "runs" / "task" / "algorithm" / "arm" / "lr-1" / "seed-0")
+    make_run(tmp_path / "out" / "tuning" / "task" / "seed-7", seed=7)
+    (tmp_path / "out" / "study.json").write_text("{}")
+    assert main(["report", str(tmp_path / "out")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("1 run, 1 arm")
+    assert second.startswith(f"{tmp_path / 'out' / 'tuning'}: left out: its runs chose")
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "1 of 1 run reported" in page
+    assert "its runs chose the learning rates" in page
+
+
+def test_rows_are_worked_out_once_a_report(tmp_path, monkeypatch):
+    asked = []
+
+    def counted(arm: Arm) -> dict:
+        asked.append(arm.label)
+        return arm_row(arm)
+
+    for module in ("build", "page", "overview"):
+        monkeypatch.setattr(f"dibs.report.{module}.arm_row", counted, raising=False)
+    make_run(tmp_path / "run")
+    write_report([tmp_path / "run"], tmp_path / "out")
+    assert asked == ["min_variance"]
 
 
 def test_json_within_a_script_element():
@@ -225,7 +254,7 @@ def test_where_reports_go(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     assert main(["report", "."]) == 0
     assert (tmp_path / "report" / "index.html").is_file()
-    assert run_folders([Path()]) == [Path("run")]  # the report is no run
+    assert run_folders([Path()])[0] == [Path("run")]  # the report is no run
 
 
 def test_runs_with_little_in_them_are_drawn(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 
 from dibs.report.arms import Arm, arm_curve, costs_at, differing_keys, group_runs, over_seeds
 from dibs.report.budget import PARTS, mean_spending, spending, total_spending
+from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row
 from dibs.report.panels import has_score
-from dibs.report.runs import NoRun, Run, number, read_run, run_folders
+from dibs.report.runs import NoRun, Run, number, read_run
 from run_folders import make_run, write_lines
 
 
@@ -74,6 +75,11 @@ def test_a_file_without_a_last_line_feed_is_whole(tmp_path):
             '{"step": 1, "accept_rate": [0.5], "count": [1%s], "accepted": [1]}\n' % ("0" * 999),
             "allocations.jsonl: 1 damaged line left out (1)",
         ),
+        (
+            "allocations.jsonl",
+            '{"step": 1, "accept_rate": [1], "count": [1], "accepted": [1], "judged": []}\n',
+            "allocations.jsonl: 1 damaged line left out (1)",
+        ),
         ("summary.json", '{"steps": 9}', "metrics.jsonl ends at step 4 of 9"),
     ],
 )
@@ -102,27 +108,27 @@ def test_damaged_metrics_are_told_and_steps_that_were_done_again_count_once(tmp_
 
 
 @pytest.mark.parametrize(
-    ("prepare", "reason", "begun"),
+    ("prepare", "reason", "state"),
     [
-        (lambda path: None, "does not exist", False),
-        (lambda path: path.touch(), "is a file; give a run folder", False),
-        (lambda path: path.mkdir(), "holds no run: metrics.jsonl is missing", False),
+        (lambda path: None, "does not exist", "broken"),
+        (lambda path: path.touch(), "is a file; give a run folder", "broken"),
+        (lambda path: path.mkdir(), "holds no run: metrics.jsonl is missing", "broken"),
         (
             lambda path: (path.mkdir(), (path / "metrics.jsonl").touch()),
             "has no step yet: metrics.jsonl is empty",
-            True,
+            "unfinished",
         ),
         (
             lambda path: (path.mkdir(), (path / "metrics.jsonl").write_bytes(b"\xff\n\x00\n")),
             "metrics.jsonl: 2 damaged lines left out (1, 2)",
-            False,
+            "broken",
         ),
     ],
 )
-def test_folders_without_anything_to_report(tmp_path, prepare, reason, begun):
+def test_folders_without_anything_to_report(tmp_path, prepare, reason, state):
     path = tmp_path / "run"
     prepare(path)
-    assert read_run(path) == NoRun(path, reason, begun)
+    assert read_run(path) == NoRun(path, reason, state)
 
 
 def test_folders_of_runs_are_searched_and_nothing_is_counted_twice(tmp_path):
@@ -133,12 +139,41 @@ def test_folders_of_runs_are_searched_and_nothing_is_counted_twice(tmp_path):
     (tmp_path / "all" / "figures").mkdir()
     (tmp_path / "all" / ".git").mkdir()
     make_run(tmp_path / "all" / ".git" / "hidden")
-    assert run_folders([tmp_path / "all", second, tmp_path / "none"]) == [
-        first,
-        second,
-        third,
-        tmp_path / "none",
-    ]
+    (tmp_path / "all" / "again").symlink_to(make_run(tmp_path / "elsewhere"))
+    (tmp_path / "all" / "arm" / "round").symlink_to(tmp_path / "all")
+    found, left_out = run_folders([tmp_path / "all", second, tmp_path / "none"])
+    assert found == [first, second, third, tmp_path / "none"]
+    assert left_out == []
+    (tmp_path / "given").symlink_to(third)
+    assert run_folders([tmp_path / "given"])[0] == [tmp_path / "given"]
+
+
+def test_runs_of_a_comparison_are_found_and_those_that_chose_its_rates_left_out(tmp_path):
+    out = tmp_path / "out"
+    below = "task/algorithm/arm/lr-0.001"
+    run = make_run(out / "runs" / below / "seed-0")
+    tuning = make_run(out / "tuning" / below / "seed-7", seed=7)
+    deeper = make_run(out / "runs" / below / "seed-0-and" / "one-more", seed=1)
+    (out / "runs" / "tuning").mkdir()
+    kept = make_run(out / "runs" / "tuning" / "run", seed=2)
+    # Without study.json it is any folder.
+    assert run_folders([out]) == ([run, kept, tuning], [])
+    (out / "study.json").write_text("{}")
+    found, (left_out,) = run_folders([out])
+    assert found == [run, kept]
+    assert (left_out.path, left_out.state) == (out / "tuning", "left out")
+    assert "chose the learning rates" in left_out.reason
+    # What is given itself is reported.
+    assert run_folders([out, out / "tuning"]) == ([run, kept, tuning], [])
+    assert run_folders([deeper.parent]) == ([deeper], [])
+
+
+def test_a_folder_whose_name_is_too_long_does_not_exist(tmp_path):
+    path = tmp_path / ("x" * 300)
+    assert run_folders([path]) == ([path], [])
+    found = read_run(path)
+    assert isinstance(found, NoRun)
+    assert found.reason in ("does not exist", "cannot be read: File name too long")
 
 
 def test_numbers_that_are_none(tmp_path):

@@ -13,10 +13,11 @@ from matplotlib import rc_context
 from dibs.report.arms import group_runs
 from dibs.report.completions import pack_completions
 from dibs.report.figures import page_figures
+from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row, run_rows
 from dibs.report.page import Contents, drawn, render_page
 from dibs.report.panels import STYLE
-from dibs.report.runs import NoRun, Run, read_run, run_folders
+from dibs.report.runs import NoRun, Run, read_run
 from dibs.report.svg import svg_bytes
 from dibs.types import InputError
 from dibs.whole_files import write_text
@@ -36,7 +37,7 @@ class _Reading:
     def going_on(self) -> bool:
         """Whether any run has no summary yet."""
         return any(run.summary is None for run in self.runs) or any(
-            other.begun for other in self.others
+            other.state == "unfinished" for other in self.others
         )
 
 
@@ -103,10 +104,11 @@ def watch_report(
 
 
 def _read(paths: Sequence[Path]) -> _Reading:
-    found = [read_run(folder) for folder in run_folders(paths)]
+    folders, left_out = run_folders(paths)
+    found = [read_run(folder) for folder in folders]
     return _Reading(
         [each for each in found if isinstance(each, Run)],
-        [each for each in found if isinstance(each, NoRun)],
+        [each for each in found if isinstance(each, NoRun)] + left_out,
     )
 
 
@@ -118,6 +120,7 @@ def _require_some(reading: _Reading) -> None:
 
 def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) -> dict[str, Any]:
     arms = group_runs(reading.runs)
+    arm_rows, rows = [arm_row(arm) for arm in arms], run_rows(arms, reading.others)
     completions = pack_completions(arms)
     figures, paths = [], []
     try:
@@ -127,7 +130,7 @@ def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) 
                 figures.append(drawn(figure))
                 if files:
                     paths += list(_saved(figure.figure, out / "figures" / figure.name))
-        page = render_page(Contents(arms, reading.others, figures, completions), refresh)
+        page = render_page(Contents(arms, arm_rows, rows, figures, completions), refresh)
         write_text(out / "index.html", page)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
@@ -135,8 +138,8 @@ def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) 
         "page": str(out / "index.html"),
         "bytes": len(page.encode("utf-8")),
         "figures": [str(path) for path in paths],
-        "arms": [arm_row(arm) for arm in arms],
-        "runs": run_rows(arms, reading.others),
+        "arms": arm_rows,
+        "runs": rows,
         "completions": {"shown": completions.shown, "kept": completions.kept},
     }
 
@@ -154,7 +157,7 @@ def _saved(figure: Any, stem: Path) -> Iterator[Path]:
 def _traces(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Which files of runs are there, their sizes and times."""
     traces = []
-    for folder in run_folders(paths):
+    for folder in run_folders(paths)[0]:
         for name in _WRITTEN:
             try:
                 found = (folder / name).stat()

@@ -17,8 +17,7 @@ from dibs import __version__
 from dibs.report.arms import Arm, differing_keys
 from dibs.report.completions import Completions
 from dibs.report.figures import PageFigure
-from dibs.report.overview import arm_row, run_rows, session_rows
-from dibs.report.runs import NoRun
+from dibs.report.overview import session_rows
 from dibs.report.svg import inline_svg
 
 _ENVIRONMENT = Environment(
@@ -49,10 +48,14 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything the page shows; figures are drawn already."""
+    """Everything the page shows; figures are drawn already.
+
+    ``arm_rows`` and ``run_rows``: what :mod:`dibs.report.overview` makes of them.
+    """
 
     arms: Sequence[Arm]
-    others: Sequence[NoRun]
+    arm_rows: Sequence[Mapping[str, Any]]
+    run_rows: Sequence[Mapping[str, Any]]
     figures: Sequence[Mapping[str, Any]]
     completions: Completions
 
@@ -82,8 +85,8 @@ def render_page(contents: Contents, refresh: float | None = None) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         refresh=refresh,
-        arms=[arm_row(arm) for arm in arms],
-        runs=run_rows(arms, contents.others),
+        arms=contents.arm_rows,
+        runs=contents.run_rows,
         figures=[figure for figure in contents.figures if figure["arm"] is None],
         of_arms=[
             (arm.label, [figure for figure in contents.figures if figure["arm"] == arm.label])

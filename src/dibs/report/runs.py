@@ -16,9 +16,6 @@ from typing import Any, TypeGuard
 
 import yaml
 
-_MARKS = ("metrics.jsonl", "config.yaml", "summary.json")
-_DEPTH = 4
-"""Levels of folders that are searched for runs."""
 _FAULTS_TOLD = 3
 
 Record = dict[str, Any]
@@ -52,36 +49,25 @@ class Run:
 
 @dataclass(frozen=True)
 class NoRun:
-    """A folder that there is nothing to report of, and why; ``begun``: a run that has no step yet."""
+    """A folder that there is nothing to report of, and why.
+
+    ``state``: broken, unfinished (a run that has no step yet) or left out (on purpose).
+    """
 
     path: Path
     reason: str
-    begun: bool = False
-
-
-def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among ``paths`` and below them, once each.
-
-    A path without any is returned itself, so that it can be said what is wrong with it.
-    """
-    found = [folder for path in paths for folder in (_below(path, _DEPTH) or [path])]
-    return list({folder.resolve(): folder for folder in found}.values())
-
-
-def _below(folder: Path, depth: int) -> list[Path]:
-    if (folder / "metrics.jsonl").is_file():
-        return [folder]
-    try:
-        inner = sorted(each for each in folder.iterdir() if each.is_dir()) if depth else []
-    except OSError:
-        inner = []
-    found = [run for each in inner if each.name[0] != "." for run in _below(each, depth - 1)]
-    marked = any((folder / name).is_file() for name in _MARKS)
-    return found or ([folder] if marked else [])
+    state: str = "broken"
 
 
 def read_run(path: Path) -> Run | NoRun:
     """What a run folder holds, or why it holds nothing; never raises for its contents."""
+    try:
+        return _read_run(path)
+    except OSError as error:
+        return NoRun(path, f"cannot be read: {error.strerror}")
+
+
+def _read_run(path: Path) -> Run | NoRun:
     if not path.is_dir():
         return NoRun(path, "is a file; give a run folder" if path.exists() else "does not exist")
     notes: list[str] = []
@@ -91,7 +77,7 @@ def read_run(path: Path) -> Run | NoRun:
     if not metrics:
         if notes:
             return NoRun(path, "; ".join(notes))
-        return NoRun(path, "has no step yet: metrics.jsonl is empty", begun=True)
+        return NoRun(path, "has no step yet: metrics.jsonl is empty", "unfinished")
     config = _object(path / "config.yaml", yaml.safe_load, notes)
     if not config:
         notes.append("config.yaml is missing or empty" if config is not None else "")
