@@ -13,6 +13,7 @@ from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row
 from dibs.report.panels import has_score
 from dibs.report.runs import NoRun, Run, number, read_run
+from dibs.report.shown import plain, shown
 from run_folders import make_run, write_lines
 
 
@@ -80,6 +81,38 @@ def test_a_file_without_a_last_line_feed_is_whole(tmp_path):
             '{"step": 1, "accept_rate": [1], "count": [1], "accepted": [1], "judged": []}\n',
             "allocations.jsonl: 1 damaged line left out (1)",
         ),
+        (
+            "allocations.jsonl",
+            '{"step": 1%s, "accept_rate": [1], "count": [1], "accepted": [1]}\n' % ("0" * 20),
+            "allocations.jsonl: 1 damaged line left out (1)",
+        ),
+        ("config.yaml", "a: &a {b: *a}", "config.yaml is damaged: it is deeper than 32 levels, or"),
+        (
+            "config.yaml",
+            "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 900)),
+            "config.yaml is damaged: it is deeper than 32 levels, or contains itself",
+        ),
+        (
+            "config.yaml",
+            "a0: &a0 [1]\n"
+            + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20)),
+            "config.yaml is damaged: its aliases make more than 100,000 values",
+        ),
+        (
+            "config.yaml",
+            f"seed: 0x{'f' * 9000}",
+            "config.yaml is damaged: it holds a whole number of 36,000 bits",
+        ),
+        (
+            "samples.jsonl",
+            '{"prompt": "", "completion": "", "answer": []}\n',
+            "samples.jsonl: 1 dam",
+        ),
+        (
+            "sessions.jsonl",
+            f'{{"versions": {"[" * 99}0{"]" * 99}}}\n',
+            "sessions.jsonl: 1 damaged line left out (1)",
+        ),
         ("summary.json", '{"steps": 9}', "metrics.jsonl ends at step 4 of 9"),
     ],
 )
@@ -99,12 +132,19 @@ def test_damaged_metrics_are_told_and_steps_that_were_done_again_count_once(tmp_
     path = make_run(tmp_path / "run")
     lines = (path / "metrics.jsonl").read_text().splitlines()
     again = json.dumps({"step": 2, "accuracy": 0.75})
-    bad = ["nonsense", '{"step": "4"}', '{"step": true}', "7", '{"step": -1}']
+    bad = [
+        "nonsense",
+        '{"step": "4"}',
+        '{"step": true}',
+        "7",
+        '{"step": -1}',
+        '{"step": 1000000001}',
+    ]
     (path / "metrics.jsonl").write_text("\n".join([*lines[:3], *bad, again, lines[4], ""]))
     run = read(path)
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 4]
     assert run.metrics[2]["accuracy"] == 0.75
-    assert list(run.notes) == ["metrics.jsonl: 5 damaged lines left out (4, 5, 6 ...)"]
+    assert list(run.notes) == ["metrics.jsonl: 6 damaged lines left out (4, 5, 6 ...)"]
 
 
 @pytest.mark.parametrize(
@@ -174,6 +214,31 @@ def test_a_folder_whose_name_is_too_long_does_not_exist(tmp_path):
     found = read_run(path)
     assert isinstance(found, NoRun)
     assert found.reason in ("does not exist", "cannot be read: File name too long")
+
+
+def test_text_that_cannot_be_shown_is_escaped():
+    assert shown("min_variance, naïve 数 🎲") == "min_variance, naïve 数 🎲"
+    assert shown("a\x01b\nc\x7f\ud800\udcff\uffff\u2028") == (
+        r"a\x01b\nc\x7f\ud800\udcff\uffff\u2028"
+    )
+
+
+def test_values_of_a_configuration_become_plain_ones():
+    assert plain({1: None, "b": [True, 2, 0.5, "x"]}) == {"1": None, "b": [True, 2, 0.5, "x"]}
+    assert plain({"a": float("nan"), "b": -float("inf"), "c": {1}}) == {
+        "a": "nan",
+        "b": "-inf",
+        "c": "{1}",
+    }
+
+
+def test_keys_of_a_configuration_that_are_no_text(tmp_path):
+    path = make_run(tmp_path / "run")
+    (path / "config.yaml").write_text("data: [{2001-01-01: 1, 2: 3}]\nseed: 2001-01-01\n")
+    run = read(path)
+    assert run.state == "finished"
+    assert run.config == {"data": [{"2001-01-01": 1, "2": 3}], "seed": "2001-01-01"}
+    arm_row(group_runs([run])[0])
 
 
 def test_numbers_that_are_none(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dibs.report.runs import Record, Run, number
+from dibs.report.shown import shown
 
 _NOT_OF_THE_ARM = (
     "seed",
@@ -124,9 +125,9 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
         ]
         if key == _TELLING[0] or _distinct(longer) > _distinct(names):
             names = longer
-    labels = [", ".join(name) or str(run.path) for name, run in zip(names, firsts, strict=True)]
+    labels = [shown(", ".join(name) or run.path) for name, run in zip(names, firsts, strict=True)]
     return [
-        f"{label}, {run.path}" if labels.count(label) > 1 else label
+        f"{label}, {shown(run.path)}" if labels.count(label) > 1 else label
         for label, run in zip(labels, firsts, strict=True)
     ]
 

@@ -18,6 +18,7 @@ from dibs.report.overview import arm_row, run_rows
 from dibs.report.page import Contents, drawn, render_page
 from dibs.report.panels import STYLE
 from dibs.report.runs import NoRun, Run, read_run
+from dibs.report.shown import shown
 from dibs.report.svg import svg_bytes
 from dibs.types import InputError
 from dibs.whole_files import write_text
@@ -66,13 +67,13 @@ def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
 def report_lines(written: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and what is to be said of runs that are not finished and whole."""
     arms, runs = len(written["arms"]), [row for row in written["runs"] if row["arm"] is not None]
-    yield (
+    yield shown(
         f"wrote {written['page']} ({written['bytes'] / 1e6:.1f} MB): {len(runs)} "
         f"run{'s' * (len(runs) != 1)}, {arms} arm{'s' * (arms != 1)}"
     )
     for row in written["runs"]:
         if row["state"] != "finished":
-            yield f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}"
+            yield shown(f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}")
 
 
 def watch_report(

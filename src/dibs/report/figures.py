@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from dibs.report import panels
 from dibs.report.arms import AXES, Arm
 from dibs.report.runs import Run, read_run
+from dibs.report.shown import shown
 from dibs.types import InputError
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
@@ -46,7 +47,7 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
         run = read_run(path)
         if not isinstance(run, Run):
             raise InputError(f"{path}: {run.reason}")
-        arms.append(Arm(label, [run]))
+        arms.append(Arm(shown(label), [run]))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in FIGURES]
     with rc_context(panels.STYLE):

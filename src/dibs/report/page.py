@@ -39,7 +39,8 @@ _CAPTIONS = {
     "where a baseline is subtracted. Learnt from: with an advantage other than 0.",
     "counts": "A dot is a prompt in a step: what it was given, against its accept rate, that of the "
     "pilots where there are any. The slider shows single steps.",
-    "accept-rates": "Each column is a step: how its prompts spread over five bins of accept rates.",
+    "accept-rates": "Each column is a step, or a few of very many: how its prompts spread "
+    "over five bins of accept rates.",
     "spending": "As above, for each step; means over seeds.",
     "variance": "Below 1 the gradient is less noisy than under uniform counts. Measured: by the step's "
     "own completions, with a 95% interval, over seeds if there are several.",
@@ -102,7 +103,7 @@ def render_page(contents: Contents, refresh: float | None = None) -> str:
         ],
         sessions=session_rows([run for arm in arms for run in arm.runs]),
     )
-    return page.encode("utf-8", errors="replace").decode("utf-8")
+    return page.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _source(name: str) -> str:

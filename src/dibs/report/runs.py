@@ -16,7 +16,11 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from dibs.report.shown import plain, shown
+
 _FAULTS_TOLD = 3
+_LAST_STEP = 10**9
+"""Of a run that anyone makes; a line beyond it is damaged."""
 
 Record = dict[str, Any]
 
@@ -78,12 +82,12 @@ def _read_run(path: Path) -> Run | NoRun:
         if notes:
             return NoRun(path, "; ".join(notes))
         return NoRun(path, "has no step yet: metrics.jsonl is empty", "unfinished")
-    config = _object(path / "config.yaml", yaml.safe_load, notes)
+    config = _object(path / "config.yaml", lambda text: plain(yaml.safe_load(text)), notes)
     if not config:
         notes.append("config.yaml is missing or empty" if config is not None else "")
     allocations = _rising(_records(path / "allocations.jsonl", _is_allocation, notes))
     samples = _records(path / "samples.jsonl", _is_sample, notes)
-    sessions = _records(path / "sessions.jsonl", lambda record: True, notes)
+    sessions = _records(path / "sessions.jsonl", _is_session, notes)
     summary = None
     if (path / "summary.json").is_file():
         summary = _object(path / "summary.json", json.loads, notes)
@@ -108,7 +112,7 @@ def _progress(path: Path, config: Mapping[str, Any], last: int) -> str:
     train = config.get("train")
     steps = train.get("steps") if isinstance(train, Mapping) else None
     written = time.gmtime((path / "metrics.jsonl").stat().st_mtime)
-    of = f" of {steps}" if steps else ""
+    of = f" of {steps}" if isinstance(steps, int) else ""
     return f"at step {last}{of}, last written {time.strftime('%Y-%m-%d %H:%M:%S', written)} UTC"
 
 
@@ -168,7 +172,7 @@ def _rising(records: Sequence[Record]) -> list[Record]:
 
 def _is_step(record: Record) -> bool:
     step = record.get("step")
-    return isinstance(step, int) and _is_number(step) and step >= 0
+    return isinstance(step, int) and _is_number(step) and 0 <= step <= _LAST_STEP
 
 
 def _is_allocation(record: Record) -> bool:
@@ -195,9 +199,18 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _is_sample(record: Record) -> bool:
-    return all(isinstance(record.get(key), str) for key in ("prompt", "completion"))
+    texts = all(isinstance(record.get(key), str) for key in ("prompt", "completion"))
+    return texts and not any(isinstance(value, list | dict) for value in record.values())
+
+
+def _is_session(record: Record) -> bool:
+    try:
+        plain(record)
+    except ValueError:
+        return False
+    return True
 
 
 def _one_line(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
-    return " ".join(str(reason).split())[:200]
+    return shown(" ".join(str(reason).split())[:200])
