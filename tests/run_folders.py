@@ -74,6 +74,7 @@ def make_run(
                 "allocator": options["allocate"]["allocator"],
                 "accept_rate": rates.tolist(),
                 "count": counts.tolist(),
+                "judged": counts.tolist(),
                 "accepted": accepted.tolist(),
             }
         )
@@ -115,5 +116,6 @@ def _evaluated(line: dict, accuracy: float) -> dict:
         "accuracy": accuracy,
         "accuracy_low": accuracy - 0.03,
         "accuracy_high": accuracy + 0.03,
+        "log_accept_rate": float(np.log(accuracy)) - 0.1,
     }
     return line

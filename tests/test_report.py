@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from conftest import make_group, make_prompt
 from dibs.estimate import no_statistics
 from dibs.report.comparison import TOTAL, TRAINING, comparison_rows, comparison_tables, differences
-from dibs.report.metrics import accept_rate_histogram, sample_records
+from dibs.report.metrics import accept_rate_histogram, describe_prompts, sample_records
 from dibs.report.views import LiveView, PlainView, view_for
 from dibs.types import Allocation
 
@@ -76,6 +77,19 @@ def test_differences_by_hand(runs):
 def test_histogram_by_hand():
     rates = np.array([0.0, 0.05, 0.1, 0.55, 1.0, np.nan])
     assert accept_rate_histogram(rates) == [3, 0, 1, 0, 1]
+
+
+def test_completions_that_were_left_out_are_not_among_the_judged():
+    groups = [
+        replace(make_group([1, 1], make_prompt("a")), unreached=("timeout",)),
+        replace(make_group([], make_prompt("b")), unreached=("error", "timeout")),
+        make_group([], make_prompt("c")),
+    ]
+    stats = no_statistics([group.prompt for group in groups])
+    line = describe_prompts(
+        1, groups, stats, Allocation(stats.prompt_ids, np.array([3, 2, 0]), "u")
+    )
+    assert (line["count"], line["judged"], line["accepted"]) == ([3, 2, 0], [2, 0, 0], [2, 0, 0])
 
 
 def test_samples_go_from_hard_to_easy_and_skip_empty_groups():

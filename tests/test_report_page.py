@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,14 +19,26 @@ import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from dibs.cli import main
-from dibs.report.arms import group_runs
+from dibs.report.arms import Arm, group_runs
 from dibs.report.build import default_folder, watch_report, write_report
 from dibs.report.completions import TEXT, in_script, pack_completions
 from dibs.report.figures import draw_figures, page_figures
-from dibs.report.panels import COLOURS, INK, PART_COLOURS, STEPS, STYLE, short_number, wrapped
-from dibs.report.runs import read_run, run_folders
+from dibs.report.folders import run_folders
+from dibs.report.overview import arm_row
+from dibs.report.panels import (
+    COLOURS,
+    INK,
+    PART_COLOURS,
+    STEPS,
+    STYLE,
+    accept_rates_panel,
+    short_number,
+    wrapped,
+)
+from dibs.report.runs import read_run
 from dibs.report.svg import inline_svg, svg_bytes
 from dibs.types import InputError
 from run_folders import NASTY, finish, make_run, write_lines
@@ -73,7 +87,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert "default-src 'none'" in page.source
     assert page.tags["script"] == 2
     # Every svg is a whole figure; ids are unique, and what refers to one finds it.
-    assert page.tags["svg"] == page.tags["figure"] == 4 + 1 + 2 * 3 + 1
+    assert page.tags["svg"] == page.tags["figure"] == 4 + 1 + 1 + 2 * 3 + 1
     assert max(page.ids.values()) == 1
     wanted = {link[1:] for link in page.links if link.startswith("#")}
     wanted |= set(re.findall(r"url\(#([^)]*)\)", page.source))
@@ -98,6 +112,115 @@ def test_completions_and_names_are_text_wherever_they_stand(tmp_path):
     rows = page.completions["rows"]
     assert rows[0][3] == NASTY
     assert rows[-1][3:] == ["? \0 half", None, "rejected", None, samples[0]["count"]]
+
+
+@pytest.mark.parametrize("allocator", ["a\x01b", "a\nb\x0c\u2028", "x\ud800y\uffff"])
+def test_names_that_no_figure_can_hold_are_escaped(tmp_path, capsys, allocator):
+    for seed, mode in ((0, "pilot"), (1, "none")):
+        make_run(tmp_path / "runs" / f"{seed}", seed=seed, allocator=allocator, mode=mode)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    escaped = allocator.encode("unicode_escape").decode()
+    assert [row["arm"] for row in found["arms"]] == [
+        f"{escaped}, mode {m}" for m in ("pilot", "none")
+    ]
+    page = Path(found["page"]).read_text(encoding="utf-8")
+    assert page.count(f"<h3>{escaped}, mode pilot</h3>") == 1
+    drawn = draw_figures({allocator: tmp_path / "runs" / "0"}, tmp_path / "figures")
+    assert len(drawn) == 3
+
+
+def test_folders_whose_names_are_not_text_are_reported(tmp_path, capsys):
+    folders = [tmp_path / os.fsdecode(name) for name in (b"r\xff", b"r\xfe")]
+    for folder in folders:
+        make_run(folder)
+        (folder / "config.yaml").unlink()
+    assert main(["report", *map(str, folders), "--out", str(folders[0] / "out")]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("2 runs, 2 arms")
+    assert told[1].startswith(f"{tmp_path}/r\\udcff: damaged: ")
+    page = (folders[0] / "out" / "index.html").read_text(encoding="utf-8")
+    for name in (r"r\udcff", r"r\udcfe"):
+        assert f"<h3>{tmp_path}/{name}</h3>" in page
+    assert (folders[0] / "out" / "figures" / "budget.png").is_file()
+
+
+def test_a_step_that_no_run_reaches_costs_nothing(tmp_path):
+    path = make_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    chosen = [json.loads(line) for line in (path / "allocations.jsonl").read_text().splitlines()]
+    lines[-1]["step"] = chosen[-1]["step"] = 10**9
+    write_lines(path / "metrics.jsonl", lines)
+    write_lines(path / "allocations.jsonl", chosen)
+    written = write_report([path], tmp_path / "out")
+    assert written["runs"][0]["step"] == 10**9
+    assert written["bytes"] < SMALL
+
+
+def test_a_column_of_accept_rates_is_a_step_or_as_many_as_there_is_no_room_for(tmp_path):
+    def image(steps: list[int]) -> tuple[np.ndarray, list[float]]:
+        run = read_run(make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}"))
+        counts = [[1, 0, 0, 0, 3], [2, 0, 0, 0, 0]] * len(steps)
+        lines = [
+            {"step": step, "accept_rate_histogram": found}
+            for step, found in zip(steps, counts, strict=False)
+        ]
+        axes = Figure().subplots()
+        accept_rates_panel(axes, [replace(run, metrics=lines)])
+        (drawn,) = axes.get_images()
+        return np.ma.getdata(drawn.get_array()), drawn.get_extent()
+
+    columns, extent = image([1, 2, 4])
+    assert columns.T[:, 0].tolist()[:2] == [0.25, 1]
+    assert np.isnan(columns.T[2]).all()
+    assert columns.T[3].tolist() == [0.25, 0, 0, 0, 0.75]
+    assert extent == [0.5, 4.5, 0, 1]
+    # 2,000 steps: two a column, (1 + 2) of (4 + 2) prompts in the lowest bin
+    columns, extent = image(list(range(1, 2001)))
+    assert columns.shape == (5, 1000)
+    assert columns[:, 0].tolist() == [0.5, 0, 0, 0, 0.5]
+    assert extent == [0.5, 2000.5, 0, 1]
+
+
+def test_held_out_ln_p_is_drawn_where_all_arms_have_it(tmp_path):
+    for name in ("even", "chosen"):
+        make_run(tmp_path / "runs" / name, allocator=name)
+    arms = group_runs([read_run(tmp_path / "runs" / name) for name in ("even", "chosen")])
+    drawn = {figure.name: figure for figure in page_figures(arms)}
+    (axes,) = drawn["log-accept-rate"].figure.axes
+    assert axes.get_ylabel() == "held-out mean ln p_i"
+    told = [line.get_ydata()[-1] for line in axes.get_lines()]
+    assert told == [arm.runs[0].metrics[-1]["log_accept_rate"] for arm in arms]
+    for line in arms[0].runs[0].metrics:
+        line.pop("log_accept_rate", None)
+    assert "log-accept-rate" not in {figure.name for figure in page_figures(arms)}
+
+
+def test_tuning_runs_are_left_out_with_a_remark(tmp_path, capsys):
+    make_run(tmp_path / "out" / "runs" / "task" / "algorithm" / "arm" / "lr-1" / "seed-0")
+    make_run(tmp_path / "out" / "tuning" / "task" / "seed-7", seed=7)
+    (tmp_path / "out" / "study.json").write_text("{}")
+    assert main(["report", str(tmp_path / "out")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("1 run, 1 arm")
+    assert second.startswith(f"{tmp_path / 'out' / 'tuning'}: left out: its runs chose")
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "1 of 1 run reported" in page
+    assert "its runs chose the learning rates" in page
+
+
+def test_rows_are_worked_out_once_a_report(tmp_path, monkeypatch):
+    asked = []
+
+    def counted(arm: Arm) -> dict:
+        asked.append(arm.label)
+        return arm_row(arm)
+
+    for module in ("build", "page", "overview"):
+        monkeypatch.setattr(f"dibs.report.{module}.arm_row", counted, raising=False)
+    make_run(tmp_path / "run")
+    write_report([tmp_path / "run"], tmp_path / "out")
+    assert asked == ["min_variance"]
 
 
 def test_json_within_a_script_element():
@@ -211,7 +334,7 @@ def test_where_reports_go(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     assert main(["report", "."]) == 0
     assert (tmp_path / "report" / "index.html").is_file()
-    assert run_folders([Path()]) == [Path("run")]  # the report is no run
+    assert run_folders([Path()])[0] == [Path("run")]  # the report is no run
 
 
 def test_runs_with_little_in_them_are_drawn(tmp_path):

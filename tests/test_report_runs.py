@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from dibs.report.arms import arm_curve, costs_at, differing_keys, group_runs, over_seeds
+from dibs.report.arms import Arm, arm_curve, costs_at, differing_keys, group_runs, over_seeds
 from dibs.report.budget import PARTS, mean_spending, spending, total_spending
+from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row
-from dibs.report.runs import NoRun, Run, number, read_run, run_folders
+from dibs.report.panels import has_score
+from dibs.report.runs import NoRun, Run, number, read_run
+from dibs.report.shown import plain, shown
 from run_folders import make_run, write_lines
 
 
@@ -73,6 +76,43 @@ def test_a_file_without_a_last_line_feed_is_whole(tmp_path):
             '{"step": 1, "accept_rate": [0.5], "count": [1%s], "accepted": [1]}\n' % ("0" * 999),
             "allocations.jsonl: 1 damaged line left out (1)",
         ),
+        (
+            "allocations.jsonl",
+            '{"step": 1, "accept_rate": [1], "count": [1], "accepted": [1], "judged": []}\n',
+            "allocations.jsonl: 1 damaged line left out (1)",
+        ),
+        (
+            "allocations.jsonl",
+            '{"step": 1%s, "accept_rate": [1], "count": [1], "accepted": [1]}\n' % ("0" * 20),
+            "allocations.jsonl: 1 damaged line left out (1)",
+        ),
+        ("config.yaml", "a: &a {b: *a}", "config.yaml is damaged: it is deeper than 32 levels, or"),
+        (
+            "config.yaml",
+            "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 900)),
+            "config.yaml is damaged: it is deeper than 32 levels, or contains itself",
+        ),
+        (
+            "config.yaml",
+            "a0: &a0 [1]\n"
+            + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20)),
+            "config.yaml is damaged: its aliases make more than 100,000 values",
+        ),
+        (
+            "config.yaml",
+            f"seed: 0x{'f' * 9000}",
+            "config.yaml is damaged: it holds a whole number of 36,000 bits",
+        ),
+        (
+            "samples.jsonl",
+            '{"prompt": "", "completion": "", "answer": []}\n',
+            "samples.jsonl: 1 dam",
+        ),
+        (
+            "sessions.jsonl",
+            f'{{"versions": {"[" * 99}0{"]" * 99}}}\n',
+            "sessions.jsonl: 1 damaged line left out (1)",
+        ),
         ("summary.json", '{"steps": 9}', "metrics.jsonl ends at step 4 of 9"),
     ],
 )
@@ -92,36 +132,43 @@ def test_damaged_metrics_are_told_and_steps_that_were_done_again_count_once(tmp_
     path = make_run(tmp_path / "run")
     lines = (path / "metrics.jsonl").read_text().splitlines()
     again = json.dumps({"step": 2, "accuracy": 0.75})
-    bad = ["nonsense", '{"step": "4"}', '{"step": true}', "7", '{"step": -1}']
+    bad = [
+        "nonsense",
+        '{"step": "4"}',
+        '{"step": true}',
+        "7",
+        '{"step": -1}',
+        '{"step": 1000000001}',
+    ]
     (path / "metrics.jsonl").write_text("\n".join([*lines[:3], *bad, again, lines[4], ""]))
     run = read(path)
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 4]
     assert run.metrics[2]["accuracy"] == 0.75
-    assert list(run.notes) == ["metrics.jsonl: 5 damaged lines left out (4, 5, 6 ...)"]
+    assert list(run.notes) == ["metrics.jsonl: 6 damaged lines left out (4, 5, 6 ...)"]
 
 
 @pytest.mark.parametrize(
-    ("prepare", "reason", "begun"),
+    ("prepare", "reason", "state"),
     [
-        (lambda path: None, "does not exist", False),
-        (lambda path: path.touch(), "is a file; give a run folder", False),
-        (lambda path: path.mkdir(), "holds no run: metrics.jsonl is missing", False),
+        (lambda path: None, "does not exist", "broken"),
+        (lambda path: path.touch(), "is a file; give a run folder", "broken"),
+        (lambda path: path.mkdir(), "holds no run: metrics.jsonl is missing", "broken"),
         (
             lambda path: (path.mkdir(), (path / "metrics.jsonl").touch()),
             "has no step yet: metrics.jsonl is empty",
-            True,
+            "unfinished",
         ),
         (
             lambda path: (path.mkdir(), (path / "metrics.jsonl").write_bytes(b"\xff\n\x00\n")),
             "metrics.jsonl: 2 damaged lines left out (1, 2)",
-            False,
+            "broken",
         ),
     ],
 )
-def test_folders_without_anything_to_report(tmp_path, prepare, reason, begun):
+def test_folders_without_anything_to_report(tmp_path, prepare, reason, state):
     path = tmp_path / "run"
     prepare(path)
-    assert read_run(path) == NoRun(path, reason, begun)
+    assert read_run(path) == NoRun(path, reason, state)
 
 
 def test_folders_of_runs_are_searched_and_nothing_is_counted_twice(tmp_path):
@@ -132,12 +179,66 @@ def test_folders_of_runs_are_searched_and_nothing_is_counted_twice(tmp_path):
     (tmp_path / "all" / "figures").mkdir()
     (tmp_path / "all" / ".git").mkdir()
     make_run(tmp_path / "all" / ".git" / "hidden")
-    assert run_folders([tmp_path / "all", second, tmp_path / "none"]) == [
-        first,
-        second,
-        third,
-        tmp_path / "none",
-    ]
+    (tmp_path / "all" / "again").symlink_to(make_run(tmp_path / "elsewhere"))
+    (tmp_path / "all" / "arm" / "round").symlink_to(tmp_path / "all")
+    found, left_out = run_folders([tmp_path / "all", second, tmp_path / "none"])
+    assert found == [first, second, third, tmp_path / "none"]
+    assert left_out == []
+    (tmp_path / "given").symlink_to(third)
+    assert run_folders([tmp_path / "given"])[0] == [tmp_path / "given"]
+
+
+def test_runs_of_a_comparison_are_found_and_those_that_chose_its_rates_left_out(tmp_path):
+    out = tmp_path / "out"
+    below = "task/algorithm/arm/lr-0.001"
+    run = make_run(out / "runs" / below / "seed-0")
+    tuning = make_run(out / "tuning" / below / "seed-7", seed=7)
+    deeper = make_run(out / "runs" / below / "seed-0-and" / "one-more", seed=1)
+    (out / "runs" / "tuning").mkdir()
+    kept = make_run(out / "runs" / "tuning" / "run", seed=2)
+    # Without study.json it is any folder.
+    assert run_folders([out]) == ([run, kept, tuning], [])
+    (out / "study.json").write_text("{}")
+    found, (left_out,) = run_folders([out])
+    assert found == [run, kept]
+    assert (left_out.path, left_out.state) == (out / "tuning", "left out")
+    assert "chose the learning rates" in left_out.reason
+    # What is given itself is reported.
+    assert run_folders([out, out / "tuning"]) == ([run, kept, tuning], [])
+    assert run_folders([deeper.parent]) == ([deeper], [])
+
+
+def test_a_folder_whose_name_is_too_long_does_not_exist(tmp_path):
+    path = tmp_path / ("x" * 300)
+    assert run_folders([path]) == ([path], [])
+    found = read_run(path)
+    assert isinstance(found, NoRun)
+    assert found.reason in ("does not exist", "cannot be read: File name too long")
+
+
+def test_text_that_cannot_be_shown_is_escaped():
+    assert shown("min_variance, naïve 数 🎲") == "min_variance, naïve 数 🎲"
+    assert shown("a\x01b\nc\x7f\ud800\udcff\uffff\u2028") == (
+        r"a\x01b\nc\x7f\ud800\udcff\uffff\u2028"
+    )
+
+
+def test_values_of_a_configuration_become_plain_ones():
+    assert plain({1: None, "b": [True, 2, 0.5, "x"]}) == {"1": None, "b": [True, 2, 0.5, "x"]}
+    assert plain({"a": float("nan"), "b": -float("inf"), "c": {1}}) == {
+        "a": "nan",
+        "b": "-inf",
+        "c": "{1}",
+    }
+
+
+def test_keys_of_a_configuration_that_are_no_text(tmp_path):
+    path = make_run(tmp_path / "run")
+    (path / "config.yaml").write_text("data: [{2001-01-01: 1, 2: 3}]\nseed: 2001-01-01\n")
+    run = read(path)
+    assert run.state == "finished"
+    assert run.config == {"data": [{"2001-01-01": 1, "2": 3}], "seed": "2001-01-01"}
+    arm_row(group_runs([run])[0])
 
 
 def test_numbers_that_are_none(tmp_path):
@@ -202,6 +303,23 @@ def test_the_curve_of_an_arm_ends_where_its_first_seed_does(tmp_path):
     assert arm_row(arm)["step"] == 4
 
 
+def test_any_score_of_the_evaluations_has_a_curve(tmp_path):
+    runs = [read(make_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
+    (arm,) = group_runs(runs)
+    single = arm_curve(Arm("one", runs[:1]), "rollouts", "log_accept_rate")
+    last = [run.metrics[-1]["log_accept_rate"] for run in runs]
+    assert single.mean[-1] == last[0]
+    assert np.isnan(single.low).all()
+    both = arm_curve(arm, "rollouts", "log_accept_rate")
+    assert both.x.tolist() == [0, 192, 384]
+    assert both.mean[-1] == np.mean(last)
+    assert both.low[-1] < min(last)
+    assert has_score([arm], "log_accept_rate")
+    for line in runs[1].metrics:
+        line["log_accept_rate"] = None
+    assert not has_score([arm], "log_accept_rate")
+
+
 def test_a_run_that_was_never_evaluated(tmp_path):
     path = make_run(tmp_path / "run", steps=1)
     write_lines(path / "metrics.jsonl", [{"step": 1, "rollouts": 7, "accuracy": None}])
@@ -247,3 +365,20 @@ def test_where_the_budget_went_by_hand(tmp_path):
     assert both.parts.T.tolist() == [[2, 3, 4, 16], [0, 1, 1, 0]]
     (other / "allocations.jsonl").unlink()
     assert total_spending([read(other)])[0].tolist() == [0, 0, 0, 0]
+
+
+def test_completions_without_a_verdict_do_not_make_a_group_one_of_both_outcomes(tmp_path):
+    path = make_run(tmp_path / "run", steps=1, mode="none")
+    # 3 of 4 judged and accepted; 2 of 5 judged, none accepted; nothing judged; both outcomes; no group
+    line = {
+        "step": 1,
+        "accept_rate": [1, 0, None, 0.5, None],
+        "count": [4, 5, 2, 8, 0],
+        "judged": [3, 2, 0, 7, 0],
+        "accepted": [3, 0, 0, 4, 0],
+    }
+    write_lines(path / "allocations.jsonl", [line])
+    assert spending(read(path)).parts[:, 0].tolist() == [8, 4, 7, 0]
+    del line["judged"]
+    write_lines(path / "allocations.jsonl", [line])
+    assert spending(read(path)).parts[:, 0].tolist() == [12, 0, 7, 0]

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dibs.report.runs import Record, Run, number
+from dibs.report.shown import shown
 
 _NOT_OF_THE_ARM = (
     "seed",
@@ -61,8 +62,11 @@ def _column(key: str) -> Axis:
     return lambda lines: np.array([number(line, key) for line in lines])
 
 
-def _training_seconds(lines: Sequence[Record]) -> np.ndarray:
-    """Seconds since the start, without evaluation and the variance meter."""
+def training_seconds(lines: Sequence[Record]) -> np.ndarray:
+    """Seconds since the start, without evaluation and the variance meter; float64 [lines].
+
+    ``lines``: those of metrics.jsonl from its first on. A line that does not tell counts as 0.
+    """
     taken = [
         np.nan_to_num(
             number(line, "step_seconds")
@@ -77,7 +81,7 @@ AXES: Mapping[str, Axis] = {
     "steps": _column("step"),
     "rollouts": _column("rollouts"),
     "tokens": _column("completion_tokens"),
-    "seconds": _training_seconds,
+    "seconds": training_seconds,
 }
 """What training costs, by the name of the cost: its total after each line of metrics.jsonl."""
 
@@ -121,9 +125,9 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
         ]
         if key == _TELLING[0] or _distinct(longer) > _distinct(names):
             names = longer
-    labels = [", ".join(name) or str(run.path) for name, run in zip(names, firsts, strict=True)]
+    labels = [shown(", ".join(name) or run.path) for name, run in zip(names, firsts, strict=True)]
     return [
-        f"{label}, {run.path}" if labels.count(label) > 1 else label
+        f"{label}, {shown(run.path)}" if labels.count(label) > 1 else label
         for label, run in zip(labels, firsts, strict=True)
     ]
 
@@ -153,25 +157,28 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_curve(run: Run, axis: str) -> Curve:
-    """A run's held-out accuracy at its evaluations, with the interval over prompts."""
-    lines = _evaluated(run)
+def run_curve(run: Run, axis: str, score: str = "accuracy") -> Curve:
+    """A run's held-out score at its evaluations, with the interval over prompts if that is known.
+
+    ``axis``: a key of :data:`AXES`; ``score``: a key of metrics.jsonl.
+    """
+    lines = _evaluated(run, score)
     points = _at(run, AXES[axis], [line["step"] for line in lines])
     mean, low, high = (
         np.array([number(line, key) for line in lines])
-        for key in ("accuracy", "accuracy_low", "accuracy_high")
+        for key in (score, f"{score}_low", f"{score}_high")
     )
     return Curve(points, mean, low, high)
 
 
-def arm_curve(arm: Arm, axis: str) -> Curve:
-    """Held-out accuracy of an arm at the evaluations that all of its seeds have reached.
+def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
+    """A held-out score of an arm at the evaluations that all of its seeds have reached.
 
     Over seeds: the mean and Student's t interval; costs are means as well. Of a single run: its own.
     """
     if len(arm.runs) == 1:
-        return run_curve(arm.runs[0], axis)
-    each = [{line["step"]: number(line, "accuracy") for line in _evaluated(r)} for r in arm.runs]
+        return run_curve(arm.runs[0], axis, score)
+    each = [{line["step"]: number(line, score) for line in _evaluated(r, score)} for r in arm.runs]
     shared = sorted(set.intersection(*(set(values) for values in each)))
     points = np.array([_at(run, AXES[axis], shared) for run in arm.runs]).mean(axis=0)
     mean, low, high = over_seeds(np.array([[values[step] for step in shared] for values in each]))
@@ -197,8 +204,8 @@ def costs_at(arm: Arm, step: int) -> dict[str, float]:
     }
 
 
-def _evaluated(run: Run) -> list[Record]:
-    return [line for line in run.metrics if not np.isnan(number(line, "accuracy"))]
+def _evaluated(run: Run, score: str) -> list[Record]:
+    return [line for line in run.metrics if not np.isnan(number(line, score))]
 
 
 def _at(run: Run, total: Axis, steps: Sequence[int]) -> np.ndarray:

@@ -34,7 +34,10 @@ class Spending:
 def spending(run: Run) -> Spending:
     """Where the rollouts of every step went, as far as allocations.jsonl tells.
 
-    Pilots that decided the counts of several steps stand at the step they were drawn in.
+    A group is what its judged completions are; those that were asked of it and are not among them are
+    counted with it. Of lines without ``judged``, which dibs did not always write, all count as judged.
+    A group of which nothing was judged stands with those all rejected. Pilots that decided the counts
+    of several steps stand at the step they were drawn in.
     """
     thrown = run.setting("estimate.mode") in (None, "pilot")
     pilots = dict(_increments(run.metrics, "pilot_rollouts")) if thrown else {}
@@ -42,8 +45,9 @@ def spending(run: Run) -> Spending:
     steps, columns = [], []
     for line in run.allocations:
         count, accepted = np.array(line["count"]), np.array(line["accepted"])
+        judged = np.array(line.get("judged", line["count"]))
         step = line["step"]
-        none, all_ = accepted == 0, (accepted >= count) & (count > 0)
+        none, all_ = accepted == 0, (accepted >= judged) & (accepted > 0)
         groups = [count[~none & ~all_].sum(), count[all_].sum(), count[none].sum()]
         steps.append(step)
         columns.append([*groups, pilots.get(step, 0.0)])

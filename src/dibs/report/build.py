@@ -13,10 +13,12 @@ from matplotlib import rc_context
 from dibs.report.arms import group_runs
 from dibs.report.completions import pack_completions
 from dibs.report.figures import page_figures
+from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row, run_rows
 from dibs.report.page import Contents, drawn, render_page
 from dibs.report.panels import STYLE
-from dibs.report.runs import NoRun, Run, read_run, run_folders
+from dibs.report.runs import NoRun, Run, read_run
+from dibs.report.shown import shown
 from dibs.report.svg import svg_bytes
 from dibs.types import InputError
 from dibs.whole_files import write_text
@@ -36,7 +38,7 @@ class _Reading:
     def going_on(self) -> bool:
         """Whether any run has no summary yet."""
         return any(run.summary is None for run in self.runs) or any(
-            other.begun for other in self.others
+            other.state == "unfinished" for other in self.others
         )
 
 
@@ -65,13 +67,13 @@ def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
 def report_lines(written: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and what is to be said of runs that are not finished and whole."""
     arms, runs = len(written["arms"]), [row for row in written["runs"] if row["arm"] is not None]
-    yield (
+    yield shown(
         f"wrote {written['page']} ({written['bytes'] / 1e6:.1f} MB): {len(runs)} "
         f"run{'s' * (len(runs) != 1)}, {arms} arm{'s' * (arms != 1)}"
     )
     for row in written["runs"]:
         if row["state"] != "finished":
-            yield f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}"
+            yield shown(f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}")
 
 
 def watch_report(
@@ -103,10 +105,11 @@ def watch_report(
 
 
 def _read(paths: Sequence[Path]) -> _Reading:
-    found = [read_run(folder) for folder in run_folders(paths)]
+    folders, left_out = run_folders(paths)
+    found = [read_run(folder) for folder in folders]
     return _Reading(
         [each for each in found if isinstance(each, Run)],
-        [each for each in found if isinstance(each, NoRun)],
+        [each for each in found if isinstance(each, NoRun)] + left_out,
     )
 
 
@@ -118,6 +121,7 @@ def _require_some(reading: _Reading) -> None:
 
 def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) -> dict[str, Any]:
     arms = group_runs(reading.runs)
+    arm_rows, rows = [arm_row(arm) for arm in arms], run_rows(arms, reading.others)
     completions = pack_completions(arms)
     figures, paths = [], []
     try:
@@ -127,7 +131,7 @@ def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) 
                 figures.append(drawn(figure))
                 if files:
                     paths += list(_saved(figure.figure, out / "figures" / figure.name))
-        page = render_page(Contents(arms, reading.others, figures, completions), refresh)
+        page = render_page(Contents(arms, arm_rows, rows, figures, completions), refresh)
         write_text(out / "index.html", page)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
@@ -135,8 +139,8 @@ def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) 
         "page": str(out / "index.html"),
         "bytes": len(page.encode("utf-8")),
         "figures": [str(path) for path in paths],
-        "arms": [arm_row(arm) for arm in arms],
-        "runs": run_rows(arms, reading.others),
+        "arms": arm_rows,
+        "runs": rows,
         "completions": {"shown": completions.shown, "kept": completions.kept},
     }
 
@@ -154,7 +158,7 @@ def _saved(figure: Any, stem: Path) -> Iterator[Path]:
 def _traces(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Which files of runs are there, their sizes and times."""
     traces = []
-    for folder in run_folders(paths):
+    for folder in run_folders(paths)[0]:
         for name in _WRITTEN:
             try:
                 found = (folder / name).stat()

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from dibs.report import panels
 from dibs.report.arms import AXES, Arm
 from dibs.report.runs import Run, read_run
+from dibs.report.shown import shown
 from dibs.types import InputError
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
@@ -46,7 +47,7 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
         run = read_run(path)
         if not isinstance(run, Run):
             raise InputError(f"{path}: {run.reason}")
-        arms.append(Arm(label, [run]))
+        arms.append(Arm(shown(label), [run]))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in FIGURES]
     with rc_context(panels.STYLE):
@@ -57,7 +58,7 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
 
 def _of_a_folder(arms: Sequence[Arm]) -> Iterator[Figure]:
     figure, (axes,) = _row(1, width=6.4)
-    panels.accuracy_panel(axes, arms, "rollouts")
+    panels.score_panel(axes, arms, "rollouts")
     axes.set_title("Accuracy against sampling cost (band: 95% interval)")
     axes.legend()
     yield figure
@@ -91,7 +92,14 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
         yield _plain(
             f"accuracy-{axis}",
             f"Held-out accuracy against {axis}",
-            lambda axes, axis=axis: panels.accuracy_panel(axes, arms, axis),  # type: ignore[misc]
+            lambda axes, axis=axis: panels.score_panel(axes, arms, axis),  # type: ignore[misc]
+            legend=len(arms),
+        )
+    if panels.has_score(arms, "log_accept_rate"):
+        yield _plain(
+            "log-accept-rate",
+            "Held-out mean ln p against rollouts",
+            lambda axes: panels.score_panel(axes, arms, "rollouts", "log_accept_rate"),
             legend=len(arms),
         )
     yield _plain(

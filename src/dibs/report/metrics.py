@@ -57,7 +57,11 @@ def accept_rate_histogram(rates: np.ndarray) -> list[int]:
 def describe_prompts(
     step: int, groups: Sequence[Group], stats: PromptStats, allocation: Allocation
 ) -> dict[str, Any]:
-    """The step's line of allocations.jsonl, one entry a prompt in every list."""
+    """The step's line of allocations.jsonl, one entry a prompt in every list.
+
+    ``judged`` falls short of ``count`` by completions that did not come or were left out for want of a
+    verdict. Those that got reward 0 for it are among the judged: the group learns from that reward.
+    """
     return {
         "step": step,
         "allocator": allocation.allocator,
@@ -66,6 +70,7 @@ def describe_prompts(
         "trials": np.asarray(stats.trials).tolist(),
         "grad_norm": np.asarray(stats.grad_norm).tolist(),
         "count": allocation.counts.tolist(),
+        "judged": [len(group.rollouts) for group in groups],
         "accepted": [int(group.accepted.sum()) for group in groups],
     }
 

@@ -73,7 +73,7 @@ def run_rows(arms: Sequence[Arm], others: Sequence[NoRun]) -> list[dict[str, Any
 def _row_without(other: NoRun) -> dict[str, Any]:
     return {
         "path": str(other.path),
-        "state": "unfinished" if other.begun else "broken",
+        "state": other.state,
         "arm": None,
         "seed": None,
         "step": None,

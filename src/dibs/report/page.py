@@ -17,8 +17,7 @@ from dibs import __version__
 from dibs.report.arms import Arm, differing_keys
 from dibs.report.completions import Completions
 from dibs.report.figures import PageFigure
-from dibs.report.overview import arm_row, run_rows, session_rows
-from dibs.report.runs import NoRun
+from dibs.report.overview import session_rows
 from dibs.report.svg import inline_svg
 
 _ENVIRONMENT = Environment(
@@ -34,11 +33,14 @@ _CAPTIONS = {
     "accuracy-tokens": "Completion tokens sampled in training, pilots counted.",
     "accuracy-seconds": "Time without evaluation and without the variance meter; it depends on what "
     "else the machine did.",
+    "log-accept-rate": "Mean over held-out prompts of ln p_i, the value that log_likelihood raises; p_i "
+    "from (accepted + 1/2) / (n + 1). Intervals only over seeds.",
     "budget": "Pilots are thrown away in mode pilot only. A group that is all alike teaches nothing "
     "where a baseline is subtracted. Learnt from: with an advantage other than 0.",
     "counts": "A dot is a prompt in a step: what it was given, against its accept rate, that of the "
     "pilots where there are any. The slider shows single steps.",
-    "accept-rates": "Each column is a step: how its prompts spread over five bins of accept rates.",
+    "accept-rates": "Each column is a step, or a few of very many: how its prompts spread "
+    "over five bins of accept rates.",
     "spending": "As above, for each step; means over seeds.",
     "variance": "Below 1 the gradient is less noisy than under uniform counts. Measured: by the step's "
     "own completions, with a 95% interval, over seeds if there are several.",
@@ -47,10 +49,14 @@ _CAPTIONS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything the page shows; figures are drawn already."""
+    """Everything the page shows; figures are drawn already.
+
+    ``arm_rows`` and ``run_rows``: what :mod:`dibs.report.overview` makes of them.
+    """
 
     arms: Sequence[Arm]
-    others: Sequence[NoRun]
+    arm_rows: Sequence[Mapping[str, Any]]
+    run_rows: Sequence[Mapping[str, Any]]
     figures: Sequence[Mapping[str, Any]]
     completions: Completions
 
@@ -80,8 +86,8 @@ def render_page(contents: Contents, refresh: float | None = None) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         refresh=refresh,
-        arms=[arm_row(arm) for arm in arms],
-        runs=run_rows(arms, contents.others),
+        arms=contents.arm_rows,
+        runs=contents.run_rows,
         figures=[figure for figure in contents.figures if figure["arm"] is None],
         of_arms=[
             (arm.label, [figure for figure in contents.figures if figure["arm"] == arm.label])
@@ -97,7 +103,7 @@ def render_page(contents: Contents, refresh: float | None = None) -> str:
         ],
         sessions=session_rows([run for arm in arms for run in arm.runs]),
     )
-    return page.encode("utf-8", errors="replace").decode("utf-8")
+    return page.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def _source(name: str) -> str:

@@ -44,21 +44,29 @@ _COSTS = {
     "tokens": "tokens sampled (pilots counted)",
     "seconds": "seconds of training",
 }
+_SCORES = {"accuracy": "held-out accuracy", "log_accept_rate": "held-out mean ln p_i"}
+_COLUMNS = 1000
+"""Of an image over the steps: more than a page has pixels for one."""
 
 
-def accuracy_panel(axes: Axes, arms: Sequence[Arm], axis: str) -> None:
-    """Held-out accuracy of every arm against a cost, with 95% intervals; thin: the single seeds."""
+def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accuracy") -> None:
+    """A held-out score of every arm against a cost, with 95% intervals; thin: the single seeds."""
     for colour, marker, arm in zip(cycle(COLOURS), cycle(_MARKERS), arms, strict=False):
         if len(arm.runs) > 1:
             for run in arm.runs:
-                alone = run_curve(run, axis)
+                alone = run_curve(run, axis, score)
                 axes.plot(alone.x, alone.mean, color=colour, linewidth=0.7, alpha=0.6)
-        curve = arm_curve(arm, axis)
+        curve = arm_curve(arm, axis, score)
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve.x, curve.mean, color=colour, marker=marker, ms=4, label=arm.label)
-    axes.set(xlabel=_COSTS[axis], ylabel="held-out accuracy")
+    axes.set(xlabel=_COSTS[axis], ylabel=_SCORES[score])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=axis != "seconds"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def has_score(arms: Sequence[Arm], score: str) -> bool:
+    """Whether every arm has an evaluation of all its seeds that tells a score."""
+    return all(len(arm_curve(arm, "steps", score).x) for arm in arms)
 
 
 def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: int) -> list[int]:
@@ -102,7 +110,10 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
 
 
 def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
-    """Histogram of the accept rates of a step's prompts, all seeds together, over the steps."""
+    """Histogram of the accept rates of a step's prompts, all seeds together, over the steps.
+
+    A column is a step; of more steps than there is room for, as few as make 1,000 columns share one.
+    """
     bins: dict[int, np.ndarray] = {}
     for run in runs:
         for line in run.metrics:
@@ -114,8 +125,12 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set_yticks(np.linspace(0, 1, HISTOGRAM_BINS + 1))
     if not bins:
         return
-    steps = np.arange(min(bins), max(bins) + 1)
-    columns = np.array([bins.get(int(step), np.full(HISTOGRAM_BINS, np.nan)) for step in steps])
+    steps = np.array(sorted(bins))
+    first, width = steps[0], -(-(steps[-1] - steps[0] + 1) // _COLUMNS)
+    places = (steps - first) // width
+    columns = np.zeros((places[-1] + 1, HISTOGRAM_BINS))
+    np.add.at(columns, places, [bins[step] for step in steps])
+    columns[np.setdiff1d(np.arange(len(columns)), places)] = np.nan  # steps that tell nothing
     totals = np.maximum(columns.sum(axis=1, keepdims=True), 1)
     axes.imshow(
         (columns / totals).T,
@@ -124,7 +139,7 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
         cmap="magma",
         vmin=0,
         vmax=1,
-        extent=(steps[0] - 0.5, steps[-1] + 0.5, 0, 1),
+        extent=(first - 0.5, first + width * len(columns) - 0.5, 0, 1),
     )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 

@@ -16,10 +16,11 @@ from typing import Any, TypeGuard
 
 import yaml
 
-_MARKS = ("metrics.jsonl", "config.yaml", "summary.json")
-_DEPTH = 4
-"""Levels of folders that are searched for runs."""
+from dibs.report.shown import plain, shown
+
 _FAULTS_TOLD = 3
+_LAST_STEP = 10**9
+"""Of a run that anyone makes; a line beyond it is damaged."""
 
 Record = dict[str, Any]
 
@@ -52,36 +53,25 @@ class Run:
 
 @dataclass(frozen=True)
 class NoRun:
-    """A folder that there is nothing to report of, and why; ``begun``: a run that has no step yet."""
+    """A folder that there is nothing to report of, and why.
+
+    ``state``: broken, unfinished (a run that has no step yet) or left out (on purpose).
+    """
 
     path: Path
     reason: str
-    begun: bool = False
-
-
-def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among ``paths`` and below them, once each.
-
-    A path without any is returned itself, so that it can be said what is wrong with it.
-    """
-    found = [folder for path in paths for folder in (_below(path, _DEPTH) or [path])]
-    return list({folder.resolve(): folder for folder in found}.values())
-
-
-def _below(folder: Path, depth: int) -> list[Path]:
-    if (folder / "metrics.jsonl").is_file():
-        return [folder]
-    try:
-        inner = sorted(each for each in folder.iterdir() if each.is_dir()) if depth else []
-    except OSError:
-        inner = []
-    found = [run for each in inner if each.name[0] != "." for run in _below(each, depth - 1)]
-    marked = any((folder / name).is_file() for name in _MARKS)
-    return found or ([folder] if marked else [])
+    state: str = "broken"
 
 
 def read_run(path: Path) -> Run | NoRun:
     """What a run folder holds, or why it holds nothing; never raises for its contents."""
+    try:
+        return _read_run(path)
+    except OSError as error:
+        return NoRun(path, f"cannot be read: {error.strerror}")
+
+
+def _read_run(path: Path) -> Run | NoRun:
     if not path.is_dir():
         return NoRun(path, "is a file; give a run folder" if path.exists() else "does not exist")
     notes: list[str] = []
@@ -91,13 +81,13 @@ def read_run(path: Path) -> Run | NoRun:
     if not metrics:
         if notes:
             return NoRun(path, "; ".join(notes))
-        return NoRun(path, "has no step yet: metrics.jsonl is empty", begun=True)
-    config = _object(path / "config.yaml", yaml.safe_load, notes)
+        return NoRun(path, "has no step yet: metrics.jsonl is empty", "unfinished")
+    config = _object(path / "config.yaml", lambda text: plain(yaml.safe_load(text)), notes)
     if not config:
         notes.append("config.yaml is missing or empty" if config is not None else "")
     allocations = _rising(_records(path / "allocations.jsonl", _is_allocation, notes))
     samples = _records(path / "samples.jsonl", _is_sample, notes)
-    sessions = _records(path / "sessions.jsonl", lambda record: True, notes)
+    sessions = _records(path / "sessions.jsonl", _is_session, notes)
     summary = None
     if (path / "summary.json").is_file():
         summary = _object(path / "summary.json", json.loads, notes)
@@ -122,7 +112,7 @@ def _progress(path: Path, config: Mapping[str, Any], last: int) -> str:
     train = config.get("train")
     steps = train.get("steps") if isinstance(train, Mapping) else None
     written = time.gmtime((path / "metrics.jsonl").stat().st_mtime)
-    of = f" of {steps}" if steps else ""
+    of = f" of {steps}" if isinstance(steps, int) else ""
     return f"at step {last}{of}, last written {time.strftime('%Y-%m-%d %H:%M:%S', written)} UTC"
 
 
@@ -182,11 +172,12 @@ def _rising(records: Sequence[Record]) -> list[Record]:
 
 def _is_step(record: Record) -> bool:
     step = record.get("step")
-    return isinstance(step, int) and _is_number(step) and step >= 0
+    return isinstance(step, int) and _is_number(step) and 0 <= step <= _LAST_STEP
 
 
 def _is_allocation(record: Record) -> bool:
     columns = [record.get(key) for key in ("accept_rate", "count", "accepted")]
+    columns += [record["judged"]] if "judged" in record else []  # runs of before have none
     return (
         _is_step(record)
         and all(isinstance(column, list) for column in columns)
@@ -208,9 +199,18 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _is_sample(record: Record) -> bool:
-    return all(isinstance(record.get(key), str) for key in ("prompt", "completion"))
+    texts = all(isinstance(record.get(key), str) for key in ("prompt", "completion"))
+    return texts and not any(isinstance(value, list | dict) for value in record.values())
+
+
+def _is_session(record: Record) -> bool:
+    try:
+        plain(record)
+    except ValueError:
+        return False
+    return True
 
 
 def _one_line(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
-    return " ".join(str(reason).split())[:200]
+    return shown(" ".join(str(reason).split())[:200])
