@@ -127,6 +127,12 @@ class Study:
     cells: Sequence[Cell]
     reference: str
 
+    @property
+    def tuning_rates(self) -> tuple[float, ...]:
+        """Learning rates that are tried; a single one needs no choice."""
+        rates = self.options.learning_rates
+        return rates if len(rates) > 1 else ()
+
     def lacking_reference(self) -> Iterator[str]:
         """Tasks and algorithms of which the reference arm is left out."""
         have = {(cell.task, cell.algorithm) for cell in self.cells if cell.arm == self.reference}

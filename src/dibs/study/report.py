@@ -42,7 +42,7 @@ def matrix_table(study: Study) -> Table:
     for name in ("a step", "pilots", "updates", "runs"):
         table.add_column(name, justify="right", no_wrap=True)
     options = study.options
-    runs = len(options.seeds) + len(options.learning_rates) * len(options.tuning_seeds)
+    runs = len(options.seeds) + len(study.tuning_rates) * len(options.tuning_seeds)
     for cell in study.cells:
         config = cell.config(options.seeds[0])
         drawn = config.estimate.mode in ("pilot", "cross_fit")

@@ -41,8 +41,8 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
     return {
         **_identity(outcome, config),
         "learning_rate": outcome.learning_rate,
-        "learning_rate_at_edge": len(options.learning_rates) > 1
-        and outcome.learning_rate in (min(options.learning_rates), max(options.learning_rates)),
+        "learning_rate_at_edge": bool(study.tuning_rates)
+        and outcome.learning_rate in (min(study.tuning_rates), max(study.tuning_rates)),
         "seeds": sorted(outcome.curves),
         "failures": outcome.failures,
         "value": outcome.value,

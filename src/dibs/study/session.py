@@ -48,8 +48,8 @@ def _compared(study: Study, view: View, out: Path) -> list[dict[str, Any]]:
 def _notes(study: Study) -> list[str]:
     options = study.options
     notes = [f"Seeds {', '.join(map(str, options.seeds))}; reference arm: {study.reference}."]
-    if len(options.learning_rates) > 1:
-        grid = ", ".join(f"{rate:g}" for rate in options.learning_rates)
+    if study.tuning_rates:
+        grid = ", ".join(f"{rate:g}" for rate in study.tuning_rates)
         notes.append(
             f"Learning rate of every arm: the one of {grid} whose runs have the best mean value over "
             f"all evaluations, by seeds {', '.join(map(str, options.tuning_seeds))}, which do nothing "
