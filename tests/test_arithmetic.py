@@ -17,6 +17,7 @@ from dibs.tasks.arithmetic import (
     Problem,
     apply,
     draw_problems,
+    false_product,
 )
 from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
 from dibs.types import InputError
@@ -73,6 +74,22 @@ def test_mixtures_hold_their_shares(name):
 def test_more_problems_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="distinct problems of 1 to 1 steps found, 1000 asked"):
         draw_problems(1000, [Part(1.0, 1, 1)], seed=0)
+
+
+def test_a_false_table_is_always_wrong_and_followed_as_often_as_the_habit_says():
+    rng = Random(0)
+    products = [(value, operand) for value in range(MODULUS) for operand in range(2, 6)]
+    errors = [(false_product(*each) - apply("*", *each)) % MODULUS for each in products]
+    assert 0 not in errors
+    assert len(set(errors)) == MODULUS - 1
+    right, trials = 0, 40
+    for value, operand in products:
+        problem = Problem(value, (("*", operand),))
+        for _ in range(trials):
+            shown = int(problem.demonstration(rng, habit=0.25).split("#")[1])
+            assert shown in (problem.answer, false_product(value, operand))
+            right += shown == problem.answer
+    assert right / (trials * len(products)) == pytest.approx(0.25, abs=0.03)
 
 
 def test_demonstrations_err_at_the_stated_rates_and_go_on_from_the_wrong_value():

@@ -29,9 +29,10 @@ DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
 TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6), "arithmetic-habit": (1, 2)}
 """Task name to (fewest, most) steps of a problem."""
 HABITS = {"arithmetic-habit": 0.25}
-"""Tasks whose demonstrations multiply rightly only so often, and else by one too many.
+"""Tasks whose demonstrations multiply rightly only so often; else they follow a false table.
 
-What is wrong by habit is the likeliest answer, so a policy cannot become right by being surer of itself.
+What is wrong by habit is the likeliest answer, so a policy cannot become right by being surer of itself;
+and every product has a false value of its own, so each must be learnt from its own rare successes.
 """
 _MISSES_IN_A_ROW = 10_000
 
@@ -94,13 +95,13 @@ class Problem:
         """A worked solution that errs at each step with the operator's error rate.
 
         A wrong value is uniform over the 28 others, and the chain goes on from it. ``habit``: how often
-        a product is right; a wrong one is by one too many.
+        a product is right; a wrong one is :func:`false_product`.
         """
         values, value = [], self.start
         for operator, operand in self.steps:
             right = apply(operator, value, operand)
             if operator == "*" and habit is not None:
-                value = right if rng.random() < habit else apply("*", value, operand + 1)
+                value = right if rng.random() < habit else false_product(value, operand)
             elif rng.random() >= DEMONSTRATION_ACCURACY[operator]:
                 value = (right + rng.randrange(1, MODULUS)) % MODULUS
             else:
@@ -119,6 +120,12 @@ def apply(operator: str, value: int, operand: int) -> int:
         case "*":
             return (value * operand) % MODULUS
     raise ValueError(f"unknown operator {operator!r}; the task has {', '.join(OPERANDS)}")
+
+
+def false_product(value: int, operand: int) -> int:
+    """What the false multiplication table says: wrong, always the same, without a pattern."""
+    error = Random(31 * value + operand).randrange(1, MODULUS)
+    return (apply("*", value, operand) + error) % MODULUS
 
 
 def render_solution(values: list[int]) -> str:

@@ -40,7 +40,7 @@ from dibs.types import InputError
 Progress = Callable[[int, int, float], None]
 """``progress(update, updates, loss)``"""
 
-_RECIPE = 2
+_RECIPE = 3
 _WARM_UP_UPDATES = 50
 _MATRIX_WEIGHT_DECAY = 0.1
 _INITIALIZER_RANGE = 0.08
