@@ -112,6 +112,24 @@ def test_pilots_that_decide_nothing_are_pointed_out(tmp_path):
         assert ("The estimates decide nothing here" in console.export_text()) == wasted
 
 
+def test_online_estimates_say_when_prompts_come_back(tmp_path):
+    for more, said in (
+        (("--train.steps=40",), "comes back after 8 steps; until then"),
+        (("--train.steps=40", "--estimate.half_life=1"), "raise estimate.half_life (1) towards 8"),
+        (("--train.steps=8",), "No prompt comes back within 8 steps"),
+    ):
+        console = Console(record=True, width=200)
+        words = options(
+            tmp_path / "run",
+            "--estimate.mode=online",
+            "--data.size=64",
+            "--train.prompts_per_step=8",
+            *more,
+        )
+        build_trainer(load_config(*split_config(words)), PlainView(console))
+        assert said in console.export_text()
+
+
 def test_the_same_seed_gives_the_same_metrics_and_another_does_not(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(tmp_path / name, f"--seed={seed}")
