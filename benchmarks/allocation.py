@@ -37,7 +37,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dibs.allocate import pose, solve
-from dibs.config_file import load_config
+from dibs.config.file import load_config
 from dibs.counts import least_variance
 from dibs.estimate import pilot_statistics
 from dibs.gradnorm import gradient_norms

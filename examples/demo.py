@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dibs.config_file import load_config
+from dibs.config.file import load_config
 from dibs.report.comparison import (
     TOTAL,
     TRAINING,

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dibs.checkpoint import RunFolder
-from dibs.config_file import load_config
+from dibs.config.file import load_config
 from dibs.policy import Policy
 from dibs.tasks.warm_start import build_tokenizer
 from dibs.types import InputError

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from conftest import EASY, EASY_WARM_START
-from dibs.config_file import load_config, split_config
+from dibs.config.file import load_config, split_config
 from dibs.report.trackers import Trackers
 from dibs.report.views import PlainView
 from dibs.run import build_trainer

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dibs.allocate import pose
 from dibs.cli import main
-from dibs.config_file import load_config, split_config
+from dibs.config.file import load_config, split_config
 from dibs.estimate import pilot_statistics
 from dibs.meter import _measure, measure_variance
 from dibs.report.meter import variance_findings, variance_table, variance_title

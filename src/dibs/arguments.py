@@ -10,7 +10,7 @@ from typing import Any
 from dibs import __version__
 from dibs.allocate import ALLOCATORS
 from dibs.config import BENCHMARKS, VerifyConfig
-from dibs.config_file import config_keys
+from dibs.config.file import config_keys
 from dibs.objectives import BASELINES
 from dibs.study.matrix import CompareConfig
 
@@ -88,7 +88,7 @@ seed only are one arm, with intervals over seeds."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; it leaves keys of the configuration to ``config_file``."""
+    """The parser of all commands; it leaves keys of the configuration to ``dibs.config.file``."""
     parser = argparse.ArgumentParser(
         prog="dibs", description="Decide how many completions each prompt deserves, and train."
     )

@@ -16,7 +16,7 @@ from rich.console import Console
 from dibs.allocate import pose, solve, spendable
 from dibs.arguments import CONFIGURED, VERIFY_OPTIONS, build_parser
 from dibs.config import BENCHMARKS
-from dibs.config_file import load_config, split_config, split_configs
+from dibs.config.file import load_config, split_config, split_configs
 from dibs.statistics_file import count_lines, read_statistics
 from dibs.study.matrix import read_study
 from dibs.types import InputError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import make_group, make_prompt
 from dibs import allocate
 from dibs.config import Config, DataConfig
-from dibs.config_file import config_keys, load_config, split_config
+from dibs.config.file import config_keys, load_config, split_config
 from dibs.estimate import pilot_statistics
 from dibs.objectives import BASELINES
 from dibs.posterior import believe, expected_tokens

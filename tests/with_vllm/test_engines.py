@@ -16,7 +16,7 @@ import torch
 
 from conftest import EASY, EASY_WARM_START, make_prompt
 from dibs.config import Config, WarmStartConfig
-from dibs.config_file import load_config, split_config
+from dibs.config.file import load_config, split_config
 from dibs.policy import Policy
 from dibs.report.views import PlainView
 from dibs.sampling import SampleRequest, build_sampler, collected

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dibs.config import Config, Section
+from dibs.config.run import Config
+from dibs.config.section import Section
 from dibs.types import InputError
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -1,0 +1,128 @@
+"""The whole configuration, and whether its sections agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dibs.config.learning import (
+    AlgorithmConfig,
+    AllocateConfig,
+    CheckpointConfig,
+    EstimateConfig,
+    EvaluateConfig,
+    TrackingConfig,
+    TrainConfig,
+    UpdateConfig,
+    VarianceConfig,
+    needs_statistics,
+)
+from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
+from dibs.config.section import Section
+
+
+class Config(Section):
+    """A training run."""
+
+    seed: int = Field(0, ge=0, description="of everything random: data order, sampling, evaluation")
+    output_dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run")
+    overwrite: bool = Field(False, description="replace the run that output_dir holds")
+    resume: Literal["no", "yes", "auto"] = Field(
+        "no",
+        description="yes (or --resume alone): go on with the run in output_dir from its newest whole "
+        "checkpoint; auto: if there is one, else start",
+    )
+    allow_changes: bool = Field(
+        False, description="resume although the configuration is another than the run's"
+    )
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    verify: VerifyConfig = Field(default_factory=VerifyConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    estimate: EstimateConfig = Field(default_factory=EstimateConfig)
+    allocate: AllocateConfig = Field(default_factory=AllocateConfig)
+    update: UpdateConfig = Field(default_factory=UpdateConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    variance: VarianceConfig = Field(default_factory=VarianceConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @property
+    def budget(self) -> int | None:
+        """Training completions a step; None where the budget is one of tokens."""
+        if self.allocate.budget_unit == "tokens":
+            return None
+        if self.allocate.budget is not None:
+            return self.allocate.budget
+        return self.allocate.num_generations * self.train.prompts_per_step
+
+    @property
+    def lower(self) -> int:
+        """Fewest completions a prompt: cross_fit trains on all pilots."""
+        pilots = self.estimate.num_pilots if self.estimate.mode == "cross_fit" else 0
+        return max(self.allocate.lower, pilots)
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
+        algorithm = self.algorithm
+        return needs_statistics(self.allocate.allocator, algorithm.objective, algorithm.estimator)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        m = self.train.prompts_per_step
+        reason = "estimate.num_pilots" if self.lower > self.allocate.lower else "allocate.lower"
+        if self.budget is not None and self.budget < m * self.lower:
+            raise ValueError(
+                f"{reason} {self.lower} x {m} prompts = {m * self.lower} exceeds the budget of "
+                f"{self.budget}; raise the budget or lower {reason}"
+            )
+        if self.allocate.budget is None and self.allocate.num_generations < self.lower:
+            raise ValueError(
+                f"{reason} {self.lower} exceeds allocate.num_generations "
+                f"{self.allocate.num_generations}; raise it or lower {reason}"
+            )
+        if self.allocate.upper is not None and self.allocate.upper < self.lower:
+            raise ValueError(f"allocate.upper {self.allocate.upper} is below {reason} {self.lower}")
+        if (
+            self.budget is not None
+            and self.allocate.upper is not None
+            and self.budget > m * self.allocate.upper
+        ):
+            raise ValueError(
+                f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
+                f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
+            )
+        fewest = 2 if self.algorithm.baseline == "none" else 4
+        if self.estimate.mode == "cross_fit" and self.estimate.num_pilots < fewest:
+            raise ValueError(
+                f"estimate.num_pilots {self.estimate.num_pilots} leaves halves of one, which have no "
+                f"advantage under algorithm.baseline {self.algorithm.baseline}; set it to 4 or more"
+            )
+        if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
+            raise ValueError(
+                "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
+                "cross_fit or online"
+            )
+        if self.estimate.mode == "cross_fit" and self.budget == m * self.estimate.num_pilots:
+            raise ValueError(
+                f"estimate.mode cross_fit trains on its pilots, and {self.estimate.num_pilots} a prompt "
+                f"spend the whole budget of {self.budget}; lower estimate.num_pilots to half of "
+                "allocate.num_generations, say"
+            )
+        if self.estimate.mode == "none" and self.uses_statistics:
+            raise ValueError(
+                f"allocate.allocator {self.allocate.allocator} with algorithm.estimator "
+                f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot or "
+                "online, or choose allocator uniform and another estimator"
+            )
+        if self.estimate.mode == "online" and self.allocate.allocator == "gvm":
+            raise ValueError(
+                "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or "
+                "choose allocator min_variance"
+            )
+        return self
