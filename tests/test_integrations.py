@@ -295,3 +295,22 @@ def test_without_trl_one_line_names_the_extra_and_the_versions():
         "ImportError: dibs.integrations.trl needs TRL 1.16 or later, below 2, and found none; run: "
         "pip install 'dibs-rl[trl]'"
     )
+
+
+def test_measured_norms_and_the_constant_one_are_kept_apart(caplog):
+    norms = [[30.0] * 8] * 4
+    first, second = NAMES[:4], NAMES[2:]
+    budget = PromptBudget(BudgetConfig(objective="expected_reward", baseline="none"))
+    budget.update(first, [[1.0] * 4 + [0.0] * 4] * 4, grad_norms=norms)
+    resumed = PromptBudget(budget.config)
+    resumed.load_state(json.loads(json.dumps(budget.state())))
+    resumed.update(first, [[1.0] * 8] * 4, grad_norms=norms)
+    assert not caplog.records
+    for each in (budget, resumed):
+        each.update(second, [[1.0] * 4 + [0.0] * 4] * 4)
+        assert each.metrics()["known_prompts"] == 4  # those of the second call
+        assert "4 prompts is forgotten: it came with gradient norms" in caplog.text
+        caplog.clear()
+        each.update(first, [[1.0] * 8] * 4)
+        assert each.metrics()["known_prompts"] == 6
+        assert not caplog.records

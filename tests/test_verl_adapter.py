@@ -48,6 +48,10 @@ def test_factors_by_hand():
     np.testing.assert_allclose(
         loss_factors(weights, tokens, "token-mean"), np.array([2, 2 / 3, 2 / 3, 2 / 3]) * 15 / 18
     )
+    # A third prompt without a completion takes its share of the weight with it, in every mode.
+    for mode in ("token-mean", "seq-mean-token-sum"):
+        starved = loss_factors(weights * 2 / 3, tokens, mode)
+        np.testing.assert_allclose(starved, loss_factors(weights, tokens, mode) * 2 / 3)
     assert loss_factors(weights, np.zeros(4), "token-mean").tolist() == [0, 0, 0, 0]
     assert loss_factors(np.zeros(0), np.zeros(0), "token-mean").tolist() == []
 

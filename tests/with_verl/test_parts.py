@@ -56,6 +56,47 @@ def test_the_target_gradient_follows_verls_estimator(compose):
 def test_uniform_counts_need_no_norms(compose):
     assert read(compose(*GRPO))[0].grad_norm == "last_layer"
     assert read(compose(*GRPO, "dibs.allocator=uniform"))[0].grad_norm == "none"
+    kept = ("dibs.allocator=uniform", "dibs.state_path=known.json")
+    assert read(compose(*GRPO, *kept))[0].grad_norm == "last_layer"
+
+
+def test_raft_is_over_the_accepted_ones(compose):
+    assert read(compose(*GRPO, "dibs.algorithm=raft"))[1].estimator == "self_normalised"
+    other = ("dibs.algorithm=raft", "dibs.objective=expected_reward")
+    assert read(compose(*GRPO, *other))[1].estimator == "prompt_mean"
+
+
+def test_losses_with_a_mean_of_their_own(compose):
+    from dibs.integrations.verl.block import aggregation
+
+    for loss, mode in (("vanilla", "token-mean"), ("sapo", "seq-mean-token-mean")):
+        word = f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}"
+        assert aggregation(compose(*GRPO, word).actor_rollout_ref.actor) == mode
+
+
+def test_verls_trainer_has_what_is_overridden():
+    from verl.trainer.ppo.v1 import PPOTrainerSync
+
+    from dibs.integrations.verl.hooks import HOOKS, check_hooks
+
+    check_hooks(PPOTrainerSync)
+    for name in HOOKS:
+        other = type("Other", (PPOTrainerSync,), {name: None})
+        with pytest.raises(InputError, match=rf"has no {name}\("):
+            check_hooks(other)
+
+
+def test_norms_are_not_measured_again_in_later_passes(monkeypatch):
+    """Rows keep the field; a pass without adapters (the reference of LoRA) must not measure anew."""
+    from verl.utils import tensordict_utils
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    from dibs.integrations.verl.last_layer import NORMS
+    from dibs.integrations.verl.worker import BudgetWorker
+
+    monkeypatch.setattr(ActorRolloutRefWorker, "compute_log_prob", lambda self, data: data)
+    data = tensordict_utils.get_tensordict({NORMS: torch.ones(2, 1), "x": torch.zeros(2, 1)})
+    assert BudgetWorker.compute_log_prob(object.__new__(BudgetWorker), data) is data
 
 
 @pytest.mark.parametrize(
@@ -68,6 +109,11 @@ def test_uniform_counts_need_no_norms(compose):
         (["dibs.num_generations=5"], "dibs.num_generations 5 and .*rollout.n 4 differ"),
         (["algorithm.adv_estimator=gae"], "adv_estimator gae has no allocation here"),
         (["dibs.algorithm=raft", "dibs.objective=grpo"], "dibs.algorithm raft fits accepted"),
+        (["dibs.num_pilots=4"], "dibs.num_pilots is given and dibs.mode is online"),
+        (
+            ["dibs.algorithm=raft", "algorithm.use_kl_in_reward=True"],
+            "use_kl_in_reward: objective log_likelihood",
+        ),
     ],
 )
 def test_blocks_that_cannot_be_used(compose, words, said):
@@ -83,6 +129,8 @@ def test_blocks_that_cannot_be_used(compose, words, said):
         ("trainer.use_v1=False", "trainer.use_v1 False"),
         ("++algorithm.filter_groups.enable=True", "algorithm.filter_groups.enable: "),
         ("++trainer.v1.sampler.sync_refill_failed_groups=True", "sync_refill_failed_groups: "),
+        ("skip.rollout_tq.enable=True", "skip.rollout_tq.enable: "),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=kl_cov", "loss_mode kl_cov: "),
     ],
 )
 def test_parts_of_verl_that_draw_by_rules_of_their_own(compose, word, said):
@@ -155,6 +203,58 @@ def test_verls_loss_becomes_the_weighted_sum(compose, mode):
     np.testing.assert_allclose(found, scale * expected, rtol=1e-5, atol=1e-9)
     if mode == "token-sum":
         assert scale == pytest.approx(8)  # completions: at uniform counts verl's own sum
+
+
+def test_a_mean_baseline_shrinks_groups_alike(compose):
+    from dibs.integrations.verl.groups import Groups
+
+    trainer = bare_trainer(compose(*GRPO, "algorithm.norm_adv_by_std_in_grpo=False"))
+    trainer.budget.allocate(["a", "b", "c", "d"], 8)
+    groups = Groups(["0", "1", "2", "3"], KEYS)
+    factors, advantages = trainer._weigh(groups, {"response_mask": torch.ones(8, 1)}, REWARDS)
+    first = (factors * advantages)[0], (factors * advantages)[4]
+    # (r - mean of the others) (n - 1)/n at n = 4, for groups of 3 and of 4 that weigh the same.
+    assert first[0] / first[1] == pytest.approx((1 * 3 / 4 / 3) / (2 / 3 * 3 / 4 / 4))
+    assert trainer._regrown(4) == 1
+
+
+def test_completions_that_nobody_asked_for_stop_the_run(compose):
+    from dibs.integrations.verl.groups import Groups
+
+    trainer = bare_trainer(compose(*GRPO))
+    trainer.counts = np.array([3, 1, 0, 4])
+    groups = Groups(["0", "1", "2", "3"], [*KEYS, "pad_0_0"])
+    tags = [{}] * len(KEYS) + [{"is_padding": True}]
+    trainer._check_received(groups, tags)
+    trainer._check_received(Groups(["0", "1", "2", "3"], KEYS[1:]), tags[1:-1])  # one failed
+    for counts, wrong in (([3, 1, 1, 3], tags), ([3, 1, 0, 4], [{}] * len(tags))):
+        trainer.counts = np.array(counts)
+        with pytest.raises(RuntimeError, match="draws by rules of its own"):
+            trainer._check_received(groups, wrong)
+
+
+def test_completions_without_a_norm_tell_nothing(compose):
+    from dibs.integrations.verl.groups import Groups
+    from dibs.integrations.verl.last_layer import NORMS
+
+    trainer = bare_trainer(compose(*GRPO))
+    trainer.measures_norms = True
+    groups = Groups(["0", "1", "2", "3"], KEYS)
+    ones = torch.ones(8, 2)
+    data = {
+        "rm_scores": ones,
+        "response_mask": ones,
+        "old_log_probs": -ones,
+        NORMS: torch.ones(8, 1),
+    }
+    data[NORMS][1] = torch.nan
+    told = trainer._told(groups, data, True)
+    assert [len(each) for each in told["grad_norms"]] == [2, 1, 0, 4]
+    assert [len(each) for each in told["rewards"]] == [2, 1, 0, 4]
+    assert trainer.measures_norms
+    told = trainer._told(groups, {**data, NORMS: torch.full((8, 1), torch.nan)}, True)
+    assert "grad_norms" not in told
+    assert not trainer.measures_norms
 
 
 def test_a_group_of_one_has_no_advantage(compose):

@@ -115,6 +115,7 @@ class PromptBudget:
         self.history = History(config.half_life)
         self.step = 0
         self.pilots = 0
+        self._measured: bool | None = None
         self._warns = warns and needs_statistics(
             config.allocator, config.objective, config.estimator
         )
@@ -233,6 +234,7 @@ class PromptBudget:
         if self.config.mode == "online":
             names = [str(name) for name in prompt_ids]
             taken = self._sums(names, rewards, lengths, logprobs, grad_norms)
+            self._keep_apart(grad_norms is not None)
             for name, sums in zip(names, taken, strict=True):
                 self.history.take_in(name, sums, self.step)
             gone = self.history.forget(self.step)
@@ -259,11 +261,17 @@ class PromptBudget:
 
     def state(self) -> dict[str, Any]:
         """Everything learnt, as JSON takes it."""
-        return {"step": self.step, "pilots": self.pilots, "history": self.history.state()}
+        return {
+            "step": self.step,
+            "pilots": self.pilots,
+            "measured": self._measured,
+            "history": self.history.state(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.step, self.pilots = int(state["step"]), int(state["pilots"])
+        self._measured = state.get("measured")
         self.history = History.from_state(state["history"])
         self.history.half_life = self.config.half_life
 
@@ -281,6 +289,18 @@ class PromptBudget:
                     "one order"
                 )
         return filled_in(sums) if self.config.allocator == "gvm" else sums
+
+    def _keep_apart(self, measured: bool) -> None:
+        """Forget what came with measured norms where there are none now, or the other way round."""
+        if self._measured is not None and self._measured != measured and len(self.history):
+            logger.warning(
+                "what was known of %d prompts is forgotten: it came %s gradient norms, and what comes "
+                "now is %s them",
+                len(self.history),
+                *(("with", "without") if self._measured else ("without", "with")),
+            )
+            self.history = History(self.config.half_life)
+        self._measured = measured
 
     def _warn(self, what: str) -> None:
         if self._warns:

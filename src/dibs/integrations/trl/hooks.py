@@ -6,11 +6,11 @@ looked up before a run, and a run stops where one was not reached.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from dibs.integrations.methods import missing_method
 from dibs.types import InputError
 
 HOOKS = {
@@ -55,11 +55,9 @@ ENTRIES = ("advantages", "completion_mask", "num_items_in_batch", "prompt_ids", 
 
 def check_hooks(trainer: type) -> None:
     """InputError unless the class has the methods, with their parameters."""
-    for name, wanted in HOOKS.items():
-        method = getattr(trainer, name, None)
-        found = () if method is None else tuple(inspect.signature(method).parameters)[1:]
-        if method is None or found[: len(wanted)] != wanted:
-            raise unknown(f"GRPOTrainer has no {name}({', '.join(wanted)}, ...)")
+    missing = missing_method(trainer, HOOKS)
+    if missing is not None:
+        raise unknown(missing)
 
 
 def check_attributes(trainer: Any) -> None:

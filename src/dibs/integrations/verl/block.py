@@ -30,6 +30,10 @@ _TARGETS = {
     "rloo_vectorized": ("expected_reward", "leave_one_out"),
 }
 """Objective and baseline of verl's advantage estimators."""
+_NOT_HOMOGENEOUS = ("clip_cov", "kl_cov", "dro")
+"""verl's losses that a factor of the advantage does not multiply."""
+_OWN_MEANS = ("geo_mean", "sapo")
+"""verl's losses that average over completions, whatever ``actor.loss_agg_mode`` says."""
 
 
 class VerlOptions(Section):
@@ -45,7 +49,7 @@ class VerlOptions(Section):
         None,
         description="gradient norm of a completion: last_layer (output layer, in the forward pass that "
         "verl does anyway) or none (1 for every completion); default: last_layer, or none for uniform "
-        "counts",
+        "counts without a state_path",
     )
     state_path: str | None = Field(
         None,
@@ -77,8 +81,19 @@ def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
         )
     except ValidationError as error:
         raise InputError(_one_line(error)) from None
+    if "num_pilots" in own and budget.mode != "pilot":
+        raise InputError(
+            f"dibs.num_pilots is given and dibs.mode is {budget.mode}, which draws none; set dibs.mode "
+            "to pilot"
+        )
+    if budget.objective == "log_likelihood" and config.algorithm.use_kl_in_reward:
+        raise InputError(
+            "algorithm.use_kl_in_reward: objective log_likelihood learns from accepted or not, which a "
+            "penalty would turn into not; set it to False, and actor.use_kl_loss to True"
+        )
     if options.grad_norm is None:
-        measured = "none" if budget.allocator == "uniform" else "last_layer"
+        unused = budget.allocator == "uniform" and options.state_path is None
+        measured = "none" if unused else "last_layer"
         options = options.model_copy(update={"grad_norm": measured})
     return options, budget
 
@@ -97,6 +112,8 @@ def _completed(
     if options.algorithm != "verl":
         values.setdefault("objective", "log_likelihood")
         values.setdefault("baseline", "none")
+        if values["objective"] == "log_likelihood":
+            values.setdefault("estimator", "self_normalised")
         if values["objective"] == "grpo":
             raise InputError(
                 f"dibs.algorithm {options.algorithm} fits accepted completions; set dibs.objective to "
@@ -151,8 +168,26 @@ def adapt(config: Any, options: VerlOptions, budget: BudgetConfig) -> None:
     ):
         if on:
             raise InputError(f"{key}: prompts drawn anew would exceed the budget; set it to False")
+    if config.skip.rollout_tq.enable:
+        raise InputError(
+            "skip.rollout_tq.enable: completions out of a cache are not those that were asked for; set "
+            "it to False"
+        )
+    loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    ragged = budget.allocator != "uniform" and budget.estimator != "flat"
+    if ragged and options.algorithm == "verl" and loss in _NOT_HOMOGENEOUS:
+        raise InputError(
+            f"actor.policy_loss.loss_mode {loss}: a weight of the advantage does not multiply that "
+            "loss; choose another, or set dibs.estimator to flat"
+        )
     v1.trainer_mode = TRAINER
     config.actor_rollout_ref.rollout.n = budget.num_generations
     if options.algorithm != "verl":
         config.algorithm.adv_estimator = ESTIMATOR
         config.actor_rollout_ref.actor.policy_loss.loss_mode = LOSSES[options.algorithm]
+
+
+def aggregation(actor: Any) -> str:
+    """``loss_agg_mode`` as the loss of verl's ``actor`` configuration really has it."""
+    own = actor.policy_loss.loss_mode in _OWN_MEANS
+    return "seq-mean-token-mean" if own else str(actor.loss_agg_mode)

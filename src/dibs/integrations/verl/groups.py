@@ -18,7 +18,8 @@ class Groups:
         uids: of the m prompts of the step, in order.
         keys: of the rows; those of prompts that are not among ``uids`` are padding.
 
-    Completions of a prompt are in the order of their session numbers, whichever was ready first.
+    ``rows``: how many there are; ``known``: without padding. Completions of a prompt are in the order of
+    their session numbers, whichever was ready first.
     """
 
     def __init__(self, uids: Sequence[str], keys: Sequence[str]) -> None:
@@ -29,6 +30,7 @@ class Groups:
             if uid in place:
                 sessions[place[uid]].setdefault(int(session), {})[int(index)] = row
         self.rows = len(keys)
+        self.known = sum(len(outputs) for each in sessions for outputs in each.values())
         self._completions = [
             [[outputs[i] for i in sorted(outputs)] for _, outputs in sorted(each.items())]
             for each in sessions

@@ -19,7 +19,9 @@ from dibs.gradnorm.recorder import Products
 from dibs.policy import TokenBatch
 
 NORMS = "dibs_grad_norms"
-"""Field of verl's batches: norms, one a row; and the flag that asks for them."""
+"""Field of verl's batches: norms, one a row."""
+MEASURE = "dibs_measure_norms"
+"""What asks for them, beside a batch. Not the field's name: rows keep the field in later passes."""
 
 
 def obstacle(engine: Any) -> str | None:

@@ -8,11 +8,12 @@ mode                     divided by                hence the factor
 =======================  ========================  ==============================================
 ``seq-mean-...``         completions               weight times completions
 ``token-sum``            nothing                   the same; at uniform counts verl's own sum
-``token-mean``           tokens of the mini-batch  the same, with mean 1 over the step's tokens
+``token-mean``           tokens of the mini-batch  the same, with a mean over the step's tokens of
+                                                   the weights' sum, 1 where every prompt has any
 =======================  ========================  ==============================================
 
 In ``token-mean`` the tokens of prompts with many completions would make the divisor larger than it is at
-uniform counts; a mean factor of 1 over tokens takes that out. At uniform counts all factors are 1.
+uniform counts; that mean takes it out. At uniform counts all factors are 1.
 """
 
 from __future__ import annotations
@@ -31,5 +32,6 @@ def loss_factors(weights: np.ndarray, tokens: np.ndarray, loss_agg_mode: str) ->
     factors = weights * len(weights)
     if loss_agg_mode == "token-mean":
         weighted = float(factors @ tokens)
-        factors = factors * (float(tokens.sum()) / weighted if weighted > 0 else 0.0)
+        mean = float(tokens.sum()) * float(weights.sum())
+        factors = factors * (mean / weighted if weighted > 0 else 0.0)
     return factors

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from dibs.integrations.any import PromptBudget
 from dibs.types import InputError
+from dibs.whole_files import write_json
 
 FILE = "dibs.json"
 """In verl's ``global_step_N``."""
@@ -16,12 +16,7 @@ FILE = "dibs.json"
 def save_budget(path: Path, budget: PromptBudget) -> None:
     """Write the budget's state; the file is whole or is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(budget.state(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_json(path, budget.state())
 
 
 def load_budget(path: Path, budget: PromptBudget) -> bool:

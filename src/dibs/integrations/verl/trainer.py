@@ -3,7 +3,7 @@
 Departures from the stock trainer, all of them in this file: every prompt has its own count, and their
 sum is that of the uniform run, so that mini-batches and optimizer updates are too; advantages are
 multiplied by what makes verl's mean the estimator's; a group of one has advantage 0 under a group
-baseline.
+baseline, and a mean baseline shrinks larger groups as it does uniform ones.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from verl.workers.utils.padding import response_to_nested
 
 import dibs.integrations.verl.losses  # noqa: F401  registers the advantage estimator
 from dibs.integrations.any import PromptBudget
-from dibs.integrations.verl.block import ESTIMATOR, TRAINER, read_block
+from dibs.integrations.verl.block import ESTIMATOR, TRAINER, aggregation, read_block
 from dibs.integrations.verl.groups import Groups
-from dibs.integrations.verl.last_layer import NORMS
+from dibs.integrations.verl.hooks import check_hooks, unknown
+from dibs.integrations.verl.last_layer import MEASURE, NORMS
 from dibs.integrations.verl.normalise import loss_factors
 from dibs.integrations.verl.state import FILE, load_budget, save_budget
 from dibs.integrations.verl.worker import BudgetWorker
@@ -71,11 +72,15 @@ class BudgetTrainer(PPOTrainerSync):
     """
 
     def __init__(self, config: Any) -> None:
+        check_hooks(PPOTrainerSync)
         self.options, budget = read_block(config)
+        if self.options.counts_path is not None:
+            Path(self.options.counts_path).parent.mkdir(parents=True, exist_ok=True)
         self.budget = PromptBudget(budget)
         self.uids: list[str] = []
         self.names: list[str] = []
         self.counts = np.zeros(0, dtype=np.int64)
+        self.weighed = True
         # verl takes any other name for an asynchronous trainer.
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
@@ -102,6 +107,9 @@ class BudgetTrainer(PPOTrainerSync):
     # Before the rollout.
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        if not self.weighed:
+            raise unknown("a step was trained without _compute_advantage")
+        self.weighed = False
         self.uids, self.names = list(batch["uid"]), prompt_names(batch)
         if self.budget.config.mode == "pilot":
             self._draw_pilots(batch)
@@ -127,45 +135,60 @@ class BudgetTrainer(PPOTrainerSync):
         drawn, _ = self.replay_buffer.sample(
             global_steps=self.global_steps, partition_id="train", batch_size=len(batch)
         )
-        if self.reward_loop_manager.reward_loop_worker_handles is None:
+        colocated = self.reward_loop_manager.reward_loop_worker_handles is None
+        if colocated or self.measures_norms:
+            # Rollout, reward model and trainer take turns on the device.
+            self.checkpoint_manager.sleep_replicas()
+        if colocated:
             drawn = self._compute_reward_colocate(drawn)
         if self.measures_norms:
-            # Rollout and trainer take turns on the device.
-            self.checkpoint_manager.sleep_replicas()
             drawn = self._balance_batch(drawn, metrics={})
             drawn.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
-            drawn = self._compute_old_log_prob(drawn, metrics={})
-            self.checkpoint_manager.update_weights(self.global_steps)
+            drawn = self._old_log_prob(drawn, {}, measure=True)
+        if colocated or self.measures_norms:
+            self.checkpoint_manager.update_weights(self.global_steps - 1)
         groups = Groups(uids, drawn.keys)
-        data = self._read(drawn, ["response_mask", "rm_scores", *self._scored_fields()])
-        self.budget.take_pilots(self.names, **self._told(groups, data))
+        fields = ["response_mask", "rm_scores", *self._scored_fields(self.measures_norms)]
+        told = self._told(groups, self._read(drawn, fields), self.measures_norms)
+        self.budget.take_pilots(self.names, **told)
         transfer_queue.kv_clear(keys=drawn.keys, partition_id=drawn.partition_id)
 
     # After the rollout.
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        batch.extra_info[NORMS] = self.measures_norms
+        return self._old_log_prob(batch, metrics, measure=self._learns_norms)
+
+    def _old_log_prob(self, batch: Any, metrics: dict[str, Any], *, measure: bool) -> Any:
+        """verl's, with gradient norms on the way where they are to be measured."""
+        batch.extra_info[MEASURE] = measure
         correction = self.config.algorithm.get("rollout_correction")
-        if self.measures_norms and correction and correction.get("bypass_mode", False):
+        if measure and correction and correction.get("bypass_mode", False):
             # verl takes the rollout's log-probabilities and does no forward pass of its own.
             batch.extra_info["compute_loss"] = False
             self.actor_rollout_wg.compute_log_prob(batch)
         scored = super()._compute_old_log_prob(batch, metrics)
         for each in (batch, scored):
-            each.extra_info.pop(NORMS, None)
+            each.extra_info.pop(MEASURE, None)
         return scored
+
+    @property
+    def _learns_norms(self) -> bool:
+        """Whether the norms of trained completions decide anything; in mode ``pilot`` they do not."""
+        return self.measures_norms and self.budget.config.mode == "online"
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_advantage(batch, metrics)
         groups = Groups(self.uids, batch.keys)
+        self._check_received(groups, batch.tags)
+        self.weighed = True
         in_reward = self.config.algorithm.use_kl_in_reward
-        fields = ["response_mask", "rm_scores", *self._scored_fields()]
+        fields = ["response_mask", "rm_scores", *self._scored_fields(self._learns_norms)]
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
-        told = self._told(groups, data)
+        told = self._told(groups, data, self._learns_norms)
         learnt_from = _row_sums(data["token_level_rewards" if in_reward else "rm_scores"])
         factors, advantages = self._weigh(groups, data, groups.last(learnt_from))
         self.budget.update(self.names, **told)
-        self._record(groups, told["rewards"], metrics)
+        self._record(groups, groups.last(_row_sums(data["rm_scores"])), metrics)
         scale = torch.from_numpy(factors).float().unsqueeze(1)
         if self.config.algorithm.adv_estimator == ESTIMATOR:
             weighted = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"] * scale
@@ -189,16 +212,38 @@ class BudgetTrainer(PPOTrainerSync):
         factors = loss_factors(
             np.concatenate(weights),
             np.concatenate(tokens),
-            self.config.actor_rollout_ref.actor.loss_agg_mode,
+            aggregation(self.config.actor_rollout_ref.actor),
         )
         parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
+        parts = [each * self._regrown(len(each)) for each in parts]
         if self.budget.config.baseline != "none":
             # verl leaves the bare reward to a completion that has no other to be compared with.
             parts = [each * (len(each) > 1) for each in parts]
         return groups.spread(parts, padding=1.0), groups.spread(advantages)
 
-    def _scored_fields(self) -> list[str]:
-        return [NORMS, "old_log_probs"] if self.measures_norms else []
+    def _regrown(self, size: int) -> float:
+        """What makes a mean baseline shrink a group as much as one of the uniform size.
+
+        A completion's own reward is in the mean, so the prompt's gradient is (n - 1)/n of the target's.
+        """
+        options = self.budget.config
+        if (options.objective, options.baseline) != ("expected_reward", "mean") or size < 2:
+            return 1.0
+        return size * (options.num_generations - 1) / ((size - 1) * options.num_generations)
+
+    def _check_received(self, groups: Groups, tags: Sequence[dict[str, Any]]) -> None:
+        """RuntimeError where completions came that nobody asked for; fewer are those that failed."""
+        wanted = sum(not tag.get("is_padding", False) for tag in tags)
+        if groups.known != wanted or (groups.sizes > self.counts).any():
+            raise RuntimeError(
+                f"{groups.sizes.sum()} completions of this step's prompts came, {wanted} rows in all, "
+                f"where {self.counts.sum()} were asked for, at most {self.counts.max()} of one: a "
+                "sampler or agent loop draws by rules of its own; leave it out"
+            )
+
+    @staticmethod
+    def _scored_fields(measured: bool) -> list[str]:
+        return [NORMS, "old_log_probs"] if measured else []
 
     def _read(self, batch: Any, fields: Sequence[str]) -> dict[str, Any]:
         """Fields of a batch, padded to [rows, T]; ``lengths``: the mask as verl keeps it."""
@@ -208,24 +253,31 @@ class BudgetTrainer(PPOTrainerSync):
         lengths = data["response_mask"]
         return {**data.to_padded_tensor(), "lengths": lengths}
 
-    def _told(self, groups: Groups, data: dict[str, Any]) -> dict[str, Any]:
-        """What completions tell of their prompts, as :meth:`PromptBudget.update` takes it."""
+    def _told(self, groups: Groups, data: dict[str, Any], measured: bool) -> dict[str, Any]:
+        """What completions tell of their prompts, as :meth:`PromptBudget.update` takes it.
+
+        A completion whose norm is not finite tells nothing; where that is all of them, norms are taken
+        as constant from here on.
+        """
         told = {
             "rewards": groups.last(_row_sums(data["rm_scores"])),
             "lengths": groups.total(_row_sums(data["response_mask"])),
         }
-        if not self.measures_norms:
+        if not measured:
             return told
         norms = groups.last(_row_sums(data[NORMS].reshape(groups.rows, 1)))
-        if not np.isfinite(np.concatenate(norms)).all():
+        finite = [np.isfinite(each) for each in norms]
+        if not np.concatenate(finite).any():
             self._take_norms_as_constant(
                 "the model's logits are not its output layer's, or not finite"
             )
             return told
-        told["logprobs"] = groups.total(
-            _row_sums(data["old_log_probs"].double() * data["response_mask"])
-        )
-        return {**told, "grad_norms": norms}
+        logprobs = groups.total(_row_sums(data["old_log_probs"].double() * data["response_mask"]))
+        told |= {"logprobs": logprobs, "grad_norms": norms}
+        return {
+            name: [np.array(each)[kept].tolist() for each, kept in zip(values, finite, strict=True)]
+            for name, values in told.items()
+        }
 
     def _record(
         self, groups: Groups, rewards: Sequence[Sequence[float]], metrics: dict[str, Any]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
+from packaging.version import Version
+
 from dibs.types import InputError
 
-OLDEST, BEFORE = (0, 9), (0, 10)
+RELEASE = (0, 9)
 REMEDY = "pip install 'dibs-rl[verl]' (supported: verl 0.9.x)"
 
 
@@ -23,7 +25,7 @@ def require_verl() -> str:
         raise InputError(
             f"dibs.integrations.verl needs verl, which is not installed: {REMEDY}"
         ) from None
-    if not OLDEST <= _release(found) < BEFORE:
+    if Version(found).release[:2] != RELEASE:
         raise InputError(f"dibs.integrations.verl does not work with verl {found}: {REMEDY}")
     try:
         importlib.import_module("verl.trainer.ppo.v1")
@@ -33,12 +35,3 @@ def require_verl() -> str:
             f"verl {found} is installed but does not import ({reason}): {REMEDY}"
         ) from None
     return found
-
-
-def _release(text: str) -> tuple[int, ...]:
-    """Leading numbers of a version: 0.9.1rc2 -> (0, 9)."""
-    numbers = []
-    for part in text.split(".")[:2]:
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        numbers.append(int(digits or 0))
-    return tuple(numbers)

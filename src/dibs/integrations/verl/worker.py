@@ -13,7 +13,7 @@ from verl.utils import tensordict_utils
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 import dibs.integrations.verl.losses  # noqa: F401  registers the losses where this class is unpickled
-from dibs.integrations.verl.last_layer import NORMS, norms_measured, obstacle
+from dibs.integrations.verl.last_layer import MEASURE, norms_measured, obstacle
 
 
 class BudgetWorker(ActorRolloutRefWorker):
@@ -26,8 +26,8 @@ class BudgetWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: Any) -> Any:
-        """verl's, with the field :data:`NORMS` where the batch's flag of that name is set."""
-        if not tensordict_utils.pop(data, NORMS, default=False):
+        """verl's, with gradient norms where the batch's flag :data:`MEASURE` is set."""
+        if not tensordict_utils.pop(data, MEASURE, default=False):
             return super().compute_log_prob(data)
         with norms_measured(self.actor.engine):
             return super().compute_log_prob(data)
