@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dibs.cli import main
-from dibs.study.curves import COSTS, Curve, compare_curves, crossing, mean_curve
+from dibs.study.curves import COSTS, Curve, Mean, Target, compare_curves, mean_curve
 from dibs.study.matrix import read_study
 from dibs.study.results import rows
 from dibs.study.runs import Outcome
@@ -74,12 +74,41 @@ def curve(cost: list[float], value: list[float], **totals: float) -> Curve:
     ],
 )
 def test_crossings_by_hand(target, expected):
-    found = crossing(np.array([0.0, 100, 200, 300]), np.array([0.1, 0.3, 0.5, 0.4]), target)
-    assert found == (None if expected is None else pytest.approx(expected))
+    mean = Mean(
+        {"rollouts": np.array([[0.0, 100, 200, 300]] * 2)},
+        {"value": np.array([[0.1, 0.3, 0.5, 0.4], [0.0, 0.0, 0.0, 1.0]])},
+    )
+    found = mean.costs_until("value", np.array([target, 0.5]))["rollouts"]
+    np.testing.assert_allclose(found, [np.nan if expected is None else expected, 250])
 
 
 def speed_ups(reference: list[Curve], arm: list[Curve]):
-    return compare_curves(reference, arm).speed_up
+    (found,) = compare_curves(reference, arm)
+    return found.speed_up
+
+
+def test_targets_by_hand():
+    reference = [curve([0, 100, 200], [0.2, 0.4, 0.6])] * 2
+    arm = [curve([0, 100, 200], [0.2, 0.6, 0.6])] * 2
+    targets = [
+        Target(),
+        Target(share=0.5),
+        Target("accuracy", level=0.5),
+        Target("pass_at_k", level=0.9),
+    ]
+    found = compare_curves(reference, arm, targets)
+    assert [each.target for each in found] == [0.6, pytest.approx(0.4), 0.5, 0.9]
+    assert [each.to_target["rollouts"] for each in found] == [
+        100,
+        pytest.approx(50),
+        pytest.approx(75),
+        None,
+    ]
+    speed_up = [each.speed_up["rollouts"] for each in found]
+    assert [each.value for each in speed_up] == [2, pytest.approx(2), pytest.approx(2), None]
+    assert (speed_up[1].low, speed_up[1].high) == (pytest.approx(2), pytest.approx(2))
+    # The reference never gets there, so nothing can be said of the arm.
+    assert (speed_up[3].low, speed_up[3].high) == (None, None)
 
 
 def test_speed_ups_by_hand():
@@ -110,7 +139,7 @@ def test_an_arm_that_never_gets_there_has_no_speed_up():
     ],
 )
 def test_what_cannot_be_measured_has_no_speed_up(reference, arm):
-    found = compare_curves(*([curve([0, 100], v) for v in each] for each in (reference, arm)))
+    (found,) = compare_curves(*([curve([0, 100], v) for v in each] for each in (reference, arm)))
     for each in found.speed_up.values():
         assert (each.value, each.low, each.high) == (None, None, None)
 
@@ -127,8 +156,8 @@ def test_no_interval_where_many_resamples_say_nothing_or_there_is_one_seed():
 
 def test_means_are_taken_evaluation_by_evaluation():
     mean = mean_curve([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
-    np.testing.assert_allclose(mean.costs["tokens"], [0, 200])
-    np.testing.assert_allclose(mean.value, [0.2, 0.5])
+    np.testing.assert_allclose(mean.costs["tokens"], [[0, 200]])
+    np.testing.assert_allclose(mean.scores["value"], [[0.2, 0.5]])
 
 
 def write(folder: Path, values: dict, name: str = "study.yaml") -> Path:
@@ -271,7 +300,15 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys):
         assert row["rollouts"] == 64
         assert row["learning_rate"] in (1e-3, 3e-3)
         assert set(row["tuned"]) == {"0.001", "0.003"}
-        assert row["levels"]["0.0"]["rollouts"] == 0
+        shown = [(each["score"], each["share"], each["level"]) for each in row["targets"]]
+        assert shown == [
+            ("value", 0.5, None),
+            ("value", 0.9, None),
+            ("accuracy", 1.0, None),
+            ("pass_at_k", 1.0, None),
+            ("accuracy", 1.0, 0.0),
+        ]
+        assert row["targets"][-1]["rollouts_to_target"] == 0
         assert row["variance"]["end"]["update_rollouts"] == 32
     assert told[0]["value"] == "log_accept_rate"
     assert told[2]["value"] == "accuracy"
@@ -291,9 +328,9 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
     def untimed(table):
-        return [
-            {k: v for k, v in row.items() if "seconds" not in k and k != "levels"} for row in table
-        ]
+        if isinstance(table, dict):
+            return {key: untimed(value) for key, value in table.items() if "seconds" not in key}
+        return [untimed(each) for each in table] if isinstance(table, list) else table
 
     assert untimed(again) == untimed(told)
 

@@ -44,6 +44,11 @@ class CompareConfig(Section):
     reference: str | None = Field(
         None, description="arm that the others are compared with; default: the uniform one"
     )
+    shares: tuple[float, ...] = Field(
+        (0.5, 0.9),
+        description="shares of the reference's way from its first to its final value to report the cost "
+        "of too: a final value on a plateau is reached by chance",
+    )
     levels: tuple[float, ...] = Field((), description="accuracies to report the cost of")
     meter: tuple[Literal["start", "end"], ...] = Field(
         (), description="measure the gradient's variance (dibs variance) at these ends of a run"
@@ -75,6 +80,8 @@ class CompareConfig(Section):
                 "seeds and tuning_seeds overlap, so the learning rate would be chosen by the runs that "
                 "it is judged by; let them differ"
             )
+        if not all(0 < share < 1 for share in self.shares):
+            raise ValueError("shares must be between 0 and 1")
         if any(rate <= 0 for rate in self.learning_rates):
             raise ValueError("learning_rates must be above 0")
         return self

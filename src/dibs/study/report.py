@@ -98,9 +98,34 @@ def markdown(rows: Sequence[Row], figures: Mapping[str, str], notes: Iterable[st
         lines += ["| " + " | ".join(_texts(row)) + " |" for row in group]
         if title in figures:
             lines += ["", f"![Value against rollouts and tokens, {title}]({figures[title]})"]
+        lines += _target_lines(group)
         lines += _variance_lines(group)
     lines += ["", *failures(rows)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _target_lines(group: Sequence[Row]) -> Iterator[str]:
+    """Speed-ups in rollouts until the other targets."""
+    measured = [row for row in group if row["targets"] and row["arm"] != row["reference"]]
+    if not measured:
+        return
+    names = [_target_name(each) for each in measured[0]["targets"]]
+    yield from ("", "Fewer rollouts until other targets:", "")
+    yield "| arm | " + " | ".join(names) + " |"
+    yield "|---|" + "---:|" * len(names)
+    for row in measured:
+        yield (
+            f"| {row['arm']} | "
+            + " | ".join(_speed_up_until(each) for each in row["targets"])
+            + " |"
+        )
+
+
+def _target_name(target: Row) -> str:
+    score = {"pass_at_k": "pass@k"}.get(target["score"], target["score"])
+    if target["level"] is not None:
+        return f"{score} {target['level']:g}"
+    return f"final {score}" if target["share"] == 1 else f"{target['share']:.0%} of the way"
 
 
 def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
@@ -147,7 +172,9 @@ def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -
             for curve in curves:
                 axes.plot(curve.costs[cost], curve.value, color=colour, alpha=0.2, linewidth=0.8)
             mean = mean_curve(curves)
-            axes.plot(mean.costs[cost], mean.value, color=colour, linewidth=2, label=arm)
+            axes.plot(
+                mean.costs[cost][0], mean.scores["value"][0], color=colour, linewidth=2, label=arm
+            )
         axes.set(xlabel=f"{cost} (pilots counted)")
     panels[0].set_ylabel(value)
     panels[1].legend(fontsize=8)
@@ -178,10 +205,12 @@ def _texts(row: Row) -> list[str]:
 
 
 def _speed_up(row: Row, cost: str) -> str:
-    if row["arm"] == row["reference"]:
-        return "1"
-    value, low, high = (row[f"speedup_{cost}{end}"] for end in ("", "_low", "_high"))
-    if row["target"] is None or (value is None and low is None):
+    return "1" if row["arm"] == row["reference"] else _speed_up_until(row, cost)
+
+
+def _speed_up_until(target: Row, cost: str = "rollouts") -> str:
+    value, low, high = (target[f"speedup_{cost}{end}"] for end in ("", "_low", "_high"))
+    if target["target"] is None or (value is None and low is None):
         return "-"
     shown = "not reached" if value is None else f"{value:.2f}"
     return shown if low is None else f"{shown} ({low:.2f}-{high:.2f})"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dibs.config import Config
-from dibs.study.curves import COSTS, Comparison, Curve, compare_curves, crossing, mean_curve
-from dibs.study.matrix import Study
+from dibs.study.curves import COSTS, FINAL, Comparison, Curve, Target, compare_curves
+from dibs.study.matrix import CompareConfig, Study
 from dibs.study.runs import Outcome
 
 Row = dict[str, Any]
@@ -32,12 +32,13 @@ def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
 def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
     options = study.options
     config = outcome.cell.config(options.seeds[0], outcome.learning_rate)
-    compared = None
+    targets = _targets(options)
+    compared: list[Comparison] | None = None
     if all(seed in each.curves for each in (reference, outcome) for seed in options.seeds):
         theirs, ours = (
             [each.curves[seed] for seed in options.seeds] for each in (reference, outcome)
         )
-        compared = compare_curves(theirs, ours)
+        compared = compare_curves(theirs, ours, targets)
     return {
         **_identity(outcome, config),
         "learning_rate": outcome.learning_rate,
@@ -47,9 +48,12 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
         "failures": outcome.failures,
         "value": outcome.value,
         "reference": study.reference,
-        **_comparison(compared),
+        **_comparison(compared[0] if compared else None),
         **_ends(list(outcome.curves.values())),
-        "levels": _levels(list(outcome.curves.values()), options.levels),
+        "targets": [
+            {"score": each.score, "share": each.share, "level": each.level, **_comparison(found)}
+            for each, found in zip(targets[1:], (compared or [])[1:], strict=bool(compared))
+        ],
         "tuned": {str(rate): value for rate, value in outcome.tuned.items()},
         **_gains(outcome),
     }
@@ -101,15 +105,15 @@ def _ends(curves: Sequence[Curve]) -> Row:
     }
 
 
-def _levels(curves: Sequence[Curve], levels: Sequence[float]) -> dict[str, Row]:
-    """The costs of fixed accuracies, for the mean curve."""
-    if not curves:
-        return {}
-    mean = mean_curve(curves)
-    return {
-        str(level): {name: crossing(mean.costs[name], mean.accuracy, level) for name in COSTS}
-        for level in levels
-    }
+def _targets(options: CompareConfig) -> list[Target]:
+    """The final value, by which arms are judged, and what else there is to reach."""
+    return [
+        FINAL,
+        *(Target(share=share) for share in options.shares),
+        Target("accuracy"),
+        Target("pass_at_k"),
+        *(Target("accuracy", level=level) for level in options.levels),
+    ]
 
 
 def _gains(outcome: Outcome) -> Row:
