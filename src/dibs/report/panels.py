@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -60,8 +61,7 @@ def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accura
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(curve.x, curve.mean, color=colour, marker=marker, ms=4, label=arm.label)
     axes.set(xlabel=_COSTS[axis], ylabel=_SCORES[score])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=axis != "seconds"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    short_numbers(axes.xaxis, 5, whole=axis != "seconds")
 
 
 def has_score(arms: Sequence[Arm], score: str) -> bool:
@@ -188,7 +188,7 @@ def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
     axes.set(xlabel="training steps", ylabel="rollouts a step")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    short_numbers(axes.yaxis, 8)
 
 
 def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
@@ -205,8 +205,13 @@ def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
     axes.barh(rows - 0.36, learned, color=INK, label="learnt from", height=0.1)
     axes.set_yticks(rows, [wrapped(arm.label) for arm in arms])
     axes.set(xlabel="rollouts", ylim=(-0.7, len(arms) - 0.4))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    short_numbers(axes.xaxis, 4)
+
+
+def short_numbers(axis: Axis, most: int, *, whole: bool = True) -> None:
+    """At most so many steps between the ticks of an axis, 12k rather than 12000."""
+    axis.set_major_locator(MaxNLocator(nbins=most, integer=whole))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def wrapped(label: str, width: int = 24, most: int = 4) -> str:

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from dibs.report.panels import COLOURS, STYLE
+from dibs.report.panels import COLOURS, STYLE, short_numbers
 from dibs.study.curves import Curve, mean_curve
 from dibs.study.matrix import Study
 from dibs.study.runs import Outcome
@@ -176,6 +176,7 @@ def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -
                 mean.costs[cost][0], mean.scores["value"][0], color=colour, linewidth=2, label=arm
             )
         axes.set(xlabel=f"{cost} (pilots counted)")
+        short_numbers(axes.xaxis, 5)
     panels[0].set_ylabel(value)
     panels[1].legend(fontsize=8)
     figure.suptitle(title)
