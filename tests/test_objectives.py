@@ -38,6 +38,33 @@ def test_advantages_match_hand_worked_numbers(objective, baseline, expected):
     assert_equal_arrays(group_advantages(REWARDS, objective, baseline, 0.5), expected)
 
 
+@pytest.mark.parametrize(
+    ("objective", "baseline", "rewards", "beside", "expected"),
+    [
+        ("expected_reward", "leave_one_out", [1, 0], [1, 1], [1 / 3, -1]),
+        (
+            "expected_reward",
+            "mean",
+            [1],
+            [0],
+            [0.5],
+        ),  # a group of one has others to be compared with
+        ("expected_reward", "none", [1, 0], [1, 1], [1, 0]),
+        ("log_likelihood", "mean", [1, 0], [1, 1], [0.5, -1.5]),
+        ("grpo", "mean", [1, 0], [1, 1], [0.25 / math.sqrt(0.1875), -0.75 / math.sqrt(0.1875)]),
+        ("grpo", "mean", [1, 1], [1, 1], [0, 0]),
+        ("grpo", "mean", [], [1, 0], []),
+    ],
+)
+def test_completions_beside_a_group_enter_its_baseline(
+    objective, baseline, rewards, beside, expected
+):
+    found = group_advantages(
+        np.array(rewards, dtype=float), objective, baseline, 0.5, beside=np.array(beside)
+    )
+    assert_equal_arrays(found, expected)
+
+
 def test_grpo_as_other_trainers_have_it():
     found = group_advantages(REWARDS, "grpo", "mean", 0.5, bessel=True, epsilon=0.1)
     divisor = math.sqrt(0.3) + 0.1  # the squares add up to 1.2, over n - 1 = 4

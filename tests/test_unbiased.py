@@ -145,13 +145,14 @@ def norms_of(groups) -> list[np.ndarray]:
     ]
 
 
-def gradient(groups, objective, baseline, estimator="prompt_mean") -> np.ndarray:
+def gradient(groups, objective, baseline, estimator="prompt_mean", beside=None) -> np.ndarray:
     advantages, weights = weigh(
         groups,
         objective=objective,
         baseline=baseline,
         estimator=estimator,
         accept_rates=ACCEPT_RATES,
+        beside=beside,
     )
     return np.array(
         [
@@ -178,7 +179,13 @@ def cross_fitted(pilots, objective, baseline, rng) -> np.ndarray:
     missing = missing_counts(allocations, streams)
     fresh = draw([group.prompt for group in pilots], np.sum(missing, axis=0), rng)
     parts = deal(fresh, missing, streams)
-    return np.mean([gradient(groups, objective, baseline) for groups in parts], axis=0)
+    return np.mean(
+        [
+            gradient(groups, objective, baseline, beside=stream.beside)
+            for groups, stream in zip(parts, streams, strict=True)
+        ],
+        axis=0,
+    )
 
 
 def pooled(pilots, objective, baseline, rng) -> np.ndarray:
@@ -218,6 +225,7 @@ def test_cross_fit_trains_on_every_pilot_once():
     assert second.stats.trials.tolist() == first.given_counts.tolist() == [3, 2, 1]
     for group, a, b in zip(pilots, second.given, first.given, strict=True):
         assert a.rollouts + b.rollouts == group.rollouts
+    assert (first.beside, second.beside) == (second.given, first.given)
 
 
 def test_one_over_an_estimated_accept_rate_is_biased_and_drawing_until_k_is_not():

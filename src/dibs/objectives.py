@@ -61,6 +61,7 @@ _VARIANCE: dict[tuple[str, str], tuple[Powers | None, Powers | None, Powers]] = 
 }
 """Powers of p and of 1 - p that multiply Q1, Q0 and M in sigma^2; None: the moment does not enter."""
 ESTIMATORS = ("prompt_mean", "self_normalised", "flat")
+_NOTHING = np.zeros(0)
 
 
 def check_objective(objective: str, baseline: str) -> None:
@@ -176,6 +177,7 @@ def group_advantages(
     *,
     bessel: bool = False,
     epsilon: float = 0.0,
+    beside: np.ndarray = _NOTHING,
 ) -> np.ndarray:
     """``a_i(r)`` for one group.
 
@@ -186,17 +188,20 @@ def group_advantages(
             nothing was accepted where it was measured, and the advantages are 0.
         bessel: ``grpo`` divides by the standard deviation with n_i - 1, as TRL and verl do.
         epsilon: they also add this to it.
+        beside: rewards of further completions of the prompt, which have no advantage themselves but
+            enter the baseline and deviation, as if the group were larger.
 
     Returns:
         float64 [n_i]. By default ``grpo`` divides by the population standard deviation; where it is 0,
         so are the advantages.
     """
     check_objective(objective, baseline)
-    centred = centre(np.asarray(rewards, dtype=np.float64), baseline)
+    known = np.concatenate([rewards, beside]).astype(np.float64)
+    centred = centre(known, baseline)[: len(rewards)]
     if objective == "log_likelihood":
         return centred / accept_rate if accept_rate > 0 else np.zeros(len(centred))
     if objective == "grpo":
-        spread = float(np.std(rewards, ddof=int(bessel))) if len(centred) > 1 else 0.0
+        spread = float(np.std(known, ddof=int(bessel))) if len(known) > 1 else 0.0
         return centred / (spread + epsilon) if spread > 0 else np.zeros(len(centred))
     return centred
 
@@ -233,6 +238,7 @@ def weigh(
     baseline: str,
     estimator: str,
     accept_rates: np.ndarray,
+    beside: Sequence[Group] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Advantages and estimator weights of every rollout of a step.
 
@@ -243,6 +249,8 @@ def weigh(
         objective, baseline, estimator: see the module's tables.
         accept_rates: ``p_i`` from the estimate step, [m], above 0; used by ``prompt_mean`` on
             ``log_likelihood`` only.
+        beside: further completions of each prompt that enter its baseline only; see
+            :func:`group_advantages`.
 
     Returns:
         Two lists of m float64 arrays [n_i].
@@ -253,6 +261,7 @@ def weigh(
         baseline=baseline,
         estimator=estimator,
         accept_rates=accept_rates,
+        beside=None if beside is None else [signal(group, objective) for group in beside],
     )
 
 
@@ -265,10 +274,11 @@ def weigh_signals(
     accept_rates: np.ndarray,
     bessel: bool = False,
     epsilon: float = 0.0,
+    beside: Sequence[np.ndarray] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """:func:`weigh` for completions of which only the objective's r is known, float64 [n_i] a prompt.
 
-    ``bessel`` and ``epsilon``: of ``grpo``, see :func:`group_advantages`.
+    ``bessel``, ``epsilon`` and ``beside``: see :func:`group_advantages`.
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
@@ -280,8 +290,12 @@ def weigh_signals(
     else:
         rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
     advantages = [
-        group_advantages(r, objective, baseline, float(rate), bessel=bessel, epsilon=epsilon)
-        for r, rate in zip(signals, rates, strict=True)
+        group_advantages(
+            r, objective, baseline, float(rate), bessel=bessel, epsilon=epsilon, beside=others
+        )
+        for r, rate, others in zip(
+            signals, rates, [_NOTHING] * len(signals) if beside is None else beside, strict=True
+        )
     ]
     rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
     weights = [

@@ -6,7 +6,8 @@ If counts depended on the samples that enter the gradient, it would be biased. T
     Fresh completions are thrown away once they have decided the counts.
 ``cross_fit``
     Each half of them decides the counts of a stream that the other half enters; the gradient is the
-    mean of the two streams, and nothing is thrown away.
+    mean of the two streams, and nothing is thrown away. Baselines are over both halves: given those
+    that decided a stream's counts, its completions are independent of them.
 ``online``
     Completions of earlier steps decide the counts (``history``).
 """
@@ -33,11 +34,13 @@ class Stream:
     """A share of a step's gradient: the mean of its streams is the step's.
 
     ``stats`` decide its counts. ``given``: completions that enter it and were drawn before, a group a
-    prompt; the counts must not depend on them, so ``stats`` come from others.
+    prompt; the counts must not depend on them, so ``stats`` come from others. ``beside``: completions
+    that enter its baselines only.
     """
 
     stats: PromptStats
     given: Sequence[Group]
+    beside: Sequence[Group]
 
     @property
     def given_counts(self) -> np.ndarray:
@@ -55,7 +58,8 @@ class Estimate:
 
 def one_stream(stats: PromptStats, prompts: Sequence[Prompt]) -> Estimate:
     """Statistics that decide all counts, from completions that do not enter the gradient."""
-    return Estimate(stats, [Stream(stats, [Group(prompt, ()) for prompt in prompts])])
+    nothing = [Group(prompt, ()) for prompt in prompts]
+    return Estimate(stats, [Stream(stats, nothing, nothing)])
 
 
 def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Estimate:
@@ -79,8 +83,8 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Esti
     return Estimate(
         pilot_statistics(groups, grad_norms),
         [
-            Stream(pilot_statistics(first, norms[0]), second),
-            Stream(pilot_statistics(second, norms[1]), first),
+            Stream(pilot_statistics(first, norms[0]), given=second, beside=first),
+            Stream(pilot_statistics(second, norms[1]), given=first, beside=second),
         ],
     )
 

@@ -166,8 +166,10 @@ class Trainer:
         with self.phase("weigh"):
             examples = [
                 example
-                for groups, problem in zip(streams, problems, strict=True)
-                for example in self.weigh(groups, problem.posterior.accept_rate, 1 / len(streams))
+                for groups, problem, stream in zip(streams, problems, estimate.streams, strict=True)
+                for example in self.weigh(
+                    groups, problem.posterior.accept_rate, stream.beside, 1 / len(streams)
+                )
             ]
         groups = [merged(parts) for parts in zip(*streams, strict=True)]
         if self.config.estimate.mode == "online":
@@ -239,9 +241,16 @@ class Trainer:
         return groups
 
     def weigh(
-        self, groups: Sequence[Group], accept_rates: np.ndarray, share: float = 1.0
+        self,
+        groups: Sequence[Group],
+        accept_rates: np.ndarray,
+        beside: Sequence[Group] | None = None,
+        share: float = 1.0,
     ) -> list[TrainingExample]:
-        """Advantage and estimator weight of every rollout; ``share``: of its stream in the gradient."""
+        """Advantage and estimator weight of every rollout.
+
+        ``beside``: completions that enter baselines only; ``share``: of the stream in the gradient.
+        """
         algorithm = self.config.algorithm
         advantages, weights = objectives.weigh(
             groups,
@@ -249,6 +258,7 @@ class Trainer:
             baseline=algorithm.baseline,
             estimator=algorithm.estimator,
             accept_rates=accept_rates,
+            beside=beside,
         )
         divisor = self.measure.length_divisor
         return [

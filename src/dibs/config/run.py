@@ -97,12 +97,6 @@ class Config(Section):
                 f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
                 f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
             )
-        fewest = 2 if self.algorithm.baseline == "none" else 4
-        if self.estimate.mode == "cross_fit" and self.estimate.num_pilots < fewest:
-            raise ValueError(
-                f"estimate.num_pilots {self.estimate.num_pilots} leaves halves of one, which have no "
-                f"advantage under algorithm.baseline {self.algorithm.baseline}; set it to 4 or more"
-            )
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
             raise ValueError(
                 "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
