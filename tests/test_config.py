@@ -130,6 +130,10 @@ def test_algorithms_bring_their_objective_and_baseline():
             "cross_fit trains on its pilots, and 8 a prompt spend the whole budget of 512; lower",
         ),
         (
+            ["--estimate.mode=cross_fit", "--estimate.num_pilots=2", "--algorithm.name=grpo"],
+            "num_pilots 2 leaves halves of one, and every group gets two under algorithm.baseline mean",
+        ),
+        (
             [
                 "--estimate.mode=none",
                 "--allocate.allocator=uniform",

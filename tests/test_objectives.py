@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from conftest import assert_equal_arrays, make_group
-from dibs.objectives import BASELINES, group_advantages, second_moment, variance, weigh
+from dibs.objectives import (
+    BASELINES,
+    group_advantages,
+    second_moment,
+    variance,
+    weigh,
+    weigh_signals,
+)
 from dibs.types import InputError, RewardMoments
 
 REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # mean 0.4, population std sqrt(0.24)
@@ -63,6 +71,41 @@ def test_completions_beside_a_group_enter_its_baseline(
         np.array(rewards, dtype=float), objective, baseline, 0.5, beside=np.array(beside)
     )
     assert_equal_arrays(found, expected)
+
+
+@pytest.mark.parametrize("rate", [0.06, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(
+    ("objective", "baseline", "estimator"),
+    [
+        ("log_likelihood", "mean", "self_normalised"),
+        ("log_likelihood", "mean", "prompt_mean"),
+        ("expected_reward", "mean", "prompt_mean"),
+        ("expected_reward", "leave_one_out", "prompt_mean"),
+        ("grpo", "mean", "prompt_mean"),
+    ],
+)
+def test_a_group_with_completions_beside_it_expects_what_one_of_both_together_does(
+    objective, baseline, estimator, rate
+):
+    """Exactly, over all outcomes of four draws that are accepted at a rate; two and two, or four."""
+
+    def expectation(own: int) -> float:
+        total = 0.0
+        for outcome in itertools.product([1.0, 0.0], repeat=4):
+            drawn = np.array(outcome)
+            ((advantages,), (weights,)) = weigh_signals(
+                [drawn[:own]],
+                objective=objective,
+                baseline=baseline,
+                estimator=estimator,
+                accept_rates=np.array([rate]),
+                beside=[drawn[own:]],
+            )
+            scores = drawn[:own] - rate  # of the logit of being accepted
+            total += np.prod(np.where(drawn == 1, rate, 1 - rate)) * (advantages * weights) @ scores
+        return total
+
+    assert expectation(2) == pytest.approx(expectation(4), rel=1e-9)
 
 
 def test_grpo_as_other_trainers_have_it():

@@ -283,19 +283,21 @@ def weigh_signals(
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
     total = sum(map(len, signals))
+    others = [_NOTHING] * len(signals) if beside is None else beside
     if estimator == "prompt_mean":
         rates = np.asarray(accept_rates, dtype=np.float64)
     elif estimator == "self_normalised":
-        rates = np.array([r.mean() if len(r) else 0.0 for r in signals])
+        # Over the same completions as the baseline: divided by another rate, it would not cancel.
+        over = [
+            r if baseline == "none" else np.concatenate([r, o])
+            for r, o in zip(signals, others, strict=True)
+        ]
+        rates = np.array([r.mean() if len(r) else 0.0 for r in over])
     else:
         rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
     advantages = [
-        group_advantages(
-            r, objective, baseline, float(rate), bessel=bessel, epsilon=epsilon, beside=others
-        )
-        for r, rate, others in zip(
-            signals, rates, [_NOTHING] * len(signals) if beside is None else beside, strict=True
-        )
+        group_advantages(r, objective, baseline, float(p), bessel=bessel, epsilon=epsilon, beside=o)
+        for r, p, o in zip(signals, rates, others, strict=True)
     ]
     rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
     weights = [

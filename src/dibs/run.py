@@ -235,21 +235,22 @@ def _announce(
         view.message(f"{processes.size} processes on this machine share sampling and gradients")
     if config.estimate.mode != "none" and not config.uses_statistics:
         view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
-    if config.estimate.mode == "online" and config.uses_statistics:
+    if config.estimate.mode == "online" and config.allocate.allocator != "uniform":
         view.message(_online_note(config, len(prompts.train)))
 
 
 def _online_note(config: Config, prompts: int) -> str:
     """Whether what is known of a prompt still counts when it comes back."""
     steps = -(-prompts // config.train.prompts_per_step)
-    half_life = config.estimate.half_life
-    left = config.allocate.num_generations * 0.5 ** (steps / half_life)
+    half_life, m = config.estimate.half_life, config.train.prompts_per_step
+    drawn = config.allocate.num_generations if config.budget is None else config.budget / m
+    left = drawn * 0.5 ** (steps / half_life)
     if steps >= config.train.steps:
         return (
             f"No prompt comes back within {config.train.steps:,} steps, a pass takes {steps:,}: counts "
             "stay near uniform; estimate.mode cross_fit or pilot knows prompts at once"
         )
-    if left < 1:
+    if left < min(1.0, drawn / 2):  # a budget of one a prompt leaves less than one at once
         return (
             f"A prompt comes back after {steps:,} steps, when its completions count for {left:.1g}: "
             f"counts stay near uniform; raise estimate.half_life ({half_life:g}) towards {steps:,}"

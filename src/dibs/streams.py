@@ -7,7 +7,8 @@ If counts depended on the samples that enter the gradient, it would be biased. T
 ``cross_fit``
     Each half of them decides the counts of a stream that the other half enters; the gradient is the
     mean of the two streams, and nothing is thrown away. Baselines are over both halves: given those
-    that decided a stream's counts, its completions are independent of them.
+    that decided a stream's counts, its completions are independent of them, so it is as if its groups
+    were larger.
 ``online``
     Completions of earlier steps decide the counts (``history``).
 """

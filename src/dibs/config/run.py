@@ -74,7 +74,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        m = self.train.prompts_per_step
+        m, grouped = self.train.prompts_per_step, self.algorithm.baseline != "none"
         reason = "estimate.num_pilots" if self.lower > self.allocate.lower else "allocate.lower"
         if self.budget is not None and self.budget < m * self.lower:
             raise ValueError(
@@ -96,6 +96,11 @@ class Config(Section):
             raise ValueError(
                 f"the budget of {self.budget} exceeds allocate.upper {self.allocate.upper} x {m} "
                 f"prompts = {m * self.allocate.upper}; lower the budget or raise allocate.upper"
+            )
+        if self.estimate.mode == "cross_fit" and self.estimate.num_pilots < 4 and grouped:
+            raise ValueError(
+                f"estimate.num_pilots {self.estimate.num_pilots} leaves halves of one, and every group "
+                f"gets two under algorithm.baseline {self.algorithm.baseline}; set it to 4 or more"
             )
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
             raise ValueError(

@@ -222,12 +222,14 @@ class BudgetTrainer(PPOTrainerSync):
         return groups.spread(parts, padding=1.0), groups.spread(advantages)
 
     def _regrown(self, size: int) -> float:
-        """What makes a mean baseline shrink a group as much as one of the uniform size.
+        """What makes the mean baseline of verl's ``grpo`` shrink a group as one of the uniform size.
 
         A completion's own reward is in the mean, so the prompt's gradient is (n - 1)/n of the target's.
         """
         options = self.budget.config
-        if (options.objective, options.baseline) != ("expected_reward", "mean") or size < 2:
+        verls = self.config.algorithm.adv_estimator != ESTIMATOR and options.estimator != "flat"
+        target = (options.objective, options.baseline)
+        if not verls or target != ("expected_reward", "mean") or size < 2:
             return 1.0
         return size * (options.num_generations - 1) / ((size - 1) * options.num_generations)
 
