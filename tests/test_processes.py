@@ -149,6 +149,7 @@ def test_two_processes_do_what_one_does(tmp_path):
         assert difference < 1e-5, name
 
 
+@pytest.mark.slow
 def test_several_processes_resume_and_stop_together(tmp_path):
     out = tmp_path / "run"
     process = start(out, 2, "--train.steps=100000")
@@ -164,7 +165,7 @@ def test_several_processes_resume_and_stop_together(tmp_path):
     assert "is finished" in finish(start(out, 2, steps, "--resume"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_run(tmp_path, rank):
     out = tmp_path / "run"
     process = start(out, 2, "--train.steps=100000")
