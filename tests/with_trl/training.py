@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
@@ -147,6 +148,10 @@ def main() -> None:
     told = run(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     out = Path(f"{sys.argv[2]}.{os.environ.get('RANK', '0')}")
     out.write_text(json.dumps(told), encoding="utf-8")
+    if dist.is_initialized():
+        # Left to the interpreter's end, gloo's threads now and then abort a process that is done.
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
