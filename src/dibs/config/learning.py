@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from dibs.config.section import Section
 
+Objective = Literal["log_likelihood", "expected_reward", "grpo"]
+Baseline = Literal["none", "mean", "leave_one_out"]
+Estimator = Literal["prompt_mean", "self_normalised", "flat"]
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
 
@@ -21,13 +24,13 @@ class AlgorithmConfig(Section):
     """The loss, the target gradient and its estimator."""
 
     name: Literal["raft", "raft++", "grpo"] = Field("raft++", description="loss and defaults")
-    objective: Literal["log_likelihood", "expected_reward", "grpo"] = Field(
+    objective: Objective = Field(
         "log_likelihood", description="target gradient; grpo where name is grpo"
     )
-    baseline: Literal["none", "mean", "leave_one_out"] = Field(
+    baseline: Baseline = Field(
         "none", description="subtracted from the rewards of a group; mean where objective is grpo"
     )
-    estimator: Literal["prompt_mean", "self_normalised", "flat"] = Field(
+    estimator: Estimator = Field(
         "self_normalised",
         description="prompt_mean: 1/(n_i p_i), Lemma 1; self_normalised: 1/|D_i|; "
         "flat: every rollout alike, as GVM's released code",

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 
 from dibs import objectives
 from dibs.allocate import AllocationProblem, check_allocator, describe, pose, solve
-from dibs.config import Section, needs_statistics
+from dibs.config import Baseline, Estimator, Objective, Section, needs_statistics
 from dibs.estimate import SUMS, filled_in, statistics
 from dibs.history import History
 from dibs.integrations.reported import Numbers, checked_rewards, checked_sums, is_accepted
@@ -50,13 +50,9 @@ class BudgetConfig(Section):
         "min_variance",
         description="min_variance, gvm (mode pilot), uniform, or your own function as module:function",
     )
-    objective: Literal["log_likelihood", "expected_reward", "grpo"] = Field(
-        "grpo", description="target gradient"
-    )
-    baseline: Literal["none", "mean", "leave_one_out"] = Field(
-        "mean", description="subtracted from the rewards of a group"
-    )
-    estimator: Literal["prompt_mean", "self_normalised", "flat"] = Field(
+    objective: Objective = Field("grpo", description="target gradient")
+    baseline: Baseline = Field("mean", description="subtracted from the rewards of a group")
+    estimator: Estimator = Field(
         "prompt_mean",
         description="prompt_mean: every prompt weighs the same, whatever its count; self_normalised: "
         "log_likelihood over the accepted ones; flat: every completion weighs the same",
