@@ -185,10 +185,11 @@ class BudgetTrainer(PPOTrainerSync):
         fields = ["response_mask", "rm_scores", *self._scored_fields(self._learns_norms)]
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
         told = self._told(groups, data, self._learns_norms)
-        learnt_from = _row_sums(data["token_level_rewards" if in_reward else "rm_scores"])
-        factors, advantages = self._weigh(groups, data, groups.last(learnt_from))
+        scores = groups.last(_row_sums(data["rm_scores"]))
+        penalised = groups.last(_row_sums(data["token_level_rewards"])) if in_reward else scores
+        factors, advantages = self._weigh(groups, data, penalised)
         self.budget.update(self.names, **told)
-        self._record(groups, groups.last(_row_sums(data["rm_scores"])), metrics)
+        self._record(groups, scores, metrics)
         scale = torch.from_numpy(factors).float().unsqueeze(1)
         if self.config.algorithm.adv_estimator == ESTIMATOR:
             weighted = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"] * scale
