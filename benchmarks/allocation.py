@@ -36,13 +36,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dibs.allocate import pose, solve
-from dibs.config.file import load_config
-from dibs.counts import least_variance
-from dibs.estimate import pilot_statistics
+from dibs.allocation.allocators import solve
+from dibs.allocation.history import History
+from dibs.allocation.least_variance import least_variance
+from dibs.allocation.objectives import variance
+from dibs.allocation.problem import pose
+from dibs.allocation.statistics import pilot_statistics
+from dibs.config.load import load_config
 from dibs.gradnorm import gradient_norms
-from dibs.history import History
-from dibs.objectives import variance
 from dibs.report.views import PlainView
 from dibs.rollouts import EVALUATION
 from dibs.run import build_trainer

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dibs.posterior import believe
+from dibs.allocation.posterior import believe
 from dibs.types import PromptStats
 
 PROMPTS, FRESH, REPLICATES, UNTIL = 96, 8, 5000, 2

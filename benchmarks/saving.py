@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dibs.config import CheckpointConfig, Config
-from dibs.config.file import load_config
+from dibs.config.load import load_config
 from dibs.report.views import PlainView
 from dibs.session import run_training
 

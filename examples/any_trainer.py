@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 
-from dibs.integrations.any import BudgetConfig, PromptBudget
+from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
 
 rng = np.random.default_rng(0)
 prompt_ids = [f"prompt {i}" for i in range(32)]

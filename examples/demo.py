@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dibs.config.file import load_config
+from dibs.config.load import load_config
+from dibs.files import write_json
 from dibs.report.comparison import (
     TOTAL,
     TRAINING,
@@ -28,7 +29,6 @@ from dibs.report.figures import draw_figures
 from dibs.report.views import view_for
 from dibs.session import run_training
 from dibs.types import InputError
-from dibs.whole_files import write_json
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 UNIFORM = {"allocate.allocator": "uniform", "estimate.mode": "none"}

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from conftest import make_group, make_prompt
 from dibs import allocate
-from dibs.allocate import ALLOCATORS, allocator, describe, expected_gain, pose, solve
-from dibs.counts import least_variance, proportional
-from dibs.estimate import pilot_statistics
+from dibs.allocation.allocators import ALLOCATORS, allocator, describe, expected_gain, solve
+from dibs.allocation.least_variance import least_variance
+from dibs.allocation.problem import pose
+from dibs.allocation.proportional import proportional
+from dibs.allocation.statistics import pilot_statistics
 from dibs.types import Allocation, InputError, PromptStats
 
 gvm = partial(allocate, allocator="gvm")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dibs.config import Config
-from dibs.config.file import config_keys, load_config, split_config
+from dibs.config.load import config_keys, load_config, split_config
 from dibs.types import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

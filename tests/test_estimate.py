@@ -7,11 +7,12 @@ import pytest
 from scipy import stats as distributions
 
 from conftest import assert_equal_arrays, make_group, make_prompt
-from dibs.estimate import no_statistics, pilot_statistics
-from dibs.evaluate import clustered_interval, score
-from dibs.history import History
-from dibs.objectives import BASELINES
-from dibs.posterior import believe, expected_tokens
+from dibs.allocation.history import History
+from dibs.allocation.intervals import clustered_interval
+from dibs.allocation.objectives import BASELINES
+from dibs.allocation.posterior import believe, expected_tokens
+from dibs.allocation.statistics import no_statistics, pilot_statistics
+from dibs.evaluate import score
 from dibs.types import CompletionMoments, InputError, PromptStats
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from conftest import make_group
+from dibs.allocation.intervals import mean_with_interval
 from dibs.cli import main
-from dibs.evaluate import majority, mean_with_interval, pass_at_k, score
+from dibs.evaluate import majority, pass_at_k, score
+from dibs.files import read_lines
 from dibs.types import Completion, Group, Prompt, Rollout
-from dibs.whole_files import read_lines
 from test_train import run, untimed
 
 

@@ -13,9 +13,9 @@ import pytest
 from pydantic import ValidationError
 
 from conftest import make_group, make_prompt
-from dibs import objectives
-from dibs.estimate import completion_sums, group_sums
-from dibs.integrations.any import BudgetConfig, PromptBudget
+from dibs.allocation import objectives
+from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs.allocation.statistics import completion_sums, group_sums
 from dibs.types import InputError
 
 NAMES = [f"p{i}" for i in range(6)]

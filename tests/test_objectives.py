@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import assert_equal_arrays, make_group
-from dibs.objectives import (
+from dibs.allocation.objectives import (
     BASELINES,
     group_advantages,
     second_moment,

@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import make_prompt
+from dibs.files import read_lines
 from dibs.processes import ALONE, Processes
 from dibs.sampling import SampleRequest
-from dibs.whole_files import read_lines
 from faults.test_resume import CODE, WORDS
 
 

@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dibs.checkpoint import RunFolder
-from dibs.config.file import load_config
+from dibs.config.load import load_config
+from dibs.files import to_json
 from dibs.policy import Policy
 from dibs.tasks.warm_start import build_tokenizer
 from dibs.types import InputError
-from dibs.whole_files import to_json
 
 TENSORS = {"random": torch.arange(7, dtype=torch.uint8)}
 

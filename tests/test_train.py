@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 
 from conftest import EASY, EASY_WARM_START
-from dibs.config.file import load_config, split_config
+from dibs.config.load import load_config, split_config
+from dibs.files import read_lines
 from dibs.report.trackers import Trackers
 from dibs.report.views import PlainView
 from dibs.run import build_trainer
 from dibs.session import run_training
 from dibs.types import InputError
-from dibs.whole_files import read_lines
 
 PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from conftest import make_prompt
-from dibs.allocate import pose
-from dibs.counts import proportional
-from dibs.estimate import pilot_statistics
-from dibs.objectives import weigh
-from dibs.streams import cross_fit, deal, merged, missing_counts, one_stream
+from dibs.allocation.cross_fit import cross_fit, deal, missing_counts, one_stream
+from dibs.allocation.objectives import weigh
+from dibs.allocation.problem import pose
+from dibs.allocation.proportional import proportional
+from dibs.allocation.statistics import pilot_statistics
 from dibs.types import Allocation, Completion, Group, Rollout
 
 COUNTS = np.array([1, 3, 7])
@@ -195,7 +195,7 @@ def pooled(pilots, objective, baseline, rng) -> np.ndarray:
     )
     problem = pose(estimate.stats, 2 * PER_STREAM, lower=PILOTS, objective=objective)
     fresh = draw([group.prompt for group in pilots], hungry(problem) - PILOTS, rng)
-    groups = [merged(pair) for pair in zip(pilots, fresh, strict=True)]
+    groups = [Group.merged(pair) for pair in zip(pilots, fresh, strict=True)]
     return gradient(groups, objective, baseline)
 
 

@@ -9,16 +9,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from dibs.allocate import pose
+from dibs.allocation.intervals import bootstrap
+from dibs.allocation.problem import pose
+from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
 from dibs.cli import main
-from dibs.config.file import load_config, split_config
-from dibs.estimate import pilot_statistics
+from dibs.config.load import load_config, split_config
 from dibs.meter import _measure, measure_variance
 from dibs.report.meter import variance_findings, variance_table, variance_title
 from dibs.report.views import PlainView
 from dibs.run import build_trainer
 from dibs.types import Group, InputError
-from dibs.variance import achievable_gain, bootstrap, captured, noise, ratio, shares
 from test_train import options, run, untimed
 
 
@@ -65,7 +66,7 @@ def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
 
 def test_noise_estimates_are_unbiased(monkeypatch):
     """Prompts with random mean gradients about g, halves with noise: every part is known."""
-    monkeypatch.setattr("dibs.variance.RESAMPLES", 2)  # no intervals are looked at
+    monkeypatch.setattr("dibs.allocation.intervals.RESAMPLES", 2)  # no intervals are looked at
     rng = np.random.default_rng(0)
     m, dimension, per_half, step = 30, 40, 4, 50
     g = rng.normal(0, 1, dimension)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
 from dibs.gradnorm import gradient_norms
-from dibs.integrations.any import BudgetConfig, PromptBudget
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
 from dibs.integrations.verl.normalise import loss_factors

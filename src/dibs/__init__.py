@@ -1,6 +1,6 @@
 """DIBS: how many completions each prompt deserves."""
 
-from dibs.allocate import allocate, allocator
+from dibs.allocation.allocators import allocate, allocator
 from dibs.types import InputError
 
 __version__ = "0.1.0"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dibs import __version__
-from dibs.allocate import ALLOCATORS
+from dibs.allocation.allocators import ALLOCATORS
+from dibs.allocation.objectives import BASELINES
 from dibs.config import BENCHMARKS, VerifyConfig
-from dibs.config.file import config_keys
-from dibs.objectives import BASELINES
+from dibs.config.load import config_keys
 from dibs.study.matrix import CompareConfig
 
 _TRAIN_HELP = """\
@@ -88,7 +88,7 @@ seed only are one arm, with intervals over seeds."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; it leaves keys of the configuration to ``dibs.config.file``."""
+    """The parser of all commands; it leaves keys of the configuration to ``dibs.config.load``."""
     parser = argparse.ArgumentParser(
         prog="dibs", description="Decide how many completions each prompt deserves, and train."
     )

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from dibs.allocation.intervals import mean_with_interval
 from dibs.config import Config
-from dibs.evaluate import count_statuses, majority, mean_with_interval, pass_at_k
+from dibs.evaluate import count_statuses, majority, pass_at_k
+from dibs.files import write_json, write_text
 from dibs.policy import Policy
 from dibs.prompts import render_all
 from dibs.report.views import View
@@ -25,7 +27,6 @@ from dibs.rows import read_questions_of
 from dibs.sampling import Sampler, SampleRequest
 from dibs.types import Group, InputError, Prompt
 from dibs.verify import Verifier, answer_reader, verified
-from dibs.whole_files import write_json, write_text
 
 _PART = 64
 """Prompts sampled and judged at once."""

@@ -33,9 +33,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dibs.config import Config
+from dibs.config.changes import changed_keys
+from dibs.files import checksum, sync, to_json, write_json, write_text
 from dibs.policy import Policy
 from dibs.types import InputError
-from dibs.whole_files import checksum, sync, to_json, write_json, write_text
 
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
 _CONTENTS = (
@@ -49,21 +50,6 @@ _CONTENTS = (
     "trackers",
 )
 _MANIFEST = "checksums.json"
-_MARK = {"output_dir", "policy", "data", "train"}
-"""Sections that tell a run's configuration from another file of the name."""
-_FREE_TO_CHANGE = (
-    "output_dir",
-    "overwrite",
-    "resume",
-    "allow_changes",
-    "sampling.gpu_memory_utilization",
-    "sampling.servers",
-    "sampling.server_concurrency",
-    "sampling.server_timeout",
-    "sampling.sync_dir",
-)
-"""Keys that a resumed run may have set differently, with those of the sections below."""
-_FREE_SECTIONS = ("tracking", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -332,31 +318,6 @@ class RunFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _written_config(path: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder. InputError where it holds none."""
-    try:
-        written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        written = None
-    if not isinstance(written, dict) or not Config.model_fields.keys() >= written.keys() >= _MARK:
-        raise InputError(f"output_dir {path} holds no run to resume")
-    return written
-
-
-def changed_keys(config: Config) -> list[str]:
-    """How the run in ``output_dir`` was configured differently, a text a key.
-
-    What a resumed run may change is left out. InputError where the folder holds none.
-    """
-    before = _flat(_written_config(config.output_dir))
-    now = _flat(config.model_dump(mode="json"))
-    return [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not _free_to_change(key)
-    ]
-
-
 def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole."""
     try:
@@ -385,20 +346,6 @@ def _step_of(line: bytes) -> float:
 def _step_in_name(folder: Path) -> int:
     number = folder.name.removeprefix("step-")
     return int(number) if number.isdecimal() else -1
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix.removesuffix("."): values}
-    return {
-        key: inner
-        for name, value in values.items()
-        for key, inner in _flat(value, f"{prefix}{name}.").items()
-    }
-
-
-def _free_to_change(key: str) -> bool:
-    return key in _FREE_TO_CHANGE or key.partition(".")[0] in _FREE_SECTIONS
 
 
 def all_finite(policy: Policy) -> bool:

@@ -13,11 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
-from dibs.allocate import pose, solve, spendable
+from dibs.allocation.allocators import solve
+from dibs.allocation.problem import pose, spendable
+from dibs.allocation.statistics_file import count_lines, read_statistics
 from dibs.arguments import CONFIGURED, VERIFY_OPTIONS, build_parser
 from dibs.config import BENCHMARKS
-from dibs.config.file import load_config, split_config, split_configs
-from dibs.statistics_file import count_lines, read_statistics
+from dibs.config.load import load_config, split_config, split_configs
 from dibs.study.matrix import read_study
 from dibs.types import InputError
 

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dibs.allocation.intervals import clustered_interval
 from dibs.types import Group
-from dibs.variance import bootstrap
-
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -108,34 +106,3 @@ def majority(group: Group, answer_of: Callable[[str], str | None]) -> float:
             text = rollout.completion.text
             votes[rollout.accepted, "" if rollout.accepted else answer_of(text) or text] += 1
     return float(bool(votes) and votes.most_common(1)[0][0][0])
-
-
-def mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over prompts [m] in [0, 1] with its 95% bootstrap interval.
-
-    Where all prompts agree there is nothing to resample, and the interval is :func:`clustered_interval`.
-    """
-    if np.ptp(values) == 0:
-        return (float(values[0]), *clustered_interval(values))
-    told = bootstrap(lambda w: float(w @ values / w.sum()), len(values))
-    assert told.low is not None
-    assert told.high is not None
-    mean = float(values.mean())
-    return mean, max(told.low, 0.0), min(told.high, 1.0)
-
-
-def clustered_interval(rates: np.ndarray) -> tuple[float, float]:
-    """95% interval of the mean of per-prompt accept rates, [m] in [0, 1].
-
-    Completions of one prompt are not independent, so the spread between prompts counts, not the
-    number of completions: a Wilson interval at the effective sample size ``mean (1 - mean) / SE^2``.
-    Where all prompts agree, each counts as one draw.
-    """
-    m, mean = len(rates), float(np.mean(rates))
-    error = float(np.var(rates, ddof=1)) / m if m > 1 else 0.0
-    size = mean * (1 - mean) / error if error > 0 else float(m)
-    centre = (mean + _Z95**2 / (2 * size)) / (1 + _Z95**2 / size)
-    half = (
-        _Z95 / (1 + _Z95**2 / size) * math.sqrt(mean * (1 - mean) / size + (_Z95 / (2 * size)) ** 2)
-    )
-    return max(centre - half, 0.0), min(centre + half, 1.0)

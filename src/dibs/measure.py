@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from dibs import objectives
-from dibs.allocate import AllocationProblem, solve
+from dibs.allocation import objectives
+from dibs.allocation.allocators import solve
+from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.variance import ratio, shares
 from dibs.config import Config, GradNormMethod
 from dibs.gradnorm import gradient_norms
 from dibs.memory import with_smaller_batches
 from dibs.policy import Policy
 from dibs.processes import ALONE, Processes
 from dibs.types import Group, Rollout
-from dibs.variance import ratio, shares
 
 
 @dataclass

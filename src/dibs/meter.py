@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dibs.allocate import AllocationProblem, pose, solve
+from dibs.allocation.allocators import solve
+from dibs.allocation.cross_fit import Estimate, cross_fit, one_stream, pose_streams, step_budget
+from dibs.allocation.intervals import bootstrap
+from dibs.allocation.least_variance import least_variance
+from dibs.allocation.objectives import signal
+from dibs.allocation.problem import AllocationProblem, pose
+from dibs.allocation.statistics import no_statistics, pilot_statistics
+from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
 from dibs.config import Config
-from dibs.counts import least_variance
-from dibs.estimate import no_statistics, pilot_statistics
 from dibs.losses import PolicyLoss
-from dibs.objectives import signal
 from dibs.projection import Projection
 from dibs.prompts import batches
 from dibs.rollouts import METER
-from dibs.streams import Estimate, cross_fit, one_stream, pose_streams, step_budget
 from dibs.train import Trainer
 from dibs.types import Group, InputError, Prompt
 from dibs.update import Updater
-from dibs.variance import achievable_gain, bootstrap, captured, noise, ratio, shares
 
 DRAWS = 20
 """Times that pilots are drawn from the completions of every prompt."""

@@ -13,7 +13,6 @@ import numpy as np
 from dibs.config import Config
 from dibs.processes import ALONE, Processes
 from dibs.sampling import Sampled, Sampler, SampleRequest
-from dibs.streams import merged
 from dibs.types import Group, Prompt
 from dibs.verify import Verifier, verified
 
@@ -100,4 +99,6 @@ class RolloutSource:
         loads = [sum(each) for _, each in shares]
         arrived = sum(len(each) for _, each in shares)
         spent = Spent(arrived, sum(loads), max(loads), sum(counts) - arrived)
-        return [merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)], spent
+        return [
+            Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)
+        ], spent

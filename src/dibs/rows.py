@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dibs.config import DataConfig
+from dibs.files import one_line
 from dibs.types import InputError
 from dibs.verify.answers import final_answer
 
@@ -223,10 +224,3 @@ def _answer_of(cell: Any, place: str, is_solution: bool) -> str:
     if mark:
         return after.strip()
     return "" if is_solution else text
-
-
-def one_line(error: BaseException) -> str:
-    """The innermost cause of an error, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 import transformers
 
-from dibs.allocate import check_allocator
+from dibs.allocation.allocators import check_allocator
+from dibs.allocation.history import History
+from dibs.allocation.objectives import check_objective
 from dibs.benchmark import Evaluator
 from dibs.config import Config, PolicyConfig, VerifyConfig
+from dibs.files import one_line
 from dibs.gradnorm import gradient_norms
-from dibs.history import History
 from dibs.losses import PolicyLoss
 from dibs.measure import Measure
 from dibs.meter import measure_variance
-from dibs.objectives import check_objective
 from dibs.policy import Policy
 from dibs.pretrained import load_policy, load_tokenizer
 from dibs.processes import ALONE, Processes
@@ -35,7 +36,6 @@ from dibs.prompts import (
 from dibs.report.trackers import check_trackers
 from dibs.report.views import View
 from dibs.rollouts import RolloutSource
-from dibs.rows import one_line
 from dibs.sampling import Sampler, build_sampler
 from dibs.tasks.arithmetic import TASKS
 from dibs.tasks.warm_start import build_tokenizer, warm_started_policy

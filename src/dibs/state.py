@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dibs.history import History
-from dibs.streams import one_stream
+from dibs.allocation.cross_fit import one_stream
+from dibs.allocation.history import History
 from dibs.train import Totals, Trainer
 from dibs.types import CompletionMoments, PromptStats, RewardMoments
 

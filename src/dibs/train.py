@@ -16,27 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from dibs import objectives
-from dibs.allocate import describe, solve
-from dibs.config import Config
-from dibs.estimate import no_statistics, pilot_statistics
-from dibs.evaluate import score
-from dibs.history import History
-from dibs.measure import Measure
-from dibs.policy import Policy
-from dibs.posterior import expected_tokens
-from dibs.prompts import PromptSet, batches
-from dibs.report.metrics import describe_step
-from dibs.rollouts import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
-from dibs.streams import (
+from dibs.allocation import objectives
+from dibs.allocation.allocators import describe, solve
+from dibs.allocation.cross_fit import (
     Estimate,
     cross_fit,
     deal,
-    merged,
     missing_counts,
     one_stream,
     pose_streams,
 )
+from dibs.allocation.history import History
+from dibs.allocation.posterior import expected_tokens
+from dibs.allocation.statistics import no_statistics, pilot_statistics
+from dibs.config import Config
+from dibs.evaluate import score
+from dibs.measure import Measure
+from dibs.policy import Policy
+from dibs.prompts import PromptSet, batches
+from dibs.report.metrics import describe_step
+from dibs.rollouts import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
 from dibs.types import (
     Allocation,
     Group,
@@ -171,7 +170,7 @@ class Trainer:
                     groups, problem.posterior.accept_rate, stream.beside, 1 / len(streams)
                 )
             ]
-        groups = [merged(parts) for parts in zip(*streams, strict=True)]
+        groups = [Group.merged(parts) for parts in zip(*streams, strict=True)]
         if self.config.estimate.mode == "online":
             with self.phase("remember"):
                 self.history.add(groups, self.measure.norms(groups, step), step)

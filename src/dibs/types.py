@@ -119,6 +119,15 @@ class Group:
     rollouts: tuple[Rollout, ...]
     unreached: tuple[str, ...] = ()
 
+    @classmethod
+    def merged(cls, parts: Sequence[Group]) -> Group:
+        """Groups of one prompt as one; at least one part."""
+        return cls(
+            parts[0].prompt,
+            tuple(rollout for part in parts for rollout in part.rollouts),
+            tuple(status for part in parts for status in part.unreached),
+        )
+
     @property
     def rewards(self) -> np.ndarray:
         """Rewards, float64 [n_i]."""

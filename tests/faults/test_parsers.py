@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from conftest import make_group, make_prompt
 from dibs import allocate
+from dibs.allocation.cross_fit import cross_fit
+from dibs.allocation.objectives import BASELINES
+from dibs.allocation.posterior import believe, expected_tokens
+from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.statistics_file import read_statistics
 from dibs.config import Config, DataConfig
-from dibs.config.file import config_keys, load_config, split_config
-from dibs.estimate import pilot_statistics
-from dibs.objectives import BASELINES
-from dibs.posterior import believe, expected_tokens
+from dibs.config.load import config_keys, load_config, split_config
 from dibs.prompts import read_questions
-from dibs.statistics_file import read_statistics
-from dibs.streams import cross_fit
 from dibs.types import InputError
 from dibs.verify.answers import clean, final_answer, same_text
 from dibs.verify.judges import judge_choice, judge_exact, judge_numeric, judged

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from conftest import EASY, EASY_WARM_START
-from dibs.config.file import load_config
+from dibs.config.load import load_config
+from dibs.files import read_lines
 from dibs.types import InputError
-from dibs.whole_files import read_lines
 from test_train import run, untimed
 
 CODE = (

@@ -12,7 +12,7 @@ from training import SKEWED, Reward, build, judge
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from dibs import objectives
+from dibs.allocation import objectives
 from dibs.losses import kl_to_reference
 
 pytestmark = pytest.mark.trl

@@ -16,7 +16,7 @@ from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from dibs import objectives
+from dibs.allocation import objectives
 from dibs.losses import kl_to_reference
 
 pytestmark = pytest.mark.trl
@@ -98,7 +98,7 @@ class Gradient(TrainerCallback):
 def slow_gradient(
     settings: dict[str, Any], divisors: Any
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The estimate as ``dibs.objectives`` defines it, one completion at a time."""
+    """The estimate as ``dibs.allocation.objectives`` defines it, one completion at a time."""
     trainer, reward = build(settings)
     gradient = Gradient()
     trainer.add_callback(gradient)

@@ -20,7 +20,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from dibs.allocate import AllocationProblem
+from dibs.allocation.problem import AllocationProblem
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 
 PROMPTS = 8

@@ -155,7 +155,7 @@ def test_the_command_says_it_in_one_line(tmp_path):
 
 def bare_trainer(config):
     """A trainer that has been told of its configuration and no more."""
-    from dibs.integrations.any import PromptBudget
+    from dibs.allocation.prompt_budget import PromptBudget
     from dibs.integrations.verl.trainer import BudgetTrainer
 
     trainer = object.__new__(BudgetTrainer)

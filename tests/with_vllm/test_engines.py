@@ -16,14 +16,14 @@ import torch
 
 from conftest import EASY, EASY_WARM_START, make_prompt
 from dibs.config import Config, WarmStartConfig
-from dibs.config.file import load_config, split_config
+from dibs.config.load import load_config, split_config
+from dibs.files import read_lines
 from dibs.policy import Policy
 from dibs.report.views import PlainView
 from dibs.sampling import SampleRequest, build_sampler, collected
 from dibs.session import run_training
 from dibs.tasks.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.types import InputError, TrainingExample
-from dibs.whole_files import read_lines
 
 pytestmark = pytest.mark.vllm
 WARM_START = {**EASY_WARM_START, "hidden_size": 64}

@@ -1,7 +1,7 @@
 """One nested, validated configuration. Imports no torch.
 
 Unknown keys are errors. Every field carries its description, and ``dibs train --help`` prints them
-all. ``dibs.config.file`` reads a configuration from a file and the command line.
+all. ``dibs.config.load`` reads a configuration from a file and the command line.
 """
 
 from dibs.config.learning import (
@@ -31,8 +31,8 @@ from dibs.config.rollouts import (
     VerifyConfig,
     WarmStartConfig,
 )
-from dibs.config.run import Config
 from dibs.config.section import Section
+from dibs.config.whole import Config
 
 __all__ = [
     "BENCHMARKS",

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib import rc_context
 
+from dibs.files import write_text
 from dibs.report.arms import group_runs
 from dibs.report.completions import pack_completions
 from dibs.report.figures import page_figures
@@ -21,7 +22,6 @@ from dibs.report.runs import NoRun, Run, read_run
 from dibs.report.shown import shown
 from dibs.report.svg import svg_bytes
 from dibs.types import InputError
-from dibs.whole_files import write_text
 
 _WRITTEN = ("metrics.jsonl", "summary.json", "config.yaml")
 """Files that tell, by size and time, whether a run folder has changed."""

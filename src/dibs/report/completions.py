@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from dibs.files import to_json
 from dibs.report.arms import Arm
 from dibs.report.runs import Record, number
-from dibs.whole_files import to_json
 
 BYTES = 3_200_000
 """Of all completions of a page together."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dibs.config import Config
-from dibs.config.file import config_keys
+from dibs.config.load import config_keys
 from dibs.types import InputError
 
 

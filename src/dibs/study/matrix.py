@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dibs.config import Config, Section, needs_statistics
-from dibs.config.file import assign, read_values, validated
+from dibs.config.load import assign, read_values, validated
 from dibs.types import InputError
 
 Overrides = dict[str, dict[str, Any]]

@@ -13,15 +13,15 @@ from typing import Any
 
 from rich.console import Console
 
-from dibs.checkpoint import changed_keys
 from dibs.config import Config
+from dibs.config.changes import changed_keys
+from dibs.files import write_json
 from dibs.report.views import PlainView
 from dibs.study.curves import Curve, read_curve
 from dibs.study.matrix import Cell, Study
 from dibs.study.workers import results, workers
 from dibs.tasks.arithmetic import TASKS
 from dibs.types import InputError
-from dibs.whole_files import write_json
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(what, done, total, note)``"""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dibs.checkpoint import RunFolder
+from dibs.files import to_json, write_json, write_text
 from dibs.report.views import View
 from dibs.study.matrix import Study
 from dibs.study.report import markdown, study_figures
 from dibs.study.results import rows
 from dibs.study.runs import make_runs
 from dibs.types import InputError
-from dibs.whole_files import to_json, write_json, write_text
 
 
 def compare(study: Study, view: View) -> list[dict[str, Any]]:

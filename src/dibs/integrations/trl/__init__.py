@@ -8,7 +8,7 @@
                               dibs=DIBSConfig(objective="grpo"))
 
 Rows of a generation batch stay as many as they were; how many of them each prompt gets is decided by
-``dibs.integrations.any``. ``docs/integrations.md`` says what works where.
+``dibs.allocation.prompt_budget``. ``docs/integrations.md`` says what works where.
 """
 
 from dibs.integrations.trl.requirement import require_trl

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from dibs.allocation.prompt_budget import BudgetConfig
 from dibs.config import GradNormMethod, GradNormParameters
-from dibs.integrations.any import BudgetConfig
 from dibs.types import InputError
 
 

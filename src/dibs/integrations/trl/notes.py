@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dibs.integrations.reported import is_accepted
+from dibs.allocation.reported import is_accepted
 
 TOTALS = ("rollouts", "known_prompts", "pilots")
 """They stand as they are at a time; a mean over the steps between two lines of the log says nothing."""

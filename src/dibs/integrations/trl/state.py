@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dibs.files import write_json
 from dibs.types import InputError
-from dibs.whole_files import write_json
 
 NAME = "dibs_state.json"
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from dibs.allocation.prompt_budget import BudgetConfig
 from dibs.config import Section
-from dibs.integrations.any import BudgetConfig
 from dibs.types import InputError
 
 TRAINER = "dibs"

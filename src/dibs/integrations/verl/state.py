@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dibs.integrations.any import PromptBudget
+from dibs.allocation.prompt_budget import PromptBudget
+from dibs.files import write_json
 from dibs.types import InputError
-from dibs.whole_files import write_json
 
 FILE = "dibs.json"
 """In verl's ``global_step_N``."""

@@ -26,7 +26,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_to_nested
 
 import dibs.integrations.verl.losses  # noqa: F401  registers the advantage estimator
-from dibs.integrations.any import PromptBudget
+from dibs.allocation.prompt_budget import PromptBudget
 from dibs.integrations.verl.block import ESTIMATOR, TRAINER, aggregation, read_block
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.hooks import check_hooks, unknown

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dibs.config.run import Config
 from dibs.config.section import Section
+from dibs.config.whole import Config
 from dibs.types import InputError
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -26,12 +26,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from dibs import objectives
-from dibs.allocate import AllocationProblem, check_allocator, describe, pose, solve
+from dibs.allocation import objectives
+from dibs.allocation.allocators import check_allocator, describe, solve
+from dibs.allocation.history import History
+from dibs.allocation.problem import AllocationProblem, pose
+from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
+from dibs.allocation.statistics import SUMS, filled_in, statistics
 from dibs.config import Baseline, Estimator, Objective, Section, needs_statistics
-from dibs.estimate import SUMS, filled_in, statistics
-from dibs.history import History
-from dibs.integrations.reported import Numbers, checked_rewards, checked_sums, is_accepted
 from dibs.types import InputError
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from dibs.allocate import AllocationProblem, pose
+from dibs.allocation.posterior import expected_tokens
+from dibs.allocation.problem import AllocationProblem, pose
+from dibs.allocation.statistics import pilot_statistics
 from dibs.config import Config
-from dibs.estimate import pilot_statistics
-from dibs.posterior import expected_tokens
 from dibs.types import Allocation, Group, Prompt, PromptStats, Rollout
 
 _Sliceable = TypeVar("_Sliceable", tuple[Rollout, ...], np.ndarray)
@@ -179,17 +179,8 @@ def deal(
             replace(group, rollouts=group.rollouts[first : first + count])
             for group, first, count in zip(rest, start, counts, strict=True)
         ]
-        dealt.append([merged(pair) for pair in zip(stream.given, parts, strict=True)])
+        dealt.append([Group.merged(pair) for pair in zip(stream.given, parts, strict=True)])
         start = start + counts
         # Completions without a verdict are counted once.
         rest = [replace(group, unreached=()) for group in rest]
     return dealt
-
-
-def merged(parts: Sequence[Group]) -> Group:
-    """Groups of one prompt as one."""
-    return Group(
-        parts[0].prompt,
-        tuple(rollout for part in parts for rollout in part.rollouts),
-        tuple(status for part in parts for status in part.unreached),
-    )

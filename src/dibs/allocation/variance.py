@@ -8,40 +8,12 @@ prompt's own noise is part of its share).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number with a 95% bootstrap interval; None where it cannot be told, or is infinite."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], m: int, seed: int = 0) -> Interval:
-    """A statistic of weighted prompts with its percentile interval.
-
-    Args:
-        statistic: its value where prompt i counts ``weights[i]`` times, float64 [m].
-        m: number of prompts.
-    """
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES).astype(np.float64)
-    with np.errstate(all="ignore"):
-        value = float(statistic(np.ones(m)))
-        values = np.array([statistic(weights) for weights in draws])
-    known = values[~np.isnan(values)]
-    low, high = (
-        np.quantile(known, (0.025, 0.975), method="nearest") if len(known) else (np.nan, np.nan)
-    )
-    return Interval(*(float(v) if np.isfinite(v) else None for v in (value, low, high)))
+from dibs.allocation.intervals import Interval, bootstrap
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Interval:

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 from scipy import stats as distributions
 
-from dibs.objectives import second_moment, second_moment_powers
+from dibs.allocation.objectives import second_moment, second_moment_powers
 from dibs.types import CompletionMoments, PromptStats, RewardMoments
 
 

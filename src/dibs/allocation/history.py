@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dibs.estimate import SQUARED_WEIGHTS, SUMS, group_sums, statistics
+from dibs.allocation.statistics import SQUARED_WEIGHTS, SUMS, group_sums, statistics
 from dibs.types import Group, PromptStats
 
 _FORGOTTEN = 1e-4
@@ -44,7 +44,7 @@ class History:
         self.forget(step)
 
     def take_in(self, name: str, sums: np.ndarray, step: int) -> None:
-        """Add completions of one prompt as :func:`dibs.estimate.completion_sums` has them."""
+        """Add the sums over a prompt's new completions; see :func:`.completion_sums`."""
         total = self._at(name, step) + sums
         self._sums.pop(name, None)
         self._sums[name] = (step, total)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dibs.estimate import completion_sums
+from dibs.allocation.statistics import completion_sums
 from dibs.types import InputError
 
 Numbers = Sequence[Sequence[float]]
@@ -41,7 +41,7 @@ def checked_sums(
     reported: Mapping[str, Numbers | None],
     threshold: float,
 ) -> list[np.ndarray]:
-    """Every prompt's completions as :func:`dibs.estimate.completion_sums` has them, [25] each.
+    """The sums over each prompt's completions, [25] a prompt; see :func:`.completion_sums`.
 
     Args:
         reported: ``lengths``, ``logprobs`` and ``grad_norms``, each as ``rewards``, or None.

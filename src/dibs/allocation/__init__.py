@@ -1,0 +1,1 @@
+"""What is known of prompts, how many completions each gets, what each completion weighs. No torch."""
