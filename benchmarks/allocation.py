@@ -43,7 +43,7 @@ from dibs.allocation.objectives import variance
 from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
 from dibs.config.load import load_config
-from dibs.gradnorm import gradient_norms
+from dibs.model.grad_norms import gradient_norms
 from dibs.report.views import PlainView
 from dibs.rollouts import EVALUATION
 from dibs.run import build_trainer

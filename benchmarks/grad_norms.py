@@ -32,8 +32,9 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from dibs.gradnorm import gradient_norms
-from dibs.policy import Policy, micro_batches
+from dibs.model.batching import micro_batches
+from dibs.model.grad_norms import gradient_norms
+from dibs.model.policy import Policy
 from dibs.types import TrainingExample
 
 PRESETS = {

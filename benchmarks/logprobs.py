@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from dibs.token_logprobs import full_logprobs, token_logprobs
+from dibs.model.token_logprobs import full_logprobs, token_logprobs
 
 TEMPERATURE = 0.9
 

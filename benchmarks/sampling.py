@@ -28,12 +28,12 @@ from rich.table import Table
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import PolicyConfig, WarmStartConfig
-from dibs.policy import Policy
-from dibs.pretrained import load_policy
+from dibs.data.arithmetic import draw_problem
+from dibs.model.policy import Policy
+from dibs.model.pretrained import load_policy
+from dibs.model.warm_start import build_tokenizer, warm_started_policy
 from dibs.sampling import SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
-from dibs.tasks.arithmetic import draw_problem
-from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
 from dibs.types import Prompt
 
 

@@ -42,10 +42,10 @@ from rich.table import Table
 
 import dibs
 from dibs.config import Config, WarmStartConfig
-from dibs.prompts import batches
+from dibs.data.prompts import batches
+from dibs.model.warm_start import warm_started_policy
 from dibs.report.views import PlainView
 from dibs.run import build_trainer
-from dibs.tasks.warm_start import warm_started_policy
 from dibs.train import Trainer
 
 HERE = Path(__file__).resolve().parent

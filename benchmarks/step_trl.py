@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from dibs.pretrained import load_tokenizer
+from dibs.model.pretrained import load_tokenizer
 from dibs.verify.judges import judge_arithmetic
 
 

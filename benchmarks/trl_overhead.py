@@ -37,7 +37,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from dibs.config import WarmStartConfig
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
-from dibs.tasks.warm_start import build_model, build_tokenizer
+from dibs.model.warm_start import build_model, build_tokenizer
 
 SIDES = ("stock", "uniform")
 CLOCKS = ("wall", "cpu")

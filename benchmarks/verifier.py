@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dibs.config import DataConfig, VerifyConfig
-from dibs.rows import read_rows
+from dibs.data.questions import read_rows
 from dibs.verify import build_verifier
 
 Items = list[tuple[str, str]]

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import WarmStartConfig
-from dibs.policy import Policy
-from dibs.tasks.arithmetic import TASKS
-from dibs.tasks.warm_start import build_model, build_tokenizer
+from dibs.data.arithmetic import TASKS
+from dibs.model.policy import Policy
+from dibs.model.warm_start import build_model, build_tokenizer
 from dibs.types import Completion, Group, Prompt, Rollout
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from conftest import make_prompt
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.sampling import SampleRequest
 from dibs.sampling.transformers import TransformersSampler
 from dibs.types import Prompt

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from dibs.config import PolicyConfig, WarmStartConfig
-from dibs.pretrained import load_policy
-from dibs.tasks.arithmetic import (
+from dibs.data.arithmetic import (
     DEMONSTRATION_ACCURACY,
     MIXTURES,
     MODULUS,
@@ -19,7 +18,8 @@ from dibs.tasks.arithmetic import (
     draw_problems,
     false_product,
 )
-from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
+from dibs.model.pretrained import load_policy
+from dibs.model.warm_start import build_tokenizer, warm_started_policy
 from dibs.types import InputError
 from dibs.verify.judges import judge_arithmetic
 

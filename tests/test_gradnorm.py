@@ -20,8 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dibs.gradnorm import gradient_norms, output_layer, recorder
-from dibs.policy import Policy
+from dibs.model.grad_norms import gradient_norms, output_layer, recorder
+from dibs.model.policy import Policy
 from dibs.types import InputError, NonFiniteError, TrainingExample
 from test_policy import examples
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from dibs.config import PolicyConfig
-from dibs.policy import Policy, micro_batches
-from dibs.pretrained import load_policy
-from dibs.tasks.arithmetic import draw_problem
-from dibs.token_logprobs import full_logprobs, token_logprobs
+from dibs.data.arithmetic import draw_problem
+from dibs.model.batching import micro_batches
+from dibs.model.policy import Policy
+from dibs.model.pretrained import load_policy
+from dibs.model.token_logprobs import full_logprobs, token_logprobs
 from dibs.types import InputError, TrainingExample
 
 
@@ -103,7 +104,7 @@ def test_the_reference_does_not_move_with_the_policy(policy):
 @pytest.mark.parametrize("bias", [False, True])
 def test_blocks_of_logits_give_what_full_logits_give(monkeypatch, temperature, bias):
     """Values, entropies and all three gradients, with blocks of three tokens."""
-    monkeypatch.setattr("dibs.token_logprobs._BLOCK", 3 * 50)
+    monkeypatch.setattr("dibs.model.token_logprobs._BLOCK", 3 * 50)
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(8, 50, bias=bias)
     hidden = torch.randn(4, 5, 8, generator=generator, requires_grad=True)

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from dibs.config import PolicyConfig
 from dibs.losses import PolicyLoss
-from dibs.policy import Policy
-from dibs.pretrained import load_policy
+from dibs.model.policy import Policy
+from dibs.model.pretrained import load_policy
 from dibs.types import InputError
 from faults.test_resume import WORDS, result
 from test_policy import examples

@@ -9,9 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dibs.config import DataConfig
-from dibs.prompts import batches, build_prompts, check_batch_size, prompt_id, read_questions
-from dibs.tasks.arithmetic import TASKS
-from dibs.tasks.warm_start import build_tokenizer
+from dibs.data.arithmetic import TASKS
+from dibs.data.prompts import batches, build_prompts, check_batch_size, prompt_id, read_questions
+from dibs.model.warm_start import build_tokenizer
 from dibs.types import InputError
 
 

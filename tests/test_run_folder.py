@@ -12,8 +12,8 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 from dibs.checkpoint import RunFolder
 from dibs.config.load import load_config
 from dibs.files import to_json
-from dibs.policy import Policy
-from dibs.tasks.warm_start import build_tokenizer
+from dibs.model.policy import Policy
+from dibs.model.warm_start import build_tokenizer
 from dibs.types import InputError
 
 TENSORS = {"random": torch.arange(7, dtype=torch.uint8)}

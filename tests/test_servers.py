@@ -9,7 +9,7 @@ import torch
 
 from conftest import make_prompt
 from dibs.config import Config
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.sampling import SampleRequest, build_sampler, collected
 from dibs.types import InputError, TrainingExample
 from small_server import SmallServer

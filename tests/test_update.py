@@ -13,8 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
-from dibs.policy import Policy
-from dibs.projection import Projection
+from dibs.model.gradient_vector import Projection
+from dibs.model.policy import Policy
 from dibs.types import NonFiniteError, TrainingExample
 from dibs.update import Updater
 from test_policy import examples, naive_logprobs

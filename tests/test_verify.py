@@ -14,9 +14,9 @@ import pytest
 
 from answer_pairs import EQUAL, NEAR
 from dibs.config import VerifyConfig
+from dibs.data.answers import LONGEST, clean, final_answer, same_text
 from dibs.types import InputError, Verdict
 from dibs.verify import InlineVerifier, build_verifier
-from dibs.verify.answers import LONGEST, clean, final_answer, same_text
 from dibs.verify.judges import judge_arithmetic, judge_choice, judge_exact, judge_numeric
 from dibs.verify.maths import judge_math
 from dibs.verify.pool import VerifierPool

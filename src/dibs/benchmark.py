@@ -18,12 +18,12 @@ import numpy as np
 
 from dibs.allocation.intervals import mean_with_interval
 from dibs.config import Config
+from dibs.data.prompts import render_all
+from dibs.data.questions import read_questions_of
 from dibs.evaluate import count_statuses, majority, pass_at_k
 from dibs.files import write_json, write_text
-from dibs.policy import Policy
-from dibs.prompts import render_all
+from dibs.model.policy import Policy
 from dibs.report.views import View
-from dibs.rows import read_questions_of
 from dibs.sampling import Sampler, SampleRequest
 from dibs.types import Group, InputError, Prompt
 from dibs.verify import Verifier, answer_reader, verified

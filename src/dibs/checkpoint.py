@@ -35,7 +35,7 @@ from torch import Tensor
 from dibs.config import Config
 from dibs.config.changes import changed_keys
 from dibs.files import checksum, sync, to_json, write_json, write_text
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.types import InputError
 
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")

@@ -14,9 +14,9 @@ from dibs.allocation.allocators import solve
 from dibs.allocation.problem import AllocationProblem
 from dibs.allocation.variance import ratio, shares
 from dibs.config import Config, GradNormMethod
-from dibs.gradnorm import gradient_norms
-from dibs.memory import with_smaller_batches
-from dibs.policy import Policy
+from dibs.model.grad_norms import gradient_norms
+from dibs.model.memory import with_smaller_batches
+from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
 from dibs.types import Group, Rollout
 

@@ -24,9 +24,9 @@ from dibs.allocation.problem import AllocationProblem, pose
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
 from dibs.config import Config
+from dibs.data.prompts import batches
 from dibs.losses import PolicyLoss
-from dibs.projection import Projection
-from dibs.prompts import batches
+from dibs.model.gradient_vector import Projection
 from dibs.rollouts import METER
 from dibs.train import Trainer
 from dibs.types import Group, InputError, Prompt

@@ -17,15 +17,8 @@ from dibs.allocation.history import History
 from dibs.allocation.objectives import check_objective
 from dibs.benchmark import Evaluator
 from dibs.config import Config, PolicyConfig, VerifyConfig
-from dibs.files import one_line
-from dibs.gradnorm import gradient_norms
-from dibs.losses import PolicyLoss
-from dibs.measure import Measure
-from dibs.meter import measure_variance
-from dibs.policy import Policy
-from dibs.pretrained import load_policy, load_tokenizer
-from dibs.processes import ALONE, Processes
-from dibs.prompts import (
+from dibs.data.arithmetic import TASKS
+from dibs.data.prompts import (
     PromptSet,
     Questions,
     batches,
@@ -33,12 +26,19 @@ from dibs.prompts import (
     check_batch_size,
     read_questions,
 )
+from dibs.files import one_line
+from dibs.losses import PolicyLoss
+from dibs.measure import Measure
+from dibs.meter import measure_variance
+from dibs.model.grad_norms import gradient_norms
+from dibs.model.policy import Policy
+from dibs.model.pretrained import load_policy, load_tokenizer
+from dibs.model.warm_start import build_tokenizer, warm_started_policy
+from dibs.processes import ALONE, Processes
 from dibs.report.trackers import check_trackers
 from dibs.report.views import View
 from dibs.rollouts import RolloutSource
 from dibs.sampling import Sampler, build_sampler
-from dibs.tasks.arithmetic import TASKS
-from dibs.tasks.warm_start import build_tokenizer, warm_started_policy
 from dibs.train import Trainer
 from dibs.types import InputError, NonFiniteError, TrainingExample
 from dibs.update import Updater

@@ -30,10 +30,10 @@ from dibs.allocation.history import History
 from dibs.allocation.posterior import expected_tokens
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.config import Config
+from dibs.data.prompts import PromptSet, batches
 from dibs.evaluate import score
 from dibs.measure import Measure
-from dibs.policy import Policy
-from dibs.prompts import PromptSet, batches
+from dibs.model.policy import Policy
 from dibs.report.metrics import describe_step
 from dibs.rollouts import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
 from dibs.types import (

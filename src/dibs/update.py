@@ -21,10 +21,10 @@ from transformers import get_scheduler
 
 from dibs.config import UpdateConfig
 from dibs.losses import PolicyLoss
-from dibs.memory import with_smaller_batches
-from dibs.policy import Policy
+from dibs.model.gradient_vector import Projection
+from dibs.model.memory import with_smaller_batches
+from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
-from dibs.projection import Projection
 from dibs.types import NonFiniteError, TrainingExample
 
 _Result = TypeVar("_Result")

@@ -19,9 +19,9 @@ from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.statistics_file import read_statistics
 from dibs.config import Config, DataConfig
 from dibs.config.load import config_keys, load_config, split_config
-from dibs.prompts import read_questions
+from dibs.data.answers import clean, final_answer, same_text
+from dibs.data.prompts import read_questions
 from dibs.types import InputError
-from dibs.verify.answers import clean, final_answer, same_text
 from dibs.verify.judges import judge_choice, judge_exact, judge_numeric, judged
 
 relaxed = settings(

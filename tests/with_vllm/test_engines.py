@@ -18,11 +18,11 @@ from conftest import EASY, EASY_WARM_START, make_prompt
 from dibs.config import Config, WarmStartConfig
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
-from dibs.policy import Policy
+from dibs.model.policy import Policy
+from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.report.views import PlainView
 from dibs.sampling import SampleRequest, build_sampler, collected
 from dibs.session import run_training
-from dibs.tasks.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.types import InputError, TrainingExample
 
 pytestmark = pytest.mark.vllm
@@ -267,7 +267,7 @@ def test_servers(servers, tmp_path, monkeypatch):
 def tiny_like(servers) -> Policy:
     """The policy that the servers were started with, at a temperature that is not 1."""
     from dibs.config import PolicyConfig
-    from dibs.pretrained import load_policy
+    from dibs.model.pretrained import load_policy
 
     folder = warm_started_policy(EASY, WarmStartConfig(**WARM_START), lambda *_: None)
     return load_policy(PolicyConfig(model=str(folder), device="cpu"), 0.7)

@@ -1,7 +1,7 @@
 """Writing completions. Knows no rewards."""
 
 from dibs.config import Config
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.sampling.base import IdleSampler, Sampled, Sampler, SampleRequest, collected
 from dibs.sampling.transformers import TransformersSampler
 from dibs.types import InputError, NonFiniteError

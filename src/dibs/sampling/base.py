@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.types import Completion, NonFiniteError, Prompt
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from dibs.config import SamplingConfig
-from dibs.policy import Policy, in_evaluation_mode
+from dibs.model.policy import Policy, in_evaluation_mode
 from dibs.sampling.base import Sampled, SampleRequest
 from dibs.types import InputError, NonFiniteError, Prompt, TrainingExample
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dibs.memory import halved, out_of_memory
-from dibs.policy import Policy, in_evaluation_mode
+from dibs.model.memory import halved, out_of_memory
+from dibs.model.policy import Policy, in_evaluation_mode
 from dibs.sampling.base import Sampled, SampleRequest, as_completion
 from dibs.sampling.cache import join_rows, new_cache, select_rows
 from dibs.types import Completion

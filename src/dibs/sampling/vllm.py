@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dibs.config import Config
 from dibs.files import one_line
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.sampling.base import Sampled, SampleRequest, as_completion, engine_seed
 from dibs.sampling.parity import ParityCheck
 from dibs.types import InputError, NonFiniteError

@@ -22,7 +22,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from dibs.config import SamplingConfig
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.sampling.base import Sampled, SampleRequest, as_completion, engine_seed
 from dibs.sampling.http import FaultyServerError, Server
 from dibs.sampling.parity import ParityCheck

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from dibs.config import Config
 from dibs.config.changes import changed_keys
+from dibs.data.arithmetic import TASKS
 from dibs.files import write_json
 from dibs.report.views import PlainView
 from dibs.study.curves import Curve, read_curve
 from dibs.study.matrix import Cell, Study
 from dibs.study.workers import results, workers
-from dibs.tasks.arithmetic import TASKS
 from dibs.types import InputError
 
 Progress = Callable[[str, int, int, str], None]

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from dibs.config import VerifyConfig
+from dibs.data.answers import LONGEST, reading
+from dibs.data.arithmetic import ANSWER_MARK, parts_of
 from dibs.plugins import import_function
-from dibs.tasks.arithmetic import ANSWER_MARK, parts_of
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
-from dibs.verify.answers import LONGEST, reading
 from dibs.verify.judges import (
     Judge,
     judge_arithmetic,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dibs.config import VerifyConfig
-from dibs.rows import json_rows
+from dibs.data.questions import json_rows
 from dibs.types import InputError
 from dibs.verify import build_verifier
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
-from dibs.tasks.arithmetic import ANSWER_MARK
+from dibs.data.answers import clean, final_answer, same_text
+from dibs.data.arithmetic import ANSWER_MARK
 from dibs.types import Verdict
-from dibs.verify.answers import clean, final_answer, same_text
 
 Judge = Callable[[str, str], Verdict]
 ACCEPTED = Verdict(1.0, "accepted")

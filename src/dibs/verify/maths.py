@@ -15,8 +15,8 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import FiniteSet, Float, Interval, S, Tuple, Union, default_sort_key
 from sympy.logic.boolalg import And, Boolean
 
+from dibs.data.answers import clean, final_answer, same_text
 from dibs.types import Verdict
-from dibs.verify.answers import clean, final_answer, same_text
 from dibs.verify.judges import ACCEPTED, NO_ANSWER, REJECTED
 
 # Its notices that it sets no time limit are meant for those who set none.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dibs.gradnorm import gradient_norms
 from dibs.integrations.trl.config import DIBSConfig
-from dibs.memory import with_smaller_batches
-from dibs.policy import Policy
+from dibs.model.grad_norms import gradient_norms
+from dibs.model.memory import with_smaller_batches
+from dibs.model.policy import Policy
 from dibs.types import InputError
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dibs.gradnorm.output_layer import output_layer
-from dibs.gradnorm.recorder import Products
-from dibs.policy import TokenBatch
+from dibs.model.batching import TokenBatch
+from dibs.model.grad_norms.output_layer import output_layer
+from dibs.model.grad_norms.recorder import Products
 
 NORMS = "dibs_grad_norms"
 """Field of verl's batches: norms, one a row."""

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dibs.config import LoraConfig, PolicyConfig
-from dibs.policy import Policy
+from dibs.model.policy import Policy
 from dibs.types import InputError
 
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")

@@ -19,14 +19,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dibs.config import GradNormMethod, GradNormParameters
-from dibs.gradnorm.output_layer import Sketch, output_layer
-from dibs.gradnorm.recorder import Products, Recorder, uncovered
-from dibs.policy import (
-    Policy,
-    TokenBatch,
-    TokenSequence,
-    in_evaluation_mode,
-)
+from dibs.model.batching import TokenBatch, TokenSequence
+from dibs.model.grad_norms.output_layer import Sketch, output_layer
+from dibs.model.grad_norms.recorder import Products, Recorder, uncovered
+from dibs.model.policy import Policy, in_evaluation_mode
 from dibs.types import InputError, NonFiniteError
 
 _Function = Callable[..., Any]

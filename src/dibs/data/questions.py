@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dibs.config import DataConfig
+from dibs.data.answers import final_answer
 from dibs.files import one_line
 from dibs.types import InputError
-from dibs.verify.answers import final_answer
 
 _JSON_TYPES = (".jsonl", ".ndjson", ".json")
 _FILE_TYPES = (*_JSON_TYPES, ".csv", ".parquet")

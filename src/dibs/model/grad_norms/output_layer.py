@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from dibs.gradnorm.recorder import Products, product
-from dibs.policy import TokenBatch
+from dibs.model.batching import TokenBatch
+from dibs.model.grad_norms.recorder import Products, product
 
 _CHUNK = 2**22
 """Logits held at once on a CPU (16 MiB), more where one token's logits need it."""

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from dibs.config import TEMPLATES, DataConfig
+from dibs.data.arithmetic import Part, draw_problems, parts_of
+from dibs.data.questions import Question, read_questions_of
 from dibs.files import one_line
-from dibs.rows import Question, read_questions_of
-from dibs.tasks.arithmetic import Part, draw_problems, parts_of
 from dibs.types import InputError, Prompt
 
 _EVAL_SEED_OFFSET = 1_000_003

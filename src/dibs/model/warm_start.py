@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import WarmStartConfig
-from dibs.tasks.arithmetic import (
+from dibs.data.arithmetic import (
     ANSWER_MARK,
     HABITS,
     LETTERS,

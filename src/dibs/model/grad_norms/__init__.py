@@ -1,5 +1,5 @@
 """Gradient norms of single completions, for a whole batch at the price of about one ordinary pass."""
 
-from dibs.gradnorm.measure import GradientNorms, gradient_norms
+from dibs.model.grad_norms.methods import GradientNorms, gradient_norms
 
 __all__ = ["GradientNorms", "gradient_norms"]

@@ -1,0 +1,1 @@
+"""The policy as a torch model: load, log-probabilities, gradient norms."""

@@ -1,1 +1,0 @@
-"""Tasks that need no download: problems, demonstrations and a policy warm-started on them."""
