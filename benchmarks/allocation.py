@@ -45,7 +45,7 @@ from dibs.allocation.statistics import pilot_statistics
 from dibs.config.load import load_config
 from dibs.model.grad_norms import gradient_norms
 from dibs.report.views import PlainView
-from dibs.rollouts import EVALUATION
+from dibs.rollouts.source import EVALUATION
 from dibs.run import build_trainer
 from dibs.types import Completion, Group, Prompt, Rollout
 

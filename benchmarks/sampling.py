@@ -32,8 +32,8 @@ from dibs.data.arithmetic import draw_problem
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.model.warm_start import build_tokenizer, warm_started_policy
-from dibs.sampling import SampleRequest, collected
-from dibs.sampling.transformers import TransformersSampler
+from dibs.rollouts.sampling import SampleRequest, collected
+from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import Prompt
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from dibs.model.pretrained import load_tokenizer
-from dibs.verify.judges import judge_arithmetic
+from dibs.rollouts.verify.judges import judge_arithmetic
 
 
 class Clock(TrainerCallback):

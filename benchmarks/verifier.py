@@ -25,7 +25,7 @@ from rich.table import Table
 
 from dibs.config import DataConfig, VerifyConfig
 from dibs.data.questions import read_rows
-from dibs.verify import build_verifier
+from dibs.rollouts.verify.verifiers import build_verifier
 
 Items = list[tuple[str, str]]
 

@@ -25,14 +25,14 @@ from torch import nn
 from dibs.config import PolicyConfig, WarmStartConfig
 from dibs.data.arithmetic import Part, draw_problem, draw_problems
 from dibs.data.prompts import prompt_id
-from dibs.evaluate import score
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
-from dibs.sampling import SampleRequest, collected
-from dibs.sampling.transformers import TransformersSampler
+from dibs.rollouts.sampling import SampleRequest, collected
+from dibs.rollouts.sampling.transformers import TransformersSampler
+from dibs.rollouts.scores import score
+from dibs.rollouts.verify.judges import judge_arithmetic
 from dibs.types import Group, Prompt, Rollout
-from dibs.verify.judges import judge_arithmetic
 
 
 def adamw_policy(updates: int, seed: int) -> Policy:

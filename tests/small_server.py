@@ -10,8 +10,8 @@ from pathlib import Path
 
 from conftest import make_prompt
 from dibs.model.policy import Policy
-from dibs.sampling import SampleRequest
-from dibs.sampling.transformers import TransformersSampler
+from dibs.rollouts.sampling import SampleRequest
+from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import Prompt
 
 _LOADING = threading.Lock()

@@ -20,8 +20,8 @@ from dibs.data.arithmetic import (
 )
 from dibs.model.pretrained import load_policy
 from dibs.model.warm_start import build_tokenizer, warm_started_policy
+from dibs.rollouts.verify.judges import judge_arithmetic
 from dibs.types import InputError
-from dibs.verify.judges import judge_arithmetic
 
 TINY_WARM_START = {"hidden_size": 32, "heads": 2, "layers": 1, "updates": 30, "batch_size": 32}
 EXAMPLE = Problem(7, (("+", 4), ("*", 3), ("-", 5)))

@@ -12,7 +12,7 @@ from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.objectives import BASELINES
 from dibs.allocation.posterior import believe, expected_tokens
 from dibs.allocation.statistics import no_statistics, pilot_statistics
-from dibs.evaluate import score
+from dibs.rollouts.scores import score
 from dibs.types import CompletionMoments, InputError, PromptStats
 
 

@@ -14,8 +14,8 @@ import pytest
 from conftest import make_group
 from dibs.allocation.intervals import mean_with_interval
 from dibs.cli import main
-from dibs.evaluate import majority, pass_at_k, score
 from dibs.files import read_lines
+from dibs.rollouts.scores import majority, pass_at_k, score
 from dibs.types import Completion, Group, Prompt, Rollout
 from test_train import run, untimed
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from conftest import make_prompt
 from dibs.files import read_lines
 from dibs.processes import ALONE, Processes
-from dibs.sampling import SampleRequest
+from dibs.rollouts.sampling import SampleRequest
+from dibs.rollouts.source import share_of_requests
 from faults.test_resume import CODE, WORDS
 
 
@@ -31,7 +32,7 @@ def test_shares_of_requests_make_up_the_whole(size, seed):
     counts = rng.geometric(0.2, 40) - 1
     costs = rng.lognormal(3, 1, 40)
     whole = requests(counts.tolist())
-    shares = [Processes(rank, size).share_of_requests(whole, costs) for rank in range(size)]
+    shares = [share_of_requests(whole, Processes(rank, size), costs) for rank in range(size)]
     loads = []
     for share in shares:
         assert [r.prompt for r in share] == [r.prompt for r in whole]
@@ -44,7 +45,7 @@ def test_shares_of_requests_make_up_the_whole(size, seed):
 
 
 def test_shares_of_nothing():
-    share = Processes(1, 2).share_of_requests(requests([0, 0]))
+    share = share_of_requests(requests([0, 0]), Processes(1, 2))
     assert [r.count for r in share] == [0, 0]
     assert Processes(0, 2).share([], []) == []
 

@@ -10,7 +10,7 @@ import torch
 from conftest import make_prompt
 from dibs.config import Config
 from dibs.model.policy import Policy
-from dibs.sampling import SampleRequest, build_sampler, collected
+from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.types import InputError, TrainingExample
 from small_server import SmallServer
 
@@ -19,7 +19,7 @@ PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("0
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr("dibs.sampling.http.WAITS", (0.01, 0.02))
+    monkeypatch.setattr("dibs.rollouts.sampling.vllm_client.WAITS", (0.01, 0.02))
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from answer_pairs import EQUAL, NEAR
 from dibs.config import VerifyConfig
 from dibs.data.answers import LONGEST, clean, final_answer, same_text
+from dibs.rollouts.verify.judges import judge_arithmetic, judge_choice, judge_exact, judge_numeric
+from dibs.rollouts.verify.maths import judge_math
+from dibs.rollouts.verify.pool import VerifierPool
+from dibs.rollouts.verify.verifiers import InlineVerifier, build_verifier
 from dibs.types import InputError, Verdict
-from dibs.verify import InlineVerifier, build_verifier
-from dibs.verify.judges import judge_arithmetic, judge_choice, judge_exact, judge_numeric
-from dibs.verify.maths import judge_math
-from dibs.verify.pool import VerifierPool
 
 MISSED = {(r"\frac{x}{2}+\frac{x}{2}", "x"), ("(1+i)^2", "2i")}
 """Equal pairs that the verifier calls different: see the lab notes."""
@@ -403,7 +403,7 @@ def test_the_verifier_follows_the_data_and_unknown_ones_are_named():
 
 
 def test_own_functions_may_return_verdicts():
-    from dibs.verify import OwnJudge
+    from dibs.rollouts.verify.verifiers import OwnJudge
 
     judge = OwnJudge(lambda a, c: Verdict(0.3, "partial"), 1.0)
     assert judge("", "") == Verdict(0.3, "partial")

@@ -20,13 +20,13 @@ from dibs.allocation.intervals import mean_with_interval
 from dibs.config import Config
 from dibs.data.prompts import render_all
 from dibs.data.questions import read_questions_of
-from dibs.evaluate import count_statuses, majority, pass_at_k
 from dibs.files import write_json, write_text
 from dibs.model.policy import Policy
 from dibs.report.views import View
-from dibs.sampling import Sampler, SampleRequest
+from dibs.rollouts.sampling import Sampler, SampleRequest
+from dibs.rollouts.scores import count_statuses, majority, pass_at_k
+from dibs.rollouts.verify.verifiers import Verifier, answer_reader, verified
 from dibs.types import Group, InputError, Prompt
-from dibs.verify import Verifier, answer_reader, verified
 
 _PART = 64
 """Prompts sampled and judged at once."""

@@ -180,7 +180,7 @@ def _verify(options: argparse.Namespace) -> None:
     overrides = {f"verify.{key}": text for key, text in given.items() if text is not None}
     config = load_config(None, {"verify.verifier": "math", **overrides}).verify
     from dibs.report.evaluation import verdict_table
-    from dibs.verify.files import verify_file
+    from dibs.rollouts.verify.verify_file import verify_file
 
     counts = verify_file(options.file, config, options.out, Console(stderr=True))
     if options.json:

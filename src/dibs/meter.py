@@ -27,7 +27,7 @@ from dibs.config import Config
 from dibs.data.prompts import batches
 from dibs.losses import PolicyLoss
 from dibs.model.gradient_vector import Projection
-from dibs.rollouts import METER
+from dibs.rollouts.source import METER
 from dibs.train import Trainer
 from dibs.types import Group, InputError, Prompt
 from dibs.update import Updater

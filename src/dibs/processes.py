@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dibs.sampling.base import SampleRequest
 from dibs.types import InputError
 
 _Item = TypeVar("_Item")
@@ -113,33 +111,6 @@ class Processes:
                 for each, part in zip(bucket, parts, strict=True):
                     each.copy_(part.view_as(each))
                 bucket = []
-
-    def share_of_requests(
-        self, requests: Sequence[SampleRequest], costs: np.ndarray | None = None
-    ) -> list[SampleRequest]:
-        """This process's completions of each prompt; a request a prompt, its count maybe 0.
-
-        All processes' shares make up the whole, number by number, and cost the same as nearly as whole
-        completions can. Completions of a prompt stay together, but for those at a border.
-
-        Args:
-            costs: of one completion of each prompt, in tokens; None: all alike.
-        """
-        if self.size == 1:
-            return list(requests)
-        counts = np.array([request.count for request in requests])
-        each = np.ones(len(requests)) if costs is None else np.asarray(costs, dtype=np.float64)
-        cost = np.repeat(each, counts)
-        middle = cost.cumsum() - cost / 2
-        owner = (middle / cost.sum() * self.size).astype(int).clip(max=self.size - 1)
-        starts = counts.cumsum() - counts
-        mine = []
-        for request, start in zip(requests, starts.tolist(), strict=True):
-            owners = owner[start : start + request.count]
-            before = int((owners < self.rank).sum())
-            count = int((owners == self.rank).sum())
-            mine.append(replace(request, count=count, first=request.first + before))
-        return mine
 
     def share(self, items: Sequence[_Item], costs: Sequence[float]) -> list[_Item]:
         """This process's items: dealt in turn, dearest first, so that shares cost nearly the same."""

@@ -37,12 +37,12 @@ from dibs.model.warm_start import build_tokenizer, warm_started_policy
 from dibs.processes import ALONE, Processes
 from dibs.report.trackers import check_trackers
 from dibs.report.views import View
-from dibs.rollouts import RolloutSource
-from dibs.sampling import Sampler, build_sampler
+from dibs.rollouts.sampling import Sampler, build_sampler
+from dibs.rollouts.source import RolloutSource
+from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.train import Trainer
 from dibs.types import InputError, NonFiniteError, TrainingExample
 from dibs.update import Updater
-from dibs.verify import build_verifier
 
 
 def run_variance(config: Config, view: View) -> dict[str, Any]:

@@ -31,11 +31,11 @@ from dibs.allocation.posterior import expected_tokens
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.config import Config
 from dibs.data.prompts import PromptSet, batches
-from dibs.evaluate import score
 from dibs.measure import Measure
 from dibs.model.policy import Policy
 from dibs.report.metrics import describe_step
-from dibs.rollouts import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
+from dibs.rollouts.scores import score
+from dibs.rollouts.source import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
 from dibs.types import (
     Allocation,
     Group,
@@ -230,7 +230,7 @@ class Trainer:
     ) -> list[Group]:
         """Completions with their rewards, counted unless they are for evaluation.
 
-        See :meth:`dibs.rollouts.RolloutSource.draw`.
+        See :meth:`dibs.rollouts.source.RolloutSource.draw`.
         """
         groups, spent = self.source.draw(prompts, counts, stream, step, **how)
         if stream != EVALUATION:

@@ -21,8 +21,8 @@ from dibs.config import Config, DataConfig
 from dibs.config.load import config_keys, load_config, split_config
 from dibs.data.answers import clean, final_answer, same_text
 from dibs.data.prompts import read_questions
+from dibs.rollouts.verify.judges import judge_choice, judge_exact, judge_numeric, judged
 from dibs.types import InputError
-from dibs.verify.judges import judge_choice, judge_exact, judge_numeric, judged
 
 relaxed = settings(
     max_examples=150,

@@ -21,7 +21,7 @@ from dibs.files import read_lines
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.report.views import PlainView
-from dibs.sampling import SampleRequest, build_sampler, collected
+from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.session import run_training
 from dibs.types import InputError, TrainingExample
 
@@ -181,7 +181,7 @@ class Server:
         command += ["--model", str(model), "--port", str(port), "--host", "127.0.0.1"]
         command += ["--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
         command += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
-        command += ["--worker-extension-cls", "dibs.sampling.vllm_worker.WeightLoader"]
+        command += ["--worker-extension-cls", "dibs.WeightLoader"]
         environment = {
             "OMP_NUM_THREADS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dibs.model.memory import halved, out_of_memory
 from dibs.model.policy import Policy, in_evaluation_mode
-from dibs.sampling.base import Sampled, SampleRequest, as_completion
-from dibs.sampling.cache import join_rows, new_cache, select_rows
+from dibs.rollouts.sampling.cache import join_rows, new_cache, select_rows
+from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion
 
 _FREE_SHARE = 4
@@ -59,7 +59,7 @@ class TransformersSampler:
     def stream(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
-        """See :class:`dibs.sampling.base.Sampler`."""
+        """See :class:`.Sampler`."""
         rows = [
             _Row(i, request.first + k, request.prompt.token_ids, request.seed)
             for i, request in enumerate(requests)

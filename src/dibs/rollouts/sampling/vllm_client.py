@@ -14,10 +14,7 @@ WAITS = (0.25, 0.5, 1.0, 2.0)
 _CONNECT_TIMEOUT = 5.0
 _KEEP_ALIVE = 2.0
 """Seconds an idle connection is kept: below uvicorn's 5, lest it is closed under a request."""
-_SETUP = (
-    "start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls "
-    "dibs.sampling.vllm_worker.WeightLoader"
-)
+_SETUP = "start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls dibs.WeightLoader"
 
 
 class FaultyServerError(Exception):

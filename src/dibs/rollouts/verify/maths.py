@@ -16,8 +16,8 @@ from sympy import FiniteSet, Float, Interval, S, Tuple, Union, default_sort_key
 from sympy.logic.boolalg import And, Boolean
 
 from dibs.data.answers import clean, final_answer, same_text
+from dibs.rollouts.verify.judges import ACCEPTED, NO_ANSWER, REJECTED
 from dibs.types import Verdict
-from dibs.verify.judges import ACCEPTED, NO_ANSWER, REJECTED
 
 # Its notices that it sets no time limit are meant for those who set none.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 from dibs.config import SamplingConfig
 from dibs.model.policy import Policy
-from dibs.sampling.base import Sampled, SampleRequest, as_completion, engine_seed
-from dibs.sampling.http import FaultyServerError, Server
-from dibs.sampling.parity import ParityCheck
+from dibs.rollouts.sampling.parity import ParityCheck
+from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion, engine_seed
+from dibs.rollouts.sampling.vllm_client import FaultyServerError, Server
 from dibs.types import InputError
 
 _PART = 8
@@ -130,7 +130,7 @@ class VllmServerSampler:
 
     @property
     def description(self) -> str:
-        """See :class:`dibs.sampling.base.Sampler`."""
+        """See :class:`.Sampler`."""
         addresses = ", ".join(server.address for server in self._servers)
         checked = self._parity.difference
         return (
@@ -142,7 +142,7 @@ class VllmServerSampler:
     def stream(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
-        """See :class:`dibs.sampling.base.Sampler`. Raises InputError when no server is left."""
+        """See :class:`.Sampler`. Raises InputError when no server is left."""
         yield from self._drawn(self._pool, requests, self.config.max_completion_length, temperature)
 
     def update_weights(self) -> None:

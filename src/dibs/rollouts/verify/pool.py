@@ -18,8 +18,8 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from dibs.rollouts.verify.judges import Judge, judged, unreached
 from dibs.types import Verdict
-from dibs.verify.judges import Judge, judged, unreached
 
 _IN_FLIGHT = 4096
 """Items given to the workers ahead of the one whose verdict is due."""
@@ -83,7 +83,7 @@ class VerifierPool:
             # Forked from a small server that has imported the judges: safe beside threads, and quick.
             # There is one server a process, so what it imports must not depend on who comes first.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["dibs.verify.maths", _module_of(self.judge)])
+            context.set_forkserver_preload(["dibs.rollouts.verify.maths", _module_of(self.judge)])
             self._pool = ProcessPool(
                 max_workers=self.workers,
                 max_tasks=_TASKS_A_WORKER,

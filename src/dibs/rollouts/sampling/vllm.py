@@ -24,8 +24,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from dibs.config import Config
 from dibs.files import one_line
 from dibs.model.policy import Policy
-from dibs.sampling.base import Sampled, SampleRequest, as_completion, engine_seed
-from dibs.sampling.parity import ParityCheck
+from dibs.rollouts.sampling.parity import ParityCheck
+from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion, engine_seed
 from dibs.types import InputError, NonFiniteError
 
 _CPU_CACHE = 2**30
@@ -75,7 +75,7 @@ class VllmSampler:
 
     @property
     def description(self) -> str:
-        """See :class:`dibs.sampling.base.Sampler`."""
+        """See :class:`.Sampler`."""
         checked = self._parity.difference
         return (
             f"vLLM {self._vllm.__version__} in this process, context of {self.context} tokens, "
@@ -86,7 +86,7 @@ class VllmSampler:
     def stream(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
-        """See :class:`dibs.sampling.base.Sampler`."""
+        """See :class:`.Sampler`."""
         return self._drawn(requests, self.max_completion_length, temperature)
 
     def update_weights(self) -> None:
@@ -163,7 +163,7 @@ class VllmSampler:
                 logprobs_mode="processed_logprobs",  # at the sampling temperature
                 max_logprobs=1,
                 enforce_eager=on_cpu,
-                worker_extension_cls="dibs.sampling.vllm_worker.WeightLoader",
+                worker_extension_cls="dibs.WeightLoader",
                 disable_log_stats=True,
                 seed=0,
                 **memory,

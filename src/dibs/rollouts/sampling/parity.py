@@ -13,7 +13,7 @@ import torch
 
 from dibs.config import SamplingConfig
 from dibs.model.policy import Policy, in_evaluation_mode
-from dibs.sampling.base import Sampled, SampleRequest
+from dibs.rollouts.sampling.sampler import Sampled, SampleRequest
 from dibs.types import InputError, NonFiniteError, Prompt, TrainingExample
 
 _EXACT_TOLERANCE = 1e-3

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dibs.config import VerifyConfig
 from dibs.data.questions import json_rows
+from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.types import InputError
-from dibs.verify import build_verifier
 
 STATUSES = ("accepted", "rejected", "no_answer", "timeout", "error")
 

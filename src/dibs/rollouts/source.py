@@ -6,15 +6,15 @@ Every process draws and judges its share; all get all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dibs.config import Config
 from dibs.processes import ALONE, Processes
-from dibs.sampling import Sampled, Sampler, SampleRequest
+from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest
+from dibs.rollouts.verify.verifiers import Verifier, verified
 from dibs.types import Group, Prompt
-from dibs.verify import Verifier, verified
 
 PILOT, TRAINING, EVALUATION, METER = range(4)
 """Random streams: the same prompt at the same step draws different completions in each."""
@@ -86,7 +86,7 @@ class RolloutSource:
         def drawn() -> Iterator[Sampled]:
             share = requests
             if not self.sampler.shared:
-                share = self.processes.share_of_requests(requests, costs)
+                share = share_of_requests(requests, self.processes, costs)
             for sampled in self.sampler.stream(share, temperature):
                 lengths.append(len(sampled.completion.token_ids))
                 yield sampled
@@ -102,3 +102,31 @@ class RolloutSource:
         return [
             Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)
         ], spent
+
+
+def share_of_requests(
+    requests: Sequence[SampleRequest], processes: Processes, costs: np.ndarray | None = None
+) -> list[SampleRequest]:
+    """This process's completions of each prompt; a request a prompt, its count maybe 0.
+
+    The shares of all processes make up the whole, number by number. They cost the same, as nearly as
+    whole completions can. Completions of a prompt stay together, except at a border of two shares.
+
+    Args:
+        costs: tokens of one completion of each prompt, [m]; None: all alike.
+    """
+    if processes.size == 1:
+        return list(requests)
+    counts = np.array([request.count for request in requests])
+    each = np.ones(len(requests)) if costs is None else np.asarray(costs, dtype=np.float64)
+    cost = np.repeat(each, counts)
+    middle = cost.cumsum() - cost / 2
+    owner = (middle / cost.sum() * processes.size).astype(int).clip(max=processes.size - 1)
+    starts = counts.cumsum() - counts
+    mine = []
+    for request, start in zip(requests, starts.tolist(), strict=True):
+        owners = owner[start : start + request.count]
+        before = int((owners < processes.rank).sum())
+        count = int((owners == processes.rank).sum())
+        mine.append(replace(request, count=count, first=request.first + before))
+    return mine

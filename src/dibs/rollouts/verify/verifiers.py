@@ -16,8 +16,7 @@ from dibs.config import VerifyConfig
 from dibs.data.answers import LONGEST, reading
 from dibs.data.arithmetic import ANSWER_MARK, parts_of
 from dibs.plugins import import_function
-from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
-from dibs.verify.judges import (
+from dibs.rollouts.verify.judges import (
     Judge,
     judge_arithmetic,
     judge_choice,
@@ -26,6 +25,7 @@ from dibs.verify.judges import (
     judged,
     unreached,
 )
+from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 
 VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic")
 
@@ -105,11 +105,11 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
     }
     if name in inline:
         return InlineVerifier(inline[name])
-    from dibs.verify.pool import VerifierPool
+    from dibs.rollouts.verify.pool import VerifierPool
 
     limits = (config.workers or min(os.cpu_count() or 1, 8), config.timeout, config.memory_limit)
     if name == "math":
-        from dibs.verify.maths import judge_math
+        from dibs.rollouts.verify.maths import judge_math
 
         return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
     if ":" not in name:

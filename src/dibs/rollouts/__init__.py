@@ -1,0 +1,1 @@
+"""Prompts and counts to judged groups of completions."""

@@ -1,0 +1,1 @@
+"""Gold answer and completion to a verdict. Knows no tokens."""
