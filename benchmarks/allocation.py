@@ -44,9 +44,9 @@ from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
 from dibs.config.load import load_config
 from dibs.model.grad_norms import gradient_norms
-from dibs.report.views import PlainView
 from dibs.rollouts.source import EVALUATION
-from dibs.run import build_trainer
+from dibs.runs.build import build_trainer
+from dibs.runs.console import PlainView
 from dibs.types import Completion, Group, Prompt, Rollout
 
 PROMPTS, SAMPLES, PER_PROMPT, VISITS = 96, 256, 8, 4

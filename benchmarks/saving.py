@@ -17,8 +17,8 @@ from rich.table import Table
 
 from dibs.config import CheckpointConfig, Config
 from dibs.config.load import load_config
-from dibs.report.views import PlainView
-from dibs.session import run_training
+from dibs.runs.console import PlainView
+from dibs.runs.train_run import run_training
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 

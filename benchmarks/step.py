@@ -44,8 +44,8 @@ import dibs
 from dibs.config import Config, WarmStartConfig
 from dibs.data.prompts import batches
 from dibs.model.warm_start import warm_started_policy
-from dibs.report.views import PlainView
-from dibs.run import build_trainer
+from dibs.runs.build import build_trainer
+from dibs.runs.console import PlainView
 from dibs.train import Trainer
 
 HERE = Path(__file__).resolve().parent

@@ -26,8 +26,8 @@ from dibs.report.comparison import (
     differences,
 )
 from dibs.report.figures import draw_figures
-from dibs.report.views import view_for
-from dibs.session import run_training
+from dibs.runs.console import view_for
+from dibs.runs.train_run import run_training
 from dibs.types import InputError
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dibs.losses import PolicyLoss, clipped_surrogate, importance_weights, kl_to_reference
+from dibs.training.losses import PolicyLoss, clipped_surrogate, importance_weights, kl_to_reference
 
 
 def ratios(*values: float) -> torch.Tensor:

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from dibs.config import PolicyConfig
-from dibs.losses import PolicyLoss
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
+from dibs.training.losses import PolicyLoss
 from dibs.types import InputError
 from faults.test_resume import WORDS, result
 from test_policy import examples
@@ -83,7 +83,7 @@ def test_adapters_that_cannot_be(folder):
 
 def test_a_run_with_adapters_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
     """Dropout included: the random state is kept."""
-    from dibs.report.views import PlainView
+    from dibs.runs.console import PlainView
 
     words = (*WORDS[6:], *LORA, "--train.steps=4", "--estimate.interval=1")
     run(tmp_path / "whole", *words)

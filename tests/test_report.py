@@ -12,8 +12,8 @@ from rich.console import Console
 from conftest import make_group, make_prompt
 from dibs.allocation.statistics import no_statistics
 from dibs.report.comparison import TOTAL, TRAINING, comparison_rows, comparison_tables, differences
-from dibs.report.metrics import accept_rate_histogram, describe_prompts, sample_records
-from dibs.report.views import LiveView, PlainView, view_for
+from dibs.runs.console import LiveView, PlainView, view_for
+from dibs.training.records import accept_rate_histogram, describe_prompts, sample_records
 from dibs.types import Allocation
 
 SUMMARY = {

@@ -26,7 +26,6 @@ from dibs.report.arms import Arm, group_runs
 from dibs.report.build import default_folder, watch_report, write_report
 from dibs.report.completions import TEXT, in_script, pack_completions
 from dibs.report.figures import draw_figures, page_figures
-from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row
 from dibs.report.panels import (
     COLOURS,
@@ -38,8 +37,9 @@ from dibs.report.panels import (
     short_number,
     wrapped,
 )
-from dibs.report.runs import read_run
 from dibs.report.svg import inline_svg, svg_bytes
+from dibs.runs.find import run_folders
+from dibs.runs.read import read_run
 from dibs.types import InputError
 from run_folders import NASTY, finish, make_run, write_lines
 

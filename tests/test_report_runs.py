@@ -9,11 +9,11 @@ import pytest
 
 from dibs.report.arms import Arm, arm_curve, costs_at, differing_keys, group_runs, over_seeds
 from dibs.report.budget import PARTS, mean_spending, spending, total_spending
-from dibs.report.folders import run_folders
 from dibs.report.overview import arm_row
 from dibs.report.panels import has_score
-from dibs.report.runs import NoRun, Run, number, read_run
-from dibs.report.shown import plain, shown
+from dibs.runs.find import run_folders
+from dibs.runs.read import NoRun, Run, number, read_run
+from dibs.runs.safe_text import plain, shown
 from run_folders import make_run, write_lines
 
 

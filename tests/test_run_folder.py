@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from dibs.checkpoint import RunFolder
 from dibs.config.load import load_config
 from dibs.files import to_json
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_tokenizer
+from dibs.runs.folder import RunFolder
 from dibs.types import InputError
 
 TENSORS = {"random": torch.arange(7, dtype=torch.uint8)}
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
     def full(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
-    monkeypatch.setattr("dibs.checkpoint.save_file", full)
+    monkeypatch.setattr("dibs.runs.folder.save_file", full)
     with pytest.raises(
         InputError, match=r"cannot be written: .*No space left.*step-000001 is whole"
     ):

@@ -13,10 +13,10 @@ from rich.console import Console
 from conftest import EASY, EASY_WARM_START
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
-from dibs.report.trackers import Trackers
-from dibs.report.views import PlainView
-from dibs.run import build_trainer
-from dibs.session import run_training
+from dibs.runs.build import build_trainer
+from dibs.runs.console import PlainView
+from dibs.runs.trackers import Trackers
+from dibs.runs.train_run import run_training
 from dibs.types import InputError
 
 PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]

@@ -12,11 +12,11 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import UpdateConfig
-from dibs.losses import PolicyLoss
 from dibs.model.gradient_vector import Projection
 from dibs.model.policy import Policy
+from dibs.training.losses import PolicyLoss
+from dibs.training.updater import Updater
 from dibs.types import NonFiniteError, TrainingExample
-from dibs.update import Updater
 from test_policy import examples, naive_logprobs
 
 RAFT = PolicyLoss(clip=None)

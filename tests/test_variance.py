@@ -15,10 +15,10 @@ from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
 from dibs.cli import main
 from dibs.config.load import load_config, split_config
-from dibs.meter import _measure, measure_variance
 from dibs.report.meter import variance_findings, variance_table, variance_title
-from dibs.report.views import PlainView
-from dibs.run import build_trainer
+from dibs.runs.build import build_trainer
+from dibs.runs.console import PlainView
+from dibs.training.variance_meter import _measure, measure_variance
 from dibs.types import Group, InputError
 from test_train import options, run, untimed
 

@@ -64,8 +64,8 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
     config = load_config(path, overrides)
     # Loading torch takes seconds; a bad configuration should not wait for it.
     from dibs.processes import joined_processes
-    from dibs.report.views import view_for
-    from dibs.session import run_training
+    from dibs.runs.console import view_for
+    from dibs.runs.train_run import run_training
 
     with joined_processes() as processes:
         console = Console(quiet=not processes.main)
@@ -88,8 +88,8 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
 def _variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
     config = load_config(path, overrides)
     from dibs.report.meter import variance_findings, variance_table, variance_title
-    from dibs.report.views import view_for
-    from dibs.run import run_variance
+    from dibs.runs.console import view_for
+    from dibs.runs.measure_variance import run_variance
 
     # Progress goes elsewhere, so that the result can be piped.
     with closing(view_for(Console(stderr=True))) as view:
@@ -114,7 +114,7 @@ def _compare(
     if options.dry_run:
         console.print(matrix_table(study), highlight=False)
         return
-    from dibs.report.views import view_for
+    from dibs.runs.console import view_for
     from dibs.study.session import compare
 
     with closing(view_for(Console(stderr=True))) as view:
@@ -132,7 +132,7 @@ def _compare(
 def _data(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
     config = load_config(path, overrides)
     from dibs.report.evaluation import data_lines
-    from dibs.run import describe_data
+    from dibs.runs.describe_data import describe_data
 
     found = describe_data(config)
     if as_json:
@@ -161,8 +161,8 @@ def _evaluate(options: argparse.Namespace, path: Path | None, overrides: Mapping
         None, {"policy.model": options.model, "data.template": "boxed", **overrides}
     )
     from dibs.report.evaluation import evaluation_notes, evaluation_table
-    from dibs.report.views import view_for
-    from dibs.run import run_evaluation
+    from dibs.runs.console import view_for
+    from dibs.runs.evaluation import run_evaluation
 
     with closing(view_for(Console(stderr=True))) as view:
         result = run_evaluation(config, sources, options.k, samples, options.out, view)

@@ -31,11 +31,13 @@ from dibs.allocation.posterior import expected_tokens
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.config import Config
 from dibs.data.prompts import PromptSet, batches
-from dibs.measure import Measure
 from dibs.model.policy import Policy
-from dibs.report.metrics import describe_step
 from dibs.rollouts.scores import score
 from dibs.rollouts.source import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
+from dibs.training.records import describe_step
+from dibs.training.rollout_gradients import Measure
+from dibs.training.totals import Totals
+from dibs.training.updater import Updater
 from dibs.types import (
     Allocation,
     Group,
@@ -44,44 +46,6 @@ from dibs.types import (
     PromptStats,
     TrainingExample,
 )
-from dibs.update import UpdateMetrics, Updater
-
-
-@dataclass
-class Totals:
-    """What the run has spent. ``rollouts`` and ``completion_tokens`` include the pilots.
-
-    Of the training rollouts, ``accepted_rollouts`` were accepted and ``learned_rollouts`` had an
-    advantage other than 0. ``delta`` and ``omega`` are estimates of Delta and Omega of arXiv 2505.02391,
-    Theorem 4: ``||g||^2`` and the variance of its estimates, summed over updates. ``bound_decrease`` is
-    ``(eta / 2) Delta``, the decrease of the loss that the theorem promises, and ``bound_noise`` what the
-    noise may take from it, ``(eta^2 / 2 gamma) Omega`` at the largest step it allows, eta = gamma. They
-    stay 0 with one update a step.
-    """
-
-    optimizer_updates: int = 0
-    rollouts: int = 0
-    pilot_rollouts: int = 0
-    accepted_rollouts: int = 0
-    learned_rollouts: int = 0
-    completion_tokens: int = 0
-    delta: float = 0.0
-    omega: float = 0.0
-    bound_decrease: float = 0.0
-    bound_noise: float = 0.0
-
-    def add_updates(self, made: UpdateMetrics) -> None:
-        """Count a step's optimizer updates; eta is the learning rate after the last."""
-        self.optimizer_updates += made.updates
-        if made.gradient_square is not None and made.gradient_variance is not None:
-            delta, omega = (
-                made.updates * made.gradient_square,
-                made.updates * made.gradient_variance,
-            )
-            self.delta += delta
-            self.omega += omega
-            self.bound_decrease += made.learning_rate / 2 * delta
-            self.bound_noise += made.learning_rate / 2 * omega
 
 
 @dataclass(frozen=True)

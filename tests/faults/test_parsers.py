@@ -201,7 +201,7 @@ def test_estimates_and_counts_are_numbers(groups, scale, spread, budget):
 
 def test_model_code_and_pickles_are_not_run(tmp_path):
     """Of a checkpoint nothing is unpickled, and code of a hub model needs trust_remote_code."""
-    from dibs.checkpoint import RunFolder
+    from dibs.runs.folder import RunFolder
 
     assert load_config(None).policy.trust_remote_code is False
     folder = tmp_path / "checkpoints" / "step-000001"

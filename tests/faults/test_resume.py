@@ -141,8 +141,8 @@ def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
         if name == phase and calls["n"] == 3:
             raise KilledError
 
-    from dibs.checkpoint import RunFolder
-    from dibs.report.views import PlainView
+    from dibs.runs.console import PlainView
+    from dibs.runs.folder import RunFolder
 
     monkeypatch.setattr(PlainView, "phase", lambda self, name: interrupt(name))
     saved = RunFolder._save
@@ -185,7 +185,7 @@ def test_ctrl_c_and_sigterm_finish_the_step_and_save(tmp_path, number):
 
 def test_a_request_to_stop_before_the_first_step_is_heard(tmp_path, monkeypatch):
     """The signal comes while the policy is scored for the first time."""
-    from dibs.report.views import PlainView
+    from dibs.runs.console import PlainView
 
     said = []
     monkeypatch.setattr(PlainView, "phase", lambda self, _: os.kill(os.getpid(), signal.SIGTERM))
@@ -198,7 +198,7 @@ def test_a_request_to_stop_before_the_first_step_is_heard(tmp_path, monkeypatch)
 
 
 def test_a_request_to_stop_in_the_last_step_lets_the_run_end(tmp_path, monkeypatch):
-    from dibs.report.views import PlainView
+    from dibs.runs.console import PlainView
 
     def step(self, metrics, steps):
         if metrics["step"] == steps:

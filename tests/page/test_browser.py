@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dibs.report.build import write_report
-from dibs.report.runs import read_run
+from dibs.runs.read import read_run
 from run_folders import NASTY, make_run, write_lines
 
 if TYPE_CHECKING:

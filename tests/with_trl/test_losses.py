@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from dibs.allocation import objectives
-from dibs.losses import kl_to_reference
+from dibs.training.losses import kl_to_reference
 
 pytestmark = pytest.mark.trl
 TARGET = {"objective": "expected_reward", "baseline": "leave_one_out"}

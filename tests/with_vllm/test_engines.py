@@ -20,9 +20,9 @@ from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
-from dibs.report.views import PlainView
 from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
-from dibs.session import run_training
+from dibs.runs.console import PlainView
+from dibs.runs.train_run import run_training
 from dibs.types import InputError, TrainingExample
 
 pytestmark = pytest.mark.vllm

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from dibs.report.runs import Record, Run, number
-from dibs.report.shown import shown
+from dibs.runs.read import Record, Run, number
+from dibs.runs.safe_text import shown
 
 _NOT_OF_THE_ARM = (
     "seed",

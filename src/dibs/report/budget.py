@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dibs.report.runs import Record, Run, number
+from dibs.runs.read import Record, Run, number
 
 PARTS = (
     "groups with both outcomes",

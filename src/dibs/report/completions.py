@@ -10,7 +10,7 @@ import numpy as np
 
 from dibs.files import to_json
 from dibs.report.arms import Arm
-from dibs.report.runs import Record, number
+from dibs.runs.read import Record, number
 
 BYTES = 3_200_000
 """Of all completions of a page together."""

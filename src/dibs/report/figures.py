@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 
 from dibs.report import panels
 from dibs.report.arms import AXES, Arm
-from dibs.report.runs import Run, read_run
-from dibs.report.shown import shown
+from dibs.runs.read import Run, read_run
+from dibs.runs.safe_text import shown
 from dibs.types import InputError
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")

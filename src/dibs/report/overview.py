@@ -9,7 +9,7 @@ import numpy as np
 
 from dibs.report.arms import Arm, arm_curve, costs_at
 from dibs.report.budget import PARTS, total_spending
-from dibs.report.runs import NoRun, Run, number
+from dibs.runs.read import NoRun, Run, number
 
 _SETTINGS = {
     "algorithm": "algorithm.name",

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dibs.report.arms import Arm, arm_curve, over_seeds, run_curve
 from dibs.report.budget import PARTS, mean_spending, total_spending
-from dibs.report.metrics import HISTOGRAM_BINS
-from dibs.report.runs import Record, Run, number
+from dibs.runs.read import Record, Run, number
+from dibs.training.records import HISTOGRAM_BINS
 
 INK = "#1c2127"
 """Lines and text; the page puts its own text colour in its place."""

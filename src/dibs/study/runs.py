@@ -17,7 +17,7 @@ from dibs.config import Config
 from dibs.config.changes import changed_keys
 from dibs.data.arithmetic import TASKS
 from dibs.files import write_json
-from dibs.report.views import PlainView
+from dibs.runs.console import PlainView
 from dibs.study.curves import Curve, read_curve
 from dibs.study.matrix import Cell, Study
 from dibs.study.workers import results, workers
@@ -201,8 +201,8 @@ def _done(
 
 def _do(job: _Job) -> str | None:
     """In a process of the pool: one run or measurement."""
-    from dibs.run import run_variance
-    from dibs.session import run_training
+    from dibs.runs.measure_variance import run_variance
+    from dibs.runs.train_run import run_training
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     view = PlainView(Console(quiet=True))
@@ -219,7 +219,7 @@ def _do(job: _Job) -> str | None:
 
 def _warm_up(study: Study, progress: Progress) -> None:
     """Starting policies of embedded tasks, made once before the processes all ask for them."""
-    from dibs.run import starting_policy
+    from dibs.runs.build import starting_policy
 
     class Told(PlainView):
         def preparing(self, what: str, done: int, total: int, note: str = "") -> None:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dibs.checkpoint import RunFolder
 from dibs.files import to_json, write_json, write_text
-from dibs.report.views import View
+from dibs.runs.console import View
+from dibs.runs.folder import RunFolder
 from dibs.study.matrix import Study
 from dibs.study.report import markdown, study_figures
 from dibs.study.results import rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dibs.losses import kl_to_reference
+from dibs.training.losses import kl_to_reference
 
 
 def weighted_kl(

@@ -11,7 +11,7 @@ from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
 
 from dibs.integrations.verl.block import ESTIMATOR, LOSSES
-from dibs.losses import clipped_surrogate
+from dibs.training.losses import clipped_surrogate
 
 
 @register_adv_est(ESTIMATOR)

@@ -8,19 +8,20 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dibs.checkpoint import Checkpoint, RunFolder, all_finite
 from dibs.config import Config
-from dibs.interrupts import StopRequest
 from dibs.processes import ALONE, Processes
 from dibs.report.figures import draw_figures
-from dibs.report.metrics import describe_prompts, sample_records
-from dibs.report.trackers import Trackers
-from dibs.report.views import View
-from dibs.run import build_trainer
-from dibs.state import capture, restore
+from dibs.runs.build import build_trainer
+from dibs.runs.checkpoints import Checkpoint, all_finite
+from dibs.runs.console import View
+from dibs.runs.folder import RunFolder
+from dibs.runs.resume_state import capture, restore
+from dibs.runs.stop_request import StopRequest
+from dibs.runs.trackers import Trackers
+from dibs.runs.versions import session
 from dibs.train import StepRecord, Trainer
+from dibs.training.records import describe_prompts, sample_records
 from dibs.types import InputError, NonFiniteError
-from dibs.versions import session
 
 
 def run_training(config: Config, view: View, processes: Processes = ALONE) -> dict[str, Any]:

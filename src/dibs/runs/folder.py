@@ -22,20 +22,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dibs.config import Config
 from dibs.config.changes import changed_keys
 from dibs.files import checksum, sync, to_json, write_json, write_text
 from dibs.model.policy import Policy
+from dibs.runs.checkpoints import _MANIFEST, Checkpoint, _fault, _step_in_name
 from dibs.types import InputError
 
 LINES = ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
@@ -49,23 +48,6 @@ _CONTENTS = (
     "figures",
     "trackers",
 )
-_MANIFEST = "checksums.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint: the step after which it was saved, its folder and its state."""
-
-    folder: Path
-    state: Mapping[str, Any]
-
-    @property
-    def step(self) -> int:
-        return int(self.state["step"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Optimizer moments and random states."""
-        return load_file(self.folder / "tensors.safetensors")
 
 
 class RunFolder:
@@ -318,36 +300,9 @@ class RunFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
-    try:
-        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{_MANIFEST} is missing or damaged"
-    if not isinstance(sums, dict) or not {"state.json", "tensors.safetensors"} <= sums.keys():
-        return f"{_MANIFEST} is damaged"
-    for name, expected in sums.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if checksum(path) != expected:
-            return f"{name} is not what was written"
-    return None
-
-
 def _step_of(line: bytes) -> float:
     """The step of a JSON line; infinity for one that was cut off."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return math.inf
-
-
-def _step_in_name(folder: Path) -> int:
-    number = folder.name.removeprefix("step-")
-    return int(number) if number.isdecimal() else -1
-
-
-def all_finite(policy: Policy) -> bool:
-    """Whether no parameter of the policy is NaN or infinite."""
-    return all(bool(torch.isfinite(p).all()) for p in policy.model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dibs.report.runs import NoRun
+from dibs.runs.read import NoRun
 
 _MARKS = ("metrics.jsonl", "config.yaml", "summary.json")
 _DEPTH = 6

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,15 +19,19 @@ import numpy as np
 
 from dibs.allocation.intervals import mean_with_interval
 from dibs.config import Config
-from dibs.data.prompts import render_all
+from dibs.data.prompts import (
+    render_all,
+)
 from dibs.data.questions import read_questions_of
 from dibs.files import write_json, write_text
 from dibs.model.policy import Policy
-from dibs.report.views import View
-from dibs.rollouts.sampling import Sampler, SampleRequest
+from dibs.model.pretrained import load_policy
+from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority, pass_at_k
-from dibs.rollouts.verify.verifiers import Verifier, answer_reader, verified
-from dibs.types import Group, InputError, Prompt
+from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
+from dibs.runs.build import _quiet_transformers, _room_for_prompts, starting_policy
+from dibs.runs.console import View
+from dibs.types import Group, InputError, NonFiniteError, Prompt
 
 _PART = 64
 """Prompts sampled and judged at once."""
@@ -241,3 +246,24 @@ def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
         whole.append(line.rstrip("\n") + "\n")
     write_text(path, "".join(whole))
     return records
+
+
+def run_evaluation(
+    config: Config, sources: Sequence[str], k: int, samples: int, out: Path | None, view: View
+) -> dict[str, Any]:
+    """Evaluate the configured policy on known sets or files; see :class:`Evaluator`.
+
+    Raises InputError for a source that cannot be read, before anything is sampled.
+    """
+    _quiet_transformers()
+    policy = load_policy(starting_policy(config.policy, view), config.sampling.temperature)
+    policy.model.eval()
+    with (
+        closing(build_sampler(config, policy)) as sampler,
+        closing(build_verifier(config.verify, "")) as verifier,
+    ):
+        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view)
+        try:
+            return evaluator.run(sources, out, _room_for_prompts(policy, config, sampler))
+        except NonFiniteError as error:
+            raise InputError(f"policy.model {config.policy.model}: {error}") from None

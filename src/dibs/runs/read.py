@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from dibs.report.shown import plain, shown
+from dibs.runs.safe_text import plain, shown
 
 _FAULTS_TOLD = 3
 _LAST_STEP = 10**9

@@ -25,12 +25,12 @@ from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
 from dibs.config import Config
 from dibs.data.prompts import batches
-from dibs.losses import PolicyLoss
 from dibs.model.gradient_vector import Projection
 from dibs.rollouts.source import METER
 from dibs.train import Trainer
+from dibs.training.losses import PolicyLoss
+from dibs.training.updater import Updater
 from dibs.types import Group, InputError, Prompt
-from dibs.update import Updater
 
 DRAWS = 20
 """Times that pilots are drawn from the completions of every prompt."""

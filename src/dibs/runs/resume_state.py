@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dibs.allocation.cross_fit import one_stream
 from dibs.allocation.history import History
-from dibs.train import Totals, Trainer
+from dibs.train import Trainer
+from dibs.training.totals import Totals
 from dibs.types import CompletionMoments, PromptStats, RewardMoments
 
 _NESTED = {"accepted": CompletionMoments, "rejected": CompletionMoments, "rewards": RewardMoments}

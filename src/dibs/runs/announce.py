@@ -1,0 +1,59 @@
+"""What is about to be trained on what, said once at the start."""
+
+from __future__ import annotations
+
+from dibs.config import Config
+from dibs.data.prompts import (
+    PromptSet,
+)
+from dibs.model.policy import Policy
+from dibs.processes import Processes
+from dibs.rollouts.sampling import Sampler
+from dibs.runs.console import View
+
+
+def _announce(
+    config: Config,
+    policy: Policy,
+    prompts: PromptSet,
+    sampler: Sampler,
+    view: View,
+    processes: Processes,
+) -> None:
+    """Say what is about to be trained on what, and how it is sampled."""
+    for reason, rows in prompts.dropped.items():
+        view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
+    view.message(
+        f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
+        f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
+        f"parameters on {policy.device}"
+    )
+    view.message(
+        f"Sampling at temperature {policy.temperature:g}, no top-k, top-p or penalties, by "
+        f"{sampler.description}"
+    )
+    if processes.size > 1:
+        view.message(f"{processes.size} processes on this machine share sampling and gradients")
+    if config.estimate.mode != "none" and not config.uses_statistics:
+        view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
+    if config.estimate.mode == "online" and config.allocate.allocator != "uniform":
+        view.message(_online_note(config, len(prompts.train)))
+
+
+def _online_note(config: Config, prompts: int) -> str:
+    """Whether what is known of a prompt still counts when it comes back."""
+    steps = -(-prompts // config.train.prompts_per_step)
+    half_life, m = config.estimate.half_life, config.train.prompts_per_step
+    drawn = config.allocate.num_generations if config.budget is None else config.budget / m
+    left = drawn * 0.5 ** (steps / half_life)
+    if steps >= config.train.steps:
+        return (
+            f"No prompt comes back within {config.train.steps:,} steps, a pass takes {steps:,}: counts "
+            "stay near uniform; estimate.mode cross_fit or pilot knows prompts at once"
+        )
+    if left < min(1.0, drawn / 2):  # a budget of one a prompt leaves less than one at once
+        return (
+            f"A prompt comes back after {steps:,} steps, when its completions count for {left:.1g}: "
+            f"counts stay near uniform; raise estimate.half_life ({half_life:g}) towards {steps:,}"
+        )
+    return f"A prompt comes back after {steps:,} steps; until then its count is near uniform"

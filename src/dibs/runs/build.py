@@ -1,0 +1,159 @@
+"""Put the parts of a run together from a configuration; and the commands that do not train."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import transformers
+
+from dibs.allocation.allocators import check_allocator
+from dibs.allocation.history import History
+from dibs.allocation.objectives import check_objective
+from dibs.config import Config, PolicyConfig, VerifyConfig
+from dibs.data.arithmetic import TASKS
+from dibs.data.prompts import (
+    Questions,
+    build_prompts,
+    check_batch_size,
+    read_questions,
+)
+from dibs.model.grad_norms import gradient_norms
+from dibs.model.policy import Policy
+from dibs.model.pretrained import load_policy
+from dibs.model.warm_start import warm_started_policy
+from dibs.processes import ALONE, Processes
+from dibs.rollouts.sampling import Sampler, build_sampler
+from dibs.rollouts.source import RolloutSource
+from dibs.rollouts.verify.verifiers import build_verifier
+from dibs.runs.announce import _announce
+from dibs.runs.console import View
+from dibs.runs.trackers import check_trackers
+from dibs.train import Trainer
+from dibs.training.losses import PolicyLoss
+from dibs.training.rollout_gradients import Measure
+from dibs.training.updater import Updater
+from dibs.types import InputError, TrainingExample
+
+
+def _quiet_transformers() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> Trainer:
+    """Check the configuration against the world and put the parts of a run together.
+
+    Raises InputError for anything that would stop the run later.
+    """
+    _check(config)
+    _quiet_transformers()
+    torch.manual_seed(config.seed)
+    questions = read_questions(config.data, config.seed)
+    with processes.main_first():  # it warms up an embedded task's policy
+        start = starting_policy(config.policy, view)
+    policy = load_policy(start, config.sampling.temperature)
+    sampler = build_sampler(config, policy, processes.main)
+    try:
+        return _assembled(config, view, questions, policy, sampler, processes)
+    except BaseException:
+        sampler.close()
+        raise
+
+
+def _assembled(
+    config: Config,
+    view: View,
+    questions: Questions,
+    policy: Policy,
+    sampler: Sampler,
+    processes: Processes,
+) -> Trainer:
+    room = processes.told(_room_for_prompts(policy, config, sampler))
+    prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
+    check_batch_size(prompts.train, config.train.prompts_per_step)
+    if config.estimate.mode != "none" and config.estimate.grad_norm != "none":
+        first = prompts.train[0].token_ids
+        sample = TrainingExample(first[:16], first[:4], 0.0, 0.0)
+        gradient_norms(
+            policy,
+            [sample, sample],
+            config.estimate.grad_norm,
+            parameters=config.estimate.grad_norm_parameters,
+        )
+    _announce(config, policy, prompts, sampler, view, processes)
+    algorithm = config.algorithm
+    high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
+    clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
+    return Trainer(
+        config=config,
+        policy=policy,
+        source=RolloutSource(
+            config,
+            sampler,
+            build_verifier(_own_workers(config.verify, processes), config.data.train),
+            processes,
+        ),
+        updater=Updater(
+            policy,
+            PolicyLoss(
+                clip,
+                algorithm.beta,
+                None if algorithm.importance_sampling == "none" else algorithm.importance_sampling,
+                algorithm.importance_sampling_cap,
+            ),
+            config.update,
+            config.train.steps * config.update.updates_per_step,
+            reference=policy.frozen_copy() if algorithm.beta > 0 else None,
+            processes=processes,
+        ),
+        prompts=prompts,
+        history=History(config.estimate.half_life),
+        measure=Measure(policy, config, processes),
+        on_phase=view.phase,
+    )
+
+
+def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
+    """Unless told otherwise, the processes of a run share the machine's cores."""
+    if config.workers is not None or processes.size == 1:
+        return config
+    workers = max(1, min(os.cpu_count() or 1, 8) // processes.size)
+    return config.model_copy(update={"workers": workers})
+
+
+def _check(config: Config) -> None:
+    """InputError for what can be told without loading anything."""
+    check_allocator(config.allocate.allocator)
+    check_objective(config.algorithm.objective, config.algorithm.baseline)
+    check_trackers(config.tracking.trackers)
+
+
+def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:
+    """The configuration with an embedded task's name replaced by its warm-started folder."""
+    if config.model not in TASKS:
+        return config
+    _quiet_transformers()
+    folder = warm_started_policy(
+        config.model,
+        config.warm_start,
+        lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
+    )
+    return config.model_copy(update={"model": str(folder)})
+
+
+def _room_for_prompts(policy: Policy, config: Config, sampler: Sampler) -> int | None:
+    """Tokens the context leaves for a prompt beside a completion; None if unlimited."""
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    limits = {config.policy.model: positions, "the sampling engine": sampler.context}
+    known = {name: int(limit) for name, limit in limits.items() if limit is not None}
+    if not known:
+        return None
+    whose = min(known, key=lambda name: known[name])
+    room = known[whose] - config.sampling.max_completion_length
+    if room < 1:
+        raise InputError(
+            f"sampling.max_completion_length {config.sampling.max_completion_length} leaves no room "
+            f"for a prompt in the {known[whose]} positions of {whose}; lower it"
+        )
+    return room

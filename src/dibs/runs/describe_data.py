@@ -1,0 +1,56 @@
+"""The command ``dibs data``: what a run would train on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dibs.config import Config
+from dibs.data.arithmetic import TASKS
+from dibs.data.prompts import (
+    batches,
+    build_prompts,
+    read_questions,
+)
+from dibs.files import one_line
+from dibs.model.pretrained import load_tokenizer
+from dibs.model.warm_start import build_tokenizer
+from dibs.runs.build import _quiet_transformers
+from dibs.types import InputError
+
+
+def describe_data(config: Config) -> dict[str, Any]:
+    """What a run would train on: counts, lengths in tokens, five rendered prompts, dropped rows."""
+    _quiet_transformers()
+    if config.policy.model in TASKS:
+        tokenizer = build_tokenizer()
+    else:
+        options = {"trust_remote_code": config.policy.trust_remote_code}
+        try:
+            tokenizer = load_tokenizer(config.policy.model, options)
+        except Exception as error:
+            raise InputError(
+                f"policy.model {config.policy.model}: its tokenizer cannot be loaded: {one_line(error)}"
+            ) from error
+    prompts = build_prompts(
+        read_questions(config.data, config.seed), config.data, tokenizer, config.seed
+    )
+    lengths = np.array([len(prompt.token_ids) for prompt in prompts.train])
+    first = next(batches(prompts.train, min(5, len(prompts.train)), config.seed))
+    return {
+        "train": len(prompts.train),
+        "eval": len(prompts.eval),
+        "steps_per_epoch": len(prompts.train) // config.train.prompts_per_step,
+        "prompt_length": {
+            "min": int(lengths.min()),
+            "median": float(np.median(lengths)),
+            "p95": float(np.quantile(lengths, 0.95)),
+            "max": int(lengths.max()),
+        },
+        "dropped": prompts.dropped,
+        "prompts": [
+            {"prompt_id": prompt.prompt_id, "text": prompt.text, "answer": prompt.answer}
+            for prompt in first
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Weighted examples to optimizer updates, and what a step measured."""
