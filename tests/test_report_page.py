@@ -23,10 +23,8 @@ from matplotlib.figure import Figure
 
 from dibs.cli import main
 from dibs.report.arms import Arm, group_runs
-from dibs.report.build import default_folder, watch_report, write_report
 from dibs.report.completions import TEXT, in_script, pack_completions
 from dibs.report.figures import draw_figures, page_figures
-from dibs.report.overview import arm_row
 from dibs.report.panels import (
     COLOURS,
     INK,
@@ -38,6 +36,8 @@ from dibs.report.panels import (
     wrapped,
 )
 from dibs.report.svg import inline_svg, svg_bytes
+from dibs.report.tables import arm_row
+from dibs.report.write import default_folder, watch_report, write_report
 from dibs.runs.find import run_folders
 from dibs.runs.read import read_run
 from dibs.types import InputError

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from dibs.report.arms import Arm, arm_curve, costs_at, differing_keys, group_runs, over_seeds
-from dibs.report.budget import PARTS, mean_spending, spending, total_spending
-from dibs.report.overview import arm_row
+from dibs.report.arms import Arm, differing_keys, group_runs
+from dibs.report.curves import arm_curve, costs_at, over_seeds
 from dibs.report.panels import has_score
+from dibs.report.spending import PARTS, mean_spending, spending, total_spending
+from dibs.report.tables import arm_row
 from dibs.runs.find import run_folders
 from dibs.runs.read import NoRun, Run, number, read_run
 from dibs.runs.safe_text import plain, shown

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from dibs.cli import main
-from dibs.study.curves import COSTS, Curve, Mean, Target, compare_curves, mean_curve
+from dibs.study.costs import COSTS, Curve, Mean, Target, compare_curves, mean_curve
+from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
 from dibs.study.results import rows
-from dibs.study.runs import Outcome
 
 STUDY = {
     "policy": {

@@ -15,7 +15,7 @@ from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
 from dibs.cli import main
 from dibs.config.load import load_config, split_config
-from dibs.report.meter import variance_findings, variance_table, variance_title
+from dibs.report.terminal import variance_findings, variance_table, variance_title
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.variance_meter import _measure, measure_variance

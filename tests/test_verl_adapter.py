@@ -15,7 +15,7 @@ from torch import nn
 from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
-from dibs.integrations.verl.normalise import loss_factors
+from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.state import load_budget, save_budget
 from dibs.model.grad_norms import gradient_norms
 from dibs.types import InputError, TrainingExample

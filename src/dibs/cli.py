@@ -87,7 +87,7 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
 
 def _variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
     config = load_config(path, overrides)
-    from dibs.report.meter import variance_findings, variance_table, variance_title
+    from dibs.report.terminal import variance_findings, variance_table, variance_title
     from dibs.runs.console import view_for
     from dibs.runs.measure_variance import run_variance
 
@@ -108,14 +108,14 @@ def _compare(
     paths: Sequence[Path], overrides: Mapping[str, str], options: argparse.Namespace
 ) -> None:
     study = read_study(paths, overrides)
-    from dibs.study.report import EXPLANATION, failures, matrix_table, result_tables
+    from dibs.study.result_tables import EXPLANATION, failures, matrix_table, result_tables
 
     console = Console()
     if options.dry_run:
         console.print(matrix_table(study), highlight=False)
         return
     from dibs.runs.console import view_for
-    from dibs.study.session import compare
+    from dibs.study.compare import compare
 
     with closing(view_for(Console(stderr=True))) as view:
         rows = compare(study, view)
@@ -131,7 +131,7 @@ def _compare(
 
 def _data(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
     config = load_config(path, overrides)
-    from dibs.report.evaluation import data_lines
+    from dibs.report.terminal import data_lines
     from dibs.runs.describe_data import describe_data
 
     found = describe_data(config)
@@ -160,7 +160,7 @@ def _evaluate(options: argparse.Namespace, path: Path | None, overrides: Mapping
     config = load_config(
         None, {"policy.model": options.model, "data.template": "boxed", **overrides}
     )
-    from dibs.report.evaluation import evaluation_notes, evaluation_table
+    from dibs.report.terminal import evaluation_notes, evaluation_table
     from dibs.runs.console import view_for
     from dibs.runs.evaluation import run_evaluation
 
@@ -179,7 +179,7 @@ def _verify(options: argparse.Namespace) -> None:
     given = {key: getattr(options, name.replace("-", "_")) for name, key in VERIFY_OPTIONS.items()}
     overrides = {f"verify.{key}": text for key, text in given.items() if text is not None}
     config = load_config(None, {"verify.verifier": "math", **overrides}).verify
-    from dibs.report.evaluation import verdict_table
+    from dibs.report.terminal import verdict_table
     from dibs.rollouts.verify.verify_file import verify_file
 
     counts = verify_file(options.file, config, options.out, Console(stderr=True))
@@ -192,7 +192,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     if options.watch is not None and not 1 <= options.watch <= 86_400:
         raise InputError(f"--watch {options.watch:g}: give seconds from 1 to 86400")
-    from dibs.report.build import default_folder, report_lines, watch_report, write_report
+    from dibs.report.write import default_folder, report_lines, watch_report, write_report
 
     def show(written: Mapping[str, Any]) -> None:
         for line in () if options.json else report_lines(written):

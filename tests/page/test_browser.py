@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dibs.report.build import write_report
+from dibs.report.write import write_report
 from dibs.runs.read import read_run
 from run_folders import NASTY, make_run, write_lines
 
@@ -177,7 +177,7 @@ def test_without_scripts_all_but_the_completions_is_there(opened):
 
 
 def test_a_watched_page_loads_itself_again_and_keeps_what_was_chosen(opened, tmp_path, monkeypatch):
-    from dibs.report import build
+    from dibs.report import write as build
 
     page = tmp_path / "index.html"
     run = make_run(tmp_path / "run", finished=False)

@@ -31,7 +31,7 @@ GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4")
 
 
 def read(config):
-    from dibs.integrations.verl.block import read_block
+    from dibs.integrations.verl.options import read_block
 
     return read_block(config)
 
@@ -67,7 +67,7 @@ def test_raft_is_over_the_accepted_ones(compose):
 
 
 def test_losses_with_a_mean_of_their_own(compose):
-    from dibs.integrations.verl.block import aggregation
+    from dibs.integrations.verl.options import aggregation
 
     for loss, mode in (("vanilla", "token-mean"), ("sapo", "seq-mean-token-mean")):
         word = f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}"
@@ -134,7 +134,7 @@ def test_blocks_that_cannot_be_used(compose, words, said):
     ],
 )
 def test_parts_of_verl_that_draw_by_rules_of_their_own(compose, word, said):
-    from dibs.integrations.verl.block import adapt
+    from dibs.integrations.verl.options import adapt
 
     config = compose(*GRPO, word)
     with pytest.raises(InputError, match=said) as refused:
@@ -280,7 +280,7 @@ def test_raft_plus_plus_is_ppo_where_nothing_is_rejected(compose):
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.utils.config import omega_conf_to_dataclass
 
-    import dibs.integrations.verl.losses  # noqa: F401
+    import dibs.integrations.verl.registered_losses  # noqa: F401
 
     config = compose(
         *GRPO,

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dibs.report import panels
-from dibs.report.arms import AXES, Arm
+from dibs.report.arms import Arm
+from dibs.report.curves import AXES
 from dibs.runs.read import Run, read_run
 from dibs.runs.safe_text import shown
 from dibs.types import InputError

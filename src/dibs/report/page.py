@@ -17,8 +17,8 @@ from dibs import __version__
 from dibs.report.arms import Arm, differing_keys
 from dibs.report.completions import Completions
 from dibs.report.figures import PageFigure
-from dibs.report.overview import session_rows
 from dibs.report.svg import inline_svg
+from dibs.report.tables import session_rows
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("dibs.report", "templates"),
@@ -51,7 +51,7 @@ _CAPTIONS = {
 class Contents:
     """Everything the page shows; figures are drawn already.
 
-    ``arm_rows`` and ``run_rows``: what :mod:`dibs.report.overview` makes of them.
+    ``arm_rows`` and ``run_rows``: what :mod:`dibs.report.tables` makes of them.
     """
 
     arms: Sequence[Arm]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dibs.config import Config
-from dibs.study.curves import COSTS, FINAL, Comparison, Curve, Target, compare_curves
+from dibs.study.costs import COSTS, FINAL, Comparison, Curve, Target, compare_curves
+from dibs.study.make_runs import Outcome
 from dibs.study.matrix import CompareConfig, Study
-from dibs.study.runs import Outcome
 
 Row = dict[str, Any]
 

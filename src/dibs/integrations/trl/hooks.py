@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from dibs.integrations.methods import missing_method
+from dibs.integrations.check_methods import missing_method
 from dibs.types import InputError
 
 HOOKS = {

@@ -43,8 +43,8 @@ from dibs.integrations.trl.groups import (
 )
 from dibs.integrations.trl.hooks import check_attributes, check_batch, check_hooks, unknown
 from dibs.integrations.trl.kl import weighted_kl
+from dibs.integrations.trl.log_metrics import group_numbers, write_notes
 from dibs.integrations.trl.norms import NormMeter
-from dibs.integrations.trl.notes import group_numbers, write_notes
 from dibs.integrations.trl.state import read_state, write_state
 from dibs.processes import Processes
 from dibs.types import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from dibs.integrations.methods import missing_method
+from dibs.integrations.check_methods import missing_method
 from dibs.types import InputError
 
 HOOKS: dict[str, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
-from dibs.integrations.verl.block import adapt, read_block
+from dibs.integrations.verl.options import adapt, read_block
 from dibs.integrations.verl.runner import BudgetTaskRunner
 from dibs.types import InputError
 

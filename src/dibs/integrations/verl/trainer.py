@@ -25,14 +25,14 @@ from verl.utils import tensordict_utils
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_to_nested
 
-import dibs.integrations.verl.losses  # noqa: F401  registers the advantage estimator
+import dibs.integrations.verl.registered_losses  # noqa: F401  registers the advantage estimator
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.data.prompts import prompt_id
-from dibs.integrations.verl.block import ESTIMATOR, TRAINER, aggregation, read_block
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.hooks import check_hooks, unknown
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
-from dibs.integrations.verl.normalise import loss_factors
+from dibs.integrations.verl.loss_factors import loss_factors
+from dibs.integrations.verl.options import ESTIMATOR, TRAINER, aggregation, read_block
 from dibs.integrations.verl.state import FILE, load_budget, save_budget
 from dibs.integrations.verl.worker import BudgetWorker
 

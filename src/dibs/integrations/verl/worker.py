@@ -12,7 +12,7 @@ from verl.single_controller.base.decorator import (
 from verl.utils import tensordict_utils
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-import dibs.integrations.verl.losses  # noqa: F401  registers the losses where this class is unpickled
+import dibs.integrations.verl.registered_losses  # noqa: F401  registers the losses where this class is unpickled
 from dibs.integrations.verl.last_layer import MEASURE, norms_measured, obstacle
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
 
-from dibs.integrations.verl.block import ESTIMATOR, LOSSES
+from dibs.integrations.verl.options import ESTIMATOR, LOSSES
 from dibs.training.losses import clipped_surrogate
 
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from dibs.report.panels import COLOURS, STYLE, short_numbers
-from dibs.study.curves import Curve, mean_curve
+from dibs.study.costs import Curve, mean_curve
+from dibs.study.make_runs import Outcome
 from dibs.study.matrix import Study
-from dibs.study.runs import Outcome
 
 Row = Mapping[str, Any]
 _COLUMNS = (

@@ -18,7 +18,7 @@ from dibs.config.changes import changed_keys
 from dibs.data.arithmetic import TASKS
 from dibs.files import write_json
 from dibs.runs.console import PlainView
-from dibs.study.curves import Curve, read_curve
+from dibs.study.costs import Curve, read_curve
 from dibs.study.matrix import Cell, Study
 from dibs.study.workers import results, workers
 from dibs.types import InputError

@@ -9,10 +9,10 @@ from typing import Any
 from dibs.files import to_json, write_json, write_text
 from dibs.runs.console import View
 from dibs.runs.folder import RunFolder
+from dibs.study.make_runs import make_runs
 from dibs.study.matrix import Study
-from dibs.study.report import markdown, study_figures
+from dibs.study.result_tables import markdown, study_figures
 from dibs.study.results import rows
-from dibs.study.runs import make_runs
 from dibs.types import InputError
 
 

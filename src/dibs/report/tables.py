@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dibs.report.arms import Arm, arm_curve, costs_at
-from dibs.report.budget import PARTS, total_spending
+from dibs.report.arms import Arm
+from dibs.report.curves import arm_curve, costs_at
+from dibs.report.spending import PARTS, total_spending
 from dibs.runs.read import NoRun, Run, number
 
 _SETTINGS = {

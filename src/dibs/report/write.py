@@ -14,10 +14,10 @@ from dibs.files import write_text
 from dibs.report.arms import group_runs
 from dibs.report.completions import pack_completions
 from dibs.report.figures import page_figures
-from dibs.report.overview import arm_row, run_rows
 from dibs.report.page import Contents, drawn, render_page
 from dibs.report.panels import STYLE
 from dibs.report.svg import svg_bytes
+from dibs.report.tables import arm_row, run_rows
 from dibs.runs.find import run_folders
 from dibs.runs.read import NoRun, Run, read_run
 from dibs.runs.safe_text import shown

@@ -11,7 +11,7 @@ import numpy as np
 
 from dibs.allocation.intervals import Interval
 from dibs.files import read_lines
-from dibs.report.arms import AXES
+from dibs.report.curves import AXES
 
 COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. The full accounting counts rollouts, tokens and seconds of pilots too; that of
