@@ -7,7 +7,7 @@ unbiased. 96 prompts with accept rates from 0.01 to 0.99, n = 8 fresh completion
     pilot             posterior mean from 8 pilots of the prompt, the batch's prior included
     cross_fit         the same from 2, as each stream of 4 pilots knows it
     online            the same from 32 earlier completions
-    self_normalised   p is the accepted share of the n themselves: 1/|D_i|
+    self_normalized   p is the accepted share of the n themselves: 1/|D_i|
     until_k_accepted  trials / k from drawing until k = 2 were accepted: unbiased for 1/p, at 2/p draws
 
 ``bias`` is mean X - 1, ``deviation`` the standard deviation of X, ``rollouts`` the cost of a prompt.
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dibs.allocation.posterior import believe
+from dibs.allocation.posterior import fit_posterior
 from dibs.types import PromptStats
 
 PROMPTS, FRESH, REPLICATES, UNTIL = 96, 8, 5000, 2
@@ -45,15 +45,15 @@ def measure(replicates: int) -> list[dict]:
             successes = rng.binomial(trials, rates)
             norms = np.where(successes > 0, 1.0, np.nan)
             stats = PromptStats(range(PROMPTS), np.full(PROMPTS, trials), successes, norms)
-            drawn.setdefault(name, []).append(share / believe(stats).accept_rate)
-        drawn.setdefault("self_normalised", []).append((share > 0).astype(float))
+            drawn.setdefault(name, []).append(share / fit_posterior(stats).accept_rate)
+        drawn.setdefault("self_normalized", []).append((share > 0).astype(float))
         trials = UNTIL + rng.negative_binomial(UNTIL, rates)
         drawn.setdefault("until_k_accepted", []).append(share * trials / UNTIL)
     cost = {
         "pilot": np.full(PROMPTS, 8 + FRESH),
         "cross_fit": np.full(PROMPTS, FRESH),
         "online": np.full(PROMPTS, FRESH),
-        "self_normalised": np.full(PROMPTS, FRESH),
+        "self_normalized": np.full(PROMPTS, FRESH),
         "until_k_accepted": UNTIL / rates + FRESH,
     }
     rows = []

@@ -54,7 +54,7 @@ class Case:
     def ours(self) -> int:
         """Tokens written by the engine."""
         sampler = TransformersSampler(self.policy, self.length, self.batch_tokens)
-        groups = collected(self.requests, sampler.stream(self.requests))
+        groups = collected(self.requests, sampler.sample(self.requests))
         return sum(len(c.token_ids) for group in groups for c in group)
 
     @torch.no_grad()

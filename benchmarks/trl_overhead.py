@@ -5,7 +5,7 @@ same completions and make the same updates; rewards are by chance, from the text
 from the start, in turns: in every other round the plug-in goes first. A step is timed from the end of
 the one before to its own end, generation included; the first is left out. ``overhead`` is the median
 over rounds of the ratio of median step times, less 1; ``cpu_overhead`` the same in time of the process,
-which neighbours on the machine disturb less.
+which neighbors on the machine disturb less.
 
     make bench-trl
     .venv-trl/bin/python benchmarks/trl_overhead.py [--json]

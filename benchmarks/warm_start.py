@@ -80,7 +80,7 @@ def accept_rate(policy: Policy) -> float:
             SampleRequest(Prompt(name, problem.prompt, ids, answer), 4, (0, int(name, 16)))
         )
     groups = []
-    completions = collected(requests, TransformersSampler(policy, 16, 10**6).stream(requests))
+    completions = collected(requests, TransformersSampler(policy, 16, 10**6).sample(requests))
     for request, group in zip(requests, completions, strict=True):
         rollouts = []
         for completion in group:

@@ -14,17 +14,17 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from rich.console import Console
-
-from dibs.config.load import load_config
-from dibs.files import write_json
-from dibs.report.comparison import (
+from demo_comparison import (
     TOTAL,
     TRAINING,
     comparison_rows,
     comparison_tables,
     differences,
 )
+from rich.console import Console
+
+from dibs.config.load import load_config
+from dibs.files import write_json
 from dibs.report.figures import draw_figures
 from dibs.runs.console import view_for
 from dibs.runs.train_run import run_training

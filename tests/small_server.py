@@ -68,7 +68,7 @@ class SmallServer:
         sampler = TransformersSampler(self.policy, body["max_tokens"], 10**5)
         with self.lock:
             drawn = list(
-                sampler.stream(
+                sampler.sample(
                     [SampleRequest(prompt, body["n"], (body["seed"],))], body["temperature"]
                 )
             )

@@ -163,7 +163,7 @@ def test_algorithms_bring_their_objective_and_baseline():
         ),
         (
             ["--estimate.mode", "none"],
-            "allocator min_variance with algorithm.estimator self_normalised needs accept rates",
+            "allocator min_variance with algorithm.estimator self_normalized needs accept rates",
         ),
         (
             [

@@ -10,7 +10,7 @@ from conftest import assert_equal_arrays, make_group, make_prompt
 from dibs.allocation.history import History
 from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.objectives import BASELINES
-from dibs.allocation.posterior import believe, expected_tokens
+from dibs.allocation.posterior import expected_tokens, fit_posterior
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.rollouts.scores import score
 from dibs.types import CompletionMoments, InputError, PromptStats
@@ -43,7 +43,7 @@ def test_algorithm_2_by_hand():
 def test_nothing_known():
     stats = no_statistics([make_prompt("a"), make_prompt("b")])
     assert np.isnan(stats.accept_rate).all()
-    assert_equal_arrays(believe(stats).accept_rate, [0.5, 0.5])
+    assert_equal_arrays(fit_posterior(stats).accept_rate, [0.5, 0.5])
 
 
 def test_statistics_that_cannot_be_name_the_prompt():
@@ -93,7 +93,7 @@ def draw(seed, m=400, trials=8, spread=1.0, classes=True):
 def test_the_posterior_is_calibrated():
     """95% intervals hold the truth for 95% of 400 prompts, within 4 standard errors (4.4%)."""
     rate, moment, stats = draw(0)
-    posterior = believe(stats)
+    posterior = fit_posterior(stats)
     low, high = distributions.beta.interval(0.95, posterior.alpha, posterior.beta)
     assert abs(np.mean((low <= rate) & (rate <= high)) - 0.95) < 0.044
     error = np.log(moment) - posterior.log_square
@@ -102,7 +102,7 @@ def test_the_posterior_is_calibrated():
 
 def test_the_posterior_is_nearer_to_the_truth_than_shares_and_means():
     rate, moment, stats = draw(1)
-    posterior = believe(stats)
+    posterior = fit_posterior(stats)
     assert ((posterior.accept_rate - rate) ** 2).mean() < 0.75 * (
         (stats.accept_rate - rate) ** 2
     ).mean()
@@ -114,7 +114,7 @@ def test_the_posterior_is_nearer_to_the_truth_than_shares_and_means():
 
 def test_a_prompt_without_an_accepted_pilot_keeps_a_small_rate():
     _, _, stats = draw(2)
-    posterior = believe(stats)
+    posterior = fit_posterior(stats)
     failed = stats.successes == 0
     assert failed.any()
     assert (posterior.accept_rate[failed] > 0.01).all()
@@ -123,7 +123,7 @@ def test_a_prompt_without_an_accepted_pilot_keeps_a_small_rate():
 
 def test_many_pilots_leave_the_prior_behind():
     rate, moment, stats = draw(3, m=50, trials=4000)
-    posterior = believe(stats)
+    posterior = fit_posterior(stats)
     np.testing.assert_allclose(posterior.accept_rate, rate, atol=0.04)
     np.testing.assert_allclose(posterior.log_square, np.log(moment), atol=0.1)
 
@@ -139,7 +139,7 @@ def test_many_pilots_leave_the_prior_behind():
     ],
 )
 def test_degenerate_statistics_have_a_posterior(trials, successes, norms):
-    posterior = believe(
+    posterior = fit_posterior(
         PromptStats(
             list(range(len(trials))), np.array(trials), np.array(successes), np.array(norms)
         )
@@ -160,7 +160,7 @@ def logprob_moments(count: np.ndarray, logprob: np.ndarray) -> CompletionMoments
 def squared_error(rate: np.ndarray, trials: int, successes: np.ndarray, **known) -> float:
     m = len(rate)
     stats = PromptStats(list(range(m)), np.full(m, trials), successes, np.ones(m), **known)
-    return ((believe(stats).accept_rate - rate) ** 2).mean()
+    return ((fit_posterior(stats).accept_rate - rate) ** 2).mean()
 
 
 def test_log_probabilities_sharpen_the_accept_rate():
@@ -207,7 +207,7 @@ def test_old_completions_widen_the_posterior_and_do_not_bend_it(age):
     ]
     norms = [np.exp((x + rng.normal(0, 1.0, trials)) / 2) for x in level]
     history.add(groups, norms, step=0)
-    posterior = believe(history.statistics([str(i) for i in range(m)], step=age))
+    posterior = fit_posterior(history.statistics([str(i) for i in range(m)], step=age))
     truth = level + 0.5
     for log, deviation in (
         (posterior.log_square, posterior.log_square_deviation),
@@ -222,7 +222,7 @@ def test_a_mean_norm_alone_is_not_taken_at_its_word():
     """Without moments the spread within a prompt is not known; one outlier is pulled to the others."""
     norms = np.ones(100)
     norms[0] = 30.0
-    posterior = believe(PromptStats(list(range(100)), np.full(100, 8), np.ones(100), norms))
+    posterior = fit_posterior(PromptStats(list(range(100)), np.full(100, 8), np.ones(100), norms))
     assert posterior.log_square[0] - posterior.log_square[1] < 0.9 * 2 * np.log(30)
 
 
@@ -242,7 +242,7 @@ def test_many_pilots_with_real_rewards_give_their_own_second_moments(objective, 
         groups.append(group)
         norms.append(size)
         expected.append(np.mean(a**2 * size**2))
-    got = believe(pilot_statistics(groups, norms)).second_moment(objective, baseline)
+    got = fit_posterior(pilot_statistics(groups, norms)).second_moment(objective, baseline)
     np.testing.assert_allclose(got, expected, rtol=0.1)
 
 
@@ -250,7 +250,7 @@ def test_real_rewards_where_a_class_is_missing_stay_finite():
     groups = [make_group([0.2, 0.5, 0.0]), make_group([0.1], make_prompt("01"))]
     stats = pilot_statistics(groups, [np.ones(3), np.ones(1)])
     for objective, baseline in (("expected_reward", "none"), ("grpo", "mean")):
-        moment = believe(stats).second_moment(objective, baseline)
+        moment = fit_posterior(stats).second_moment(objective, baseline)
         assert (np.isfinite(moment) & (moment > 0)).all()
     # Rewards of 0 and 1 keep no moments of their own.
     plain = pilot_statistics([make_group([1, 0])], [np.ones(2)])

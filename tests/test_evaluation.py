@@ -223,7 +223,7 @@ def test_data_are_shown_before_they_are_trained_on(byte_model, math_file, capsys
 
 
 @pytest.mark.parametrize(("failures", "mode"), [("exclude", "cross_fit"), ("reject", "pilot")])
-def test_completions_without_a_verdict_are_counted_not_learnt_from(tmp_path, failures, mode):
+def test_completions_without_a_verdict_are_counted_not_learned_from(tmp_path, failures, mode):
     out = tmp_path / "run"
     summary = run(
         out,

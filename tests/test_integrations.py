@@ -29,7 +29,7 @@ REWARDS = [
 ]
 
 
-def test_nothing_known_is_uniform_and_what_is_learnt_counts():
+def test_nothing_known_is_uniform_and_what_is_learned_counts():
     budget = PromptBudget(BudgetConfig(objective="expected_reward", baseline="leave_one_out"))
     assert budget.allocate(NAMES).tolist() == [8] * 6
     budget.update(NAMES, REWARDS)
@@ -62,7 +62,7 @@ def test_a_prompt_may_occur_twice():
 
 
 @pytest.mark.parametrize("objective", ["expected_reward", "grpo", "log_likelihood"])
-@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalised", "flat"])
+@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalized", "flat"])
 def test_weights_are_those_of_the_trainer(objective, estimator):
     baseline = objectives.BASELINES[objective][0]
     budget = PromptBudget(BudgetConfig(objective=objective, baseline=baseline, estimator=estimator))

@@ -15,7 +15,7 @@ from dibs.allocation.objectives import (
     second_moment,
     variance,
     weigh,
-    weigh_signals,
+    weigh_rewards,
 )
 from dibs.types import InputError, RewardMoments
 
@@ -77,7 +77,7 @@ def test_completions_beside_a_group_enter_its_baseline(
 @pytest.mark.parametrize(
     ("objective", "baseline", "estimator"),
     [
-        ("log_likelihood", "mean", "self_normalised"),
+        ("log_likelihood", "mean", "self_normalized"),
         ("log_likelihood", "mean", "prompt_mean"),
         ("expected_reward", "mean", "prompt_mean"),
         ("expected_reward", "leave_one_out", "prompt_mean"),
@@ -93,7 +93,7 @@ def test_a_group_with_completions_beside_it_expects_what_one_of_both_together_do
         total = 0.0
         for outcome in itertools.product([1.0, 0.0], repeat=4):
             drawn = np.array(outcome)
-            ((advantages,), (weights,)) = weigh_signals(
+            ((advantages,), (weights,)) = weigh_rewards(
                 [drawn[:own]],
                 objective=objective,
                 baseline=baseline,
@@ -152,13 +152,13 @@ def test_lemma_1_weights_are_one_over_m_n_p():
     assert_equal_arrays(shares[2], [1 / (3 * 1 * 0.1)])
 
 
-def test_self_normalised_weighs_accepted_rollouts_by_one_over_m_accepted():
+def test_self_normalized_weighs_accepted_rollouts_by_one_over_m_accepted():
     groups = [make_group([1, 0, 1, 1, 0]), make_group([0, 0])]
     advantages, weights = weigh(
         groups,
         objective="log_likelihood",
         baseline="none",
-        estimator="self_normalised",
+        estimator="self_normalized",
         accept_rates=np.array([np.nan, np.nan]),
     )
     assert_equal_arrays(advantages[0] * weights[0], np.array([1, 0, 1, 1, 0]) / (2 * 3))
@@ -180,7 +180,7 @@ def test_flat_weighs_every_accepted_rollout_of_the_step_alike():
 
 def test_all_rejected_and_all_empty_steps_weigh_nothing():
     for groups in ([make_group([0, 0]), make_group([0])], [make_group([]), make_group([])]):
-        for estimator in ("prompt_mean", "self_normalised", "flat"):
+        for estimator in ("prompt_mean", "self_normalized", "flat"):
             advantages, weights = weigh(
                 groups,
                 objective="log_likelihood",

@@ -53,7 +53,7 @@ def test_adapters_start_as_the_model_and_alone_are_trained(policy, folder):
 def test_whole_weights_are_the_model_with_its_adapters(folder, tmp_path):
     adapted = trained_adapters(folder)
     before = {name: p.clone() for name, p in adapted.model.state_dict().items()}
-    adapted.save_whole(tmp_path / "whole")
+    adapted.save_merged(tmp_path / "whole")
     for name, value in adapted.model.state_dict().items():
         assert torch.equal(value, before[name])
     whole = loaded(str(tmp_path / "whole"))
@@ -63,7 +63,7 @@ def test_whole_weights_are_the_model_with_its_adapters(folder, tmp_path):
     torch.testing.assert_close(one, other)
     plain = loaded(folder)
     assert not torch.allclose(plain.logprobs(plain.collate(made)), other, atol=0.1)
-    assert dict(plain.whole_weights()).keys() == dict(adapted.whole_weights()).keys()
+    assert dict(plain.merged_weights()).keys() == dict(adapted.merged_weights()).keys()
 
 
 def test_adapters_are_saved_and_loaded_alone(folder, tmp_path):
@@ -98,7 +98,7 @@ def test_a_run_with_adapters_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
             run(tmp_path / "killed", *words)
     run(tmp_path / "killed", *words, "--resume=yes")
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
-    assert not loaded(str(tmp_path / "whole" / "model")).adapted
+    assert not loaded(str(tmp_path / "whole" / "model")).has_lora
 
 
 def test_mixed_arithmetic_is_bfloat16_with_float32_weights(policy, folder):

@@ -47,34 +47,34 @@ def test_shares_of_requests_make_up_the_whole(size, seed):
 def test_shares_of_nothing():
     share = share_of_requests(requests([0, 0]), Processes(1, 2))
     assert [r.count for r in share] == [0, 0]
-    assert Processes(0, 2).share([], []) == []
+    assert Processes(0, 2).own_share([], []) == []
 
 
 class Pair(Processes):
     """Process 0 of two; the other gives what it is told to."""
 
-    def gathered(self, mine):
+    def all_gather(self, mine):
         return [mine, (None, "InputError: no such row")]
 
 
 def test_what_fails_in_one_process_is_raised_in_all():
-    assert ALONE.gathered_from(lambda: 3) == [3]
+    assert ALONE.all_gather_results(lambda: 3) == [3]
     pair = Pair(0, 2)
     with pytest.raises(RuntimeError, match=r"process 1 failed: InputError: no such row"):
-        pair.gathered_from(lambda: 3)
+        pair.all_gather_results(lambda: 3)
 
     def fails():
         raise KeyError("own")
 
     for processes in (ALONE, pair):
         with pytest.raises(KeyError, match="own"):
-            processes.gathered_from(fails)
+            processes.all_gather_results(fails)
 
 
 def test_items_are_dealt_once_and_evenly():
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(4, 1, 101).tolist()
-    shares = [Processes(rank, 4).share(range(101), lengths) for rank in range(4)]
+    shares = [Processes(rank, 4).own_share(range(101), lengths) for rank in range(4)]
     assert sorted(i for share in shares for i in share) == list(range(101))
     loads = [sum(lengths[i] for i in share) for share in shares]
     assert max(loads) - min(loads) <= 2 * max(lengths)
@@ -82,9 +82,9 @@ def test_items_are_dealt_once_and_evenly():
 
 
 def test_a_single_process_is_left_alone():
-    assert ALONE.gathered("x") == ["x"]
+    assert ALONE.all_gather("x") == ["x"]
     assert not ALONE.any(False)
-    assert ALONE.share([3, 1], [1, 1]) == [3, 1]
+    assert ALONE.own_share([3, 1], [1, 1]) == [3, 1]
     ALONE.require_same(1, "nothing")
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from demo_comparison import TOTAL, TRAINING, comparison_rows, comparison_tables, differences
 from rich.console import Console
 
 from conftest import make_group, make_prompt
 from dibs.allocation.statistics import no_statistics
-from dibs.report.comparison import TOTAL, TRAINING, comparison_rows, comparison_tables, differences
 from dibs.runs.console import LiveView, PlainView, view_for
 from dibs.training.records import accept_rate_histogram, describe_prompts, sample_records
 from dibs.types import Allocation

@@ -26,9 +26,9 @@ from dibs.report.arms import Arm, group_runs
 from dibs.report.completions import TEXT, in_script, pack_completions
 from dibs.report.figures import draw_figures, page_figures
 from dibs.report.panels import (
-    COLOURS,
+    COLORS,
     INK,
-    PART_COLOURS,
+    PART_COLORS,
     STEPS,
     STYLE,
     accept_rates_panel,
@@ -373,7 +373,7 @@ def test_figures_take_the_ink_of_the_page_and_are_the_same_every_time(tmp_path):
         assert drawn.count(f'class="step-{step}"') == 1
 
 
-def test_colours_stand_out_from_both_grounds():
+def test_colors_stand_out_from_both_grounds():
     style = (
         Path(sys.modules["dibs.report.page"].__file__).parent / "templates" / "page.css"
     ).read_text()
@@ -385,16 +385,16 @@ def test_colours_stand_out_from_both_grounds():
             for behind in ("ground", "raised"):
                 assert contrast(ground[name], ground[behind]) >= 4.5, (name, behind)
         steps = [matplotlib.colors.to_hex(STEPS(x)) for x in np.linspace(0, 1, 9)]
-        for colour in (*COLOURS, *PART_COLOURS, *steps, ground["field"]):
-            assert contrast(colour, ground["ground"]) >= 3, colour
+        for color in (*COLORS, *PART_COLORS, *steps, ground["field"]):
+            assert contrast(color, ground["ground"]) >= 3, color
     assert light["ink"] == INK
 
 
 def contrast(one: str, other: str) -> float:
     """WCAG 2: relative luminances' ratio."""
 
-    def luminance(colour: str) -> float:
-        parts = np.array(matplotlib.colors.to_rgb(colour))
+    def luminance(color: str) -> float:
+        parts = np.array(matplotlib.colors.to_rgb(color))
         linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 

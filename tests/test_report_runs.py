@@ -13,8 +13,8 @@ from dibs.report.panels import has_score
 from dibs.report.spending import PARTS, mean_spending, spending, total_spending
 from dibs.report.tables import arm_row
 from dibs.runs.find import run_folders
-from dibs.runs.read import NoRun, Run, number, read_run
-from dibs.runs.safe_text import plain, shown
+from dibs.runs.read import NoRun, Run, finite_number, read_run
+from dibs.runs.safe_text import as_json_types, printable
 from run_folders import make_run, write_lines
 
 
@@ -218,15 +218,18 @@ def test_a_folder_whose_name_is_too_long_does_not_exist(tmp_path):
 
 
 def test_text_that_cannot_be_shown_is_escaped():
-    assert shown("min_variance, naïve 数 🎲") == "min_variance, naïve 数 🎲"
-    assert shown("a\x01b\nc\x7f\ud800\udcff\uffff\u2028") == (
+    assert printable("min_variance, naïve 数 🎲") == "min_variance, naïve 数 🎲"
+    assert printable("a\x01b\nc\x7f\ud800\udcff\uffff\u2028") == (
         r"a\x01b\nc\x7f\ud800\udcff\uffff\u2028"
     )
 
 
 def test_values_of_a_configuration_become_plain_ones():
-    assert plain({1: None, "b": [True, 2, 0.5, "x"]}) == {"1": None, "b": [True, 2, 0.5, "x"]}
-    assert plain({"a": float("nan"), "b": -float("inf"), "c": {1}}) == {
+    assert as_json_types({1: None, "b": [True, 2, 0.5, "x"]}) == {
+        "1": None,
+        "b": [True, 2, 0.5, "x"],
+    }
+    assert as_json_types({"a": float("nan"), "b": -float("inf"), "c": {1}}) == {
         "a": "nan",
         "b": "-inf",
         "c": "{1}",
@@ -244,9 +247,9 @@ def test_keys_of_a_configuration_that_are_no_text(tmp_path):
 
 def test_numbers_that_are_none(tmp_path):
     for value in (None, "1", True, [1], float("nan"), float("inf"), 10**400):
-        assert np.isnan(number({"n": value}, "n")), value
-    assert np.isnan(number({}, "n"))
-    assert number({"n": 3}, "n") == 3
+        assert np.isnan(finite_number({"n": value}, "n")), value
+    assert np.isnan(finite_number({}, "n"))
+    assert finite_number({"n": 3}, "n") == 3
 
 
 def test_runs_that_differ_in_the_seed_are_an_arm(tmp_path):

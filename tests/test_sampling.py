@@ -29,10 +29,10 @@ def requests(counts: list[int]) -> list[SampleRequest]:
 
 
 def sample(sampler, made, temperature=None):
-    return collected(made, sampler.stream(made, temperature))
+    return collected(made, sampler.sample(made, temperature))
 
 
-def test_counts_are_honoured_and_order_is_kept(policy):
+def test_counts_are_honored_and_order_is_kept(policy):
     groups = sample(TransformersSampler(policy, 6, 1000), requests([3, 0, 5]))
     assert [len(group) for group in groups] == [3, 0, 5]
     assert sample(TransformersSampler(policy, 6, 1000), requests([0, 0, 0])) == [[], [], []]
@@ -54,7 +54,7 @@ def test_rows_that_come_and_go_say_what_they_say_alone(policy, batch_tokens):
         SampleRequest(make_prompt(f"{i}", tuple(range(4, 6 + 3 * i))), 5, (7, i)) for i in range(6)
     ]
     alone = [
-        [each.completion for each in TransformersSampler(policy, 12, 1).stream([one])]
+        [each.completion for each in TransformersSampler(policy, 12, 1).sample([one])]
         for request in made
         for one in [SampleRequest(request.prompt, 1, request.seed, k) for k in range(5)]
     ]
@@ -66,7 +66,7 @@ def test_rows_that_come_and_go_say_what_they_say_alone(policy, batch_tokens):
 
 def test_completions_come_as_they_are_finished(policy):
     made = requests([40, 40, 40])
-    stream = TransformersSampler(policy, 40, 500).stream(made)
+    stream = TransformersSampler(policy, 40, 500).sample(made)
     lengths = [len(each.completion.token_ids) for each in stream]
     assert lengths != sorted(lengths)
     assert lengths[0] < max(lengths)
@@ -209,7 +209,7 @@ def test_batches_are_halved_where_memory_does_not_suffice(policy, monkeypatch):
     assert max(tried) > 4
     before = len(tried)
     sample(sampler, requests([6, 2, 6]))
-    assert max(tried[before:]) <= 4  # learnt once
+    assert max(tried[before:]) <= 4  # learned once
     monkeypatch.setattr(policy.model, "forward", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sample(sampler, requests([1, 0, 0]))

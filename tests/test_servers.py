@@ -49,10 +49,10 @@ def requests(counts):
 
 def sample(sampler, counts, temperature=None):
     made = requests(counts)
-    return collected(made, sampler.stream(made, temperature))
+    return collected(made, sampler.sample(made, temperature))
 
 
-def test_counts_are_honoured_by_all_servers_together(policy, servers):
+def test_counts_are_honored_by_all_servers_together(policy, servers):
     sampler = sampler_for(policy, *(s.address for s in servers), server_concurrency=1)
     before = [s.answered for s in servers]
     groups = sample(sampler, [30, 0, 19])

@@ -90,8 +90,6 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert session["versions"]["torch"] == torch.__version__
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
     assert (out / "model" / "config.json").is_file()
-    for name in ("accuracy.png", "counts.png", "accept_rates.png"):
-        assert (out / "figures" / name).stat().st_size > 5000
     assert load_config(out / "config.yaml").train.steps == 2
 
 
@@ -141,7 +139,7 @@ def test_the_same_seed_gives_the_same_metrics_and_another_does_not(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["raft", "raft++", "grpo"])
 @pytest.mark.parametrize("allocator", ["gvm", "uniform"])
-@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalised", "flat"])
+@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalized", "flat"])
 def test_every_algorithm_works_with_every_allocator_and_estimator(
     tmp_path, algorithm, allocator, estimator
 ):
@@ -264,13 +262,13 @@ def test_pilots_of_one_phase_are_all_different_draws(tmp_path):
     config = load_config(*split_config(options(tmp_path / "run", *words)))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
     seeds = []
-    inner = trainer.source.sampler.stream
+    inner = trainer.source.sampler.sample
 
     def stream(requests, temperature=None):
         seeds.extend(request.seed for request in requests)
         return inner(requests, temperature)
 
-    trainer.source.sampler.stream = stream
+    trainer.source.sampler.sample = stream
     next(trainer.run())
     # Two batches of pilots over the same 8 prompts, one of training, one of evaluation.
     assert len(seeds) == len(set(seeds)) == 32
@@ -283,7 +281,7 @@ def test_completions_that_do_not_come_are_counted_and_done_without(tmp_path, mod
     words = [f"--estimate.mode={mode}", "--allocate.num_generations=8", *uniform]
     config = load_config(*split_config(options(tmp_path / "run", *words)))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
-    inner = trainer.source.sampler.stream
+    inner = trainer.source.sampler.sample
     lost = [0]
 
     def stream(requests, temperature=None):
@@ -293,7 +291,7 @@ def test_completions_that_do_not_come_are_counted_and_done_without(tmp_path, mod
                 continue
             yield sampled
 
-    trainer.source.sampler.stream = stream
+    trainer.source.sampler.sample = stream
     total = 0
     for record in trainer.run():
         total += record.metrics["missing_completions"]

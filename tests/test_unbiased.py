@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import make_prompt
-from dibs.allocation.cross_fit import cross_fit, deal, missing_counts, one_stream
+from dibs.allocation.cross_fit import assign_rollouts, cross_fit, missing_counts, undivided
 from dibs.allocation.objectives import weigh
 from dibs.allocation.problem import pose
 from dibs.allocation.proportional import proportional
@@ -102,16 +102,16 @@ def test_mean_baseline_shrinks_by_n_minus_one_over_n(objective):
     assert sigmas_off(samples, expected) > 5  # and the test can tell
 
 
-@pytest.mark.parametrize("estimator", ["self_normalised", "flat"])
+@pytest.mark.parametrize("estimator", ["self_normalized", "flat"])
 def test_the_other_estimators_are_biased_at_these_counts(estimator):
     samples = estimates(COUNTS, objective="log_likelihood", baseline="none", estimator=estimator)
     assert sigmas_off(samples, target(UNBIASED["log_likelihood", "none"])) > 5
 
 
-def test_self_normalised_misses_by_the_chance_of_an_empty_group():
+def test_self_normalized_misses_by_the_chance_of_an_empty_group():
     """Given at least one acceptance 1/|D_i| is unbiased, so it shrinks by 1 - (1 - p_i)^n_i."""
     samples = estimates(
-        COUNTS, objective="log_likelihood", baseline="none", estimator="self_normalised"
+        COUNTS, objective="log_likelihood", baseline="none", estimator="self_normalized"
     )
     nonempty = 1 - (1 - ACCEPT_RATES) ** COUNTS
     expected = target(UNBIASED["log_likelihood", "none"]) * nonempty[:, None]
@@ -170,18 +170,18 @@ def hungry(problem):
 
 def cross_fitted(pilots, objective, baseline, rng) -> np.ndarray:
     """The gradient estimate of a step in mode cross_fit, from the parts that the loop uses."""
-    streams = cross_fit(pilots, norms_of(pilots)).streams
+    streams = cross_fit(pilots, norms_of(pilots)).parts
     problems = [
-        pose(stream.stats, PER_STREAM, lower=stream.given_counts, objective=objective)
+        pose(stream.stats, PER_STREAM, lower=stream.reused_counts, objective=objective)
         for stream in streams
     ]
     allocations = [Allocation(p.stats.prompt_ids, hungry(p), "hungry") for p in problems]
     missing = missing_counts(allocations, streams)
     fresh = draw([group.prompt for group in pilots], np.sum(missing, axis=0), rng)
-    parts = deal(fresh, missing, streams)
+    parts = assign_rollouts(fresh, missing, streams)
     return np.mean(
         [
-            gradient(groups, objective, baseline, beside=stream.beside)
+            gradient(groups, objective, baseline, beside=stream.baseline_only)
             for groups, stream in zip(parts, streams, strict=True)
         ],
         axis=0,
@@ -190,7 +190,7 @@ def cross_fitted(pilots, objective, baseline, rng) -> np.ndarray:
 
 def pooled(pilots, objective, baseline, rng) -> np.ndarray:
     """The tempting way: all pilots decide the counts, and all of them enter."""
-    estimate = one_stream(
+    estimate = undivided(
         pilot_statistics(pilots, norms_of(pilots)), [group.prompt for group in pilots]
     )
     problem = pose(estimate.stats, 2 * PER_STREAM, lower=PILOTS, objective=objective)
@@ -220,12 +220,12 @@ def test_cross_fit_trains_on_every_pilot_once():
     pilots = draw([make_prompt(str(i)) for i in range(3)], [5, 4, 2], rng)
     estimate = cross_fit(pilots, norms_of(pilots))
     assert estimate.stats.trials.tolist() == [5, 4, 2]
-    first, second = estimate.streams
-    assert first.stats.trials.tolist() == second.given_counts.tolist() == [2, 2, 1]
-    assert second.stats.trials.tolist() == first.given_counts.tolist() == [3, 2, 1]
-    for group, a, b in zip(pilots, second.given, first.given, strict=True):
+    first, second = estimate.parts
+    assert first.stats.trials.tolist() == second.reused_counts.tolist() == [2, 2, 1]
+    assert second.stats.trials.tolist() == first.reused_counts.tolist() == [3, 2, 1]
+    for group, a, b in zip(pilots, second.reused, first.reused, strict=True):
         assert a.rollouts + b.rollouts == group.rollouts
-    assert (first.beside, second.beside) == (second.given, first.given)
+    assert (first.baseline_only, second.baseline_only) == (second.reused, first.reused)
 
 
 def test_one_over_an_estimated_accept_rate_is_biased_and_drawing_until_k_is_not():

@@ -302,7 +302,7 @@ def test_micro_batches_are_halved_where_memory_does_not_suffice(policy, loss, mo
     assert again.micro_batch_tokens <= 150
     tried = sum(size > 150 for size in sizes)
     again.step(made)
-    assert sum(size > 150 for size in sizes) == tried  # learnt once
+    assert sum(size > 150 for size in sizes) == tried  # learned once
 
     def never(self, batch):
         raise MemoryError

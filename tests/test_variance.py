@@ -12,40 +12,46 @@ from rich.console import Console
 from dibs.allocation.intervals import bootstrap
 from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
-from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
+from dibs.allocation.variance import (
+    achievable_gain,
+    captured_gain,
+    noise_scale,
+    ratio_of_sums,
+    variance_shares,
+)
 from dibs.cli import main
 from dibs.config.load import load_config, split_config
 from dibs.report.terminal import variance_findings, variance_table, variance_title
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from dibs.training.variance_meter import _measure, measure_variance
+from dibs.training.variance_meter import VarianceMeter, _measure, measure_variance
 from dibs.types import Group, InputError
 from test_train import options, run, untimed
 
 
 def test_shares_by_hand():
     sigma_squared = np.array([8.0, 0.0, 2.0])
-    assert shares(sigma_squared, [np.array([4, 0, 1])]).tolist() == [2, 0, 2]
+    assert variance_shares(sigma_squared, [np.array([4, 0, 1])]).tolist() == [2, 0, 2]
     # two streams: (8/4 + 8/2) / 4, (2/1 + 2/2) / 4
     streams = [np.array([4, 0, 1]), np.array([2, 3, 2])]
-    assert shares(sigma_squared, streams).tolist() == [1.5, 0, 0.75]
-    assert shares(sigma_squared, [np.array([0, 0, 1])]).tolist() == [np.inf, 0, 2]
+    assert variance_shares(sigma_squared, streams).tolist() == [1.5, 0, 0.75]
+    assert variance_shares(sigma_squared, [np.array([0, 0, 1])]).tolist() == [np.inf, 0, 2]
 
 
 def test_gains_by_hand():
     # sigma 1 and 3: 2 (1 + 9) / (1 + 3)^2
     assert achievable_gain(np.array([1.0, 9.0])).value == pytest.approx(1.25)
     assert achievable_gain(np.full(5, 7.0)).value == pytest.approx(1)
-    assert ratio(np.array([1.0, 3.0]), np.array([1.0, 1.0])).value == 2
-    assert ratio(np.array([1.0, 3.0]), np.array([1.0, np.inf])).value is None
-    assert ratio(np.zeros(2), np.zeros(2)).value is None
-    one = captured(np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([0.5, 0.5]))
+    assert ratio_of_sums(np.array([1.0, 3.0]), np.array([1.0, 1.0])).value == 2
+    assert ratio_of_sums(np.array([1.0, 3.0]), np.array([1.0, np.inf])).value is None
+    assert ratio_of_sums(np.zeros(2), np.zeros(2)).value is None
+    one = captured_gain(np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([0.5, 0.5]))
     assert one.value == pytest.approx((2 - 1) / (4 - 1))
-    assert captured(np.ones(2), np.ones(2), np.ones(2)).value is None
+    assert captured_gain(np.ones(2), np.ones(2), np.ones(2)).value is None
     # Resamples of prompts without any variance tell nothing, and do no harm.
-    part = captured(np.array([1.0, 0.0]), np.array([1.2, 0.0]), np.array([0.9, 0.0]))
+    part = captured_gain(np.array([1.0, 0.0]), np.array([1.2, 0.0]), np.array([0.9, 0.0]))
     assert part.value == pytest.approx(0.6)
-    assert captured(np.zeros(2), np.zeros(2), np.zeros(2)).value is None
+    assert captured_gain(np.zeros(2), np.zeros(2), np.zeros(2)).value is None
     # In tokens: uniform (1 + 4)(100 + 25) against (sqrt 100 + 2 sqrt 25)^2
     told = achievable_gain(np.array([1.0, 4.0]), np.array([100.0, 25.0]))
     assert told.value == pytest.approx(5 * 125 / 400)
@@ -77,7 +83,7 @@ def test_noise_estimates_are_unbiased(monkeypatch):
         average = halves.mean(1)
         own = (halves[:, 0] * halves[:, 1]).sum(1)
         uniform = np.full(m, 9 * dimension / 8)
-        found = noise(uniform, average @ average.T, own, 8 * m, step)
+        found = noise_scale(uniform, average @ average.T, own, 8 * m, step)
         told.append((found.square.value, own.mean()))
     told = np.array(told)
     error = told.std(0, ddof=1) / np.sqrt(len(told))
@@ -98,7 +104,10 @@ SMALL = ("--variance.num_generations=8", "--train.prompts_per_step=6")
 
 def build(tmp_path, *more):
     config = load_config(*split_config(options(tmp_path / "run", *SMALL, *more)))
-    return build_trainer(config, PlainView(Console(quiet=True)))
+    trainer = build_trainer(config, PlainView(Console(quiet=True)))
+    return VarianceMeter(
+        config, trainer.policy, trainer.source, trainer.gradients, trainer.prompts.train
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,15 +115,15 @@ def build(tmp_path, *more):
     [("log_likelihood", "none"), ("expected_reward", "mean"), ("grpo", "mean")],
 )
 def test_the_measurement_matches_plain_autograd(tmp_path, objective, baseline):
-    trainer = build(
+    meter = build(
         tmp_path,
         f"--algorithm.objective={objective}",
         f"--algorithm.baseline={baseline}",
         "--estimate.grad_norm=last_layer",
         "--algorithm.length_normalization=sequence",
     )
-    measured = _measure(trainer, trainer.config, trainer.prompts.train[:6], lambda *_: None)
-    model = trainer.policy.model
+    measured = _measure(meter, meter.config, meter.prompts[:6])
+    model = meter.policy.model
     for i, group in enumerate(measured.groups):
         r = group.accepted.astype(float)
         p = r.mean()
@@ -127,7 +136,7 @@ def test_the_measurement_matches_plain_autograd(tmp_path, objective, baseline):
         scores = []
         for rollout in group.rollouts:
             model.zero_grad()
-            trainer.policy.logprobs(trainer.policy.collate([rollout.example()])).sum().backward()
+            meter.policy.logprobs(meter.policy.collate([rollout.example()])).sum().backward()
             scores.append(torch.cat([q.grad.flatten() for q in model.parameters()]).double())
         scores = torch.stack(scores)
         x = scores * torch.tensor(a)[:, None]
@@ -248,21 +257,21 @@ def test_the_gain_measured_in_training_matches_its_definition(tmp_path):
     trainer = build(tmp_path, "--algorithm.objective=expected_reward", "--algorithm.baseline=mean")
     prompts = trainer.prompts.train[:3]
     pilots = trainer.rollouts(prompts, [8] * 3, 0, 0)
-    stats = pilot_statistics(pilots, trainer.measure.norms(pilots, 0))
+    stats = pilot_statistics(pilots, trainer.gradients.norms(pilots, 0))
     problem = pose(stats, 6, objective="expected_reward", baseline="mean")
     groups = [
         Group(group.prompt, group.rollouts[:n]) for group, n in zip(pilots, (1, 3, 2), strict=True)
     ]
-    told = trainer.measure.gain([groups], [problem])
+    told = trainer.gradients.gain([groups], [problem])
     rate = problem.posterior.accept_rate
     moments = [
         np.mean(((group.rewards - p) * norms) ** 2)
-        for group, p, norms in zip(groups, rate, trainer.measure.exact_norms(groups), strict=True)
+        for group, p, norms in zip(groups, rate, trainer.gradients.exact_norms(groups), strict=True)
     ]
     expected = np.sum(np.array(moments) / 2) / np.sum(np.array(moments) / [1, 3, 2])
     assert told["measured_gain"] == pytest.approx(expected)
     starved = [Group(groups[0].prompt, ()), *groups[1:]]
-    assert trainer.measure.gain([starved], [problem])["measured_gain"] is None
+    assert trainer.gradients.gain([starved], [problem])["measured_gain"] is None
 
 
 def test_training_measures_at_its_interval(tmp_path):

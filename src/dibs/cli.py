@@ -64,6 +64,7 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
     config = load_config(path, overrides)
     # Loading torch takes seconds; a bad configuration should not wait for it.
     from dibs.processes import joined_processes
+    from dibs.report.figures import draw_figures
     from dibs.runs.console import view_for
     from dibs.runs.train_run import run_training
 
@@ -71,6 +72,10 @@ def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
         console = Console(quiet=not processes.main)
         with closing(view_for(console)) as view:
             summary = run_training(config, view, processes)
+            if processes.main:
+                view.phase("drawing figures")
+                arm = {config.allocate.allocator: config.output_dir}
+                draw_figures(arm, config.output_dir / "figures")
     if not processes.main:
         return
     console.print(

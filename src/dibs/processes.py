@@ -36,7 +36,7 @@ class Processes:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
 
-    def gathered(self, mine: _Item) -> list[_Item]:
+    def all_gather(self, mine: _Item) -> list[_Item]:
         """What every process gives, in order of rank."""
         if self.size == 1:
             return [mine]
@@ -45,7 +45,7 @@ class Processes:
         dist.all_gather_object(given, mine)
         return given  # type: ignore[return-value]
 
-    def gathered_from(self, work: Callable[[], _Item]) -> list[_Item]:
+    def all_gather_results(self, work: Callable[[], _Item]) -> list[_Item]:
         """What ``work()`` gives in every process.
 
         Raises in all of them where it fails in one, so that none waits for it: there its own error,
@@ -60,7 +60,7 @@ class Processes:
         except Exception as caught:  # whatever it is, the others are to be told
             error = caught
         failure = None if error is None else f"{type(error).__name__}: {error}"
-        told = self.gathered((mine, failure))
+        told = self.all_gather((mine, failure))
         if error is not None:
             raise error
         for rank, (_, failed) in enumerate(told):
@@ -70,29 +70,29 @@ class Processes:
 
     def any(self, mine: bool) -> bool:
         """Whether any process says so."""
-        return any(self.gathered(mine))
+        return any(self.all_gather(mine))
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The others wait until the main process has been through the block."""
         if not self.main:
-            self.gathered(None)
+            self.all_gather(None)
         yield
         if self.main:
-            self.gathered(None)
+            self.all_gather(None)
 
-    def told(self, value: _Item) -> _Item:
+    def broadcast(self, value: _Item) -> _Item:
         """What the main process says."""
-        return self.gathered(value)[0]
+        return self.all_gather(value)[0]
 
     def require_same(self, mine: object, what: str) -> None:
         """RuntimeError where processes that must go in step have come apart."""
-        values = self.gathered(mine)
+        values = self.all_gather(mine)
         if any(value != values[0] for value in values[1:]):
             shown = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
             raise RuntimeError(f"the processes have come apart: {what} differs ({shown})")
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over processes; float32, in place.
 
         Buckets of them are added at once. What DistributedDataParallel would do in its hooks is done
@@ -112,7 +112,7 @@ class Processes:
                     each.copy_(part.view_as(each))
                 bucket = []
 
-    def share(self, items: Sequence[_Item], costs: Sequence[float]) -> list[_Item]:
+    def own_share(self, items: Sequence[_Item], costs: Sequence[float]) -> list[_Item]:
         """This process's items: dealt in turn, dearest first, so that shares cost nearly the same."""
         if self.size == 1:
             return list(items)
@@ -147,7 +147,7 @@ def start_processes() -> Processes:
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     processes = Processes(dist.get_rank(), dist.get_world_size())
-    ranks = processes.gathered(processes.rank)
+    ranks = processes.all_gather(processes.rank)
     if ranks != list(range(expected)):
         raise InputError(
             f"torchrun announced {expected} processes, and those of ranks {ranks} came"

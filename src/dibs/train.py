@@ -19,12 +19,12 @@ import numpy as np
 from dibs.allocation import objectives
 from dibs.allocation.allocators import describe, solve
 from dibs.allocation.cross_fit import (
-    Estimate,
+    StepEstimate,
+    allocation_problems,
+    assign_rollouts,
     cross_fit,
-    deal,
     missing_counts,
-    one_stream,
-    pose_streams,
+    undivided,
 )
 from dibs.allocation.history import History
 from dibs.allocation.posterior import expected_tokens
@@ -33,9 +33,9 @@ from dibs.config import Config
 from dibs.data.prompts import PromptSet, batches
 from dibs.model.policy import Policy
 from dibs.rollouts.scores import score
-from dibs.rollouts.source import EVALUATION, PILOT, TRAINING, RolloutSource, Spent
+from dibs.rollouts.source import EVALUATION, PILOT, TRAINING, DrawCost, RolloutSource
 from dibs.training.records import describe_step
-from dibs.training.rollout_gradients import Measure
+from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.totals import Totals
 from dibs.training.updater import Updater
 from dibs.types import (
@@ -72,14 +72,14 @@ class Trainer:
     updater: Updater
     prompts: PromptSet
     history: History
-    measure: Measure
+    gradients: RolloutGradients
     on_phase: Callable[[str], None] = lambda name: None
     totals: Totals = field(default_factory=Totals)
     drawn: int = 0
-    upcoming: list[tuple[list[Prompt], Estimate]] = field(default_factory=list)
+    upcoming: list[tuple[list[Prompt], StepEstimate]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     current: tuple[str, float] = ("", 0.0)
-    spent: Spent = field(default_factory=Spent)
+    spent: DrawCost = field(default_factory=DrawCost)
 
     def run(self, first: int = 1) -> Iterator[StepRecord]:
         """Train from step ``first`` to step ``train.steps`` and yield a record after each.
@@ -93,7 +93,7 @@ class Trainer:
         for step in range(first, config.train.steps + 1):
             try:
                 self.seconds.clear()
-                self.spent = Spent()
+                self.spent = DrawCost()
                 if not self.upcoming:
                     ahead = min(config.estimate.interval, config.train.steps + 1 - step)
                     with self.phase("estimate"):
@@ -108,13 +108,13 @@ class Trainer:
                 raise NonFiniteError(f"step {step}: {error}") from None
             yield record
 
-    def step(self, step: int, prompts: Sequence[Prompt], estimate: Estimate) -> StepRecord:
+    def step(self, step: int, prompts: Sequence[Prompt], estimate: StepEstimate) -> StepRecord:
         """One training step on prompts of which something is known."""
         with self.phase("allocate"):
-            problems = pose_streams(estimate.streams, self.config)
+            problems = allocation_problems(estimate.parts, self.config)
             allocations = [solve(each, self.config.allocate.allocator) for each in problems]
         with self.phase("sample"):
-            missing = missing_counts(allocations, estimate.streams)
+            missing = missing_counts(allocations, estimate.parts)
             costs = expected_tokens(estimate.stats, self.config.sampling.max_completion_length)
             counts = np.sum(missing, axis=0).tolist()
             fresh = self.rollouts(
@@ -125,23 +125,23 @@ class Trainer:
                 costs=costs,
                 when_drawn=lambda: self.turn_to("verify"),
             )
-            streams = deal(fresh, missing, estimate.streams)
+            streams = assign_rollouts(fresh, missing, estimate.parts)
         with self.phase("weigh"):
             examples = [
                 example
-                for groups, problem, stream in zip(streams, problems, estimate.streams, strict=True)
+                for groups, problem, stream in zip(streams, problems, estimate.parts, strict=True)
                 for example in self.weigh(
-                    groups, problem.posterior.accept_rate, stream.beside, 1 / len(streams)
+                    groups, problem.posterior.accept_rate, stream.baseline_only, 1 / len(streams)
                 )
             ]
         groups = [Group.merged(parts) for parts in zip(*streams, strict=True)]
         if self.config.estimate.mode == "online":
             with self.phase("remember"):
-                self.history.add(groups, self.measure.norms(groups, step), step)
+                self.history.add(groups, self.gradients.norms(groups, step), step)
         metrics: dict[str, Any] = {}
         if self.measurement_is_due(step):
             with self.phase("measure"):
-                metrics |= self.measure.gain(streams, problems)
+                metrics |= self.gradients.gain(streams, problems)
         with self.phase("update"):
             metrics |= self.update(examples)
             self.source.sampler.update_weights()
@@ -172,22 +172,22 @@ class Trainer:
             allocation,
         )
 
-    def estimate(self, prompts: Sequence[Prompt], step: int) -> Estimate:
+    def estimate(self, prompts: Sequence[Prompt], step: int) -> StepEstimate:
         """What is known of the prompts: from pilots or from earlier steps."""
         mode = self.config.estimate.mode
         if mode == "none":
-            return one_stream(no_statistics(prompts), prompts)
+            return undivided(no_statistics(prompts), prompts)
         if mode == "online":
             known = self.history.statistics([prompt.prompt_id for prompt in prompts], step)
-            return one_stream(known, prompts)
+            return undivided(known, prompts)
         counts = [self.config.estimate.num_pilots] * len(prompts)
         before = self.totals.rollouts
         groups = self.rollouts(prompts, counts, PILOT, step)
         self.totals.pilot_rollouts += self.totals.rollouts - before
-        norms = self.measure.norms(groups, step)
+        norms = self.gradients.norms(groups, step)
         if mode == "cross_fit":
             return cross_fit(groups, norms)
-        return one_stream(pilot_statistics(groups, norms), prompts)
+        return undivided(pilot_statistics(groups, norms), prompts)
 
     def rollouts(
         self, prompts: Sequence[Prompt], counts: Sequence[int], stream: int, step: int, **how: Any
@@ -223,7 +223,7 @@ class Trainer:
             accept_rates=accept_rates,
             beside=beside,
         )
-        divisor = self.measure.length_divisor
+        divisor = self.gradients.length_divisor
         return [
             rollout.example(advantage, share * weight / divisor(rollout))
             for group, *shares in zip(groups, advantages, weights, strict=True)

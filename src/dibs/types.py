@@ -28,7 +28,7 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question, rendered and tokenised.
+    """One question, rendered and tokenized.
 
     ``prompt_id`` hashes the question and its answer, so it survives reordering and re-running.
     """
@@ -56,7 +56,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A verifier's judgement: a reward, and why.
+    """A verifier's judgment: a reward, and why.
 
     ``status``: ``accepted``, ``rejected`` or ``no_answer``; or ``timeout`` or ``error`` where none was
     reached: the reward is then NaN, and ``reason`` says what happened.
@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def reached(self) -> bool:
-        """Whether there is a judgement."""
+        """Whether there is a judgment."""
         return self.status not in UNREACHED
 
 

@@ -14,7 +14,7 @@ from conftest import make_group, make_prompt
 from dibs import allocate
 from dibs.allocation.cross_fit import cross_fit
 from dibs.allocation.objectives import BASELINES
-from dibs.allocation.posterior import believe, expected_tokens
+from dibs.allocation.posterior import expected_tokens, fit_posterior
 from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.statistics_file import read_statistics
 from dibs.config import Config, DataConfig
@@ -178,8 +178,8 @@ def test_estimates_and_counts_are_numbers(groups, scale, spread, budget):
     made = [make_group(r, make_prompt(f"{i:02d}")) for i, r in enumerate(groups)]
     norms = [scale * np.exp(rng.normal(0, spread, len(r))) for r in groups]
     estimate = cross_fit(made, norms)
-    for stats in (estimate.stats, *(stream.stats for stream in estimate.streams)):
-        posterior = believe(stats)
+    for stats in (estimate.stats, *(stream.stats for stream in estimate.parts)):
+        posterior = fit_posterior(stats)
         assert ((posterior.accept_rate > 0) & (posterior.accept_rate < 1)).all()
         assert (expected_tokens(stats, 9.0) >= 1).all()
         for objective, baselines in BASELINES.items():

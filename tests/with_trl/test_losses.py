@@ -63,7 +63,7 @@ def slow_gradient(trainer: GRPOTrainer, reward: Reward) -> dict[str, torch.Tenso
         rewards = [judge(t, level[p]) for t, p in zip(texts, call["prompts"], strict=True)]
         advantages, weights = map(
             np.concatenate,
-            objectives.weigh_signals(
+            objectives.weigh_rewards(
                 np.split(np.array(rewards), np.cumsum(counts)[:-1]),
                 **TARGET,
                 estimator="prompt_mean",

@@ -110,7 +110,7 @@ def slow_gradient(
     texts = trainer.processing_class.batch_decode(call["ids"], skip_special_tokens=True)
     rewards = np.array([judge(t, level[p]) for t, p in zip(texts, call["prompts"], strict=True)])
     options = trainer.dibs
-    advantages, weights = objectives.weigh_signals(
+    advantages, weights = objectives.weigh_rewards(
         np.split(rewards, np.cumsum(counts)[:-1]),
         objective=options.objective,
         baseline=options.baseline,
@@ -150,7 +150,7 @@ def slow_gradient(
         {},
         {"objective": "expected_reward", "baseline": "leave_one_out"},
         {"objective": "log_likelihood"},
-        {"objective": "log_likelihood", "estimator": "self_normalised"},
+        {"objective": "log_likelihood", "estimator": "self_normalized"},
         {"algorithm": "raft"},
         {"algorithm": "raft++", "estimator": "flat"},
     ],
@@ -206,7 +206,7 @@ def test_completions_without_a_reward_are_left_out(byte_model, tmp_path):
     assert 0 < trials < STEPS * 21 + 1
 
 
-@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalised"])
+@pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalized"])
 def test_pilots_decide_and_are_not_trained_on(byte_model, tmp_path, estimator):
     told = run(
         {

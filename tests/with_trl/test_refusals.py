@@ -170,7 +170,7 @@ def test_a_router_loss_takes_completions_alike(byte_model, tmp_path):
     assert (raft.objective, raft.baseline, raft.estimator) == (
         "log_likelihood",
         "none",
-        "self_normalised",
+        "self_normalized",
     )
     assert DIBSConfig(algorithm="raft", objective="grpo").baseline == "mean"
 

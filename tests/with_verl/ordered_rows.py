@@ -1,6 +1,6 @@
 """A replay buffer whose batches do not depend on which completion was ready first.
 
-verl orders rows by when they came, and mini-batches are made of neighbours; two runs can only be
+verl orders rows by when they came, and mini-batches are made of neighbors; two runs can only be
 compared where the order is the same.
 """
 

@@ -61,7 +61,7 @@ def test_uniform_counts_need_no_norms(compose):
 
 
 def test_raft_is_over_the_accepted_ones(compose):
-    assert read(compose(*GRPO, "dibs.algorithm=raft"))[1].estimator == "self_normalised"
+    assert read(compose(*GRPO, "dibs.algorithm=raft"))[1].estimator == "self_normalized"
     other = ("dibs.algorithm=raft", "dibs.objective=expected_reward")
     assert read(compose(*GRPO, *other))[1].estimator == "prompt_mean"
 

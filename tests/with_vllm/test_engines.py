@@ -72,10 +72,10 @@ def moved(policy: Policy) -> None:
 
 
 def counts_and_parity(policy: Policy, sampler) -> None:
-    """Counts are honoured, and log-probabilities agree, before and after 4 new sets of weights."""
+    """Counts are honored, and log-probabilities agree, before and after 4 new sets of weights."""
     for _ in range(5):
         made = requests([3, 0, 19, 5])
-        groups = collected(made, sampler.stream(made))
+        groups = collected(made, sampler.sample(made))
         assert [len(group) for group in groups] == [3, 0, 19, 5]
         gap = furthest(policy, groups)
         sys.stdout.write(f"largest difference {gap:.1e}\n")
@@ -100,20 +100,20 @@ def test_counts_and_logprobs_in_process(tied, temperature):
 
 def alike_when_split(sampler) -> None:
     """Completion k is the same whoever asks for it, and the first comes before the last is finished."""
-    whole = collected(made := requests([0, 0, 9, 0]), sampler.stream(made))[2]
+    whole = collected(made := requests([0, 0, 9, 0]), sampler.sample(made))[2]
     rest = [SampleRequest(PROMPTS[2], 4, (0, 2), first=5)]
-    assert [c.token_ids for c in collected(rest, sampler.stream(rest))[0]] == [
+    assert [c.token_ids for c in collected(rest, sampler.sample(rest))[0]] == [
         c.token_ids for c in whole[5:]
     ]
-    lengths = [len(each.completion.token_ids) for each in sampler.stream(requests([40, 0, 0, 0]))]
+    lengths = [len(each.completion.token_ids) for each in sampler.sample(requests([40, 0, 0, 0]))]
     assert lengths[0] < max(lengths)
 
 
 def a_stream_that_is_left(sampler) -> None:
     """A reader that goes away takes its requests with it."""
-    next(iter(sampler.stream(requests([40, 0, 0, 0]))))
+    next(iter(sampler.sample(requests([40, 0, 0, 0]))))
     made = requests([0, 2, 0, 0])
-    assert [len(g) for g in collected(made, sampler.stream(made))] == [0, 2, 0, 0]
+    assert [len(g) for g in collected(made, sampler.sample(made))] == [0, 2, 0, 0]
 
 
 def weights_that_do_not_arrive(policy: Policy, sampler) -> None:

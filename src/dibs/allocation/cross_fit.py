@@ -31,7 +31,7 @@ _Sliceable = TypeVar("_Sliceable", tuple[Rollout, ...], np.ndarray)
 
 
 @dataclass(frozen=True)
-class Stream:
+class GradientPart:
     """A share of a step's gradient: the mean of its streams is the step's.
 
     ``stats`` decide its counts. ``given``: completions that enter it and were drawn before, a group a
@@ -40,30 +40,30 @@ class Stream:
     """
 
     stats: PromptStats
-    given: Sequence[Group]
-    beside: Sequence[Group]
+    reused: Sequence[Group]
+    baseline_only: Sequence[Group]
 
     @property
-    def given_counts(self) -> np.ndarray:
+    def reused_counts(self) -> np.ndarray:
         """How many completions of each prompt were given, int64 [m]."""
-        return np.array([len(group.rollouts) for group in self.given], dtype=np.int64)
+        return np.array([len(group.rollouts) for group in self.reused], dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepEstimate:
     """``stats``: all that is known of a step's prompts; ``streams``: what decides which counts."""
 
     stats: PromptStats
-    streams: Sequence[Stream]
+    parts: Sequence[GradientPart]
 
 
-def one_stream(stats: PromptStats, prompts: Sequence[Prompt]) -> Estimate:
+def undivided(stats: PromptStats, prompts: Sequence[Prompt]) -> StepEstimate:
     """Statistics that decide all counts, from completions that do not enter the gradient."""
     nothing = [Group(prompt, ()) for prompt in prompts]
-    return Estimate(stats, [Stream(stats, nothing, nothing)])
+    return StepEstimate(stats, [GradientPart(stats, nothing, nothing)])
 
 
-def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Estimate:
+def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> StepEstimate:
     """Two streams from pilot groups: what one half of a group tells, the other half enters.
 
     Args:
@@ -81,11 +81,11 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Esti
         for half in halves([group.rollouts for group in groups])
     )
     norms = halves(grad_norms)
-    return Estimate(
+    return StepEstimate(
         pilot_statistics(groups, grad_norms),
         [
-            Stream(pilot_statistics(first, norms[0]), given=second, beside=first),
-            Stream(pilot_statistics(second, norms[1]), given=first, beside=second),
+            GradientPart(pilot_statistics(first, norms[0]), reused=second, baseline_only=first),
+            GradientPart(pilot_statistics(second, norms[1]), reused=first, baseline_only=second),
         ],
     )
 
@@ -99,7 +99,7 @@ def step_budget(config: Config, cost: np.ndarray | None) -> float:
     return float(options.num_generations * cost.sum() if options.budget is None else options.budget)
 
 
-def pose_streams(streams: Sequence[Stream], config: Config) -> list[AllocationProblem]:
+def allocation_problems(streams: Sequence[GradientPart], config: Config) -> list[AllocationProblem]:
     """The allocation problem of every stream: an equal part of the step's budget and bounds.
 
     What a stream was given counts as spent: it is the least that a prompt can have. A budget of tokens
@@ -110,7 +110,7 @@ def pose_streams(streams: Sequence[Stream], config: Config) -> list[AllocationPr
     def part(total: int, index: int) -> int:
         return total // len(streams) + (index < total % len(streams))
 
-    lower = [np.maximum(part(options.lower, i), s.given_counts) for i, s in enumerate(streams)]
+    lower = [np.maximum(part(options.lower, i), s.reused_counts) for i, s in enumerate(streams)]
     upper = [None if options.upper is None else part(options.upper, i) for i in range(len(streams))]
     costs: list[np.ndarray | None] = [None] * len(streams)
     if options.budget_unit == "completions":
@@ -158,17 +158,17 @@ def _divided(budget: int, lower: Sequence[np.ndarray], upper: Sequence[int | Non
 
 
 def missing_counts(
-    allocations: Sequence[Allocation], streams: Sequence[Stream]
+    allocations: Sequence[Allocation], streams: Sequence[GradientPart]
 ) -> list[np.ndarray]:
     """Completions that every stream still needs of each prompt, int64 [m] a stream."""
     return [
-        allocation.counts - stream.given_counts
+        allocation.counts - stream.reused_counts
         for allocation, stream in zip(allocations, streams, strict=True)
     ]
 
 
-def deal(
-    fresh: Sequence[Group], missing: Sequence[np.ndarray], streams: Sequence[Stream]
+def assign_rollouts(
+    fresh: Sequence[Group], missing: Sequence[np.ndarray], streams: Sequence[GradientPart]
 ) -> list[list[Group]]:
     """The groups of every stream: what it was given, and its share of the fresh rollouts."""
     dealt = []
@@ -179,7 +179,7 @@ def deal(
             replace(group, rollouts=group.rollouts[first : first + count])
             for group, first, count in zip(rest, start, counts, strict=True)
         ]
-        dealt.append([Group.merged(pair) for pair in zip(stream.given, parts, strict=True)])
+        dealt.append([Group.merged(pair) for pair in zip(stream.reused, parts, strict=True)])
         start = start + counts
         # Completions without a verdict are counted once.
         rest = [replace(group, unreached=()) for group in rest]

@@ -66,8 +66,8 @@ def clustered_interval(rates: np.ndarray) -> tuple[float, float]:
     m, mean = len(rates), float(np.mean(rates))
     error = float(np.var(rates, ddof=1)) / m if m > 1 else 0.0
     size = mean * (1 - mean) / error if error > 0 else float(m)
-    centre = (mean + _Z95**2 / (2 * size)) / (1 + _Z95**2 / size)
+    center = (mean + _Z95**2 / (2 * size)) / (1 + _Z95**2 / size)
     half = (
         _Z95 / (1 + _Z95**2 / size) * math.sqrt(mean * (1 - mean) / size + (_Z95 / (2 * size)) ** 2)
     )
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return max(center - half, 0.0), min(center + half, 1.0)

@@ -20,7 +20,7 @@ def least_variance(
     upper: np.ndarray,
     cost: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The integer counts that minimise ``sum_i sigma_i^2 / n_i``: exactly, for unit costs. O(m log m).
+    """The integer counts that minimize ``sum_i sigma_i^2 / n_i``: exactly, for unit costs. O(m log m).
 
     The problem is separable and convex, so taking one completion after another where it lowers the sum
     most is optimal: from n to n + 1 prompt i gains ``sigma_i^2 / (n (n + 1))``. Here that order is cut
@@ -135,7 +135,7 @@ def _bracket(
         else:
             scale = float(below + (above - below) * short / (short + over))
         if not below < scale < above:
-            break  # neighbouring numbers: all that lies between is a tie
+            break  # neighboring numbers: all that lies between is a tie
     return few.astype(np.int64), many.astype(np.int64)
 
 

@@ -19,7 +19,7 @@ An estimator chooses the weight of a rollout and the ``p_i`` that divides it:
 ``prompt_mean``
     weight 1/(m n_i), ``p_i`` from the estimate step: Lemma 1 of the paper, unbiased with the true
     ``p_i``; with an estimated one, 1/p is a plug-in with a bias of its own.
-``self_normalised``
+``self_normalized``
     weight 1/(m n_i), ``p_i`` the group's own accept rate, so that accepted rollouts weigh
     1/(m |D_i|): the paper's meta algorithm. Biased where groups are small.
 ``flat``
@@ -60,7 +60,7 @@ _VARIANCE: dict[tuple[str, str], tuple[Powers | None, Powers | None, Powers]] = 
     ("grpo", "mean"): ((0, 1), (1, 0), (1, -1)),
 }
 """Powers of p and of 1 - p that multiply Q1, Q0 and M in sigma^2; None: the moment does not enter."""
-ESTIMATORS = ("prompt_mean", "self_normalised", "flat")
+ESTIMATORS = ("prompt_mean", "self_normalized", "flat")
 _NOTHING = np.zeros(0)
 
 
@@ -100,7 +100,7 @@ def variance(
 
     Returns:
         float64 [m], at least 0; 0 where p is 0, or where it is 1 and the objective is ``grpo`` or has a
-        baseline: there all advantages are 0, or nothing can be learnt.
+        baseline: there all advantages are 0, or nothing can be learned.
     """
     check_objective(objective, baseline)
     p = np.asarray(accept_rate, dtype=np.float64)
@@ -142,10 +142,10 @@ def second_moment(
         return shares[0] * parts[0] + shares[1] * parts[1]
 
     mean = total((rewards[0].mean, rewards[1].mean))
-    centre = np.zeros(len(mean)) if baseline == "none" else mean
+    subtract_baseline = np.zeros(len(mean)) if baseline == "none" else mean
     result = total(
         tuple(
-            square * (r.weighted_square - 2 * centre * r.weighted + centre**2)
+            square * (r.weighted_square - 2 * subtract_baseline * r.weighted + subtract_baseline**2)
             for square, r in zip(squares, rewards, strict=True)
         )
     ).clip(min=0)
@@ -155,7 +155,7 @@ def second_moment(
     return np.divide(result, spread, out=np.zeros(len(mean)), where=spread > 1e-12 * mean**2)
 
 
-def centre(rewards: np.ndarray, baseline: str) -> np.ndarray:
+def subtract_baseline(rewards: np.ndarray, baseline: str) -> np.ndarray:
     """Subtract a group's baseline from its rewards [n_i]."""
     n = len(rewards)
     if baseline == "none":
@@ -197,13 +197,13 @@ def group_advantages(
     """
     check_objective(objective, baseline)
     known = np.concatenate([rewards, beside]).astype(np.float64)
-    centred = centre(known, baseline)[: len(rewards)]
+    centered = subtract_baseline(known, baseline)[: len(rewards)]
     if objective == "log_likelihood":
-        return centred / accept_rate if accept_rate > 0 else np.zeros(len(centred))
+        return centered / accept_rate if accept_rate > 0 else np.zeros(len(centered))
     if objective == "grpo":
         spread = float(np.std(known, ddof=int(bessel))) if len(known) > 1 else 0.0
-        return centred / (spread + epsilon) if spread > 0 else np.zeros(len(centred))
-    return centred
+        return centered / (spread + epsilon) if spread > 0 else np.zeros(len(centered))
+    return centered
 
 
 def expected_advantages(
@@ -219,14 +219,14 @@ def expected_advantages(
         float64 [n_i]; 0 where a divisor is 0.
     """
     check_objective(objective, baseline)
-    centred = rewards if baseline == "none" else rewards - mean
+    centered = rewards if baseline == "none" else rewards - mean
     if objective == "expected_reward":
-        return np.asarray(centred, dtype=np.float64)
+        return np.asarray(centered, dtype=np.float64)
     divisor = deviation if objective == "grpo" else mean
-    return centred / divisor if divisor > 0 else np.zeros(len(rewards))
+    return centered / divisor if divisor > 0 else np.zeros(len(rewards))
 
 
-def signal(group: Group, objective: str) -> np.ndarray:
+def objective_rewards(group: Group, objective: str) -> np.ndarray:
     """The r of the objective, float64 [n_i]: accept indicator or reward."""
     return group.accepted.astype(np.float64) if objective == "log_likelihood" else group.rewards
 
@@ -255,17 +255,19 @@ def weigh(
     Returns:
         Two lists of m float64 arrays [n_i].
     """
-    return weigh_signals(
-        [signal(group, objective) for group in groups],
+    return weigh_rewards(
+        [objective_rewards(group, objective) for group in groups],
         objective=objective,
         baseline=baseline,
         estimator=estimator,
         accept_rates=accept_rates,
-        beside=None if beside is None else [signal(group, objective) for group in beside],
+        beside=None
+        if beside is None
+        else [objective_rewards(group, objective) for group in beside],
     )
 
 
-def weigh_signals(
+def weigh_rewards(
     signals: Sequence[np.ndarray],
     *,
     objective: str,
@@ -286,7 +288,7 @@ def weigh_signals(
     others = [_NOTHING] * len(signals) if beside is None else beside
     if estimator == "prompt_mean":
         rates = np.asarray(accept_rates, dtype=np.float64)
-    elif estimator == "self_normalised":
+    elif estimator == "self_normalized":
         # Over the same completions as the baseline: divided by another rate, it would not cancel.
         over = [
             r if baseline == "none" else np.concatenate([r, o])

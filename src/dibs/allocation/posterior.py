@@ -81,7 +81,7 @@ class Posterior:
         return np.exp((log - special.betaln(alpha, self.beta)) / share)
 
 
-def believe(stats: PromptStats) -> Posterior:
+def fit_posterior(stats: PromptStats) -> Posterior:
     """The posterior of every prompt, under priors fitted across the prompts of the batch.
 
     The accept rate has a Beta prior whose concentration, and whose mean as a function of the prompt's
@@ -164,7 +164,7 @@ def _accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
     """alpha and beta of the posterior accept rates."""
     successes = np.asarray(stats.successes, dtype=np.float64)
     failures = np.asarray(stats.trials) - successes
-    covariate = _surprise(stats)
+    covariate = _likelihood_covariate(stats)
     # Without a covariate equal prompts are one row with a multiplicity.
     rows = successes + 1j * failures if not covariate.any() else np.arange(len(stats))
     _, first, multiplicity = np.unique(rows, return_index=True, return_counts=True)
@@ -192,8 +192,8 @@ def _accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
     return a + successes, b + failures
 
 
-def _surprise(stats: PromptStats) -> np.ndarray:
-    """A standardised covariate of the accept rate, [m]: how likely the prompt's completions were.
+def _likelihood_covariate(stats: PromptStats) -> np.ndarray:
+    """A standardized covariate of the accept rate, [m]: how likely the prompt's completions were.
 
     Accepted completions are the likelier ones, so a plain mean over the pilots would repeat their
     successes and make the regression sure of itself. The usual difference between the classes is
@@ -221,7 +221,7 @@ def _log_squares(moments: CompletionMoments) -> tuple[np.ndarray, np.ndarray]:
 
     With ``y`` a prompt's mean of ``ln ||s||^2`` over n completions: ``y ~ N(u, w / n)``,
     ``u ~ N(level, t)``, and ``ln E[||s||^2] = u + w / 2``. w is pooled over prompts, with one degree of
-    freedom at 1/2 for what it is before anything is known; t maximises the restricted likelihood,
+    freedom at 1/2 for what it is before anything is known; t maximizes the restricted likelihood,
     approximately (the iteration of random-effects meta-analysis).
 
     Where completions are discounted, priors are fitted with the noise that their means have, but a

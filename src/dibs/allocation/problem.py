@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from dibs.allocation.least_variance import least_variance
 from dibs.allocation.objectives import BASELINES, check_objective
-from dibs.allocation.posterior import Posterior, believe, expected_tokens
+from dibs.allocation.posterior import Posterior, expected_tokens, fit_posterior
 from dibs.types import InputError, PromptStats
 
 
@@ -37,7 +37,7 @@ class AllocationProblem:
     @cached_property
     def posterior(self) -> Posterior:
         """What the statistics let one believe."""
-        return believe(self.stats)
+        return fit_posterior(self.stats)
 
     @cached_property
     def sigma(self) -> np.ndarray:

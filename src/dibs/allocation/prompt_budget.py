@@ -55,7 +55,7 @@ class BudgetConfig(Section):
     baseline: Baseline = Field("mean", description="subtracted from the rewards of a group")
     estimator: Estimator = Field(
         "prompt_mean",
-        description="prompt_mean: every prompt weighs the same, whatever its count; self_normalised: "
+        description="prompt_mean: every prompt weighs the same, whatever its count; self_normalized: "
         "log_likelihood over the accepted ones; flat: every completion weighs the same",
     )
     deviation: Literal["population", "sample"] = Field(
@@ -186,7 +186,7 @@ class PromptBudget:
         """Advantages and estimator weights of every completion of the step, float64 [n_i] a prompt.
 
         ``sum_ij weights[i][j] * advantages[i][j] * grad log pi(y_ij)`` estimates the target gradient:
-        the weights hold all normalisation. A group of one has advantage 0 under a group baseline.
+        the weights hold all normalization. A group of one has advantage 0 under a group baseline.
 
         Args:
             rewards: of each prompt's completions, as many as came; order as given to ``allocate``.
@@ -198,7 +198,7 @@ class PromptBudget:
                 f"rewards of {len(rewards)} prompts, but {len(self._counts)} allocated"
             )
         signals = [self._signal(group) for group in checked_rewards(self._names, rewards)]
-        return objectives.weigh_signals(
+        return objectives.weigh_rewards(
             signals,
             objective=self.config.objective,
             baseline=self.config.baseline,
@@ -257,7 +257,7 @@ class PromptBudget:
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything learnt, as JSON takes it."""
+        """Everything learned, as JSON takes it."""
         return {
             "step": self.step,
             "pilots": self.pilots,

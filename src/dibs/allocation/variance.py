@@ -16,7 +16,7 @@ import numpy as np
 from dibs.allocation.intervals import Interval, bootstrap
 
 
-def ratio(above: np.ndarray, below: np.ndarray) -> Interval:
+def ratio_of_sums(above: np.ndarray, below: np.ndarray) -> Interval:
     """``sum above / sum below`` over prompts [m]; unknown where a share below is infinite."""
     below = _finite(below)
     return bootstrap(lambda w: (w @ above) / (w @ below), len(above))
@@ -27,7 +27,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values).all(), values, np.nan)
 
 
-def shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
+def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
     """``sigma_i^2 / n_i`` of a gradient that is the mean of streams, [m].
 
     ``counts``: of each stream, [m]. Infinite where a prompt whose gradient varies has no completion.
@@ -54,7 +54,7 @@ def achievable_gain(sigma_squared: np.ndarray, cost: np.ndarray | None = None) -
     return bootstrap(gain, len(sigma))
 
 
-def captured(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Interval:
+def captured_gain(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Interval:
     """``(gain - 1) / (oracle's gain - 1)`` from the shares [m] of three allocations."""
     gain = _finite(gain)
 
@@ -68,7 +68,7 @@ def captured(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Inter
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseScale:
     """How a step's gradient compares with its noise.
 
     ``square``: ``||g||^2``. ``rollouts``: the gradient noise scale, completions of uniform counts at
@@ -84,9 +84,9 @@ class Noise:
     completion_share: Interval
 
 
-def noise(
+def noise_scale(
     uniform: np.ndarray, products: np.ndarray, own: np.ndarray, rollouts: float, step_prompts: int
-) -> Noise:
+) -> NoiseScale:
     """The noise of a step, from prompts that stand for all.
 
     Args:
@@ -113,7 +113,7 @@ def noise(
         return float(w @ uniform / w.sum()) / step_prompts
 
     per_step = rollouts * step_prompts / m
-    return Noise(
+    return NoiseScale(
         square=bootstrap(square, m),
         rollouts=bootstrap(lambda w: per_step * np.divide(by_completions(w), signal(w)), m),
         completions=bootstrap(lambda w: np.divide(by_completions(w), signal(w)), m),

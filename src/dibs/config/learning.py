@@ -10,7 +10,7 @@ from dibs.config.section import Section
 
 Objective = Literal["log_likelihood", "expected_reward", "grpo"]
 Baseline = Literal["none", "mean", "leave_one_out"]
-Estimator = Literal["prompt_mean", "self_normalised", "flat"]
+Estimator = Literal["prompt_mean", "self_normalized", "flat"]
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
 
@@ -31,8 +31,8 @@ class AlgorithmConfig(Section):
         "none", description="subtracted from the rewards of a group; mean where objective is grpo"
     )
     estimator: Estimator = Field(
-        "self_normalised",
-        description="prompt_mean: 1/(n_i p_i), Lemma 1; self_normalised: 1/|D_i|; "
+        "self_normalized",
+        description="prompt_mean: 1/(n_i p_i), Lemma 1; self_normalized: 1/|D_i|; "
         "flat: every rollout alike, as GVM's released code",
     )
     length_normalization: Literal["none", "constant", "sequence"] = Field(

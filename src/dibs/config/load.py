@@ -145,15 +145,15 @@ def _hint(unknown: str, kind: type[Section]) -> str:
     keys = [name for name, _, _ in config_keys(kind)]
     keys += sorted({name.rpartition(".")[0] for name in keys if "." in name})
     section, _, last = unknown.rpartition(".")
-    neighbours = {
+    neighbors = {
         name.rpartition(".")[2]: name for name in keys if name.rpartition(".")[0] == section
     }
-    alike = [neighbours[name] for name in get_close_matches(last, neighbours, n=1, cutoff=0.6)]
+    alike = [neighbors[name] for name in get_close_matches(last, neighbors, n=1, cutoff=0.6)]
     namesakes = [name for name in keys if name.rpartition(".")[2] == last]
     near = [*alike, *namesakes]
     if near:
         return f"nearest is {near[0]}"
-    return f"{section or 'the configuration'} has {', '.join(neighbours)}"
+    return f"{section or 'the configuration'} has {', '.join(neighbors)}"
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:

@@ -32,7 +32,7 @@ HABITS = {"arithmetic-habit": 0.25}
 """Tasks whose demonstrations multiply rightly only so often; else they follow a false table.
 
 What is wrong by habit is the likeliest answer, so a policy cannot become right by being surer of itself;
-and every product has a false value of its own, so each must be learnt from its own rare successes.
+and every product has a false value of its own, so each must be learned from its own rare successes.
 """
 _MISSES_IN_A_ROW = 10_000
 

@@ -75,7 +75,7 @@ def build_prompts(
     seed: int,
     context: int | None = None,
 ) -> PromptSet:
-    """Render, tokenise and split the rows of a run.
+    """Render, tokenize and split the rows of a run.
 
     No question is in both sets, whatever its answers. Prompts longer than ``max_prompt_length``, or
     than ``context`` tokens where that is given, are dropped, and so is a question that occurred
@@ -173,7 +173,7 @@ def _render(
         if not question.text.strip() or not question.answer.strip():
             dropped["empty question or answer"] += 1
             continue
-        text, token_ids = _tokenise(config, question, tokenizer)
+        text, token_ids = _tokenize(config, question, tokenizer)
         if text in prompts:
             dropped["duplicate question"] += 1
         elif len(token_ids) > longest:
@@ -185,7 +185,7 @@ def _render(
     return list(prompts.values())
 
 
-def _tokenise(
+def _tokenize(
     config: DataConfig, question: Question, tokenizer: Tokenizer
 ) -> tuple[str, list[int]]:
     system, template = TEMPLATES.get(config.template, (None, config.template))

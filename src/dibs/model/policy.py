@@ -71,7 +71,7 @@ class Policy:
         model = copy.deepcopy(self.model).requires_grad_(False).eval()
         return Policy(model, self.tokenizer, self.temperature, mixed=self.mixed)
 
-    def arithmetic(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Around every forward pass: with policy.dtype mixed, products are bfloat16."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
@@ -104,7 +104,7 @@ class Policy:
         """Last hidden states that predict each completion token, [B, T, d]."""
         # That of PEFT too, adapters included.
         base = self.model.get_decoder() if decoder is None else decoder
-        with self.arithmetic():
+        with self.autocast():
             hidden: Tensor = base(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -116,7 +116,7 @@ class Policy:
     def logits(self, batch: TokenBatch) -> Tensor:
         """Logits over temperature that predict each completion token, float32 [B, T, V]."""
         length = batch.completion_ids.shape[1]
-        with self.arithmetic():
+        with self.autocast():
             logits: Tensor = self.model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -139,13 +139,13 @@ class Policy:
         if not self._looked_for_head:
             self.plain_output_layer(batch)
         if self._head is None:
-            return self.whole_logprobs(batch)
+            return self.logprobs_from_logits(batch)
         hidden = self.hidden_states(batch, self._compiled)
-        with self.arithmetic():
+        with self.autocast():
             scores = token_logprobs(hidden, self._head, batch.completion_ids, self.temperature)
         return _masked(batch, scores)
 
-    def whole_logprobs(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def logprobs_from_logits(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """The same from the model's own logits, all [B, T, V] of them."""
         return _masked(batch, full_logprobs(self.logits(batch), batch.completion_ids))
 
@@ -201,26 +201,26 @@ class Policy:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def save_whole(self, folder: Path) -> None:
+    def save_merged(self, folder: Path) -> None:
         """The same with LoRA's adapters added to the weights, so that nothing else is needed."""
-        weights = dict(self.whole_weights()) if self.adapted else None
+        weights = dict(self.merged_weights()) if self.has_lora else None
         self.base_model.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
 
     @property
     def base_model(self) -> Any:
         """The model without LoRA's wrapper."""
-        return self.model.get_base_model() if self.adapted else self.model
+        return self.model.get_base_model() if self.has_lora else self.model
 
     @property
-    def adapted(self) -> bool:
+    def has_lora(self) -> bool:
         """Whether LoRA's adapters are trained in place of the weights."""
         return hasattr(self.model, "peft_config")
 
     @torch.no_grad()
-    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def merged_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The model's own weights by name, with LoRA's adapters added; the model stays as it is."""
-        if not self.adapted:
+        if not self.has_lora:
             yield from self.model.state_dict().items()
             return
         base = self.base_model
@@ -240,7 +240,7 @@ class Policy:
 
         The model's own loader reads them: what it writes need not be named as its parameters are.
         """
-        if self.adapted:
+        if self.has_lora:
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))

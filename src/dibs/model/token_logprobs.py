@@ -58,24 +58,24 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         chosen = hidden.new_empty(len(tokens), dtype=torch.float32)
-        normaliser, entropy = torch.empty_like(chosen), torch.empty_like(chosen)
+        normalizer, entropy = torch.empty_like(chosen), torch.empty_like(chosen)
         ctx.dtype = hidden.dtype
         for rows in _blocks(tokens, weight):
             output = nn.functional.linear(hidden[rows], weight, bias)
             ctx.dtype = output.dtype  # that of autocast, where it is on
             logits = _over(output, temperature)
-            normaliser[rows] = logits.logsumexp(-1)
+            normalizer[rows] = logits.logsumexp(-1)
             chosen[rows] = logits.gather(-1, tokens[rows].unsqueeze(-1)).squeeze(-1)
-            powers = (logits - normaliser[rows].unsqueeze(-1)).exp_()
-            entropy[rows] = normaliser[rows] - torch.linalg.vecdot(powers, logits)
+            powers = (logits - normalizer[rows].unsqueeze(-1)).exp_()
+            entropy[rows] = normalizer[rows] - torch.linalg.vecdot(powers, logits)
         ctx.temperature = temperature
-        ctx.save_for_backward(hidden, weight, bias, tokens, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, tokens, normalizer)
         ctx.mark_non_differentiable(entropy)
-        return chosen - normaliser, entropy
+        return chosen - normalizer, entropy
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, normaliser = ctx.saved_tensors
+        hidden, weight, bias, tokens, normalizer = ctx.saved_tensors
         to_hidden, to_weight, to_bias, *_ = ctx.needs_input_grad
         d_hidden = torch.zeros_like(hidden) if to_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
@@ -87,7 +87,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = _over(nn.functional.linear(inputs, matrix, offset), ctx.temperature)
             # d logprob / d logits = (onehot - softmax) / temperature
             slope = slopes[0][rows].unsqueeze(-1) / ctx.temperature
-            errors = logits.sub_(normaliser[rows].unsqueeze(-1)).exp_().mul_(-slope)
+            errors = logits.sub_(normalizer[rows].unsqueeze(-1)).exp_().mul_(-slope)
             errors.scatter_add_(-1, tokens[rows].unsqueeze(-1), slope)
             if d_bias is not None:
                 d_bias += errors.sum(0)

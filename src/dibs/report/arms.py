@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dibs.runs.read import Run
-from dibs.runs.safe_text import shown
+from dibs.runs.safe_text import printable
 
 _NOT_OF_THE_ARM = (
     "seed",
@@ -81,9 +81,11 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
         ]
         if key == _TELLING[0] or _distinct(longer) > _distinct(names):
             names = longer
-    labels = [shown(", ".join(name) or run.path) for name, run in zip(names, firsts, strict=True)]
+    labels = [
+        printable(", ".join(name) or run.path) for name, run in zip(names, firsts, strict=True)
+    ]
     return [
-        f"{label}, {shown(run.path)}" if labels.count(label) > 1 else label
+        f"{label}, {printable(run.path)}" if labels.count(label) > 1 else label
         for label, run in zip(labels, firsts, strict=True)
     ]
 

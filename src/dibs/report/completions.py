@@ -10,7 +10,7 @@ import numpy as np
 
 from dibs.files import to_json
 from dibs.report.arms import Arm
-from dibs.runs.read import Record, number
+from dibs.runs.read import Record, finite_number
 
 BYTES = 3_200_000
 """Of all completions of a page together."""
@@ -55,13 +55,13 @@ def _packed(labels: Sequence[str], rows: Sequence[tuple[int, Record]]) -> str:
         columns.append(
             [
                 run,
-                _known(number(record, "step")),
+                _known(finite_number(record, "step")),
                 prompts.setdefault((prompt[0], prompt[1], prompt[2]), len(prompts)),
                 _text(record["completion"]),
-                _known(number(record, "reward")),
+                _known(finite_number(record, "reward")),
                 _text(record.get("status")),
-                _known(number(record, "accept_rate")),
-                _known(number(record, "count")),
+                _known(finite_number(record, "accept_rate")),
+                _known(finite_number(record, "count")),
             ]
         )
     found = {"runs": [_text(label) for label in labels], "prompts": [*prompts], "rows": columns}

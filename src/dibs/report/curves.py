@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dibs.report.arms import Arm
-from dibs.runs.read import Record, Run, number
+from dibs.runs.read import Record, Run, finite_number
 
 _NOT_TRAINING = ("evaluate_seconds", "measure_seconds")
 
@@ -27,7 +27,7 @@ class Curve:
 
 
 def _column(key: str) -> Axis:
-    return lambda lines: np.array([number(line, key) for line in lines])
+    return lambda lines: np.array([finite_number(line, key) for line in lines])
 
 
 def training_seconds(lines: Sequence[Record]) -> np.ndarray:
@@ -37,8 +37,8 @@ def training_seconds(lines: Sequence[Record]) -> np.ndarray:
     """
     taken = [
         np.nan_to_num(
-            number(line, "step_seconds")
-            - sum(np.nan_to_num(number(line, k)) for k in _NOT_TRAINING)
+            finite_number(line, "step_seconds")
+            - sum(np.nan_to_num(finite_number(line, k)) for k in _NOT_TRAINING)
         )
         for line in lines
     ]
@@ -62,7 +62,7 @@ def run_curve(run: Run, axis: str, score: str = "accuracy") -> Curve:
     lines = _evaluated(run, score)
     points = _at(run, AXES[axis], [line["step"] for line in lines])
     mean, low, high = (
-        np.array([number(line, key) for line in lines])
+        np.array([finite_number(line, key) for line in lines])
         for key in (score, f"{score}_low", f"{score}_high")
     )
     return Curve(points, mean, low, high)
@@ -75,7 +75,10 @@ def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
     """
     if len(arm.runs) == 1:
         return run_curve(arm.runs[0], axis, score)
-    each = [{line["step"]: number(line, score) for line in _evaluated(r, score)} for r in arm.runs]
+    each = [
+        {line["step"]: finite_number(line, score) for line in _evaluated(r, score)}
+        for r in arm.runs
+    ]
     shared = sorted(set.intersection(*(set(values) for values in each)))
     points = np.array([_at(run, AXES[axis], shared) for run in arm.runs]).mean(axis=0)
     mean, low, high = over_seeds(np.array([[values[step] for step in shared] for values in each]))
@@ -102,7 +105,7 @@ def costs_at(arm: Arm, step: int) -> dict[str, float]:
 
 
 def _evaluated(run: Run, score: str) -> list[Record]:
-    return [line for line in run.metrics if not np.isnan(number(line, score))]
+    return [line for line in run.metrics if not np.isnan(finite_number(line, score))]
 
 
 def _at(run: Run, total: Axis, steps: Sequence[int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from dibs.report import panels
 from dibs.report.arms import Arm
 from dibs.report.curves import AXES
 from dibs.runs.read import Run, read_run
-from dibs.runs.safe_text import shown
+from dibs.runs.safe_text import printable
 from dibs.types import InputError
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
@@ -39,7 +39,7 @@ class PageFigure:
 
 
 def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
-    """Draw accuracy, counts and accept rates of labelled run folders as PNG files in ``folder``.
+    """Draw accuracy, counts and accept rates of labeled run folders as PNG files in ``folder``.
 
     Raises InputError for a folder that holds no run.
     """
@@ -48,7 +48,7 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
         run = read_run(path)
         if not isinstance(run, Run):
             raise InputError(f"{path}: {run.reason}")
-        arms.append(Arm(shown(label), [run]))
+        arms.append(Arm(printable(label), [run]))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in FIGURES]
     with rc_context(panels.STYLE):
@@ -107,7 +107,7 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
         "budget",
         "Where the rollouts went",
         lambda axes: panels.budget_panel(axes, arms),
-        legend=len(panels.PART_COLOURS) + 1,
+        legend=len(panels.PART_COLORS) + 1,
         height=1.6 + 0.6 * len(arms),
     )
     time = _time(arms)
@@ -123,7 +123,7 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
             f"spending-{i}",
             "Where the rollouts went, step by step",
             lambda axes, arm=arm: panels.spending_panel(axes, arm.runs),  # type: ignore[misc]
-            legend=len(panels.PART_COLOURS) + 1,
+            legend=len(panels.PART_COLORS) + 1,
             arm=arm.label,
         )
         if panels.has_variance(arm.runs):

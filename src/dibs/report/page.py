@@ -36,7 +36,7 @@ _CAPTIONS = {
     "log-accept-rate": "Mean over held-out prompts of ln p_i, the value that log_likelihood raises; p_i "
     "from (accepted + 1/2) / (n + 1). Intervals only over seeds.",
     "budget": "Pilots are thrown away in mode pilot only. A group that is all alike teaches nothing "
-    "where a baseline is subtracted. Learnt from: with an advantage other than 0.",
+    "where a baseline is subtracted. Learned from: with an advantage other than 0.",
     "counts": "A dot is a prompt in a step: what it was given, against its accept rate, that of the "
     "pilots where there are any. The slider shows single steps.",
     "accept-rates": "Each column is a step, or a few of very many: how its prompts spread "
@@ -61,7 +61,7 @@ class Contents:
     completions: Completions
 
 
-def drawn(figure: PageFigure) -> dict[str, Any]:
+def figure_context(figure: PageFigure) -> dict[str, Any]:
     """A figure for the page."""
     kind = figure.name.rstrip("0123456789").rstrip("-")
     subject = figure.subject if figure.arm is None else f"{figure.subject}: {figure.arm}"

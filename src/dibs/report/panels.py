@@ -16,14 +16,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from dibs.report.arms import Arm
 from dibs.report.curves import arm_curve, over_seeds, run_curve
 from dibs.report.spending import PARTS, mean_spending, total_spending
-from dibs.runs.read import Record, Run, number
+from dibs.runs.read import Record, Run, finite_number
 from dibs.training.records import HISTOGRAM_BINS
 
 INK = "#1c2127"
-"""Lines and text; the page puts its own text colour in its place."""
-COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
+"""Lines and text; the page puts its own text color in its place."""
+COLORS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
 """Three to one or more against white and against the page's dark ground."""
-PART_COLOURS = ("#008f68", "#0072b2", "#d55e00", "#7b838c")
+PART_COLORS = ("#008f68", "#0072b2", "#d55e00", "#7b838c")
 STEPS = LinearSegmentedColormap.from_list("steps", ["#0072b2", "#8f7a86", "#d55e00"])
 """Early to late; readable on both grounds as well."""
 STYLE: dict[Any, Any] = {
@@ -53,14 +53,14 @@ _COLUMNS = 1000
 
 def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accuracy") -> None:
     """A held-out score of every arm against a cost, with 95% intervals; thin: the single seeds."""
-    for colour, marker, arm in zip(cycle(COLOURS), cycle(_MARKERS), arms, strict=False):
+    for color, marker, arm in zip(cycle(COLORS), cycle(_MARKERS), arms, strict=False):
         if len(arm.runs) > 1:
             for run in arm.runs:
                 alone = run_curve(run, axis, score)
-                axes.plot(alone.x, alone.mean, color=colour, linewidth=0.7, alpha=0.6)
+                axes.plot(alone.x, alone.mean, color=color, linewidth=0.7, alpha=0.6)
         curve = arm_curve(arm, axis, score)
-        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(curve.x, curve.mean, color=colour, marker=marker, ms=4, label=arm.label)
+        axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(curve.x, curve.mean, color=color, marker=marker, ms=4, label=arm.label)
     axes.set(xlabel=_COSTS[axis], ylabel=_SCORES[score])
     short_numbers(axes.xaxis, 5, whole=axis != "seconds")
 
@@ -120,7 +120,7 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
         for line in run.metrics:
             found = line.get("accept_rate_histogram")
             if isinstance(found, list) and len(found) == HISTOGRAM_BINS:
-                counted = np.array([number({"n": value}, "n") for value in found])
+                counted = np.array([finite_number({"n": value}, "n") for value in found])
                 bins[line["step"]] = bins.get(line["step"], 0.0) + np.nan_to_num(counted)
     axes.set(xlabel="training steps", ylabel="accept rate p_i")
     axes.set_yticks(np.linspace(0, 1, HISTOGRAM_BINS + 1))
@@ -151,19 +151,19 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
     Means over seeds. The bar of a measurement is its 95% interval, over seeds if there are several.
     """
     axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
-    for key, label, colour, line in (
-        ("expected_gain", "chosen counts, by the estimates", COLOURS[1], "-"),
-        ("achievable_gain", "best counts (oracle), by the estimates", COLOURS[0], "--"),
+    for key, label, color, line in (
+        ("expected_gain", "chosen counts, by the estimates", COLORS[1], "-"),
+        ("achievable_gain", "best counts (oracle), by the estimates", COLORS[0], "--"),
     ):
         steps, mean, *_ = _relative_variance(runs, key)
-        axes.plot(steps, mean, color=colour, linestyle=line, marker=".", label=label)
+        axes.plot(steps, mean, color=color, linestyle=line, marker=".", label=label)
     steps, mean, low, high = _relative_variance(runs, "measured_gain")
     if len(steps):
         axes.errorbar(
             steps,
             mean,
             yerr=np.nan_to_num([mean - low, high - mean]).clip(min=0),
-            color=COLOURS[2],
+            color=COLORS[2],
             marker="D",
             ms=4,
             linestyle="none",
@@ -178,14 +178,14 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
 def has_variance(runs: Sequence[Run]) -> bool:
     """Whether anything is known of the variance of these runs' counts."""
     keys = ("expected_gain", "achievable_gain", "measured_gain")
-    return any(number(line, key) > 0 for run in runs for line in run.metrics for key in keys)
+    return any(finite_number(line, key) > 0 for run in runs for line in run.metrics for key in keys)
 
 
 def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
     """Where the rollouts of every step went, stacked; means over seeds."""
     found = mean_spending(runs)
-    axes.stackplot(found.steps, found.parts, labels=PARTS, colors=PART_COLOURS, step="mid")
-    axes.plot(found.steps, found.learned, color=INK, linewidth=1.2, label="learnt from")
+    axes.stackplot(found.steps, found.parts, labels=PARTS, colors=PART_COLORS, step="mid")
+    axes.plot(found.steps, found.learned, color=INK, linewidth=1.2, label="learned from")
     axes.set(xlabel="training steps", ylabel="rollouts a step")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -193,17 +193,17 @@ def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
-    """Where all rollouts of every arm went, a bar each; below it, a thin one, those learnt from."""
+    """Where all rollouts of every arm went, a bar each; below it, a thin one, those learned from."""
     rows = np.arange(len(arms))[::-1]
     found = [total_spending(arm.runs) for arm in arms]
     parts = np.array([each for each, _ in found])
     ends = parts.cumsum(axis=1)
-    for i, (label, colour) in enumerate(zip(PARTS, PART_COLOURS, strict=True)):
+    for i, (label, color) in enumerate(zip(PARTS, PART_COLORS, strict=True)):
         axes.barh(
-            rows, parts[:, i], left=ends[:, i] - parts[:, i], color=colour, label=label, height=0.5
+            rows, parts[:, i], left=ends[:, i] - parts[:, i], color=color, label=label, height=0.5
         )
     learned = [each for _, each in found]
-    axes.barh(rows - 0.36, learned, color=INK, label="learnt from", height=0.1)
+    axes.barh(rows - 0.36, learned, color=INK, label="learned from", height=0.1)
     axes.set_yticks(rows, [wrapped(arm.label) for arm in arms])
     axes.set(xlabel="rollouts", ylim=(-0.7, len(arms) - 0.4))
     short_numbers(axes.xaxis, 4)
@@ -236,7 +236,7 @@ def _relative_variance(
     found: dict[int, list[Record]] = {}
     for run in runs:
         for line in run.metrics:
-            if number(line, key) > 0:
+            if finite_number(line, key) > 0:
                 found.setdefault(line["step"], []).append(line)
     columns = []
     for step in sorted(found):
@@ -250,7 +250,7 @@ def _relative_variance(
 
 
 def _inverse(line: Record, key: str) -> float:
-    value = number(line, key)
+    value = finite_number(line, key)
     return 1 / value if value > 0 else np.nan
 
 

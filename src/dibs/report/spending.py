@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dibs.runs.read import Record, Run, number
+from dibs.runs.read import Record, Run, finite_number
 
 PARTS = (
     "groups with both outcomes",
@@ -21,9 +21,9 @@ without one, accepted completions teach whatever their group is."""
 
 @dataclass(frozen=True)
 class Spending:
-    """Of the steps [steps]: rollouts by :data:`PARTS`, [4, steps], and rollouts learnt from, [steps].
+    """Of the steps [steps]: rollouts by :data:`PARTS`, [4, steps], and rollouts learned from, [steps].
 
-    Learnt from: with an advantage other than 0.
+    Learned from: with an advantage other than 0.
     """
 
     steps: np.ndarray
@@ -41,7 +41,7 @@ def spending(run: Run) -> Spending:
     """
     thrown = run.setting("estimate.mode") in (None, "pilot")
     pilots = dict(_increments(run.metrics, "pilot_rollouts")) if thrown else {}
-    learned = {line["step"]: np.nan_to_num(number(line, "learned")) for line in run.metrics}
+    learned = {line["step"]: np.nan_to_num(finite_number(line, "learned")) for line in run.metrics}
     steps, columns = [], []
     for line in run.allocations:
         count, accepted = np.array(line["count"]), np.array(line["accepted"])
@@ -56,7 +56,7 @@ def spending(run: Run) -> Spending:
 
 
 def total_spending(runs: Sequence[Run]) -> tuple[np.ndarray, float]:
-    """Rollouts by :data:`PARTS`, and rollouts learnt from: sums over the steps, means over the runs."""
+    """Rollouts by :data:`PARTS`, and rollouts learned from: sums over the steps, means over the runs."""
     found = [spending(run) for run in runs]
     parts = np.mean([each.parts.sum(axis=1) for each in found], axis=0)
     return parts, float(np.mean([each.learned.sum() for each in found]))
@@ -76,7 +76,7 @@ def mean_spending(runs: Sequence[Run]) -> Spending:
 
 
 def _increments(lines: Sequence[Record], key: str) -> list[tuple[int, float]]:
-    totals = np.nan_to_num([number(line, key) for line in lines])
+    totals = np.nan_to_num([finite_number(line, key) for line in lines])
     return [
         (line["step"], float(more))
         for line, more in zip(lines, np.diff(totals, prepend=0.0), strict=True)

@@ -1,4 +1,4 @@
-"""A matplotlib figure as an SVG element of an HTML page: it takes the page's text colour and width."""
+"""A matplotlib figure as an SVG element of an HTML page: it takes the page's text color and width."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def svg_bytes(figure: Figure, transparent: bool = False) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element without a ground, in the colour of the text around it.
+    """The figure as an ``<svg>`` element without a ground, in the color of the text around it.
 
     ``name`` keeps its ids apart from those of other figures of the page; ``description`` is what a
     screen reader says.
@@ -60,7 +60,7 @@ def _share_style(group: Element) -> None:
 
 
 def _adapt(element: Element, name: str) -> None:
-    """Colours, ids and references that fit into the page; no room for white space between elements."""
+    """Colors, ids and references that fit into the page; no room for white space between elements."""
     if _kind(element) != "text":
         element.text = (element.text or "").strip()
     element.tail = (element.tail or "").strip()
@@ -76,8 +76,8 @@ def _adapt(element: Element, name: str) -> None:
             del element.attrib[key]
             element.set("href", f"#{name}-{value[1:]}" if value.startswith("#") else value)
         else:
-            coloured = value.replace(INK, "currentColor")
-            element.set(key, coloured.replace("url(#", f"url(#{name}-"))
+            colored = value.replace(INK, "currentColor")
+            element.set(key, colored.replace("url(#", f"url(#{name}-"))
 
 
 def _kind(element: Element) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from dibs.report.arms import Arm
 from dibs.report.curves import arm_curve, costs_at
 from dibs.report.spending import PARTS, total_spending
-from dibs.runs.read import NoRun, Run, number
+from dibs.runs.read import NoRun, Run, finite_number
 
 _SETTINGS = {
     "algorithm": "algorithm.name",
@@ -62,7 +62,7 @@ def run_rows(arms: Sequence[Arm], others: Sequence[NoRun]) -> list[dict[str, Any
             "arm": arm.label,
             "seed": run.setting("seed"),
             "step": run.metrics[-1]["step"],
-            "wall_seconds": _known(number(run.summary or {}, "wall_seconds")),
+            "wall_seconds": _known(finite_number(run.summary or {}, "wall_seconds")),
             "notes": list(run.notes),
         }
         for arm in arms

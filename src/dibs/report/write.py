@@ -14,13 +14,13 @@ from dibs.files import write_text
 from dibs.report.arms import group_runs
 from dibs.report.completions import pack_completions
 from dibs.report.figures import page_figures
-from dibs.report.page import Contents, drawn, render_page
+from dibs.report.page import Contents, figure_context, render_page
 from dibs.report.panels import STYLE
 from dibs.report.svg import svg_bytes
 from dibs.report.tables import arm_row, run_rows
 from dibs.runs.find import run_folders
 from dibs.runs.read import NoRun, Run, read_run
-from dibs.runs.safe_text import shown
+from dibs.runs.safe_text import printable
 from dibs.types import InputError
 
 _WRITTEN = ("metrics.jsonl", "summary.json", "config.yaml")
@@ -67,13 +67,13 @@ def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
 def report_lines(written: Mapping[str, Any]) -> Iterator[str]:
     """What was written, and what is to be said of runs that are not finished and whole."""
     arms, runs = len(written["arms"]), [row for row in written["runs"] if row["arm"] is not None]
-    yield shown(
+    yield printable(
         f"wrote {written['page']} ({written['bytes'] / 1e6:.1f} MB): {len(runs)} "
         f"run{'s' * (len(runs) != 1)}, {arms} arm{'s' * (arms != 1)}"
     )
     for row in written["runs"]:
         if row["state"] != "finished":
-            yield shown(f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}")
+            yield printable(f"{row['path']}: {row['state']}: {'; '.join(row['notes'])}")
 
 
 def watch_report(
@@ -128,7 +128,7 @@ def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) 
         out.mkdir(parents=True, exist_ok=True)
         with rc_context(STYLE):
             for figure in page_figures(arms):
-                figures.append(drawn(figure))
+                figures.append(figure_context(figure))
                 if files:
                     paths += list(_saved(figure.figure, out / "figures" / figure.name))
         page = render_page(Contents(arms, arm_rows, rows, figures, completions), refresh)

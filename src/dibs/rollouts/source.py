@@ -21,7 +21,7 @@ PILOT, TRAINING, EVALUATION, METER = range(4)
 
 
 @dataclass
-class Spent:
+class DrawCost:
     """Completions drawn, their tokens, those of the busiest process, and completions that never came."""
 
     rollouts: int = 0
@@ -29,7 +29,7 @@ class Spent:
     busiest: int = 0
     missing: int = 0
 
-    def add(self, other: Spent) -> None:
+    def add(self, other: DrawCost) -> None:
         """Count another's as well."""
         self.rollouts += other.rollouts
         self.tokens += other.tokens
@@ -65,7 +65,7 @@ class RolloutSource:
         failures: str | None = None,
         costs: np.ndarray | None = None,
         when_drawn: Callable[[], None] = lambda: None,
-    ) -> tuple[list[Group], Spent]:
+    ) -> tuple[list[Group], DrawCost]:
         """``counts[i]`` completions of each prompt in groups, and what they took.
 
         Args:
@@ -87,7 +87,7 @@ class RolloutSource:
             share = requests
             if not self.sampler.shared:
                 share = share_of_requests(requests, self.processes, costs)
-            for sampled in self.sampler.stream(share, temperature):
+            for sampled in self.sampler.sample(share, temperature):
                 lengths.append(len(sampled.completion.token_ids))
                 yield sampled
             when_drawn()
@@ -95,10 +95,10 @@ class RolloutSource:
         options = self.config.verify
         keep = (failures or options.failures) == "reject"
         mine = verified(self.verifier, prompts, drawn(), options.accept_threshold, keep)
-        shares = self.processes.gathered((mine, lengths))
+        shares = self.processes.all_gather((mine, lengths))
         loads = [sum(each) for _, each in shares]
         arrived = sum(len(each) for _, each in shares)
-        spent = Spent(arrived, sum(loads), max(loads), sum(counts) - arrived)
+        spent = DrawCost(arrived, sum(loads), max(loads), sum(counts) - arrived)
         return [
             Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)
         ], spent

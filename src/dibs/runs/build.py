@@ -31,7 +31,7 @@ from dibs.runs.console import View
 from dibs.runs.trackers import check_trackers
 from dibs.train import Trainer
 from dibs.training.losses import PolicyLoss
-from dibs.training.rollout_gradients import Measure
+from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
 from dibs.types import InputError, TrainingExample
 
@@ -69,7 +69,7 @@ def _assembled(
     sampler: Sampler,
     processes: Processes,
 ) -> Trainer:
-    room = processes.told(_room_for_prompts(policy, config, sampler))
+    room = processes.broadcast(_room_for_prompts(policy, config, sampler))
     prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
     if config.estimate.mode != "none" and config.estimate.grad_norm != "none":
@@ -109,7 +109,7 @@ def _assembled(
         ),
         prompts=prompts,
         history=History(config.estimate.half_life),
-        measure=Measure(policy, config, processes),
+        gradients=RolloutGradients(policy, config, processes),
         on_phase=view.phase,
     )
 

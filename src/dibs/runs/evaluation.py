@@ -165,7 +165,7 @@ class Evaluator:
         ]
         options = self.config.verify
         keep = options.failures == "reject"
-        stream = self.sampler.stream(requests)
+        stream = self.sampler.sample(requests)
         return verified(self.verifier, prompts, stream, options.accept_threshold, keep)
 
     def _record(self, group: Group, read: Callable[[str], str | None]) -> dict[str, Any]:

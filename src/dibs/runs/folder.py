@@ -279,7 +279,7 @@ class RunFolder:
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
             if state is None:
-                policy.save_whole(unfinished)
+                policy.save_merged(unfinished)
             else:
                 policy.save(unfinished)
                 save_file(dict(tensors), unfinished / "tensors.safetensors")

@@ -5,25 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from dibs.config import Config
-from dibs.data.prompts import (
-    check_batch_size,
-)
+from dibs.data.prompts import check_batch_size
 from dibs.runs.build import build_trainer
 from dibs.runs.console import View
-from dibs.training.variance_meter import measure_variance
+from dibs.training.variance_meter import VarianceMeter, measure_variance
 from dibs.types import InputError, NonFiniteError
 
 
 def run_variance(config: Config, view: View) -> dict[str, Any]:
     """Measure the gradient's variance on the configured policy and prompts; writes nothing.
 
-    Raises InputError as :func:`run_training` does.
+    Raises InputError as :func:`.run_training` does.
     """
     wanted = config.variance.prompts or config.train.prompts_per_step
     trainer = build_trainer(config, view)
     check_batch_size(trainer.prompts.train, wanted)
+    meter = VarianceMeter(
+        config,
+        trainer.policy,
+        trainer.source,
+        trainer.gradients,
+        trainer.prompts.train,
+        view.preparing,
+    )
     try:
-        return measure_variance(trainer, view.preparing)
+        return measure_variance(meter)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
     finally:

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from dibs.runs.safe_text import plain, shown
+from dibs.runs.safe_text import as_json_types, printable
 
 _FAULTS_TOLD = 3
 _LAST_STEP = 10**9
@@ -82,7 +82,7 @@ def _read_run(path: Path) -> Run | NoRun:
         if notes:
             return NoRun(path, "; ".join(notes))
         return NoRun(path, "has no step yet: metrics.jsonl is empty", "unfinished")
-    config = _object(path / "config.yaml", lambda text: plain(yaml.safe_load(text)), notes)
+    config = _object(path / "config.yaml", lambda text: as_json_types(yaml.safe_load(text)), notes)
     if not config:
         notes.append("config.yaml is missing or empty" if config is not None else "")
     allocations = _rising(_records(path / "allocations.jsonl", _is_allocation, notes))
@@ -102,7 +102,7 @@ def _read_run(path: Path) -> Run | NoRun:
     return Run(path, config or {}, metrics, allocations, samples, sessions, summary, state, notes)
 
 
-def number(record: Mapping[str, Any], key: str) -> float:
+def finite_number(record: Mapping[str, Any], key: str) -> float:
     """A number of a record; NaN where there is none."""
     value = record.get(key)
     return float(value) if _is_number(value) else math.nan
@@ -205,7 +205,7 @@ def _is_sample(record: Record) -> bool:
 
 def _is_session(record: Record) -> bool:
     try:
-        plain(record)
+        as_json_types(record)
     except ValueError:
         return False
     return True
@@ -213,4 +213,4 @@ def _is_session(record: Record) -> bool:
 
 def _one_line(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
-    return shown(" ".join(str(reason).split())[:200])
+    return printable(" ".join(str(reason).split())[:200])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dibs.allocation.cross_fit import one_stream
+from dibs.allocation.cross_fit import undivided
 from dibs.allocation.history import History
 from dibs.train import Trainer
 from dibs.training.totals import Totals
@@ -49,7 +49,7 @@ def capture(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "skipped_in_a_row": trainer.updater.skipped_in_a_row,
         "micro_batch_tokens": trainer.updater.micro_batch_tokens,
         "batch_tokens": trainer.source.sampler.batch_tokens,
-        "norm_batch_tokens": trainer.measure.micro_batch_tokens,
+        "norm_batch_tokens": trainer.gradients.micro_batch_tokens,
         "random": {
             "python": random.getstate(),
             "numpy": [kind, np.asarray(keys).tolist(), *rest],
@@ -66,8 +66,8 @@ def restore(trainer: Trainer, state: Mapping[str, Any], tensors: Mapping[str, Te
     trainer.upcoming = []
     for each in state["upcoming"]:
         prompts = [by_id[prompt_id] for prompt_id in each["prompts"]]
-        trainer.upcoming.append((prompts, one_stream(_to_stats(each["stats"]), prompts)))
-    # What the configuration says, it says again: only what was learnt comes from the checkpoint.
+        trainer.upcoming.append((prompts, undivided(_to_stats(each["stats"]), prompts)))
+    # What the configuration says, it says again: only what was learned comes from the checkpoint.
     half_life = trainer.history.half_life
     trainer.history = History.from_state(state["history"])
     trainer.history.half_life = half_life
@@ -93,7 +93,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any], tensors: Mapping[str, Te
     updater.skipped_in_a_row = int(state["skipped_in_a_row"])
     updater.micro_batch_tokens = int(state["micro_batch_tokens"])
     trainer.source.sampler.batch_tokens = int(state["batch_tokens"])
-    trainer.measure.micro_batch_tokens = int(state["norm_batch_tokens"])
+    trainer.gradients.micro_batch_tokens = int(state["norm_batch_tokens"])
     version, numbers, gauss = state["random"]["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, position, has_gauss, cached = state["random"]["numpy"]

@@ -15,7 +15,7 @@ _UNFIT = ("Cc", "Cs", "Cn", "Zl", "Zp")
 """Unicode categories that XML refuses, that fonts cannot draw, or that would break a line."""
 
 
-def shown(text: object) -> str:
+def printable(text: object) -> str:
     """One line of text without control characters and halves of surrogate pairs.
 
     They are written as Python escapes them, not dropped, so that names that differ still do.
@@ -26,7 +26,7 @@ def shown(text: object) -> str:
     )
 
 
-def plain(value: Any) -> Any:
+def as_json_types(value: Any) -> Any:
     """A copy of what a YAML file holds, of the kinds that JSON knows; keys are text.
 
     Dates, sets and numbers that are none become text. Raises ValueError, one clause, for what no

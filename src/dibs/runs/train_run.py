@@ -10,7 +10,6 @@ from typing import Any
 
 from dibs.config import Config
 from dibs.processes import ALONE, Processes
-from dibs.report.figures import draw_figures
 from dibs.runs.build import build_trainer
 from dibs.runs.checkpoints import Checkpoint, all_finite
 from dibs.runs.console import View
@@ -18,7 +17,7 @@ from dibs.runs.folder import RunFolder
 from dibs.runs.resume_state import capture, restore
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import Trackers
-from dibs.runs.versions import session
+from dibs.runs.versions import session_line
 from dibs.train import StepRecord, Trainer
 from dibs.training.records import describe_prompts, sample_records
 from dibs.types import InputError, NonFiniteError
@@ -41,7 +40,7 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
     )
     if not resuming:
         RunFolder.check(config.output_dir, config.overwrite)
-        processes.told(_Plan())
+        processes.broadcast(_Plan())
         trainer = build_trainer(config, view, processes)
         with closing(trainer.source), RunFolder.create(config) as folder:
             return _Session(config, view, trainer, folder).run(None)
@@ -49,10 +48,10 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
         finished = folder.summary()
         if finished is not None and finished["steps"] >= config.train.steps:
             view.message(f"The run in {folder.path} is finished.")
-            processes.told(_Plan(finished=True))
+            processes.broadcast(_Plan(finished=True))
             return finished
         found = _newest(folder, config, view)
-        processes.told(_Plan(found))
+        processes.broadcast(_Plan(found))
         trainer = build_trainer(config, view, processes)
         with closing(trainer.source):
             if found is None:
@@ -71,7 +70,7 @@ class _Plan:
 
 def _work_along(config: Config, view: View, processes: Processes) -> None:
     """What a process does that does not write: the same steps at the same time."""
-    plan = processes.told(_Plan())
+    plan = processes.broadcast(_Plan())
     if plan.finished:
         return
     trainer = build_trainer(config, view, processes)
@@ -186,12 +185,9 @@ class _Session:
             ) from None
 
     def _finish(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-        """Figures and the summary."""
+        """The summary."""
         spent = {"wall_seconds": self._seconds(), "saving_seconds": self.saving_seconds}
         summary = _summary(self.trainer, before, after, spent)
-        self.view.phase("drawing figures")
-        arm = {self.config.allocate.allocator: self.folder.path}
-        draw_figures(arm, self.folder.path / "figures")
         self.folder.write_summary(summary)
         if summary["learned_rollouts"] == 0:
             self.view.message(
@@ -227,7 +223,7 @@ class _Session:
 
     def _note_session(self, step: int) -> None:
         device, processes = self.trainer.policy.device, self.trainer.source.processes.size
-        self.folder.append("sessions.jsonl", session(step, str(device), processes))
+        self.folder.append("sessions.jsonl", session_line(step, str(device), processes))
 
     def _train(self, trackers: Trackers, first: int, stop: StopRequest) -> Mapping[str, Any]:
         after: Mapping[str, Any] = self.folder.metrics(first - 1)

@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def session(step: int, device: str, processes: int) -> dict[str, Any]:
+def session_line(step: int, device: str, processes: int) -> dict[str, Any]:
     """A line of sessions.jsonl: now, ``processes`` of them begin or go on after ``step`` steps."""
     return {
         "step": step,

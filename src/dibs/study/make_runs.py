@@ -204,7 +204,7 @@ def _do(job: _Job) -> str | None:
     from dibs.runs.measure_variance import run_variance
     from dibs.runs.train_run import run_training
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELIZM", "false")
     view = PlainView(Console(quiet=True))
     if job.kind == "train":
         job.result.unlink(missing_ok=True)  # what is there is not whole

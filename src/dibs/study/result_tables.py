@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from dibs.report.panels import COLOURS, STYLE, short_numbers
+from dibs.report.panels import COLORS, STYLE, short_numbers
 from dibs.study.costs import Curve, mean_curve
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import Study
@@ -168,12 +168,12 @@ def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost in zip(panels, ("rollouts", "tokens"), strict=True):
-        for colour, (arm, curves) in zip(cycle(COLOURS), arms.items(), strict=False):
+        for color, (arm, curves) in zip(cycle(COLORS), arms.items(), strict=False):
             for curve in curves:
-                axes.plot(curve.costs[cost], curve.value, color=colour, alpha=0.2, linewidth=0.8)
+                axes.plot(curve.costs[cost], curve.value, color=color, alpha=0.2, linewidth=0.8)
             mean = mean_curve(curves)
             axes.plot(
-                mean.costs[cost][0], mean.scores["value"][0], color=colour, linewidth=2, label=arm
+                mean.costs[cost][0], mean.scores["value"][0], color=color, linewidth=2, label=arm
             )
         axes.set(xlabel=f"{cost} (pilots counted)")
         short_numbers(axes.xaxis, 5)

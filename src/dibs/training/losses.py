@@ -1,7 +1,7 @@
 """Log-probabilities, advantages and weights in, a loss out. Pure torch functions.
 
 ``B`` completions of at most ``T`` tokens. Every loss is a plain sum over completions whose weights
-already hold all normalisation (1/(m n_i) and kin), so it adds up over micro-batches exactly.
+already hold all normalization (1/(m n_i) and kin), so it adds up over micro-batches exactly.
 """
 
 from __future__ import annotations

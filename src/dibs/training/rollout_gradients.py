@@ -12,7 +12,7 @@ import numpy as np
 from dibs.allocation import objectives
 from dibs.allocation.allocators import solve
 from dibs.allocation.problem import AllocationProblem
-from dibs.allocation.variance import ratio, shares
+from dibs.allocation.variance import ratio_of_sums, variance_shares
 from dibs.config import Config, GradNormMethod
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.memory import with_smaller_batches
@@ -22,7 +22,7 @@ from dibs.types import Group, Rollout
 
 
 @dataclass
-class Measure:
+class RolloutGradients:
     """Measures gradients of the policy's rollouts as the configuration says.
 
     ``micro_batch_tokens`` shrinks where memory does not suffice.
@@ -58,7 +58,7 @@ class Measure:
     ) -> list[np.ndarray]:
         examples = [rollout.example() for group in groups for rollout in group.rollouts]
         lengths = [len(e.context_ids) + len(e.completion_ids) for e in examples]
-        mine = self.processes.share(range(len(examples)), lengths)
+        mine = self.processes.own_share(range(len(examples)), lengths)
         measured, self.micro_batch_tokens = with_smaller_batches(
             lambda most: gradient_norms(
                 self.policy, [examples[i] for i in mine], method, max_tokens=most, **options
@@ -67,7 +67,7 @@ class Measure:
             max(lengths, default=self.micro_batch_tokens),
         )
         norms = np.zeros(len(examples))
-        for indices, values in self.processes.gathered((mine, measured.norms)):
+        for indices, values in self.processes.all_gather((mine, measured.norms)):
             norms[indices] = values
         ends = np.cumsum([len(group.rollouts) for group in groups])
         return np.split(norms, ends[:-1])
@@ -86,9 +86,11 @@ class Measure:
             moments = zip(*problem.posterior.reward_moments(objective), strict=True)
             factors = [self.factors(g, *each) for g, each in zip(groups, moments, strict=True)]
             squares = self._second_moments(groups, factors)
-            chosen += shares(squares, [np.array([len(group.rollouts) for group in groups])])
-            even += shares(squares, [solve(problem, "uniform").counts])
-        found = ratio(even, chosen)
+            chosen += variance_shares(
+                squares, [np.array([len(group.rollouts) for group in groups])]
+            )
+            even += variance_shares(squares, [solve(problem, "uniform").counts])
+        found = ratio_of_sums(even, chosen)
         return {
             "measured_gain": found.value,
             "measured_gain_low": found.low,
@@ -113,7 +115,7 @@ class Measure:
         """What multiplies each rollout's gradient, at moments of its prompt's reward; float64 [n_i]."""
         algorithm = self.config.algorithm
         advantages = objectives.expected_advantages(
-            objectives.signal(group, algorithm.objective),
+            objectives.objective_rewards(group, algorithm.objective),
             algorithm.objective,
             algorithm.baseline,
             mean,

@@ -24,7 +24,7 @@ class UpdateMetrics:
     weights did not move between them, and a completion's advantage does not depend on others; otherwise
     nearly so, and with fewer completions of a prompt than updates the variance is overstated.
 
-    ``entropy``: of the distribution that each token was drawn from, mean over the tokens learnt from,
+    ``entropy``: of the distribution that each token was drawn from, mean over the tokens learned from,
     in nats. The rest is None unless the loss needs log-probabilities from before the first update:
     ``sampler_gap``: mean of ``|ln (learner's probability / sampler's)|`` a token, ``sampler_gap_max``
     the largest; ``token_ratios`` and ``sequence_ratios``: how many tokens and completions have a ratio

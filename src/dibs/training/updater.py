@@ -80,11 +80,11 @@ class Updater:
         hands = [examples[u::updates] for u in range(updates)]
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient. It is dealt all the same: if hands depended on
-            # what is learnt from them, their spread would not tell the gradient's noise.
+            # what is learned from them, their spread would not tell the gradient's noise.
             hands = [[example for example in hand if example.advantage != 0] for hand in hands]
         hands = [self._share(hand) for hand in hands]
         # The first update moves away from the very weights that it is compared with.
-        old = [None, *(self._behaviour_logprobs(hand) for hand in hands[1:])]
+        old = [None, *(self._behavior_logprobs(hand) for hand in hands[1:])]
         tally = _Tally()
         self.policy.model.train()
         for u, (hand, old_logprobs) in enumerate(zip(hands, old, strict=True)):
@@ -217,7 +217,7 @@ class Updater:
         )
         return result
 
-    def _behaviour_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
+    def _behavior_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
         """``log pi`` before the step's first update, one a completion; None if the loss has no use."""
         if not self.loss.needs_old_logprobs:
             return None
@@ -235,7 +235,7 @@ class Updater:
 
     def _share(self, hand: Sequence[TrainingExample]) -> Sequence[TrainingExample]:
         """This process's part of an update's completions."""
-        return self.processes.share(
+        return self.processes.own_share(
             hand, [len(e.context_ids) + len(e.completion_ids) for e in hand]
         )
 
@@ -243,8 +243,8 @@ class Updater:
         """Add up gradients, losses and sums of all processes; the gradients in place."""
         if self.processes.size == 1:
             return loss, sums
-        self.processes.add_up([p.grad for p in self.parameters if p.grad is not None])
-        parts = self.processes.gathered((loss, {name: float(v) for name, v in sums.items()}))
+        self.processes.all_reduce_sum([p.grad for p in self.parameters if p.grad is not None])
+        parts = self.processes.all_gather((loss, {name: float(v) for name, v in sums.items()}))
         names = {name for _, each in parts for name in each}
         added = {
             name: torch.tensor(sum(each.get(name, 0.0) for _, each in parts)) for name in names
@@ -256,7 +256,7 @@ class Updater:
         if not self.loss.needs_old_logprobs:
             return dict.fromkeys(_MISMATCH)
         mine = [gap.cpu().double().numpy() for gap in own]
-        gaps = [gap for part in self.processes.gathered(mine) for gap in part]
+        gaps = [gap for part in self.processes.all_gather(mine) for gap in part]
         if not gaps:
             return dict.fromkeys(_MISMATCH)
         tokens = np.concatenate(gaps)

@@ -16,19 +16,32 @@ import torch
 from torch import Tensor
 
 from dibs.allocation.allocators import solve
-from dibs.allocation.cross_fit import Estimate, cross_fit, one_stream, pose_streams, step_budget
+from dibs.allocation.cross_fit import (
+    StepEstimate,
+    allocation_problems,
+    cross_fit,
+    step_budget,
+    undivided,
+)
 from dibs.allocation.intervals import bootstrap
 from dibs.allocation.least_variance import least_variance
-from dibs.allocation.objectives import signal
+from dibs.allocation.objectives import objective_rewards
 from dibs.allocation.problem import AllocationProblem, pose
 from dibs.allocation.statistics import no_statistics, pilot_statistics
-from dibs.allocation.variance import achievable_gain, captured, noise, ratio, shares
+from dibs.allocation.variance import (
+    achievable_gain,
+    captured_gain,
+    noise_scale,
+    ratio_of_sums,
+    variance_shares,
+)
 from dibs.config import Config
 from dibs.data.prompts import batches
 from dibs.model.gradient_vector import Projection
-from dibs.rollouts.source import METER
-from dibs.train import Trainer
+from dibs.model.policy import Policy
+from dibs.rollouts.source import METER, RolloutSource
 from dibs.training.losses import PolicyLoss
+from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
 from dibs.types import Group, InputError, Prompt
 
@@ -39,7 +52,7 @@ _NUMBERS_HELD = 2**28
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredGradients:
     """K completions of each of m prompts and what their gradients are.
 
     ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``squares``: ``a^2 ||s||^2``
@@ -63,7 +76,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Counted:
+class AllocationOutcome:
     """An allocation over the draws: shares of the variance, completions and tokens, [m] each.
 
     ``uniform``: shares of uniform counts for the same draws. ``extra``: completions that decided the
@@ -76,31 +89,44 @@ class Counted:
     extra: np.ndarray
 
 
-def measure_variance(
-    trainer: Trainer, on_progress: Callable[[str, int, int], None] = lambda *_: None
-) -> dict[str, Any]:
-    """Everything that ``dibs variance`` tells, as one object; intervals are 95%.
+@dataclass(frozen=True)
+class VarianceMeter:
+    """The parts of a run that the measurement uses; ``prompts`` are those of the training set.
+
+    ``on_progress`` is called with what is done, how many prompts of it, and how many there are.
+    """
+
+    config: Config
+    policy: Policy
+    source: RolloutSource
+    gradients: RolloutGradients
+    prompts: Sequence[Prompt]
+    on_progress: Callable[[str, int, int], None] = lambda *_: None
+
+
+def measure_variance(meter: VarianceMeter) -> dict[str, Any]:
+    """Everything that ``dibs variance`` prints, as one object; intervals are 95%.
 
     Raises InputError where there are too few completions to draw pilots from.
     """
-    config = _scaled(trainer.config)
-    spare = config.variance.num_generations - _seen(config)
+    config = _scaled(meter.config)
+    spare = config.variance.num_generations - _deciding_completions(config)
     if spare < 2:
         raise InputError(
             f"variance.num_generations {config.variance.num_generations} leaves {max(spare, 0)} "
-            f"completions beside the {_seen(config)} that play the pilots; raise it"
+            f"completions beside the {_deciding_completions(config)} that play the pilots; raise it"
         )
-    prompts = next(batches(trainer.prompts.train, config.train.prompts_per_step, config.seed))
-    measured = _measure(trainer, config, prompts, on_progress)
+    prompts = next(batches(meter.prompts, config.train.prompts_per_step, config.seed))
+    measured = _measure(meter, config, prompts)
     even = _reference(config, prompts, measured)
-    allocations = {"uniform": _known(measured, even, solve(even, "uniform").counts)}
+    allocations = {"uniform": _fixed_counts(measured, even, solve(even, "uniform").counts)}
     if config.allocate.allocator != "uniform":
-        allocations[config.allocate.allocator] = _chosen(measured, config, prompts, even)
+        allocations[config.allocate.allocator] = _allocators_counts(measured, config, prompts, even)
     everything = measured.sigma_squared(np.ones(measured.squares.shape, dtype=bool))
     best = least_variance(np.sqrt(everything), even.budget, even.lower, even.upper, even.cost)
-    allocations["oracle"] = _known(measured, even, best)
+    allocations["oracle"] = _fixed_counts(measured, even, best)
     allocations["oracle_held_out"] = _held_out(measured, even)
-    return _report(trainer.config, measured, allocations, everything, even.cost)
+    return _report(meter.config, measured, allocations, everything, even.cost)
 
 
 def _scaled(config: Config) -> Config:
@@ -114,7 +140,7 @@ def _scaled(config: Config) -> Config:
     return config.model_copy(update={"train": train, "allocate": allocate})
 
 
-def _seen(config: Config) -> int:
+def _deciding_completions(config: Config) -> int:
     """Completions of a prompt that its counts are decided by; online, those of one earlier step."""
     if config.allocate.allocator == "uniform":
         return 0
@@ -122,36 +148,32 @@ def _seen(config: Config) -> int:
     return config.allocate.num_generations if online else config.estimate.num_pilots
 
 
-def _measure(
-    trainer: Trainer,
-    config: Config,
-    prompts: Sequence[Prompt],
-    on_progress: Callable[[str, int, int], None],
-) -> Measured:
+def _measure(meter: VarianceMeter, config: Config, prompts: Sequence[Prompt]) -> MeasuredGradients:
     per_prompt, m = config.variance.num_generations, len(prompts)
     groups: list[Group] = []
     at_once = -(-m // 20)
     for start in range(0, m, at_once):
         part = prompts[start : start + at_once]
-        groups += trainer.rollouts(part, [per_prompt] * len(part), METER, 0, failures="reject")
-        on_progress("sampling", len(groups), m)
-    trainer.policy.model.eval()
-    updater = Updater(trainer.policy, PolicyLoss(None, 0.0), config.update, 1)
+        drawn, _ = meter.source.draw(part, [per_prompt] * len(part), METER, 0, failures="reject")
+        groups += drawn
+        meter.on_progress("sampling", len(groups), m)
+    meter.policy.model.eval()
+    updater = Updater(meter.policy, PolicyLoss(None, 0.0), config.update, 1)
     project = Projection(updater.parameters, config.seed, _NUMBERS_HELD // (2 * m))
     whole = config.estimate.grad_norm.startswith("exact")
     whole &= config.estimate.grad_norm_parameters == "all"
     norms, squares, halves = [], [], []
     for group in groups:
-        (seen,) = trainer.measure.norms([group], 0)
-        (full,) = (seen,) if whole else trainer.measure.exact_norms([group])
-        factors = _factors(trainer, group)
+        (seen,) = meter.gradients.norms([group], 0)
+        (full,) = (seen,) if whole else meter.gradients.exact_norms([group])
+        factors = _factors(meter, group)
         norms.append(seen)
         squares.append((factors * full) ** 2)
-        halves.append(_half_gradients(trainer, updater, project, group))
-        on_progress("gradients", len(norms), m)
+        halves.append(_half_gradients(meter, updater, project, group))
+        meter.on_progress("gradients", len(norms), m)
     products, own = _products(torch.stack(halves))
     lengths = np.array([[len(r.completion.token_ids) for r in g.rollouts] for g in groups])
-    return Measured(groups, norms, np.array(squares), products, own, lengths.mean(1))
+    return MeasuredGradients(groups, norms, np.array(squares), products, own, lengths.mean(1))
 
 
 def _products(halves: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -167,14 +189,14 @@ def _products(halves: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return products.cpu().numpy(), own.cpu().numpy()
 
 
-def _factors(trainer: Trainer, group: Group) -> np.ndarray:
+def _factors(meter: VarianceMeter, group: Group) -> np.ndarray:
     """a(r) of each completion at the group's own moments, [K]."""
-    rewards = signal(group, trainer.config.algorithm.objective)
-    return trainer.measure.factors(group, float(rewards.mean()), float(rewards.std()))
+    rewards = objective_rewards(group, meter.config.algorithm.objective)
+    return meter.gradients.factors(group, float(rewards.mean()), float(rewards.std()))
 
 
 def _half_gradients(
-    trainer: Trainer, updater: Updater, project: Projection, group: Group
+    meter: VarianceMeter, updater: Updater, project: Projection, group: Group
 ) -> Tensor:
     """Mean of ``a s`` over each half of a group, [2, D].
 
@@ -183,7 +205,7 @@ def _half_gradients(
     that many are accepted would be noise in common.
     """
     vectors = []
-    algorithm = trainer.config.algorithm
+    algorithm = meter.config.algorithm
     absolute = (algorithm.objective, algorithm.baseline) == ("expected_reward", "none")
     order = np.arange(len(group.rollouts)) if absolute else np.argsort(group.rewards, kind="stable")
     for picked in (order[::2], order[1::2]):
@@ -191,7 +213,7 @@ def _half_gradients(
         updater.optimizer.zero_grad(set_to_none=True)
         examples = [
             rollout.example(factor, 1 / len(picked))
-            for rollout, factor in zip(half.rollouts, _factors(trainer, half), strict=True)
+            for rollout, factor in zip(half.rollouts, _factors(meter, half), strict=True)
             if factor != 0
         ]
         if examples:
@@ -201,7 +223,9 @@ def _half_gradients(
     return torch.stack(vectors)
 
 
-def _reference(config: Config, prompts: Sequence[Prompt], measured: Measured) -> AllocationProblem:
+def _reference(
+    config: Config, prompts: Sequence[Prompt], measured: MeasuredGradients
+) -> AllocationProblem:
     """The step's budget and bounds with the true costs: what uniform and oracle counts live by."""
     options = config.allocate
     cost = None if options.budget_unit == "completions" else measured.tokens
@@ -219,19 +243,23 @@ def _reference(config: Config, prompts: Sequence[Prompt], measured: Measured) ->
     )
 
 
-def _known(measured: Measured, even: AllocationProblem, counts: np.ndarray) -> Counted:
+def _fixed_counts(
+    measured: MeasuredGradients, even: AllocationProblem, counts: np.ndarray
+) -> AllocationOutcome:
     """Counts that do not depend on a draw."""
     sigma_squared = measured.sigma_squared(np.ones(measured.squares.shape, dtype=bool))
-    uniform = shares(sigma_squared, [solve(even, "uniform").counts])
+    uniform = variance_shares(sigma_squared, [solve(even, "uniform").counts])
     nothing = np.zeros(len(counts))
-    return Counted(shares(sigma_squared, [counts]), uniform, counts.astype(np.float64), nothing)
+    return AllocationOutcome(
+        variance_shares(sigma_squared, [counts]), uniform, counts.astype(np.float64), nothing
+    )
 
 
-def _chosen(
-    measured: Measured, config: Config, prompts: Sequence[Prompt], even: AllocationProblem
-) -> Counted:
+def _allocators_counts(
+    measured: MeasuredGradients, config: Config, prompts: Sequence[Prompt], even: AllocationProblem
+) -> AllocationOutcome:
     """The configured allocator, seeing pilots only; the other completions say what it achieved."""
-    seen, mode = _seen(config), config.estimate.mode
+    seen, mode = _deciding_completions(config), config.estimate.mode
 
     def decide(picked: np.ndarray) -> list[np.ndarray]:
         pilots = [
@@ -239,19 +267,19 @@ def _chosen(
             for group, row in zip(measured.groups, picked, strict=True)
         ]
         norms = [own[row[:seen]] for own, row in zip(measured.norms, picked, strict=True)]
-        estimate: Estimate = (
+        estimate: StepEstimate = (
             cross_fit(pilots, norms)
             if mode == "cross_fit"
-            else one_stream(pilot_statistics(pilots, norms), prompts)
+            else undivided(pilot_statistics(pilots, norms), prompts)
         )
-        problems = pose_streams(estimate.streams, config)
+        problems = allocation_problems(estimate.parts, config)
         return [solve(problem, config.allocate.allocator).counts for problem in problems]
 
     extra = np.full(len(prompts), float(seen if mode == "pilot" else 0))
     return _averaged(measured, even, seen, decide, extra)
 
 
-def _held_out(measured: Measured, even: AllocationProblem) -> Counted:
+def _held_out(measured: MeasuredGradients, even: AllocationProblem) -> AllocationOutcome:
     """Counts from one half of the completions as they are, judged by the other half."""
     half = measured.squares.shape[1] // 2
 
@@ -265,12 +293,12 @@ def _held_out(measured: Measured, even: AllocationProblem) -> Counted:
 
 
 def _averaged(
-    measured: Measured,
+    measured: MeasuredGradients,
     even: AllocationProblem,
     seen: int,
     decide: Callable[[np.ndarray], list[np.ndarray]],
     extra: np.ndarray,
-) -> Counted:
+) -> AllocationOutcome:
     """Means over draws: the first ``seen`` of a random order decide counts, the others judge them."""
     m, per_prompt = measured.squares.shape
     rng = np.random.default_rng(0)
@@ -280,13 +308,13 @@ def _averaged(
         picked = rng.permuted(np.tile(np.arange(per_prompt), (m, 1)), axis=1)
         counts = decide(picked)
         judged = measured.sigma_squared(_chosen_mask(picked[:, seen:], measured))
-        achieved += shares(judged, counts)
-        even_shares += shares(judged, [uniform])
+        achieved += variance_shares(judged, counts)
+        even_shares += variance_shares(judged, [uniform])
         counted += np.sum(counts, axis=0)
-    return Counted(achieved / DRAWS, even_shares / DRAWS, counted / DRAWS, extra)
+    return AllocationOutcome(achieved / DRAWS, even_shares / DRAWS, counted / DRAWS, extra)
 
 
-def _chosen_mask(columns: np.ndarray, measured: Measured) -> np.ndarray:
+def _chosen_mask(columns: np.ndarray, measured: MeasuredGradients) -> np.ndarray:
     mask = np.zeros(measured.squares.shape, dtype=bool)
     np.put_along_axis(mask, columns, True, axis=1)
     return mask
@@ -294,8 +322,8 @@ def _chosen_mask(columns: np.ndarray, measured: Measured) -> np.ndarray:
 
 def _report(
     config: Config,
-    measured: Measured,
-    allocations: dict[str, Counted],
+    measured: MeasuredGradients,
+    allocations: dict[str, AllocationOutcome],
     sigma_squared: np.ndarray,
     cost: np.ndarray | None,
 ) -> dict[str, Any]:
@@ -303,7 +331,7 @@ def _report(
     even = allocations["uniform"]
     chosen = allocations.get(config.allocate.allocator, even)
     step_rollouts = float(even.counts.sum()) * config.train.prompts_per_step / m
-    found = noise(
+    found = noise_scale(
         even.shares,
         measured.products,
         measured.own,
@@ -329,7 +357,9 @@ def _report(
             name: _describe(each, even, measured.tokens) for name, each in allocations.items()
         },
         "achievable_gain": asdict(achievable_gain(sigma_squared, cost)),
-        "captured": asdict(captured(chosen.shares, chosen.uniform, allocations["oracle"].shares)),
+        "captured": asdict(
+            captured_gain(chosen.shares, chosen.uniform, allocations["oracle"].shares)
+        ),
         "gradient_square": asdict(found.square),
         "noise_scale": asdict(found.rollouts),
         "noise_of_completions": asdict(found.completions),
@@ -338,7 +368,9 @@ def _report(
     }
 
 
-def _describe(each: Counted, even: Counted, tokens: np.ndarray) -> dict[str, Any]:
+def _describe(
+    each: AllocationOutcome, even: AllocationOutcome, tokens: np.ndarray
+) -> dict[str, Any]:
     m = len(tokens)
     variance = float(each.shares.sum()) / m**2
     spent = each.counts + each.extra
@@ -359,7 +391,7 @@ def _describe(each: Counted, even: Counted, tokens: np.ndarray) -> dict[str, Any
         "tokens": float(spent @ tokens),
         "variance_per_rollout": variance * float(spent.sum()) if known else None,
         "variance_per_token": variance * float(spent @ tokens) if known else None,
-        "gain": asdict(ratio(each.uniform, each.shares)),
+        "gain": asdict(ratio_of_sums(each.uniform, each.shares)),
         "gain_per_rollout": at_equal(np.ones(m)),
         "gain_per_token": at_equal(tokens),
         "starved_prompts": int((each.counts == 0).sum()),

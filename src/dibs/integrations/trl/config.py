@@ -23,7 +23,7 @@ class DIBSConfig(BudgetConfig):
     algorithm: Literal["grpo", "raft", "raft++"] = Field(
         "grpo",
         description="raft: fits accepted completions, without a ratio; raft++: with the ratio and its "
-        "clip; both have objective log_likelihood, baseline none and estimator self_normalised unless "
+        "clip; both have objective log_likelihood, baseline none and estimator self_normalized unless "
         "others are given; grpo: TRL's loss as it is",
     )
     deviation: Literal["population", "sample"] = Field(
@@ -56,7 +56,7 @@ class DIBSConfig(BudgetConfig):
         filled = {"objective": "log_likelihood", **values}
         if filled["objective"] != "grpo":
             filled = {"baseline": "none", **filled}
-        return {"estimator": "self_normalised", **filled}
+        return {"estimator": "self_normalized", **filled}
 
     @model_validator(mode="after")
     def _options_have_a_use(self) -> DIBSConfig:

@@ -28,7 +28,7 @@ def distinct_rows(mine: Sequence[Row], group_size: int, processes: Processes) ->
     """
     start = processes.rank * len(mine)
     first = [row for i, row in enumerate(mine, start) if i % group_size == 0]
-    return [row for rows in processes.gathered(first) for row in rows]
+    return [row for rows in processes.all_gather(first) for row in rows]
 
 
 def require_own_names(rows: Sequence[Row], names: Sequence[str], column: str | None) -> None:

@@ -57,28 +57,30 @@ def check_hooks(trainer: type) -> None:
     """InputError unless the class has the methods, with their parameters."""
     missing = missing_method(trainer, HOOKS)
     if missing is not None:
-        raise unknown(missing)
+        raise untested_version(missing)
 
 
 def check_attributes(trainer: Any) -> None:
     """InputError unless the trainer has what is read of it."""
     for name in ATTRIBUTES:
         if not hasattr(trainer, name):
-            raise unknown(f"a GRPOTrainer has no {name}")
+            raise untested_version(f"a GRPOTrainer has no {name}")
 
 
 def check_batch(batch: Mapping[str, Any], rows: int, missed: Collection[str]) -> None:
     """InputError unless the batch has its entries, one advantage a row, and no hook was ``missed``."""
     for name in missed:
-        raise unknown(f"GRPOTrainer drew completions without {name}")
+        raise untested_version(f"GRPOTrainer drew completions without {name}")
     for name in ENTRIES:
         if name not in batch:
-            raise unknown(f"a batch of GRPOTrainer has no {name}")
+            raise untested_version(f"a batch of GRPOTrainer has no {name}")
     if tuple(batch["advantages"].shape) != (rows,):
-        raise unknown(f"GRPOTrainer has advantages of shape {tuple(batch['advantages'].shape)}")
+        raise untested_version(
+            f"GRPOTrainer has advantages of shape {tuple(batch['advantages'].shape)}"
+        )
 
 
-def unknown(what: str) -> InputError:
+def untested_version(what: str) -> InputError:
     """The error for a TRL that is not the one this was written for."""
     return InputError(
         f"TRL {version('trl')}: {what}, on which DIBSGRPOTrainer relies; install a TRL it was tested "

@@ -41,7 +41,7 @@ from dibs.integrations.trl.groups import (
     require_own_names,
     split,
 )
-from dibs.integrations.trl.hooks import check_attributes, check_batch, check_hooks, unknown
+from dibs.integrations.trl.hooks import check_attributes, check_batch, check_hooks, untested_version
 from dibs.integrations.trl.kl import weighted_kl
 from dibs.integrations.trl.log_metrics import group_numbers, write_notes
 from dibs.integrations.trl.norms import NormMeter
@@ -109,9 +109,9 @@ class DIBSGRPOTrainer(GRPOTrainer):
         # A process with counts of its own would wait for the others for ever.
         self.processes.require_same(self.counts, "the counts of a batch")
         mine = dealt(repeated(rows, self.counts), self.processes)
-        drawn, learnt = "_generate_and_score_completions", "_compute_loss"
-        if drawn in self._reached and learnt not in self._reached:
-            raise unknown(f"GRPOTrainer trained without {learnt}")
+        drawn, learned = "_generate_and_score_completions", "_compute_loss"
+        if drawn in self._reached and learned not in self._reached:
+            raise untested_version(f"GRPOTrainer trained without {learned}")
         self._reached.clear()
         # Rows of a group are one object here, and reward functions may write into theirs.
         batch = super()._generate_and_score_completions(_own_copies(mine))
@@ -284,7 +284,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
                 norms = counted * (np.ones(len(counted)) if norms is None else norms)
             return lengths, norms, logprobs
 
-        parts = self.processes.gathered_from(measure)
+        parts = self.processes.all_gather_results(measure)
         lengths = np.concatenate([part[0] for part in parts])
         norms, logprobs = (
             None if parts[0][i] is None else np.concatenate([part[i] for part in parts])
@@ -309,7 +309,9 @@ class DIBSGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.model.training and "_generate_and_score_completions" not in self._reached:
-            raise unknown("GRPOTrainer drew completions without _generate_and_score_completions")
+            raise untested_version(
+                "GRPOTrainer drew completions without _generate_and_score_completions"
+            )
         self._reached.add("_compute_loss")
         if self.beta == 0 or "dibs_weights" not in inputs:
             return super()._compute_loss(model, inputs)
@@ -321,7 +323,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
             # Kept, they would hold the graph of the micro-batch until the next one.
             self.beta, self._keeps_logprobs, self._logprobs = beta, False, None
         if logprobs is None:
-            raise unknown("its loss does not come from _get_per_token_logps_and_entropies")
+            raise untested_version("its loss does not come from _get_per_token_logps_and_entropies")
         mask = _loss_mask(inputs)
         per_update = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.processes.size * per_update
@@ -354,13 +356,13 @@ class DIBSGRPOTrainer(GRPOTrainer):
             folder = Path(self._get_output_dir(trial=trial)) / name
             write_state(folder, {"rollouts": self.rollouts, "budget": self.budget.state()})
 
-        self.processes.gathered_from(write)
+        self.processes.all_gather_results(write)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            states = self.processes.gathered_from(lambda: read_state(Path(checkpoint)))
+            states = self.processes.all_gather_results(lambda: read_state(Path(checkpoint)))
             state = states[self.processes.rank]
             self.rollouts = int(state["rollouts"])
             self.budget.load_state(state["budget"])

@@ -26,10 +26,10 @@ def check_hooks(trainer: type) -> None:
     """InputError unless the class has the methods, with their parameters."""
     missing = missing_method(trainer, HOOKS)
     if missing is not None:
-        raise unknown(missing)
+        raise untested_version(missing)
 
 
-def unknown(what: str) -> InputError:
+def untested_version(what: str) -> InputError:
     """The error for a verl that is not the one this was written for."""
     return InputError(
         f"verl {version('verl')}: {what}, on which dibs relies; install a verl it was tested with: pip "

@@ -25,7 +25,7 @@ def loss_factors(weights: np.ndarray, tokens: np.ndarray, loss_agg_mode: str) ->
     """Factor of each completion's advantage, float64 [N].
 
     Args:
-        weights: of the estimator, [N]; they hold all normalisation (1/(m n_i) and kin).
+        weights: of the estimator, [N]; they hold all normalization (1/(m n_i) and kin).
         tokens: that enter the loss, [N].
         loss_agg_mode: verl's.
     """

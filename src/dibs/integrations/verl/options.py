@@ -113,7 +113,7 @@ def _completed(
         values.setdefault("objective", "log_likelihood")
         values.setdefault("baseline", "none")
         if values["objective"] == "log_likelihood":
-            values.setdefault("estimator", "self_normalised")
+            values.setdefault("estimator", "self_normalized")
         if values["objective"] == "grpo":
             raise InputError(
                 f"dibs.algorithm {options.algorithm} fits accepted completions; set dibs.objective to "

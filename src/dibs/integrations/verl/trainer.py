@@ -29,7 +29,7 @@ import dibs.integrations.verl.registered_losses  # noqa: F401  registers the adv
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.data.prompts import prompt_id
 from dibs.integrations.verl.groups import Groups
-from dibs.integrations.verl.hooks import check_hooks, unknown
+from dibs.integrations.verl.hooks import check_hooks, untested_version
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
 from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.options import ESTIMATOR, TRAINER, aggregation, read_block
@@ -108,7 +108,7 @@ class BudgetTrainer(PPOTrainerSync):
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if not self.weighed:
-            raise unknown("a step was trained without _compute_advantage")
+            raise untested_version("a step was trained without _compute_advantage")
         self.weighed = False
         self.uids, self.names = list(batch["uid"]), prompt_names(batch)
         if self.budget.config.mode == "pilot":
@@ -186,8 +186,8 @@ class BudgetTrainer(PPOTrainerSync):
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
         told = self._told(groups, data, self._learns_norms)
         scores = groups.last(_row_sums(data["rm_scores"]))
-        penalised = groups.last(_row_sums(data["token_level_rewards"])) if in_reward else scores
-        factors, advantages = self._weigh(groups, data, penalised)
+        penalized = groups.last(_row_sums(data["token_level_rewards"])) if in_reward else scores
+        factors, advantages = self._weigh(groups, data, penalized)
         self.budget.update(self.names, **told)
         self._record(groups, scores, metrics)
         scale = torch.from_numpy(factors).float().unsqueeze(1)

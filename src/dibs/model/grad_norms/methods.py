@@ -189,7 +189,9 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
         with _gradients(tracked, policy.model, recorder.around):
             with recorder:
                 start = (
-                    policy.whole_logprobs(batch)[0] if head is None else policy.hidden_states(batch)
+                    policy.logprobs_from_logits(batch)[0]
+                    if head is None
+                    else policy.hidden_states(batch)
                 )
             if head is None:
                 gradient = torch.ones_like(start)

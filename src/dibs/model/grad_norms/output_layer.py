@@ -111,7 +111,7 @@ def _with_ones(hidden: Tensor) -> Tensor:
 class _Errors:
     """The errors ``e_t`` of a block of samples, chunk by chunk over the vocabulary.
 
-    One walk finds the softmax's normaliser, a second gives the errors; where the vocabulary is one
+    One walk finds the softmax's normalizer, a second gives the errors; where the vocabulary is one
     chunk, its exponentials are kept and the logits are computed once. The chosen token's error is had
     from the sum over the others, so that a token of probability near 1 keeps its relative precision.
     """
@@ -131,7 +131,7 @@ class _Errors:
         slices = [
             slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)
         ]
-        powers = self._normalise(slices)
+        powers = self._normalize(slices)
         for chunk in slices:
             if len(slices) > 1:
                 powers = self._logits(chunk).sub_(self.maximum).exp_()
@@ -148,7 +148,7 @@ class _Errors:
         error = (logits / self.temperature - self.maximum).exp_().mul_(-self.scale)
         return torch.where(rows.unsqueeze(1) == self.chosen, self.chosen_error, error)
 
-    def _normalise(self, slices: list[slice]) -> Tensor:
+    def _normalize(self, slices: list[slice]) -> Tensor:
         maximum = torch.full_like(self.chosen, -torch.inf, dtype=torch.float32)
         others, own = torch.zeros_like(maximum), torch.zeros_like(maximum)
         for chunk in slices:

@@ -50,7 +50,7 @@ class Sampler(Protocol):
     @property
     def description(self) -> str: ...
 
-    def stream(
+    def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
         """Completions as they are finished, in any order; an engine that fails on some leaves them out.
@@ -78,7 +78,7 @@ class IdleSampler:
     shared: bool = True
     description: str = "another process"
 
-    def stream(
+    def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
         """Nothing."""

@@ -2,7 +2,7 @@
 
 Unlike ``generate``, the loop reads the prompt of a group once, drops rows that have finished, lets
 waiting rows take their places, and draws from the softmax alone, whatever the model ships (top-k, top-p,
-penalties). A row's random numbers are its own, so what it says does not depend on its neighbours.
+penalties). A row's random numbers are its own, so what it says does not depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TransformersSampler:
         self.max_completion_length = max_completion_length
         self.batch_tokens = batch_tokens
 
-    def stream(
+    def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
         """See :class:`.Sampler`."""
@@ -257,7 +257,7 @@ class _Batch:
     @torch.no_grad()
     def _logits(self, ids: Tensor, positions: Tensor) -> Tensor:
         policy = self.drawing.policy
-        with policy.arithmetic():
+        with policy.autocast():
             logits: Tensor = policy.model(
                 input_ids=ids,
                 attention_mask=self.mask.long(),

@@ -83,7 +83,7 @@ class VllmSampler:
             + ("" if checked is None else f"within {checked:.1g} of the learner's")
         )
 
-    def stream(
+    def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
         """See :class:`.Sampler`."""
@@ -200,7 +200,7 @@ def _context(policy: Policy, config: Config) -> int:
 def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """The weights under the names of a checkpoint; one that has several names comes once."""
     model = policy.base_model
-    weights = dict(policy.whole_weights())
+    weights = dict(policy.merged_weights())
     for name in model.all_tied_weights_keys:  # each an alias of another
         weights.pop(name, None)
     yield from revert_weight_conversion(model, weights).items()

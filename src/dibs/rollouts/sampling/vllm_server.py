@@ -139,7 +139,7 @@ class VllmServerSampler:
             + ("" if checked is None else f"within {checked:.1g} of the learner's")
         )
 
-    def stream(
+    def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
         """See :class:`.Sampler`. Raises InputError when no server is left."""
@@ -154,7 +154,7 @@ class VllmServerSampler:
         self._updates += 1
         version = f"{self._run}-{self._updates}"
         with _folder_for_weights(self.config.sync_dir) as folder:
-            self.policy.save_whole(folder)
+            self.policy.save_merged(folder)
             self._wait(self._updated(str(folder.absolute()), version))
         for server in self._pool.alive:
             alone = _Pool(self.config.server_concurrency, [server])
