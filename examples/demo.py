@@ -14,6 +14,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from rich.console import Console
+
 from demo_comparison import (
     TOTAL,
     TRAINING,
@@ -21,8 +23,6 @@ from demo_comparison import (
     comparison_tables,
     differences,
 )
-from rich.console import Console
-
 from dibs.config.load import load_config
 from dibs.files import write_json
 from dibs.report.figures import draw_figures

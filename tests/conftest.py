@@ -10,25 +10,17 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import WarmStartConfig
-from dibs.data.arithmetic import TASKS
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_model, build_tokenizer
-from dibs.types import Completion, Group, Prompt, Rollout
 
 torch.set_num_threads(1)
 collect_ignore_glob = [] if find_spec("trl") else ["with_trl/*"]
-
-EASY = "arithmetic-easy"
-TASKS[EASY] = (1, 1)
-"""Problems of one step: four seconds of warm start give a policy that is right half the time."""
-EASY_WARM_START = {"hidden_size": 48, "heads": 2, "layers": 1, "updates": 400, "batch_size": 64}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,23 +81,3 @@ def math_file(tmp_path: Path) -> Path:
     rows = [{"problem": f"What is {i}/7?", "answer": f"\\frac{{{i}}}{{7}}"} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def make_prompt(name: str = "00", token_ids: tuple[int, ...] = (2, 3)) -> Prompt:
-    return Prompt(name, f"prompt {name}", token_ids, "1")
-
-
-def make_group(rewards: list[float], prompt: Prompt | None = None, length: int = 3) -> Group:
-    """A group whose completions are ``length`` tokens long and accepted at reward 1."""
-    prompt = prompt or make_prompt()
-    completion = Completion((4,) * length, "text", (-1.0,) * length, finished=True)
-    return Group(
-        prompt,
-        tuple(
-            Rollout(prompt, completion, float(reward), "status", reward >= 1) for reward in rewards
-        ),
-    )
-
-
-def assert_equal_arrays(got, expected) -> None:
-    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)

@@ -8,11 +8,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from conftest import make_prompt
 from dibs.model.policy import Policy
 from dibs.rollouts.sampling import SampleRequest
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import Prompt
+from tiny_groups import make_prompt
 
 _LOADING = threading.Lock()
 """transformers cannot load two models at once in threads."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import EASY_WARM_START
 from dibs import allocate
 from dibs.cli import main
+from tiny_runs import EASY_WARM_START
 
 ROWS = [
     {"prompt_id": "easy", "trials": 8, "successes": 8, "grad_norm": 1.0},
@@ -122,11 +122,7 @@ def test_an_interrupted_run_says_where_it_stands_and_is_whole(tmp_path):
     out = tmp_path / "out"
     words = ["--policy.model=arithmetic-easy", "--data.train=arithmetic-easy", "--data.size=64"]
     warm = [f"--policy.warm_start.{key}={value}" for key, value in EASY_WARM_START.items()]
-    code = (
-        "import sys; from dibs.tasks.arithmetic import TASKS; TASKS['arithmetic-easy'] = (1, 1); "
-        "from dibs.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, "train", *words, *warm, "--policy.threads=1"]
+    command = [sys.executable, "-m", "dibs", "train", *words, *warm, "--policy.threads=1"]
     command += ["--data.eval_size=8", "--train.steps=100000", "--evaluate.interval=0"]
     command += ["--checkpoint.interval=2", "--train.prompts_per_step=4", f"--output_dir={out}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

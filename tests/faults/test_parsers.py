@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import make_group, make_prompt
 from dibs import allocate
 from dibs.allocation.cross_fit import cross_fit
 from dibs.allocation.objectives import BASELINES
@@ -23,6 +22,7 @@ from dibs.data.answers import clean, final_answer, same_text
 from dibs.data.prompts import read_questions
 from dibs.rollouts.verify.judges import judge_choice, judge_exact, judge_numeric, judged
 from dibs.types import InputError
+from tiny_groups import make_group, make_prompt
 
 relaxed = settings(
     max_examples=150,

@@ -6,65 +6,14 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from conftest import EASY, EASY_WARM_START
 from dibs.config.load import load_config
 from dibs.files import read_lines
 from dibs.types import InputError
-from test_train import run, untimed
-
-CODE = (
-    "import sys; from dibs.tasks.arithmetic import TASKS; TASKS['arithmetic-easy'] = (1, 1); "
-    "from dibs.cli import main; sys.exit(main(sys.argv[1:]))"
-)
-WORDS = [
-    f"--policy.model={EASY}",
-    f"--data.train={EASY}",
-    "--data.size=64",
-    "--data.eval_size=8",
-    "--policy.threads=1",
-    "--policy.device=cpu",
-    "--sampling.max_completion_length=12",
-    "--estimate.num_pilots=4",
-    "--estimate.interval=3",
-    "--allocate.num_generations=4",
-    "--update.learning_rate=1e-3",
-    "--update.schedule=cosine",
-    "--train.steps=8",
-    "--train.prompts_per_step=8",
-    "--evaluate.interval=3",
-    "--evaluate.num_generations=2",
-    "--checkpoint.interval=2",
-    "--tracking.samples_interval=1",
-    *(f"--policy.warm_start.{key}={value}" for key, value in EASY_WARM_START.items()),
-]
-ONLINE = ["--estimate.mode=online", "--estimate.interval=1"]
-
-
-def start(out: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", CODE, "train", *WORDS, *more, f"--output_dir={out}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen) -> str:
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    return said
-
-
-def result(out: Path) -> list[object]:
-    """All that must not depend on interruptions."""
-    lines = [
-        {key: value for key, value in line.items() if "second" not in key}
-        for name in ("metrics.jsonl", "allocations.jsonl", "samples.jsonl")
-        for line in read_lines(out / name)
-    ]
-    return [(out / "model" / "model.safetensors").read_bytes(), lines]
+from tiny_runs import ONLINE, WORDS, finish, result, run, start, untimed
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training import SKEWED, Reward, build, judge
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from dibs.allocation import objectives
 from dibs.training.losses import kl_to_reference
+from training import SKEWED, Reward, build, judge
 
 pytestmark = pytest.mark.trl
 TARGET = {"objective": "expected_reward", "baseline": "leave_one_out"}

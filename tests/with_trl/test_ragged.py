@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from launching import launched
-from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from dibs.allocation import objectives
 from dibs.training.losses import kl_to_reference
+from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
 
 pytestmark = pytest.mark.trl
 STEPS = 6

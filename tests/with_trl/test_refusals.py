@@ -13,7 +13,6 @@ import pytest
 import torch
 from datasets import Dataset
 from pydantic import ValidationError
-from training import UNIFORM, Reward
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
@@ -21,6 +20,7 @@ from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 from dibs.integrations.trl.groups import dealt, prompt_id, split
 from dibs.processes import Processes
 from dibs.types import InputError
+from training import UNIFORM, Reward
 
 pytestmark = pytest.mark.trl
 

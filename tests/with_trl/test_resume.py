@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from launching import SCRIPT, launched
-from training import UNIFORM, build, run
 
 from dibs.types import InputError
+from training import UNIFORM, build, run
 
 pytestmark = pytest.mark.trl
 ONLINE = {"objective": "expected_reward", "baseline": "leave_one_out", "half_life": 5}

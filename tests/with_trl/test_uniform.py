@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from launching import launched
+
 from training import UNIFORM, build, run
 
 pytestmark = pytest.mark.trl

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import EASY, EASY_WARM_START, make_prompt
 from dibs.config import Config, WarmStartConfig
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
@@ -24,6 +23,8 @@ from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
 from dibs.types import InputError, TrainingExample
+from tiny_groups import make_prompt
+from tiny_runs import EASY, EASY_WARM_START
 
 pytestmark = pytest.mark.vllm
 WARM_START = {**EASY_WARM_START, "hidden_size": 64}

@@ -26,7 +26,12 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWER_MARK = "#"
 OPERANDS = {"+": range(1, 10), "-": range(1, 10), "*": range(2, 6)}
 DEMONSTRATION_ACCURACY = {"+": 0.97, "-": 0.9, "*": 0.6}
-TASKS = {"arithmetic": (1, 4), "arithmetic-hard": (1, 6), "arithmetic-habit": (1, 2)}
+TASKS = {
+    "arithmetic": (1, 4),
+    "arithmetic-easy": (1, 1),
+    "arithmetic-hard": (1, 6),
+    "arithmetic-habit": (1, 2),
+}
 """Task name to (fewest, most) steps of a problem."""
 HABITS = {"arithmetic-habit": 0.25}
 """Tasks whose demonstrations multiply rightly only so often; else they follow a false table.

@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import EASY, EASY_WARM_START
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
 from dibs.runs.build import build_trainer
@@ -18,43 +17,9 @@ from dibs.runs.console import PlainView
 from dibs.runs.trackers import Trackers
 from dibs.runs.train_run import run_training
 from dibs.types import InputError
+from tiny_runs import options, run, untimed
 
 PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]
-
-
-def options(out: Path, *more: str) -> list[str]:
-    small = {
-        "output_dir": out,
-        "policy.model": EASY,
-        "policy.threads": 1,
-        "policy.device": "cpu",
-        "data.train": EASY,
-        "data.size": 64,
-        "data.eval_size": 8,
-        "sampling.max_completion_length": 12,
-        "estimate.num_pilots": 4,
-        "allocate.num_generations": 4,
-        "update.learning_rate": 1e-3,
-        "update.updates_per_step": 2,
-        "train.steps": 2,
-        "train.prompts_per_step": 8,
-        "evaluate.interval": 1,
-        "evaluate.num_generations": 2,
-    } | {f"policy.warm_start.{key}": value for key, value in EASY_WARM_START.items()}
-    return [*(f"--{key}={value}" for key, value in small.items()), *more]
-
-
-def run(out: Path, *more: str) -> dict:
-    return run_training(
-        load_config(*split_config(options(out, *more))), PlainView(Console(quiet=True))
-    )
-
-
-def untimed(out: Path) -> list[dict]:
-    return [
-        {key: value for key, value in line.items() if "second" not in key}
-        for line in read_lines(out / "metrics.jsonl")
-    ]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
@@ -95,7 +60,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 def test_every_number_that_is_written_is_documented(tmp_path):
     run(tmp_path / "run", "--variance.interval=1")
-    documented = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
     written = {key for line in untimed(tmp_path / "run") for key in line}
     for name in ("allocations.jsonl", "samples.jsonl", "sessions.jsonl"):
         written |= {key for line in read_lines(tmp_path / "run" / name) for key in line}

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import make_group, make_prompt
 from dibs import allocate
 from dibs.allocation.allocators import ALLOCATORS, allocator, describe, expected_gain, solve
 from dibs.allocation.least_variance import least_variance
@@ -18,6 +17,7 @@ from dibs.allocation.problem import pose
 from dibs.allocation.proportional import proportional
 from dibs.allocation.statistics import pilot_statistics
 from dibs.types import Allocation, InputError, PromptStats
+from tiny_groups import make_group, make_prompt
 
 gvm = partial(allocate, allocator="gvm")
 NAN = float("nan")

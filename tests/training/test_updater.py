@@ -17,15 +17,7 @@ from dibs.model.policy import Policy
 from dibs.training.losses import PolicyLoss
 from dibs.training.updater import Updater
 from dibs.types import NonFiniteError, TrainingExample
-from test_policy import examples, naive_logprobs
-
-RAFT = PolicyLoss(clip=None)
-RATIO = PolicyLoss(clip=(0.2, 0.28))
-
-
-def updater(policy: Policy, loss: PolicyLoss = RAFT, **options) -> Updater:
-    reference = policy.frozen_copy() if loss.beta else None
-    return Updater(policy, loss, UpdateConfig(**options), 100, reference)
+from tiny_policies import RAFT, RATIO, examples, gradient_of, naive_logprobs, updater
 
 
 def gradient(policy: Policy) -> torch.Tensor:
@@ -370,9 +362,3 @@ def test_importance_sampling_undoes_a_wrong_sampler(policy, name):
     expected = gradient_of(updater(policy, RAFT), true)
     found = gradient_of(updater(policy, loss), weighed, old=ours)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def gradient_of(maker, made, old=None):
-    maker.optimizer.zero_grad(set_to_none=False)
-    maker.gradient(made, None if old is None else [value.reshape(1) for value in old])
-    return torch.cat([p.grad.flatten() for p in maker.parameters]).clone()

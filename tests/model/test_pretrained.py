@@ -11,10 +11,8 @@ from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.training.losses import PolicyLoss
 from dibs.types import InputError
-from faults.test_resume import WORDS, result
-from test_policy import examples
-from test_train import run
-from test_update import gradient_of, updater
+from tiny_policies import examples, gradient_of, updater
+from tiny_runs import WORDS, result, run
 
 LORA = ("--policy.lora.rank=4", "--policy.lora.dropout=0.1")
 

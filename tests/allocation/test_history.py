@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from conftest import assert_equal_arrays, make_group, make_prompt
 from dibs.allocation.history import History
 from dibs.allocation.statistics import pilot_statistics
+from tiny_groups import assert_equal_arrays, make_group, make_prompt
 
 NORMS = [np.array([2.0, 8.0, 3.0]), np.array([0.0, 5.0])]
 

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 import torch
 
 from dibs.config import PolicyConfig
-from dibs.data.arithmetic import draw_problem
 from dibs.model.batching import micro_batches
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.model.token_logprobs import full_logprobs, token_logprobs
-from dibs.types import InputError, TrainingExample
-
-
-def examples(policy: Policy, count: int, seed: int = 0) -> list[TrainingExample]:
-    """Ragged contexts and completions of the embedded task."""
-    rng = Random(seed)
-    encode = policy.tokenizer.encode
-    made = []
-    for _ in range(count):
-        problem = draw_problem(rng, 1, 4)
-        completion = [*encode(problem.demonstration(rng)), policy.tokenizer.eos_token_id]
-        made.append(
-            TrainingExample(
-                tuple(encode(problem.prompt)), tuple(completion), rng.gauss(0, 1), rng.random()
-            )
-        )
-    return made
-
-
-def naive_logprobs(policy: Policy, example: TrainingExample) -> torch.Tensor:
-    """One unpadded sequence through the whole model."""
-    ids = torch.tensor([[*example.context_ids, *example.completion_ids]])
-    with torch.no_grad():
-        logits = policy.model(input_ids=ids).logits[0].float() / policy.temperature
-    table = logits.log_softmax(-1)
-    start = len(example.context_ids)
-    return torch.stack(
-        [table[start + t - 1, token] for t, token in enumerate(example.completion_ids)]
-    )
+from dibs.types import InputError
+from tiny_policies import examples, naive_logprobs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import make_prompt
 from dibs.allocation.cross_fit import assign_rollouts, cross_fit, missing_counts, undivided
 from dibs.allocation.objectives import weigh
 from dibs.allocation.problem import pose
 from dibs.allocation.proportional import proportional
 from dibs.allocation.statistics import pilot_statistics
 from dibs.types import Allocation, Completion, Group, Rollout
+from tiny_groups import make_prompt
 
 COUNTS = np.array([1, 3, 7])
 RIGHT = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], dtype=bool)

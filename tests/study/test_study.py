@@ -272,7 +272,7 @@ def test_the_command_line_has_the_last_word(tmp_path):
     assert {cell.config(0).update.weight_decay for cell in study.cells} == {0.2}
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "studies").glob("*.yaml")))
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "studies").glob("*.yaml")))
 def test_shipped_studies_are_read(path, capsys):
     assert main(["compare", str(path), "--dry-run"]) == 0
     assert "uniform" in capsys.readouterr().out

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from conftest import assert_equal_arrays, make_group, make_prompt
 from dibs.allocation.history import History
 from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.objectives import BASELINES
@@ -14,6 +13,7 @@ from dibs.allocation.posterior import expected_tokens, fit_posterior
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.rollouts.scores import score
 from dibs.types import CompletionMoments, InputError, PromptStats
+from tiny_groups import assert_equal_arrays, make_group, make_prompt
 
 
 def test_algorithm_2_by_hand():

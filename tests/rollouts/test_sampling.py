@@ -10,13 +10,13 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
-from conftest import make_prompt
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_tokenizer
 from dibs.rollouts.sampling import SampleRequest, collected
 from dibs.rollouts.sampling.cache import new_cache
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import TrainingExample
+from tiny_groups import make_prompt
 
 PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("03", (8, 4, 2, 30))]
 

@@ -12,7 +12,7 @@ from dibs.config import Config
 from dibs.config.load import config_keys, load_config, split_config
 from dibs.types import InputError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 def load(words: list[str]) -> Config:

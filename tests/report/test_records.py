@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from demo_comparison import TOTAL, TRAINING, comparison_rows, comparison_tables, differences
 from rich.console import Console
 
-from conftest import make_group, make_prompt
+from demo_comparison import TOTAL, TRAINING, comparison_rows, comparison_tables, differences
 from dibs.allocation.statistics import no_statistics
 from dibs.runs.console import LiveView, PlainView, view_for
 from dibs.training.records import accept_rate_histogram, describe_prompts, sample_records
 from dibs.types import Allocation
+from tiny_groups import make_group, make_prompt
 
 SUMMARY = {
     "optimizer_updates": 120,

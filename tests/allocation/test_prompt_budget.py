@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from conftest import make_group, make_prompt
 from dibs.allocation import objectives
 from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
 from dibs.allocation.statistics import completion_sums, group_sums
 from dibs.types import InputError
+from tiny_groups import make_group, make_prompt
 
 NAMES = [f"p{i}" for i in range(6)]
 REWARDS = [
@@ -273,7 +273,7 @@ def test_bad_input():
 
 
 def test_the_example_learns():
-    script = Path(__file__).parents[1] / "examples" / "any_trainer.py"
+    script = Path(__file__).parents[2] / "examples" / "any_trainer.py"
     said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     lines = said.stdout.splitlines()
     rates = [float(line.split()[5].rstrip(",")) for line in lines[:3]]

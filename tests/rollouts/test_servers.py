@@ -7,12 +7,12 @@ import socket
 import pytest
 import torch
 
-from conftest import make_prompt
 from dibs.config import Config
 from dibs.model.policy import Policy
 from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.types import InputError, TrainingExample
 from small_server import SmallServer
+from tiny_groups import make_prompt
 
 PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("03", (8, 4, 2, 30))]
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from conftest import make_prompt
 from dibs.files import read_lines
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import SampleRequest
 from dibs.rollouts.source import share_of_requests
-from faults.test_resume import CODE, WORDS
+from tiny_groups import make_prompt
+from tiny_runs import WORDS
 
 
 def requests(counts):
@@ -100,12 +100,10 @@ TRAIN = [
 
 def start(out, count: int, *more: str) -> subprocess.Popen:
     """The command line in ``count`` processes of torchrun."""
-    script = out.parent / "dibs_easy.py"
-    script.write_text(CODE)
     where = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     words = ["train", *WORDS, *TRAIN, *more, f"--output_dir={out}"]
     return subprocess.Popen(
-        [sys.executable, *where, str(script), *words],
+        [sys.executable, *where, "-m", "dibs", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

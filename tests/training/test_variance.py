@@ -26,7 +26,7 @@ from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.variance_meter import VarianceMeter, _measure, measure_variance
 from dibs.types import Group, InputError
-from test_train import options, run, untimed
+from tiny_runs import options, run, untimed
 
 
 def test_shares_by_hand():

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from conftest import assert_equal_arrays, make_group
 from dibs.allocation.objectives import (
     BASELINES,
     group_advantages,
@@ -18,6 +17,7 @@ from dibs.allocation.objectives import (
     weigh_rewards,
 )
 from dibs.types import InputError, RewardMoments
+from tiny_groups import assert_equal_arrays, make_group
 
 REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # mean 0.4, population std sqrt(0.24)
 

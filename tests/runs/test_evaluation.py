@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import make_group
 from dibs.allocation.intervals import mean_with_interval
 from dibs.cli import main
 from dibs.files import read_lines
 from dibs.rollouts.scores import majority, pass_at_k, score
 from dibs.types import Completion, Group, Prompt, Rollout
-from test_train import run, untimed
+from tiny_groups import make_group
+from tiny_runs import run, untimed
 
 
 @pytest.mark.parametrize(

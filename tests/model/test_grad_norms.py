@@ -23,7 +23,7 @@ from transformers import (
 from dibs.model.grad_norms import gradient_norms, output_layer, recorder
 from dibs.model.policy import Policy
 from dibs.types import InputError, NonFiniteError, TrainingExample
-from test_policy import examples
+from tiny_policies import examples
 
 SIZES = {
     "hidden_size": 16,
