@@ -44,7 +44,7 @@ from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
 from dibs.config.load import load_config
 from dibs.model.grad_norms import gradient_norms
-from dibs.rollouts.source import EVALUATION
+from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.types import Completion, Group, Prompt, Rollout
@@ -99,7 +99,7 @@ def measure(steps: int) -> Truth:
                 pass
     prompts = trainer.prompts.eval
     counts = [SAMPLES] * PROMPTS
-    groups = trainer.rollouts(prompts, counts, EVALUATION, 1)
+    groups = trainer.draw(prompts, counts, Purpose.EVALUATION, 1)
     squares, means = [], []
     for group in track(groups, "gradients", console=Console(stderr=True)):
         sequences = [rollout.example() for rollout in group.rollouts]

@@ -16,6 +16,7 @@ from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.runs.trackers import Trackers
 from dibs.runs.train_run import run_training
+from dibs.training.examples import examples_of_part
 from dibs.types import InputError
 from tiny_runs import options, run, untimed
 
@@ -277,11 +278,11 @@ def test_uniform_without_pilots_counts_none(tmp_path):
 
 
 def test_the_updates_see_the_gradient_the_estimator_promises(tmp_path):
-    """weigh() of the trainer: 1/(m |D_i|) for accepted rollouts, 0 for the others."""
+    """Self-normalized: 1/(m |D_i|) for accepted rollouts, 0 for the others, whatever the pilots said."""
     config = load_config(*split_config(options(tmp_path / "run")))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
     record = next(trainer.run())
-    examples = iter(trainer.weigh(record.groups, record.stats))
+    examples = iter(examples_of_part(record.groups, record.stats.accept_rate, config))
     for group in record.groups:
         accepted = int(group.accepted.sum())
         for rollout in group.rollouts:

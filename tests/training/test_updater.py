@@ -51,8 +51,8 @@ def test_gradient_does_not_depend_on_the_micro_batch_split(policy, loss):
     results = []
     for tokens in (10**6, 200, 1):
         policy.model.zero_grad()
-        total, sums = updater(policy, loss, micro_batch_tokens=tokens).gradient(made, old)
-        results.append((gradient(policy), total, int(sums["tokens"])))
+        found = updater(policy, loss, micro_batch_tokens=tokens).gradient(made, old)
+        results.append((gradient(policy), found.loss, int(found.sums["tokens"])))
     scale = results[0][0].abs().max()
     for other in results[1:]:
         assert (other[0] - results[0][0]).abs().max() < 1e-5 * scale

@@ -22,6 +22,7 @@ from dibs.allocation.variance import (
 from dibs.cli import main
 from dibs.config.load import load_config, split_config
 from dibs.report.terminal import variance_findings, variance_table, variance_title
+from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.variance_meter import VarianceMeter, _measure, measure_variance
@@ -254,24 +255,23 @@ def test_the_command_prints_one_object(tmp_path, capsys):
 
 def test_the_gain_measured_in_training_matches_its_definition(tmp_path):
     """Counts 1, 3, 2 against uniform 2, 2, 2, with norms over all parameters."""
-    trainer = build(tmp_path, "--algorithm.objective=expected_reward", "--algorithm.baseline=mean")
-    prompts = trainer.prompts.train[:3]
-    pilots = trainer.rollouts(prompts, [8] * 3, 0, 0)
-    stats = pilot_statistics(pilots, trainer.gradients.norms(pilots, 0))
+    meter = build(tmp_path, "--algorithm.objective=expected_reward", "--algorithm.baseline=mean")
+    pilots, _ = meter.source.draw(meter.prompts[:3], [8] * 3, Purpose.PILOT, 0)
+    stats = pilot_statistics(pilots, meter.gradients.norms(pilots, 0))
     problem = pose(stats, 6, objective="expected_reward", baseline="mean")
     groups = [
         Group(group.prompt, group.rollouts[:n]) for group, n in zip(pilots, (1, 3, 2), strict=True)
     ]
-    told = trainer.gradients.gain([groups], [problem])
+    told = meter.gradients.gain([groups], [problem])
     rate = problem.posterior.accept_rate
     moments = [
         np.mean(((group.rewards - p) * norms) ** 2)
-        for group, p, norms in zip(groups, rate, trainer.gradients.exact_norms(groups), strict=True)
+        for group, p, norms in zip(groups, rate, meter.gradients.exact_norms(groups), strict=True)
     ]
     expected = np.sum(np.array(moments) / 2) / np.sum(np.array(moments) / [1, 3, 2])
     assert told["measured_gain"] == pytest.approx(expected)
     starved = [Group(groups[0].prompt, ()), *groups[1:]]
-    assert trainer.gradients.gain([starved], [problem])["measured_gain"] is None
+    assert meter.gradients.gain([starved], [problem])["measured_gain"] is None
 
 
 def test_training_measures_at_its_interval(tmp_path):

@@ -72,6 +72,16 @@ class Config(Section):
         algorithm = self.algorithm
         return needs_statistics(self.allocate.allocator, algorithm.objective, algorithm.estimator)
 
+    def measures_at(self, step: int) -> bool:
+        """Whether a step measures what its counts gain over uniform ones; never if they are."""
+        interval = self.variance.interval
+        return interval > 0 and step % interval == 0 and self.allocate.allocator != "uniform"
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the held-out prompts are scored after a step; always after the last."""
+        interval = self.evaluate.interval
+        return step == self.train.steps or (interval > 0 and step % interval == 0)
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         m, grouped = self.train.prompts_per_step, self.algorithm.baseline != "none"

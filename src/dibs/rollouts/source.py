@@ -1,12 +1,13 @@
-"""Completions with their rewards: drawn by the sampler, judged while others are drawn, put together.
+"""Completions with their rewards: the sampler draws them, the verifier judges them meanwhile.
 
-Every process draws and judges its share; all get all of them.
+Every process draws and judges a share of them, and then has all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import numpy as np
 
@@ -16,13 +17,26 @@ from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest
 from dibs.rollouts.verify.verifiers import Verifier, verified
 from dibs.types import Group, Prompt
 
-PILOT, TRAINING, EVALUATION, METER = range(4)
-"""Random streams: the same prompt at the same step draws different completions in each."""
+
+class Purpose(IntEnum):
+    """What completions are drawn for.
+
+    It is part of the seed: at one step, one prompt draws different completions for each purpose.
+    """
+
+    PILOT = 0
+    TRAINING = 1
+    EVALUATION = 2
+    METER = 3
 
 
 @dataclass
 class DrawCost:
-    """Completions drawn, their tokens, those of the busiest process, and completions that never came."""
+    """What a draw took: completions and tokens of all processes.
+
+    ``busiest``: tokens of the process that drew most. ``missing``: completions that were asked for and
+    did not arrive.
+    """
 
     rollouts: int = 0
     tokens: int = 0
@@ -30,14 +44,14 @@ class DrawCost:
     missing: int = 0
 
     def add(self, other: DrawCost) -> None:
-        """Count another's as well."""
+        """Count another draw as well."""
         self.rollouts += other.rollouts
         self.tokens += other.tokens
         self.busiest += other.busiest
         self.missing += other.missing
 
     def imbalance(self, processes: int) -> float:
-        """Tokens of the busiest process over those of an even share."""
+        """Tokens of the busiest process over those of an even share; 1 where shares are even."""
         return self.busiest * processes / max(self.tokens, 1)
 
 
@@ -59,28 +73,31 @@ class RolloutSource:
         self,
         prompts: Sequence[Prompt],
         counts: Sequence[int],
-        stream: int,
+        purpose: Purpose,
         step: int,
         *,
         failures: str | None = None,
         costs: np.ndarray | None = None,
         when_drawn: Callable[[], None] = lambda: None,
     ) -> tuple[list[Group], DrawCost]:
-        """``counts[i]`` completions of each prompt in groups, and what they took.
+        """Draw and judge ``counts[i]`` completions of each prompt.
+
+        Returns a group a prompt, in order, and what the draw took.
 
         Args:
-            stream: of random numbers; completions for evaluation have a temperature of their own.
-            failures: ``exclude`` or ``reject``, instead of the configuration's.
-            costs: tokens that one completion of each prompt will take, for even shares of processes.
-            when_drawn: called when the last completion is drawn and only verdicts are missing.
+            purpose: part of the seed; evaluation also has a temperature of its own.
+            failures: ``exclude`` or ``reject``, in place of ``verify.failures``.
+            costs: tokens that one completion of each prompt is expected to take, [m], so that the shares
+                of processes are even; None: all alike.
+            when_drawn: called once the last completion is drawn and only verdicts are missing.
         """
+        seed = (self.config.seed, int(purpose), step)
         requests = [
-            SampleRequest(
-                prompt, count, (self.config.seed, stream, step, int(prompt.prompt_id, 16))
-            )
+            SampleRequest(prompt, count, (*seed, int(prompt.prompt_id, 16)))
             for prompt, count in zip(prompts, counts, strict=True)
         ]
-        temperature = self.config.evaluate.temperature if stream == EVALUATION else None
+        evaluating = purpose is Purpose.EVALUATION
+        temperature = self.config.evaluate.temperature if evaluating else None
         lengths: list[int] = []
 
         def drawn() -> Iterator[Sampled]:
@@ -96,12 +113,10 @@ class RolloutSource:
         keep = (failures or options.failures) == "reject"
         mine = verified(self.verifier, prompts, drawn(), options.accept_threshold, keep)
         shares = self.processes.all_gather((mine, lengths))
-        loads = [sum(each) for _, each in shares]
+        groups = [Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)]
+        tokens = [sum(each) for _, each in shares]
         arrived = sum(len(each) for _, each in shares)
-        spent = DrawCost(arrived, sum(loads), max(loads), sum(counts) - arrived)
-        return [
-            Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)
-        ], spent
+        return groups, DrawCost(arrived, sum(tokens), max(tokens), sum(counts) - arrived)
 
 
 def share_of_requests(

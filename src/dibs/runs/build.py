@@ -31,6 +31,7 @@ from dibs.runs.console import View
 from dibs.runs.trackers import check_trackers
 from dibs.train import Trainer
 from dibs.training.losses import PolicyLoss
+from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
 from dibs.types import InputError, TrainingExample
@@ -110,7 +111,7 @@ def _assembled(
         prompts=prompts,
         history=History(config.estimate.half_life),
         gradients=RolloutGradients(policy, config, processes),
-        on_phase=view.phase,
+        phase=PhaseTimer(view.phase),
     )
 
 

@@ -18,8 +18,8 @@ from dibs.runs.resume_state import capture, restore
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import Trackers
 from dibs.runs.versions import session_line
-from dibs.train import StepRecord, Trainer
-from dibs.training.records import describe_prompts, sample_records
+from dibs.train import Trainer
+from dibs.training.records import StepRecord, describe_prompts, sample_records
 from dibs.types import InputError, NonFiniteError
 
 

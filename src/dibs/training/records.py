@@ -1,16 +1,80 @@
-"""Numbers that describe one training step."""
+"""The records that training leaves: metrics of a step, its allocation, samples of its completions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from dibs.allocation.allocators import describe
+from dibs.allocation.problem import AllocationProblem
+from dibs.rollouts.source import DrawCost
+from dibs.training.totals import Totals
 from dibs.types import Allocation, Group, PromptStats, Rollout
 
 HISTOGRAM_BINS = 5
 """Few, so that no bin stays empty only because k accepted of 4 or 8 pilots cannot fall into it."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A finished step with its metrics (keys with ``second`` in their name are timings)."""
+
+    step: int
+    metrics: dict[str, Any]
+    groups: Sequence[Group]
+    stats: PromptStats
+    allocation: Allocation
+
+
+@dataclass(frozen=True)
+class StepSpending:
+    """What a step drew: ``cost``, of ``processes`` that shared the work."""
+
+    cost: DrawCost
+    processes: int
+
+    def metrics(self) -> dict[str, float]:
+        """Completions that did not arrive, and how uneven the shares of the processes were."""
+        return {
+            "missing_completions": self.cost.missing,
+            "token_imbalance": self.cost.imbalance(self.processes),
+        }
+
+
+def step_record(
+    step: int,
+    totals: Totals,
+    groups: Sequence[Group],
+    stats: PromptStats,
+    problems: Sequence[AllocationProblem],
+    allocations: Sequence[Allocation],
+    found: Mapping[str, Any],
+    spending: StepSpending,
+) -> StepRecord:
+    """The record of a step, without timings.
+
+    Args:
+        groups: all that was trained on, a group for each of the m prompts.
+        stats: all that was known of the prompts before.
+        problems, allocations: of each part of the gradient.
+        found: metrics of the step's other parts, which follow the totals.
+    """
+    counts = np.sum([each.counts for each in allocations], axis=0)
+    allocation = Allocation(
+        [group.prompt.prompt_id for group in groups], counts, allocations[0].allocator
+    )
+    metrics = {
+        "step": step,
+        **asdict(totals),
+        **found,
+        **describe_step(groups, stats, allocation),
+        **describe(problems, allocations),
+        **spending.metrics(),
+    }
+    return StepRecord(step, metrics, groups, stats, allocation)
 
 
 def describe_step(

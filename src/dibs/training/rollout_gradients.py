@@ -18,7 +18,8 @@ from dibs.model.grad_norms import gradient_norms
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
-from dibs.types import Group, Rollout
+from dibs.training.examples import length_divisor
+from dibs.types import Group
 
 
 @dataclass
@@ -73,16 +74,16 @@ class RolloutGradients:
         return np.split(norms, ends[:-1])
 
     def gain(
-        self, streams: Sequence[Sequence[Group]], problems: Sequence[AllocationProblem]
+        self, groups_of_parts: Sequence[Sequence[Group]], problems: Sequence[AllocationProblem]
     ) -> dict[str, float | None]:
-        """What a step's counts achieved: gain over uniform ones, by the step's own completions.
+        """What the counts of a step achieved: the gain over uniform counts, by the step's completions.
 
-        They are independent of their counts, so each stream judges its own. None where a prompt that
-        uniform counts would sample was left out.
+        The completions of a part are independent of the part's counts, so they may judge them. None
+        where a prompt that uniform counts would sample was left out.
         """
         objective = self.config.algorithm.objective
-        chosen, even = np.zeros((2, len(streams[0])))
-        for groups, problem in zip(streams, problems, strict=True):
+        chosen, even = np.zeros((2, len(groups_of_parts[0])))
+        for groups, problem in zip(groups_of_parts, problems, strict=True):
             moments = zip(*problem.posterior.reward_moments(objective), strict=True)
             factors = [self.factors(g, *each) for g, each in zip(groups, moments, strict=True)]
             squares = self._second_moments(groups, factors)
@@ -121,13 +122,4 @@ class RolloutGradients:
             mean,
             deviation,
         )
-        return advantages / [self.length_divisor(r) for r in group.rollouts]
-
-    def length_divisor(self, rollout: Rollout) -> int:
-        """What ``algorithm.length_normalization`` divides a completion's gradient by."""
-        normalization = self.config.algorithm.length_normalization
-        if normalization == "none":
-            return 1
-        if normalization == "constant":
-            return self.config.sampling.max_completion_length
-        return max(len(rollout.completion.token_ids), 1)
+        return advantages / [length_divisor(rollout, self.config) for rollout in group.rollouts]

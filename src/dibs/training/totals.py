@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dibs.rollouts.source import DrawCost, Purpose
 from dibs.training.update_metrics import UpdateMetrics
+from dibs.types import Group, TrainingExample
 
 
 @dataclass
 class Totals:
     """What the run has spent. ``rollouts`` and ``completion_tokens`` include the pilots.
 
-    Of the training rollouts, ``accepted_rollouts`` were accepted and ``learned_rollouts`` had an
-    advantage other than 0. ``delta`` and ``omega`` are estimates of Delta and Omega of arXiv 2505.02391,
-    Theorem 4: ``||g||^2`` and the variance of its estimates, summed over updates. ``bound_decrease`` is
-    ``(eta / 2) Delta``, the decrease of the loss that the theorem promises, and ``bound_noise`` what the
-    noise may take from it, ``(eta^2 / 2 gamma) Omega`` at the largest step it allows, eta = gamma. They
-    stay 0 with one update a step.
+    Of the rollouts that were trained on, ``accepted_rollouts`` were accepted, and ``learned_rollouts``
+    had an advantage other than 0.
+
+    The last four belong to Theorem 4 of arXiv 2505.02391, and stay 0 with one update a step. ``delta``
+    and ``omega`` estimate Delta and Omega: ``||g||^2`` and the variance of its estimates, summed over
+    updates. ``bound_decrease`` is ``(eta / 2) Delta``, the decrease of the loss that the theorem
+    promises. ``bound_noise`` is ``(eta^2 / 2 gamma) Omega``, what the noise may take from that decrease,
+    at the largest step that the theorem allows, eta = gamma.
     """
 
     optimizer_updates: int = 0
@@ -30,8 +35,22 @@ class Totals:
     bound_decrease: float = 0.0
     bound_noise: float = 0.0
 
+    def add_draw(self, cost: DrawCost, purpose: Purpose) -> None:
+        """Count completions that were drawn, unless they are for evaluation."""
+        if purpose is Purpose.EVALUATION:
+            return
+        self.rollouts += cost.rollouts
+        self.completion_tokens += cost.tokens
+        if purpose is Purpose.PILOT:
+            self.pilot_rollouts += cost.rollouts
+
+    def add_learning(self, groups: Sequence[Group], examples: Sequence[TrainingExample]) -> None:
+        """Count what was accepted and learned from in a step."""
+        self.accepted_rollouts += sum(int(group.accepted.sum()) for group in groups)
+        self.learned_rollouts += learned(examples)
+
     def add_updates(self, made: UpdateMetrics) -> None:
-        """Count a step's optimizer updates; eta is the learning rate after the last."""
+        """Count the optimizer updates of a step; eta is the learning rate after the last of them."""
         self.optimizer_updates += made.updates
         if made.gradient_square is not None and made.gradient_variance is not None:
             delta, omega = (
@@ -42,3 +61,8 @@ class Totals:
             self.omega += omega
             self.bound_decrease += made.learning_rate / 2 * delta
             self.bound_noise += made.learning_rate / 2 * omega
+
+
+def learned(examples: Sequence[TrainingExample]) -> int:
+    """Completions that have an advantage other than 0."""
+    return sum(example.advantage != 0 for example in examples)

@@ -1,18 +1,17 @@
 """Weighted completions in, optimizer updates out. Blind to algorithm, allocator, prompts and counts.
 
-A step's completions are dealt to a fixed number of optimizer updates like cards: update u of U takes
-every U-th completion. Each group is thereby spread over the updates, the number of updates does not
-depend on the counts, and the loss of each update is scaled by U so that its expected gradient is the
-whole step's.
+The completions of a step are dealt to a fixed number of optimizer updates: update u of U takes every
+U-th completion. This spreads each group over the updates, and the number of updates does not depend on
+the counts. The loss of each update is scaled by U, so that its expected gradient is that of the whole
+step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -24,7 +23,7 @@ from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
 from dibs.training.losses import PolicyLoss
-from dibs.training.update_metrics import _MISMATCH, UpdateMetrics, _histogram, _Tally
+from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
 
 _Result = TypeVar("_Result")
@@ -68,63 +67,53 @@ class Updater:
         )
 
     def step(self, examples: Sequence[TrainingExample]) -> UpdateMetrics:
-        """``updates_per_step`` optimizer updates on a step's completions.
+        """``updates_per_step`` optimizer updates on the completions of a step.
 
-        Updates happen also where there is nothing to learn, so that schedules and comparisons stay
-        aligned: their gradient is 0, though AdamW's momentum may still move the weights. A gradient that
-        is NaN or infinite is never applied: its update is skipped, and NonFiniteError raised after
-        ``max_skipped`` in a row. Where memory does not suffice, micro-batches are halved; the result
-        stays the same, rounding aside.
+        Updates are made even where there is nothing to learn, so that schedules and comparisons stay
+        aligned: the gradient is then 0, though AdamW's momentum may still move the weights. A gradient
+        that is NaN or infinite is never applied: its update is skipped. Where memory does not suffice,
+        micro-batches are halved; the result stays the same, rounding aside.
+
+        Raises NonFiniteError after more than ``max_skipped`` skipped updates in a row.
         """
         updates = self.config.updates_per_step
-        hands = [examples[u::updates] for u in range(updates)]
-        if self.loss.beta == 0:
-            # A completion of advantage 0 has no gradient. It is dealt all the same: if hands depended on
-            # what is learned from them, their spread would not tell the gradient's noise.
-            hands = [[example for example in hand if example.advantage != 0] for hand in hands]
-        hands = [self._share(hand) for hand in hands]
-        # The first update moves away from the very weights that it is compared with.
-        old = [None, *(self._behavior_logprobs(hand) for hand in hands[1:])]
-        tally = _Tally()
+        parts = self._parts(examples, updates)
+        # The first update starts from the very weights that it would be compared with.
+        old = [None, *(self._old_logprobs(part) for part in parts[1:])]
+        tally = UpdateTally()
         self.policy.model.train()
-        for u, (hand, old_logprobs) in enumerate(zip(hands, old, strict=True)):
-            try:
-                self._update(hand, old_logprobs, scale=updates, tally=tally)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"update {u + 1} of {updates}: {error}") from None
-        tokens = max(tally.sums.get("tokens", 0.0), 1.0)
-        square, variance = tally.noise()
-        return UpdateMetrics(
-            updates=updates,
-            loss=tally.loss / updates,
-            update_grad_norm=sum(tally.norms) / max(len(tally.norms), 1),
-            skipped_updates=tally.skipped,
-            clip_fraction=tally.sums.get("clipped_tokens", 0.0) / tokens,
-            kl=tally.sums.get("kl", 0.0) / tokens,
-            entropy=tally.sums.get("entropy", 0.0) / tokens,
-            learning_rate=self.scheduler.get_last_lr()[0],
-            gradient_square=square,
-            gradient_variance=variance,
-            **self._mismatch(tally.gaps),
-        )
+        for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
+            made = self._all_reduced(self._fresh_gradient(part, old_logprobs, scale=updates))
+            vector = self.projection() if updates > 1 else None
+            norm = self._clip()
+            if math.isfinite(made.loss) and math.isfinite(norm):
+                self.skipped_in_a_row = 0
+                self.optimizer.step()
+                self.scheduler.step()
+                tally.add(made, norm, vector)
+            else:
+                self._skip(f"update {u + 1} of {updates}", made.loss, norm)
+                tally.skipped += 1
+        rate = self.scheduler.get_last_lr()[0]
+        return tally.metrics(updates, rate, self._mismatch(tally.log_ratios))
 
     def gradient(
         self,
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None = None,
         scale: float = 1.0,
-        gaps: list[Tensor] | None = None,
-    ) -> tuple[float, dict[str, Tensor]]:
-        """Add ``scale`` times the loss gradient to ``.grad``, micro-batch by micro-batch.
+    ) -> LossGradient:
+        """Add ``scale`` times the gradient of the loss to ``.grad``, micro-batch by micro-batch.
 
-        Returns the scaled loss and the metric sums. The result does not depend on how the examples
-        fall into micro-batches, rounding aside.
+        Returns the scaled loss, and sums of metrics. The result does not depend on how the examples fall
+        into micro-batches, rounding aside.
 
         Args:
-            old_logprobs: before the step's first update, [T] each; None: the policy has not moved since.
-            gaps: takes ``ln`` of learner's over sampler's probability of each token, [T] a completion.
+            old_logprobs: before the first update of the step, [T] each; None: the weights have not
+                moved since then.
         """
         total, sums = 0.0, dict[str, Tensor]()
+        log_ratios: list[Tensor] = []
         for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
             chosen = [examples[i] for i in indices]
             batch = self.policy.collate(chosen)
@@ -138,9 +127,8 @@ class Updater:
                 old = logprobs.detach()
                 if old_logprobs is not None:
                     old = pad_sequence([old_logprobs[i] for i in indices], batch_first=True)
-                sampling = self._sampling_logprobs(chosen, old)
-                if gaps is not None:
-                    gaps += _rows(old - sampling, chosen)
+                sampling = _sampling_logprobs(chosen, old)
+                log_ratios += _rows(old - sampling, chosen)
             loss, parts = self.loss(
                 logprobs,
                 batch.completion_mask,
@@ -155,128 +143,118 @@ class Updater:
             total += float(loss.detach()) * scale
             for name, value in parts.items():
                 sums[name] = sums[name] + value if name in sums else value
-        return total, sums
+        return LossGradient(total, sums, log_ratios)
 
-    def _update(
+    def _parts(
+        self, examples: Sequence[TrainingExample], updates: int
+    ) -> list[Sequence[TrainingExample]]:
+        """The completions of each update that this process computes the gradient of."""
+        parts: list[Sequence[TrainingExample]] = [examples[u::updates] for u in range(updates)]
+        if self.loss.beta == 0:
+            # A completion of advantage 0 has no gradient. It is left out only after the completions are
+            # dealt: otherwise the sizes of the updates would depend on what is learned from them, and
+            # the spread of their gradients would not show the gradient's noise.
+            parts = [[example for example in part if example.advantage != 0] for part in parts]
+        return [self.processes.own_share(part, _lengths(part)) for part in parts]
+
+    def _fresh_gradient(
         self,
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
-        tally: _Tally,
-    ) -> None:
-        loss, sums, gaps = self._fitting(
-            examples, lambda: self._fresh(examples, old_logprobs, scale)
-        )
-        loss, sums = self._of_all(loss, sums)
-        vector = self.projection() if self.config.updates_per_step > 1 else None
-        limit = self.config.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit or math.inf))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._skip(f"the loss is {loss}, the gradient norm {norm}", tally)
-            return
-        self.skipped_in_a_row = 0
-        self.optimizer.step()
-        self.scheduler.step()
-        tally.add(loss, sums)
-        tally.gaps += gaps
-        tally.norms.append(norm)
-        if vector is not None:
-            tally.add_gradient(vector)
+    ) -> LossGradient:
+        """:meth:`gradient` in place of what ``.grad`` held, in micro-batches that fit into memory."""
 
-    def _fresh(
-        self,
-        examples: Sequence[TrainingExample],
-        old_logprobs: Sequence[Tensor] | None,
-        scale: float,
-    ) -> tuple[float, dict[str, Tensor], list[Tensor]]:
-        self.optimizer.zero_grad(set_to_none=False)
-        gaps: list[Tensor] = []
-        return *self.gradient(examples, old_logprobs, scale, gaps), gaps
+        def from_zero() -> LossGradient:
+            self.optimizer.zero_grad(set_to_none=False)
+            return self.gradient(examples, old_logprobs, scale)
 
-    def _skip(self, why: str, tally: _Tally) -> None:
-        """Make no update of a gradient that is NaN or infinite; too many in a row end the run."""
+        return self._with_fitting_batches(examples, from_zero)
+
+    def _clip(self) -> float:
+        """Clip the gradient to ``max_grad_norm``; its norm before."""
+        limit = self.config.max_grad_norm or math.inf
+        return float(nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def _skip(self, which: str, loss: float, norm: float) -> None:
+        """Count an update that is not made, since its loss or gradient is NaN or infinite."""
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row > self.config.max_skipped:
             raise NonFiniteError(
-                f"{why}, after {self.skipped_in_a_row - 1} skipped updates in a row"
+                f"{which}: the loss is {loss}, the gradient norm {norm}, after "
+                f"{self.skipped_in_a_row - 1} skipped updates in a row"
             )
-        tally.skipped += 1
         self.optimizer.zero_grad(set_to_none=False)
 
-    def _fitting(self, examples: Sequence[TrainingExample], run: Callable[[], _Result]) -> _Result:
-        """Run in micro-batches that fit into memory; smaller ones stay for the rest of the run."""
+    def _with_fitting_batches(
+        self, examples: Sequence[TrainingExample], run: Callable[[], _Result]
+    ) -> _Result:
+        """``run()`` in micro-batches that fit into memory; smaller ones stay for the rest of the run."""
 
         def with_tokens(tokens: int) -> _Result:
             self.micro_batch_tokens = tokens
             return run()
 
-        lengths = [len(e.context_ids) + len(e.completion_ids) for e in examples]
-        longest = max(lengths, default=self.micro_batch_tokens)
+        longest = max(_lengths(examples), default=self.micro_batch_tokens)
         result, self.micro_batch_tokens = with_smaller_batches(
             with_tokens, self.micro_batch_tokens, longest
         )
         return result
 
-    def _behavior_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
-        """``log pi`` before the step's first update, one a completion; None if the loss has no use."""
+    def _old_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
+        """``log pi`` before the first update, [T] a completion; None if the loss has no use for it."""
         if not self.loss.needs_old_logprobs:
             return None
         self.policy.model.train()
-        return self._fitting(examples, lambda: self._logprobs(examples))
+        return self._with_fitting_batches(examples, lambda: self._logprobs(examples))
 
+    @torch.no_grad()
     def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:
         logprobs: dict[int, Tensor] = {}
-        with torch.no_grad():
-            for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
-                batch = self.policy.collate([examples[i] for i in indices])
-                for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
-                    logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
+        for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
+            batch = self.policy.collate([examples[i] for i in indices])
+            for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
+                logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
         return [logprobs[i] for i in range(len(examples))]
 
-    def _share(self, hand: Sequence[TrainingExample]) -> Sequence[TrainingExample]:
-        """This process's part of an update's completions."""
-        return self.processes.own_share(
-            hand, [len(e.context_ids) + len(e.completion_ids) for e in hand]
-        )
-
-    def _of_all(self, loss: float, sums: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-        """Add up gradients, losses and sums of all processes; the gradients in place."""
+    def _all_reduced(self, mine: LossGradient) -> LossGradient:
+        """Loss and sums over all processes; their gradients are added up in place."""
         if self.processes.size == 1:
-            return loss, sums
+            return mine
         self.processes.all_reduce_sum([p.grad for p in self.parameters if p.grad is not None])
-        parts = self.processes.all_gather((loss, {name: float(v) for name, v in sums.items()}))
-        names = {name for _, each in parts for name in each}
+        every = self.processes.all_gather(
+            (mine.loss, {name: float(value) for name, value in mine.sums.items()})
+        )
+        names = {name for _, sums in every for name in sums}
         added = {
-            name: torch.tensor(sum(each.get(name, 0.0) for _, each in parts)) for name in names
+            name: torch.tensor(sum(sums.get(name, 0.0) for _, sums in every)) for name in names
         }
-        return sum(each for each, _ in parts), added
+        return LossGradient(sum(loss for loss, _ in every), added, mine.log_ratios)
 
-    def _mismatch(self, own: Sequence[Tensor]) -> dict[str, Any]:
-        """How far the sampler's log-probabilities are from the learner's, over all processes."""
+    def _mismatch(self, log_ratios: Sequence[Tensor]) -> SamplerMismatch:
+        """From the log-ratios of this process's tokens, over all processes."""
         if not self.loss.needs_old_logprobs:
-            return dict.fromkeys(_MISMATCH)
-        mine = [gap.cpu().double().numpy() for gap in own]
-        gaps = [gap for part in self.processes.all_gather(mine) for gap in part]
-        if not gaps:
-            return dict.fromkeys(_MISMATCH)
-        tokens = np.concatenate(gaps)
-        return {
-            "sampler_gap": float(np.abs(tokens).mean()),
-            "sampler_gap_max": float(np.abs(tokens).max()),
-            "token_ratios": _histogram(tokens),
-            "sequence_ratios": _histogram(np.array([gap.sum() for gap in gaps])),
-        }
-
-    def _sampling_logprobs(self, examples: Sequence[TrainingExample], otherwise: Tensor) -> Tensor:
-        """The sampler's log-probabilities, padded as ``otherwise`` [B, T], which stands in for none."""
-        padded = otherwise.clone()
-        for row, example in zip(padded, examples, strict=True):
-            known = example.sampling_logprobs
-            row[: len(known)] = torch.tensor(known, device=row.device)
-        return padded
+            return SamplerMismatch()
+        mine = [each.cpu().double().numpy() for each in log_ratios]
+        return SamplerMismatch.of(
+            [each for part in self.processes.all_gather(mine) for each in part]
+        )
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
+
+
+def _lengths(examples: Sequence[TrainingExample]) -> list[int]:
+    return [len(example.context_ids) + len(example.completion_ids) for example in examples]
+
+
+def _sampling_logprobs(examples: Sequence[TrainingExample], otherwise: Tensor) -> Tensor:
+    """The sampler's log-probabilities, padded like ``otherwise`` [B, T], which fills in missing ones."""
+    padded = otherwise.clone()
+    for row, example in zip(padded, examples, strict=True):
+        known = example.sampling_logprobs
+        row[: len(known)] = torch.tensor(known, device=row.device)
+    return padded
 
 
 def _rows(values: Tensor, examples: Sequence[TrainingExample]) -> list[Tensor]:

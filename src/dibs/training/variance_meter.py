@@ -39,7 +39,7 @@ from dibs.config import Config
 from dibs.data.prompts import batches
 from dibs.model.gradient_vector import Projection
 from dibs.model.policy import Policy
-from dibs.rollouts.source import METER, RolloutSource
+from dibs.rollouts.source import Purpose, RolloutSource
 from dibs.training.losses import PolicyLoss
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
@@ -154,7 +154,9 @@ def _measure(meter: VarianceMeter, config: Config, prompts: Sequence[Prompt]) ->
     at_once = -(-m // 20)
     for start in range(0, m, at_once):
         part = prompts[start : start + at_once]
-        drawn, _ = meter.source.draw(part, [per_prompt] * len(part), METER, 0, failures="reject")
+        drawn, _ = meter.source.draw(
+            part, [per_prompt] * len(part), Purpose.METER, 0, failures="reject"
+        )
         groups += drawn
         meter.on_progress("sampling", len(groups), m)
     meter.policy.model.eval()

@@ -1,0 +1,80 @@
+"""Judged groups in, weighted examples out: what each completion adds to the step's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dibs.allocation import objectives
+from dibs.allocation.cross_fit import GradientPart
+from dibs.allocation.problem import AllocationProblem
+from dibs.config import Config
+from dibs.types import Group, Rollout, TrainingExample
+
+
+def weighted_examples(
+    groups_of_parts: Sequence[Sequence[Group]],
+    parts: Sequence[GradientPart],
+    problems: Sequence[AllocationProblem],
+    config: Config,
+) -> list[TrainingExample]:
+    """The examples of a step whose gradient is the mean of its parts.
+
+    Args:
+        groups_of_parts: of each part, a group for each of the m prompts.
+        parts: what belongs to each part besides, of which only ``baseline_only`` is used.
+        problems: the allocation problem of each part, whose posterior has the accept rates.
+    """
+    return [
+        example
+        for groups, part, problem in zip(groups_of_parts, parts, problems, strict=True)
+        for example in examples_of_part(
+            groups,
+            problem.posterior.accept_rate,
+            config,
+            baseline_only=part.baseline_only,
+            share=1 / len(parts),
+        )
+    ]
+
+
+def examples_of_part(
+    groups: Sequence[Group],
+    accept_rates: np.ndarray,
+    config: Config,
+    *,
+    baseline_only: Sequence[Group] | None = None,
+    share: float = 1.0,
+) -> list[TrainingExample]:
+    """Every rollout with its advantage and its estimator weight.
+
+    Args:
+        accept_rates: of each prompt, from the estimate step, [m] in (0, 1).
+        baseline_only: completions of each prompt that enter its baseline and nothing else.
+        share: of this part in the step's gradient.
+    """
+    algorithm = config.algorithm
+    advantages, weights = objectives.weigh(
+        groups,
+        objective=algorithm.objective,
+        baseline=algorithm.baseline,
+        estimator=algorithm.estimator,
+        accept_rates=accept_rates,
+        beside=baseline_only,
+    )
+    return [
+        rollout.example(advantage, share * weight / length_divisor(rollout, config))
+        for group, *both in zip(groups, advantages, weights, strict=True)
+        for rollout, advantage, weight in zip(group.rollouts, *both, strict=True)
+    ]
+
+
+def length_divisor(rollout: Rollout, config: Config) -> int:
+    """What ``algorithm.length_normalization`` divides the gradient of a completion by."""
+    normalization = config.algorithm.length_normalization
+    if normalization == "none":
+        return 1
+    if normalization == "constant":
+        return config.sampling.max_completion_length
+    return max(len(rollout.completion.token_ids), 1)
