@@ -1,235 +1,329 @@
-"""The ``dibs`` command: parse, build, call. The only place that prints."""
+"""The ``dibs`` command: its subcommands and their options. ``dibs.commands`` does the work."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 
-from dibs.allocation.allocators import solve
-from dibs.allocation.problem import pose, spendable
-from dibs.allocation.statistics_file import count_lines, read_statistics
-from dibs.arguments import CONFIGURED, VERIFY_OPTIONS, build_parser
+from dibs import __version__, commands
+from dibs.allocation.allocators import ALLOCATORS
+from dibs.allocation.objectives import BASELINES
+from dibs.arguments import (
+    VERIFY_KEYS,
+    Command,
+    CompareCommand,
+    EvalCommand,
+    KeysCommand,
+    ReportCommand,
+    VerifyCommand,
+    report_error,
+)
 from dibs.config import BENCHMARKS
-from dibs.config.load import load_config, split_config, split_configs
-from dibs.study.matrix import read_study
+from dibs.config.load import split_config, split_configs
 from dibs.types import InputError
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""typer's own, or that of click: newer versions of typer bring a copy of click."""
+_READS_KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+ConfigFile = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG]", hidden=True)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 well, 2 bad input, 130 interrupted."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in (*CONFIGURED, "compare", "eval"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        if options.command == "train":
-            _train(*split_config(rest))
-        elif options.command == "variance":
-            _variance(*split_config(rest), options.json)
-        elif options.command == "data":
-            _data(*split_config(rest), options.json)
-        elif options.command == "compare":
-            _compare(*split_configs(rest), options)
-        elif options.command == "eval":
-            _evaluate(options, *split_config(rest))
-        elif options.command == "verify":
-            _verify(options)
-        elif options.command == "report":
-            _report(options)
-        else:
-            _allocate(options)
-    except InputError as error:
-        who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""
-        print(f"dibs {options.command}: {who}{error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"dibs {options.command}: interrupted", file=sys.stderr)
+        status = typer.main.get_command(app).main(words, prog_name="dibs", standalone_mode=False)
+    except typer.Abort:
+        report_error("dibs", "interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of our output is gone; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    except _USAGE_ERROR as error:
+        # An option without its value has no context.
+        name = error.ctx.command_path if error.ctx else f"dibs {words[0]}"
+        message = error.format_message().rstrip(".")
+        report_error(name, f"{message}; see {name} --help")
+        return 2
+    return status or 0
 
 
-def _train(path: Path | None, overrides: Mapping[str, str]) -> None:
-    config = load_config(path, overrides)
-    # Loading torch takes seconds; a bad configuration should not wait for it.
-    from dibs.processes import joined_processes
-    from dibs.report.figures import draw_figures
-    from dibs.runs.console import view_for
-    from dibs.runs.train_run import run_training
-
-    with joined_processes() as processes:
-        console = Console(quiet=not processes.main)
-        with closing(view_for(console)) as view:
-            summary = run_training(config, view, processes)
-            if processes.main:
-                view.phase("drawing figures")
-                arm = {config.allocate.allocator: config.output_dir}
-                draw_figures(arm, config.output_dir / "figures")
-    if not processes.main:
-        return
-    console.print(
-        f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
-        f"(95% {summary['accuracy_after_low']:.3f} to {summary['accuracy_after_high']:.3f}), "
-        f"{summary['optimizer_updates']} updates, {summary['rollouts']:,} rollouts "
-        f"({summary['pilot_rollouts']:,} of them pilots), {summary['wall_seconds']:.0f} s; "
-        f"wrote {config.output_dir}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"dibs {__version__}")
+        raise typer.Exit
 
 
-def _variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
-    config = load_config(path, overrides)
-    from dibs.report.terminal import variance_findings, variance_table, variance_title
-    from dibs.runs.console import view_for
-    from dibs.runs.measure_variance import run_variance
-
-    # Progress goes elsewhere, so that the result can be piped.
-    with closing(view_for(Console(stderr=True))) as view:
-        result = run_variance(config, view)
-    if as_json:
-        print(json.dumps(result, indent=1, allow_nan=False))
-        return
-    console = Console()
-    console.print(variance_title(result), markup=False, highlight=False)
-    console.print(variance_table(result), highlight=False)
-    for sentence in variance_findings(result):
-        console.print(sentence, markup=False, highlight=False)
-
-
-def _compare(
-    paths: Sequence[Path], overrides: Mapping[str, str], options: argparse.Namespace
+@app.callback()
+def dibs(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
-    study = read_study(paths, overrides)
-    from dibs.study.result_tables import EXPLANATION, failures, matrix_table, result_tables
+    """Train language-model reasoners, and decide how many completions each prompt deserves.
 
-    console = Console()
-    if options.dry_run:
-        console.print(matrix_table(study), highlight=False)
-        return
-    from dibs.runs.console import view_for
-    from dibs.study.compare import compare
-
-    with closing(view_for(Console(stderr=True))) as view:
-        rows = compare(study, view)
-    if options.json:
-        print(json.dumps(rows, indent=1, allow_nan=False))
-        return
-    for table in result_tables(rows):
-        console.print(table, highlight=False)
-        console.print()
-    for text in (EXPLANATION, *failures(rows), f"Wrote {study.options.output_dir}"):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    A first run, in a minute or so on a CPU: dibs train --output_dir runs/first
+    """
 
 
-def _data(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
-    config = load_config(path, overrides)
-    from dibs.report.terminal import data_lines
-    from dibs.runs.describe_data import describe_data
+@app.command(cls=KeysCommand, context_settings=_READS_KEYS)
+def train(context: typer.Context, config: ConfigFile = None) -> None:
+    """Train a policy: estimate, allocate, sample, verify, weigh, update, evaluate.
 
-    found = describe_data(config)
-    if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        return
-    for line in data_lines(found):
-        print(line)
+    CONFIG is a YAML file of configuration keys. Without one, the defaults train the embedded task.
+
+    Writes metrics.jsonl, summary.json, figures, checkpoints and the final model to output_dir. To
+    train on K devices of one machine: torchrun --nproc_per_node K -m dibs train CONFIG ...
+
+    Most runs set these keys: policy.model, data.train, sampling.max_completion_length,
+    algorithm.name, allocate.num_generations, train.steps, train.prompts_per_step,
+    update.learning_rate and output_dir.
+    """
+    commands.train(*split_config([*(config or ()), *context.args]))
 
 
-def _evaluate(options: argparse.Namespace, path: Path | None, overrides: Mapping[str, str]) -> None:
+@app.command(cls=KeysCommand, context_settings=_READS_KEYS)
+def variance(context: typer.Context, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Measure how noisy the gradient is, and how much better counts could make it.
+
+    Samples completions of one step's prompts from the configured policy. Compares uniform counts, the
+    configured allocator (which sees pilots only) and an oracle at the same budget. Prints the variance
+    of the gradient, the gain over uniform counts for each rollout and each token (pilots counted), the
+    gain that is possible, the share of it that is captured, and the gradient noise scale.
+
+    CONFIG is that of dibs train. Writes nothing. The keys variance.* below matter most.
+    """
+    commands.variance(*split_config([*(config or ()), *context.args]), as_json)
+
+
+@app.command(cls=KeysCommand, context_settings=_READS_KEYS)
+def data(context: typer.Context, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Show what a run would train on: counts, lengths, five prompts, dropped rows and why.
+
+    CONFIG is that of dibs train. Loads the policy's tokenizer, and not the policy.
+    """
+    commands.data(*split_config([*(config or ()), *context.args]), as_json)
+
+
+@app.command(cls=CompareCommand, context_settings=_READS_KEYS)
+def compare(
+    context: typer.Context,
+    config: Annotated[list[str] | None, typer.Argument(metavar="CONFIG...", hidden=True)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs that would be made, and make none.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare algorithms, allocators and seeds at equal optimizer updates, pilots counted.
+
+    CONFIG is a study: keys of dibs train, and the matrix under compare (examples are in studies/).
+    Several CONFIGs of dibs train become one arm each. A single one is compared with itself under
+    uniform counts. Every arm's learning rate is chosen on the same grid, by runs that serve no other
+    purpose.
+
+    Writes results.json, results.md, figures and all runs to compare.output_dir. The same command
+    goes on where it stopped.
+    """
+    commands.compare(*split_configs([*(config or ()), *context.args]), dry_run, as_json)
+
+
+@app.command("eval", cls=EvalCommand, context_settings=_READS_KEYS)
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help=f"Benchmark to evaluate on: {', '.join(BENCHMARKS)}, or all. May be repeated.",
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="File of questions and answers to evaluate on. May be repeated.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="The k of avg@k, pass@k and maj@k.")] = 1,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Completions drawn for each prompt, at least k.", show_default="k"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder that keeps the results; the same command goes on where it stopped.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model on benchmarks: avg@k, pass@k and maj@k, with 95% intervals.
+
+    pass@k is the unbiased estimate from all samples.
+
+    MODEL is a Hugging Face id, the folder of a model, or an embedded task. The prompt template is
+    boxed unless data.template names another.
+    """
+    path, overrides = split_config(context.args)
     if path is not None:
         raise InputError(f"unexpected {str(path)!r}; give one MODEL, and files with --data")
-    names = [
-        each for name in options.benchmark for each in (BENCHMARKS if name == "all" else (name,))
-    ]
-    for name in names:
-        if name not in BENCHMARKS:
-            raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, all")
-    sources = list(dict.fromkeys([*names, *options.data]))
-    if not sources:
-        raise InputError("nothing to evaluate on; give --benchmark NAME or --data FILE")
-    samples = options.k if options.samples is None else options.samples
-    if not 1 <= options.k <= samples:
-        raise InputError(f"k is {options.k} and there are {samples} samples; 1 <= k <= samples")
-    config = load_config(
-        None, {"policy.model": options.model, "data.template": "boxed", **overrides}
+    sources = commands.sources_of(benchmark or (), data or ())
+    commands.evaluate(
+        model, sources, overrides, (k, k if samples is None else samples), out, as_json
     )
-    from dibs.report.terminal import evaluation_notes, evaluation_table
-    from dibs.runs.console import view_for
-    from dibs.runs.evaluation import run_evaluation
-
-    with closing(view_for(Console(stderr=True))) as view:
-        result = run_evaluation(config, sources, options.k, samples, options.out, view)
-    if options.json:
-        print(json.dumps(result, indent=1, allow_nan=False))
-        return
-    console = Console()
-    console.print(evaluation_table(result), highlight=False)
-    for note in evaluation_notes(result):
-        console.print(note, markup=False, highlight=False)
 
 
-def _verify(options: argparse.Namespace) -> None:
-    given = {key: getattr(options, name.replace("-", "_")) for name, key in VERIFY_OPTIONS.items()}
-    overrides = {f"verify.{key}": text for key, text in given.items() if text is not None}
-    config = load_config(None, {"verify.verifier": "math", **overrides}).verify
-    from dibs.report.terminal import verdict_table
-    from dibs.rollouts.verify.verify_file import verify_file
+@app.command(cls=VerifyCommand, context_settings=_READS_KEYS)
+def verify(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", hidden=True)],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="VERDICTS", help="File to write one verdict a line to, in order."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge completions against gold answers.
 
-    counts = verify_file(options.file, config, options.out, Console(stderr=True))
-    if options.json:
-        print(json.dumps(counts))
-    else:
-        Console().print(verdict_table(counts), highlight=False)
+    FILE holds one JSON object a line, with completion and answer.
 
-
-def _report(options: argparse.Namespace) -> None:
-    if options.watch is not None and not 1 <= options.watch <= 86_400:
-        raise InputError(f"--watch {options.watch:g}: give seconds from 1 to 86400")
-    from dibs.report.write import default_folder, report_lines, watch_report, write_report
-
-    def show(written: Mapping[str, Any]) -> None:
-        for line in () if options.json else report_lines(written):
-            print(line, flush=True)
-
-    out = options.out or default_folder(options.runs)
-    if options.watch is None:
-        written = write_report(options.runs, out)
-    else:
-        written = watch_report(options.runs, out, options.watch, show)
-    show(written)
-    if options.json:
-        print(json.dumps(written, indent=1, allow_nan=False))
+    Prints how many were accepted, rejected, without an answer, out of time (timeout) or impossible to
+    judge (error). A verdict holds reward (null where there is none), status and reason.
+    """
+    path, given = split_config(context.args)
+    if path is not None:
+        raise InputError(f"unexpected {str(path)!r}; give one FILE")
+    overrides = {"verify.verifier": "math"}
+    for option, text in given.items():
+        key = option.replace("-", "_")
+        if key not in VERIFY_KEYS:
+            known = ", ".join(f"--{each.replace('_', '-')}" for each in VERIFY_KEYS)
+            raise InputError(f"unknown option --{option}; known: {known}, --out, --json")
+        overrides[f"verify.{key}"] = text
+    commands.verify(file, overrides, out, as_json)
 
 
-def _allocate(options: argparse.Namespace) -> None:
-    stats = read_statistics(options.stats)
-    budget, cost = spendable(stats, options.budget, options.token_budget)
-    problem = pose(
+@app.command(cls=ReportCommand)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder to write to.",
+            show_default="RUN/report; report for several RUNs",
+        ),
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            metavar="[SECONDS]",
+            help="Write again every so many seconds (10 without a number) until all runs have "
+            "finished.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw figures and one HTML page from run folders: finished, unfinished or damaged.
+
+    RUN is a run folder, or a folder of them.
+
+    Writes FOLDER/index.html, which needs no other file, and FOLDER/figures. Runs that differ in the
+    seed only form one arm, with intervals over seeds.
+    """
+    commands.report(runs, out, watch, as_json)
+
+
+@app.command(cls=Command)
+def allocate(
+    stats: Annotated[str, typer.Argument(metavar="STATS", hidden=True)],
+    budget: Annotated[
+        int | None, typer.Option(help="Completions to spread over all prompts.")
+    ] = None,
+    token_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens to spread over all prompts, in place of --budget: mean_tokens gives the "
+            "expected length, and prompts with short completions get more of them.",
+        ),
+    ] = None,
+    allocator: Annotated[
+        str,
+        typer.Option(
+            help=f"Allocator: {', '.join(sorted(ALLOCATORS))}, or your own function as "
+            "module:function.",
+        ),
+    ] = "min_variance",
+    objective: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(BASELINES), help="Objective whose gradient min_variance allocates for."
+        ),
+    ] = "log_likelihood",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|mean|leave_one_out",
+            help="Baseline subtracted from a prompt's rewards.",
+            show_default="the first that the objective has",
+        ),
+    ] = None,
+    lower: Annotated[int, typer.Option(help="Fewest completions that a prompt gets.")] = 0,
+    upper: Annotated[
+        int | None,
+        typer.Option(help="Most completions that a prompt gets.", show_default="no limit"),
+    ] = None,
+    accept_rate_penalty: Annotated[
+        float,
+        typer.Option(
+            help="Alpha of GVM, for log_likelihood: raise it to give fewer completions to prompts "
+            "that are hardly ever solved."
+        ),
+    ] = 1e-3,
+    accept_rate_power: Annotated[
+        float, typer.Option(help="Beta of GVM: the power of the accept rate in that penalty.")
+    ] = 2.0,
+) -> None:
+    """Spread a budget of completions over prompts: prompt statistics in, counts out.
+
+    STATS is a file, or - for standard input. It holds one JSON object a line: prompt_id, trials,
+    successes and grad_norm (the mean gradient norm of the accepted completions; null is allowed where
+    successes is 0). The keys grad_norm_rejected and mean_tokens are optional.
+
+    Prints one {"prompt_id", "count"} a line, in input order. The counts sum to --budget, or are
+    expected to take at most --token-budget tokens.
+    """
+    if (budget is None) == (token_budget is None):
+        raise InputError("give either --budget or --token-budget")
+    commands.allocate(
         stats,
-        budget,
-        cost=cost,
-        lower=options.lower,
-        upper=options.upper,
-        objective=options.objective,
-        baseline=options.baseline,
-        accept_rate_penalty=options.accept_rate_penalty,
-        accept_rate_power=options.accept_rate_power,
+        (budget, token_budget),
+        allocator,
+        lower=lower,
+        upper=upper,
+        objective=objective,
+        baseline=baseline,
+        accept_rate_penalty=accept_rate_penalty,
+        accept_rate_power=accept_rate_power,
     )
-    allocation = solve(problem, options.allocator)
-    for line in count_lines(allocation):
-        print(line)
 
 
 if __name__ == "__main__":

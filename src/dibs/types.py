@@ -6,6 +6,7 @@ ragged everywhere: any ``n_i >= 0`` is legal.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,30 @@ UNREACHED = ("timeout", "error")
 """Statuses of a verdict that was not reached."""
 
 
+_UNFIT = ("Cc", "Cs", "Cn", "Zl", "Zp")
+"""Unicode categories that XML refuses, that fonts cannot draw, or that would break a line."""
+
+
+def printable(text: object) -> str:
+    """One line of text without control characters and halves of surrogate pairs.
+
+    They are written as Python escapes them, not dropped, so that names that differ still do.
+    """
+    return "".join(
+        each.encode("unicode_escape").decode() if unicodedata.category(each) in _UNFIT else each
+        for each in str(text)
+    )
+
+
 class InputError(Exception):
     """Something the user gave is unusable; the message is one line that says what, where and what to do.
 
-    The command line prints it and exits with status 2.
+    The command line prints it and exits with status 2. What the user wrote may hold line breaks and
+    control characters; the message shows them escaped.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class NonFiniteError(Exception):

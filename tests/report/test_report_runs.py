@@ -14,7 +14,8 @@ from dibs.report.spending import PARTS, mean_spending, spending, total_spending
 from dibs.report.tables import arm_row
 from dibs.runs.find import run_folders
 from dibs.runs.read import NoRun, Run, finite_number, read_run
-from dibs.runs.safe_text import as_json_types, printable
+from dibs.runs.safe_text import as_json_types
+from dibs.types import printable
 from run_folders import make_run, write_lines
 
 

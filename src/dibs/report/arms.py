@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dibs.runs.read import Run
-from dibs.runs.safe_text import printable
+from dibs.types import printable
 
 _NOT_OF_THE_ARM = (
     "seed",

@@ -17,8 +17,7 @@ from dibs.report import panels
 from dibs.report.arms import Arm
 from dibs.report.curves import AXES
 from dibs.runs.read import Run, read_run
-from dibs.runs.safe_text import printable
-from dibs.types import InputError
+from dibs.types import InputError, printable
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
 POINTS = 12_000

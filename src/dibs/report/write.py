@@ -20,8 +20,7 @@ from dibs.report.svg import svg_bytes
 from dibs.report.tables import arm_row, run_rows
 from dibs.runs.find import run_folders
 from dibs.runs.read import NoRun, Run, read_run
-from dibs.runs.safe_text import printable
-from dibs.types import InputError
+from dibs.types import InputError, printable
 
 _WRITTEN = ("metrics.jsonl", "summary.json", "config.yaml")
 """Files that tell, by size and time, whether a run folder has changed."""

@@ -16,7 +16,8 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from dibs.runs.safe_text import as_json_types, printable
+from dibs.runs.safe_text import as_json_types
+from dibs.types import printable
 
 _FAULTS_TOLD = 3
 _LAST_STEP = 10**9

@@ -1,9 +1,8 @@
-"""Values and text of files that anyone may have written, as pages, figures and terminals hold them."""
+"""Values of files that anyone may have written, as pages, figures and terminals hold them."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,19 +10,6 @@ _DEEPEST = 32
 _MOST = 100_000
 _BITS = 900
 """Of whole numbers: a float holds a little more than that."""
-_UNFIT = ("Cc", "Cs", "Cn", "Zl", "Zp")
-"""Unicode categories that XML refuses, that fonts cannot draw, or that would break a line."""
-
-
-def printable(text: object) -> str:
-    """One line of text without control characters and halves of surrogate pairs.
-
-    They are written as Python escapes them, not dropped, so that names that differ still do.
-    """
-    return "".join(
-        each.encode("unicode_escape").decode() if unicodedata.category(each) in _UNFIT else each
-        for each in str(text)
-    )
 
 
 def as_json_types(value: Any) -> Any:

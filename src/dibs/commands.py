@@ -1,0 +1,198 @@
+"""What each command of ``dibs`` does: read the configuration, call, print.
+
+What takes seconds to import waits until the configuration is known to be good.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dibs.allocation.allocators import solve
+from dibs.allocation.problem import pose, spendable
+from dibs.allocation.statistics_file import count_lines, read_statistics
+from dibs.config import BENCHMARKS
+from dibs.config.load import load_config
+from dibs.study.matrix import read_study
+from dibs.types import InputError
+
+
+def train(path: Path | None, overrides: Mapping[str, str]) -> None:
+    """Train, draw the figures, and print one line that sums the run up."""
+    config = load_config(path, overrides)
+    # Loading torch takes seconds; a bad configuration should not wait for it.
+    from dibs.processes import joined_processes
+    from dibs.report.figures import draw_figures
+    from dibs.runs.console import view_for
+    from dibs.runs.train_run import run_training
+
+    with joined_processes() as processes:
+        console = Console(quiet=not processes.main)
+        with closing(view_for(console)) as view:
+            summary = run_training(config, view, processes)
+            if processes.main:
+                view.phase("drawing figures")
+                arm = {config.allocate.allocator: config.output_dir}
+                draw_figures(arm, config.output_dir / "figures")
+    if not processes.main:
+        return
+    console.print(
+        f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
+        f"(95% {summary['accuracy_after_low']:.3f} to {summary['accuracy_after_high']:.3f}), "
+        f"{summary['optimizer_updates']} updates, {summary['rollouts']:,} rollouts "
+        f"({summary['pilot_rollouts']:,} of them pilots), {summary['wall_seconds']:.0f} s; "
+        f"wrote {config.output_dir}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
+    """Measure the gradient's variance, and print a table or JSON."""
+    config = load_config(path, overrides)
+    from dibs.report.terminal import variance_findings, variance_table, variance_title
+    from dibs.runs.console import view_for
+    from dibs.runs.measure_variance import run_variance
+
+    # Progress goes elsewhere, so that the result can be piped.
+    with closing(view_for(Console(stderr=True))) as view:
+        result = run_variance(config, view)
+    if as_json:
+        print(json.dumps(result, indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(variance_title(result), markup=False, highlight=False)
+    console.print(variance_table(result), highlight=False)
+    for sentence in variance_findings(result):
+        console.print(sentence, markup=False, highlight=False)
+
+
+def compare(
+    paths: Sequence[Path], overrides: Mapping[str, str], dry_run: bool, as_json: bool
+) -> None:
+    """Make the runs of a study and print its tables; with ``dry_run``, only list the runs."""
+    study = read_study(paths, overrides)
+    from dibs.study.result_tables import EXPLANATION, failures, matrix_table, result_tables
+
+    console = Console()
+    if dry_run:
+        console.print(matrix_table(study), highlight=False)
+        return
+    from dibs.runs.console import view_for
+    from dibs.study.compare import compare
+
+    with closing(view_for(Console(stderr=True))) as view:
+        rows = compare(study, view)
+    if as_json:
+        print(json.dumps(rows, indent=1, allow_nan=False))
+        return
+    for table in result_tables(rows):
+        console.print(table, highlight=False)
+        console.print()
+    for text in (EXPLANATION, *failures(rows), f"Wrote {study.options.output_dir}"):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def data(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
+    """Print what a run would train on."""
+    config = load_config(path, overrides)
+    from dibs.report.terminal import data_lines
+    from dibs.runs.describe_data import describe_data
+
+    found = describe_data(config)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for line in data_lines(found):
+        print(line)
+
+
+def sources_of(benchmarks: Sequence[str], files: Sequence[str]) -> list[str]:
+    """What to evaluate on, each once. InputError for an unknown benchmark, or nothing at all."""
+    names = [each for name in benchmarks for each in (BENCHMARKS if name == "all" else (name,))]
+    for name in names:
+        if name not in BENCHMARKS:
+            raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}, all")
+    sources = list(dict.fromkeys([*names, *files]))
+    if not sources:
+        raise InputError("nothing to evaluate on; give --benchmark NAME or --data FILE")
+    return sources
+
+
+def evaluate(
+    model: str,
+    sources: Sequence[str],
+    overrides: Mapping[str, str],
+    k_of_samples: tuple[int, int],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluate a model, and print a table or JSON. InputError unless 1 <= k <= samples."""
+    k, samples = k_of_samples
+    if not 1 <= k <= samples:
+        raise InputError(f"k is {k} and there are {samples} samples; 1 <= k <= samples")
+    config = load_config(None, {"policy.model": model, "data.template": "boxed", **overrides})
+    from dibs.report.terminal import evaluation_notes, evaluation_table
+    from dibs.runs.console import view_for
+    from dibs.runs.evaluation import run_evaluation
+
+    with closing(view_for(Console(stderr=True))) as view:
+        result = run_evaluation(config, sources, k, samples, out, view)
+    if as_json:
+        print(json.dumps(result, indent=1, allow_nan=False))
+        return
+    console = Console()
+    console.print(evaluation_table(result), highlight=False)
+    for note in evaluation_notes(result):
+        console.print(note, markup=False, highlight=False)
+
+
+def verify(file: Path, overrides: Mapping[str, str], out: Path | None, as_json: bool) -> None:
+    """Judge the completions of a file, and print counts of the verdicts."""
+    config = load_config(None, overrides).verify
+    from dibs.report.terminal import verdict_table
+    from dibs.rollouts.verify.verify_file import verify_file
+
+    counts = verify_file(file, config, out, Console(stderr=True))
+    if as_json:
+        print(json.dumps(counts))
+    else:
+        Console().print(verdict_table(counts), highlight=False)
+
+
+def report(runs: Sequence[Path], folder: Path | None, watch: float | None, as_json: bool) -> None:
+    """Write a report once, or every ``watch`` seconds (1 to 86,400) until all runs have finished."""
+    if watch is not None and not 1 <= watch <= 86_400:
+        raise InputError(f"--watch {watch:g}: give seconds from 1 to 86400")
+    from dibs.report.write import default_folder, report_lines, watch_report, write_report
+
+    def show(written: Mapping[str, Any]) -> None:
+        for line in () if as_json else report_lines(written):
+            print(line, flush=True)
+
+    out = folder or default_folder(runs)
+    written = write_report(runs, out) if watch is None else watch_report(runs, out, watch, show)
+    show(written)
+    if as_json:
+        print(json.dumps(written, indent=1, allow_nan=False))
+
+
+def allocate(
+    stats: str, amounts: tuple[int | None, float | None], allocator: str, **target: Any
+) -> None:
+    """Print the counts of prompts whose statistics a file holds.
+
+    Args:
+        amounts: completions in all, and tokens in all; one of them is None.
+        target: bounds, objective, baseline and penalty, as ``pose`` takes them.
+    """
+    rows = read_statistics(stats)
+    budget, cost = spendable(rows, *amounts)
+    for line in count_lines(solve(pose(rows, budget, cost=cost, **target), allocator)):
+        print(line)
