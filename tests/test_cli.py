@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
-from dibs import allocate
+from dibs import __version__, allocate
+from dibs.arguments import VERIFY_KEYS
 from dibs.cli import main
+from dibs.config import Config, Section
+from dibs.study.matrix import CompareConfig
 from tiny_runs import EASY_WARM_START
 
 ROWS = [
@@ -103,19 +107,107 @@ def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, caps
         assert not out.exists()
 
 
-def test_help_lists_commands_and_every_configuration_key(capsys):
+def all_keys(section=Config, prefix=""):
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from all_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def choices(kind):
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return [each for inner in get_args(kind) for each in choices(inner)]
+
+
+@pytest.mark.parametrize("command", ["train", "variance", "data", "compare"])
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_help_lists_every_key_with_its_default_and_allowed_values(
+    command, columns, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    fields = dict(all_keys())
+    if command == "compare":
+        fields |= dict(all_keys(CompareConfig, "compare."))
+    for key, field in fields.items():
+        (head,) = re.findall(rf"^  --{re.escape(key)} (.*\n(?:      \S.*\n)*)", shown, re.MULTILINE)
+        words = " ".join(head.split())
+        assert "(default: " in words, key
+        allowed = words.partition(" (default: ")[0].split("|")
+        for choice in choices(field.annotation):
+            assert any(str(choice) in each for each in allowed), (key, choice)
+    assert "--estimate.num_pilots INTEGER >= 1 (default: 8)" in shown
+    assert "--algorithm.objective log_likelihood|expected_reward|grpo|null" in shown
+    assert "policy.lora: Low-rank adapters" in shown
+
+
+def test_help_and_version(capsys):
     for arguments, expected in (
         (["--help"], "allocate"),
-        (["train", "--help"], "--allocate.accept_rate_penalty (default: 0.001)"),
+        (["-h"], "Spread a budget over prompts"),
+        (["--version"], f"dibs {__version__}\n"),
         (["allocate", "--help"], "grad_norm_rejected"),
+        (["report", "--help"], "--watch [SECONDS]"),
+        (["eval", "--help"], "math-500"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 0
+        assert main(arguments) == 0
         assert expected in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        main(["fly"])
-    assert stopped.value.code == 2
+
+
+def test_help_of_verify_lists_the_keys_of_its_section(capsys):
+    assert main(["verify", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for key in VERIFY_KEYS:
+        assert f"  --{key.replace('_', '-')} " in shown
+    assert "--verifier TEXT (default: math)" in shown
+    assert "--answer-from boxed|anywhere (default: boxed)" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "dibs: Missing command; see dibs --help"),
+        (["fly"], "dibs: No such command 'fly'"),
+        (["fl\ny"], r"fl\n"),
+        (["--fly"], "dibs: No such option: --fly"),
+        (["eval"], "dibs eval: Missing argument 'MODEL'"),
+        (["eval", "m", "--k"], "dibs eval: Option '--k' requires an argument"),
+        (["report"], "dibs report: Missing argument 'RUN...'"),
+        (["report", "run", "--fly"], "dibs report: No such option: --fly"),
+        (["report", "run", "--watch", "0.5"], "dibs report: --watch 0.5: give seconds from 1 to"),
+        (["report", "none", "--watch"], "dibs report: nothing to report: none"),
+        (["report", "--watch", "none"], "dibs report: nothing to report: none"),
+        (["verify", "file", "--failures", "reject"], "dibs verify: unknown option --failures"),
+        (["verify", "file", "--timeout=-1"], "dibs verify: configuration: verify.timeout: Input"),
+        (["allocate", "-", "--budget", "many"], "dibs allocate: Invalid value for '--budget'"),
+        (["allocate", "-"], "dibs allocate: give either --budget or --token-budget"),
+        (
+            ["allocate", "-", "--budget", "1", "--token-budget", "1"],
+            "dibs allocate: give either --budget or --token-budget",
+        ),
+        (["train", "--se\ned", "1"], r"dibs train: configuration: unknown key se\ned;"),
+        (["train", "--a\u2028b.c\x1b[31m=1"], r"unknown key a\u2028b"),
+        (["train", "no\nsuch.yaml"], r"dibs train: cannot read config no\nsuch.yaml"),
+        (["train", "--train.steps", "3\n\n"], "dibs train: "),
+        (["data", "--data.train", "a\r\nb.jsonl"], "dibs data: "),
+    ],
+)
+def test_bad_command_lines_are_one_printable_line(words, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if words[0:1] == ["verify"]:
+        (tmp_path / "file").write_text("")
+    if words == ["train", "--train.steps", "3\n\n"]:
+        words = [*words, "--seed", "-1\n"]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.endswith("\n")
+    assert captured.err[:-1].isprintable()
 
 
 def test_an_interrupted_run_says_where_it_stands_and_is_whole(tmp_path):

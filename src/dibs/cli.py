@@ -79,7 +79,7 @@ def dibs(
     """
 
 
-@app.command(cls=KeysCommand, context_settings=_READS_KEYS)
+@app.command(cls=KeysCommand, context_settings=_READS_KEYS, short_help="Train a policy.")
 def train(context: typer.Context, config: ConfigFile = None) -> None:
     """Train a policy: estimate, allocate, sample, verify, weigh, update, evaluate.
 
@@ -95,7 +95,11 @@ def train(context: typer.Context, config: ConfigFile = None) -> None:
     commands.train(*split_config([*(config or ()), *context.args]))
 
 
-@app.command(cls=KeysCommand, context_settings=_READS_KEYS)
+@app.command(
+    cls=KeysCommand,
+    context_settings=_READS_KEYS,
+    short_help="Measure the noise of the gradient and what counts can save.",
+)
 def variance(context: typer.Context, config: ConfigFile = None, as_json: Json = False) -> None:
     """Measure how noisy the gradient is, and how much better counts could make it.
 
@@ -109,7 +113,9 @@ def variance(context: typer.Context, config: ConfigFile = None, as_json: Json = 
     commands.variance(*split_config([*(config or ()), *context.args]), as_json)
 
 
-@app.command(cls=KeysCommand, context_settings=_READS_KEYS)
+@app.command(
+    cls=KeysCommand, context_settings=_READS_KEYS, short_help="Show what a run would train on."
+)
 def data(context: typer.Context, config: ConfigFile = None, as_json: Json = False) -> None:
     """Show what a run would train on: counts, lengths, five prompts, dropped rows and why.
 
@@ -118,7 +124,11 @@ def data(context: typer.Context, config: ConfigFile = None, as_json: Json = Fals
     commands.data(*split_config([*(config or ()), *context.args]), as_json)
 
 
-@app.command(cls=CompareCommand, context_settings=_READS_KEYS)
+@app.command(
+    cls=CompareCommand,
+    context_settings=_READS_KEYS,
+    short_help="Compare algorithms and allocators at equal updates.",
+)
 def compare(
     context: typer.Context,
     config: Annotated[list[str] | None, typer.Argument(metavar="CONFIG...", hidden=True)] = None,
@@ -140,7 +150,12 @@ def compare(
     commands.compare(*split_configs([*(config or ()), *context.args]), dry_run, as_json)
 
 
-@app.command("eval", cls=EvalCommand, context_settings=_READS_KEYS)
+@app.command(
+    "eval",
+    cls=EvalCommand,
+    context_settings=_READS_KEYS,
+    short_help="Evaluate a model on benchmarks.",
+)
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
@@ -220,7 +235,7 @@ def verify(
     commands.verify(file, overrides, out, as_json)
 
 
-@app.command(cls=ReportCommand)
+@app.command(cls=ReportCommand, short_help="Draw figures and one HTML page from run folders.")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
     out: Annotated[
@@ -251,7 +266,7 @@ def report(
     commands.report(runs, out, watch, as_json)
 
 
-@app.command(cls=Command)
+@app.command(cls=Command, short_help="Spread a budget over prompts, by their statistics.")
 def allocate(
     stats: Annotated[str, typer.Argument(metavar="STATS", hidden=True)],
     budget: Annotated[

@@ -86,6 +86,13 @@ def test_algorithms_bring_their_objective_and_baseline():
     other = load(["--algorithm.name", "grpo", "--algorithm.objective", "expected_reward"]).algorithm
     assert (other.objective, other.baseline) == ("expected_reward", "none")
     assert Config().algorithm.objective == "log_likelihood"
+    given = load(["--algorithm.objective", "grpo"]).algorithm
+    assert (given.objective, given.baseline) == ("grpo", "mean")
+    null = load(
+        ["--algorithm.name=grpo", "--algorithm.objective=null", "--algorithm.baseline=null"]
+    )
+    assert null.algorithm == grpo
+    assert null.model_dump()["algorithm"]["objective"] == "grpo"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +219,9 @@ def test_a_missing_file_is_one_clear_line(tmp_path):
 def test_every_key_has_a_description():
     keys = config_keys()
     assert len(keys) > 40
-    assert all(description for _, _, description in keys)
+    for key, _, description in keys:
+        assert description[:1].strip(), key
+        assert description.endswith("."), key
 
 
 @pytest.mark.parametrize("module", ["dibs", "dibs.config", "dibs.cli"])

@@ -41,33 +41,63 @@ logger = logging.getLogger(__name__)
 class BudgetConfig(Section):
     """What a trainer says about its target gradient and its budget; keys as under ``dibs train``."""
 
-    num_generations: int = Field(8, ge=1, description="completions a prompt on average")
+    num_generations: int = Field(8, ge=1, description="Completions that a prompt gets on average.")
     mode: Literal["online", "pilot", "none"] = Field(
         "online",
-        description="what decides the counts; online: completions of earlier steps; pilot: fresh ones, "
-        "which are thrown away; none: nothing, for uniform counts",
+        description="What decides the counts. online uses the completions of earlier steps; pilot "
+        "uses fresh completions that are then thrown away; none uses nothing, and the "
+        "counts must be uniform.",
     )
     allocator: str = Field(
         "min_variance",
-        description="min_variance, gvm (mode pilot), uniform, or your own function as module:function",
+        description="Decides how many completions each prompt gets: min_variance, gvm (for mode "
+        "pilot), uniform, or your own function as module:function.",
     )
-    objective: Objective = Field("grpo", description="target gradient")
-    baseline: Baseline = Field("mean", description="subtracted from the rewards of a group")
+    objective: Objective = Field(
+        "grpo",
+        description="Target gradient of the trainer: log_likelihood, expected_reward or grpo.",
+    )
+    baseline: Baseline = Field(
+        "mean",
+        description="Value subtracted from the rewards of a group: nothing, its mean, or the mean "
+        "of the other completions.",
+    )
     estimator: Estimator = Field(
         "prompt_mean",
-        description="prompt_mean: every prompt weighs the same, whatever its count; self_normalized: "
-        "log_likelihood over the accepted ones; flat: every completion weighs the same",
+        description="Weight of each completion. prompt_mean weighs every prompt alike, whatever "
+        "its count; self_normalized, for log_likelihood, weighs every prompt with "
+        "accepted completions alike; flat weighs every completion alike.",
     )
     deviation: Literal["population", "sample"] = Field(
-        "population", description="what grpo divides by; sample: the one with n - 1"
+        "population",
+        description="Standard deviation that objective grpo divides by. sample divides the "
+        "squares by n - 1, population by n.",
     )
-    deviation_epsilon: float = Field(0.0, ge=0, description="added to that deviation")
-    lower: int = Field(0, ge=0, description="fewest completions a prompt")
-    upper: int | None = Field(None, ge=1, description="most completions a prompt; null: no limit")
-    half_life: float = Field(20.0, gt=0, description="steps after which a completion counts half")
-    accept_threshold: float = Field(1.0, description="a completion is accepted at this reward")
-    accept_rate_penalty: float = Field(1e-3, ge=0, description="GVM's alpha, for log_likelihood")
-    accept_rate_power: float = Field(2.0, ge=1, description="GVM's beta")
+    deviation_epsilon: float = Field(
+        0.0, ge=0, description="Added to that deviation, so that it is never 0."
+    )
+    lower: int = Field(0, ge=0, description="Fewest completions that a prompt gets.")
+    upper: int | None = Field(
+        None, ge=1, description="Most completions that a prompt gets. null sets no limit."
+    )
+    half_life: float = Field(
+        20.0,
+        gt=0,
+        description="For mode online: a completion counts half after this many steps. Lower it "
+        "where the policy changes fast.",
+    )
+    accept_threshold: float = Field(
+        1.0, description="Lowest reward at which a completion is accepted."
+    )
+    accept_rate_penalty: float = Field(
+        1e-3,
+        ge=0,
+        description="Alpha of GVM, for objective log_likelihood: raise it to give fewer "
+        "completions to prompts that are hardly ever solved.",
+    )
+    accept_rate_power: float = Field(
+        2.0, ge=1, description="Beta of GVM: the power of the accept rate in that penalty."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> BudgetConfig:

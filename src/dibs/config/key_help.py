@@ -82,6 +82,8 @@ def _key_lines(key: str, field: FieldInfo, width: int) -> list[str]:
         if hasattr(each, name)
     ]
     values = list(dict.fromkeys(allowed_values(field.annotation)))
+    if field.default_factory is not None:
+        values.append("null")
     shown = "|".join(
         value + "".join(bounds) if value in _KINDS.values() else value for value in values
     )

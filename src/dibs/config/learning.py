@@ -20,52 +20,91 @@ def needs_statistics(allocator: str, objective: str, estimator: str) -> bool:
     return allocator != "uniform" or (objective, estimator) == ("log_likelihood", "prompt_mean")
 
 
+def _objective_of_name(values: dict[str, Any]) -> Objective:
+    return "grpo" if values.get("name") == "grpo" else "log_likelihood"
+
+
+def _baseline_of_objective(values: dict[str, Any]) -> Baseline:
+    return "mean" if values.get("objective") == "grpo" else "none"
+
+
 class AlgorithmConfig(Section):
     """The loss, the target gradient and its estimator."""
 
-    name: Literal["raft", "raft++", "grpo"] = Field("raft++", description="loss and defaults")
+    name: Literal["raft", "raft++", "grpo"] = Field(
+        "raft++",
+        description="Chooses the loss. raft fits accepted completions; raft++ adds the clipped "
+        "importance ratio; grpo weighs completions by their advantage. The name also "
+        "decides the objective and baseline that are not given.",
+    )
     objective: Objective = Field(
-        "log_likelihood", description="target gradient; grpo where name is grpo"
+        "log_likelihood",
+        description="Target gradient: log_likelihood raises the log of the accept rate, "
+        "expected_reward the mean reward, grpo the reward normalized within a group. "
+        "null lets name decide: grpo for grpo, log_likelihood for the others.",
     )
     baseline: Baseline = Field(
-        "none", description="subtracted from the rewards of a group; mean where objective is grpo"
+        "none",
+        description="Value subtracted from the rewards of a group: nothing, its mean, or the mean "
+        "of the other completions. null lets objective decide: mean for grpo, none "
+        "for the others.",
     )
     estimator: Estimator = Field(
         "self_normalized",
-        description="prompt_mean: 1/(n_i p_i), Lemma 1; self_normalized: 1/|D_i|; "
-        "flat: every rollout alike, as GVM's released code",
+        description="Weight of each completion. self_normalized divides by a prompt's accepted "
+        "completions (1/|D_i|). prompt_mean divides by its count and accept rate "
+        "(1/(n_i p_i), Lemma 1). flat weighs every completion alike, as GVM's "
+        "released code does.",
     )
     length_normalization: Literal["none", "constant", "sequence"] = Field(
         "none",
-        description="divide a completion's gradient by nothing, by max_completion_length, or by "
-        "its own length (which changes the objective)",
+        description="Divides a completion's gradient by nothing, by "
+        "sampling.max_completion_length (constant), or by its own length (sequence). "
+        "sequence changes the objective.",
     )
-    epsilon: float = Field(0.2, ge=0, description="clip the ratio below 1 - epsilon")
-    epsilon_high: float | None = Field(0.28, ge=0, description="and above 1 + this; null: epsilon")
-    beta: float = Field(0.0, ge=0, description="weight of the KL to the frozen starting policy")
+    epsilon: float = Field(
+        0.2,
+        ge=0,
+        description="Clips the importance ratio below 1 - epsilon. Lower it to keep updates "
+        "closer to the policy that sampled.",
+    )
+    epsilon_high: float | None = Field(
+        0.28,
+        ge=0,
+        description="Clips the importance ratio above 1 + epsilon_high. null uses epsilon on both "
+        "sides.",
+    )
+    beta: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the KL divergence to the frozen starting policy. Raise it to keep "
+        "the policy close; 0 saves the memory of that policy.",
+    )
     importance_sampling: Literal[
         "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ] = Field(
         "none",
-        description="for a sampler whose probabilities differ from the learner's (another engine, "
-        "bfloat16): weigh each token, or the whole completion, by the ratio of the two, cut off at "
-        "importance_sampling_cap or left out beyond it",
+        description="Corrects for a sampler whose probabilities differ from the learner's, as "
+        "another engine's or bfloat16's do. It weighs each token, or the whole "
+        "completion, by the ratio of the two. truncate limits ratios to "
+        "importance_sampling_cap; mask leaves out what lies beyond it.",
     )
     importance_sampling_cap: float = Field(
-        2.0, gt=1, description="largest ratio; masks also leave out ratios below 1 / this"
+        2.0,
+        gt=1,
+        description="Largest ratio of importance_sampling. The mask choices also leave out ratios "
+        "below 1 / importance_sampling_cap.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_algorithm(cls, values: Any) -> Any:
+    def _null_is_not_given(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        filled = dict(values)
-        if filled.get("name") == "grpo":
-            filled.setdefault("objective", "grpo")
-        if filled.get("objective") == "grpo":
-            filled.setdefault("baseline", "mean")
-        return filled
+        decided = ("objective", "baseline")
+        return {
+            key: value for key, value in values.items() if value is not None or key not in decided
+        }
 
 
 class EstimateConfig(Section):
@@ -73,36 +112,47 @@ class EstimateConfig(Section):
 
     mode: Literal["pilot", "cross_fit", "online", "none"] = Field(
         "pilot",
-        description="pilot: fresh completions measure each prompt, then are thrown away; cross_fit: "
-        "each half of them decides the counts of a stream that the other half enters, so that all "
-        "are trained on; online: the completions of earlier steps measure, and no pilots are drawn",
+        description="How prompts are measured. pilot draws fresh completions, measures each "
+        "prompt with them and throws them away. cross_fit trains on all of them: each "
+        "half decides the counts of a stream that the other half enters. online "
+        "measures with the completions of earlier steps and draws no pilots. none "
+        "measures nothing; the counts must then be uniform.",
     )
     half_life: float = Field(
         20.0,
         gt=0,
-        description="online: steps after which a completion counts half; the policy moves",
+        description="For mode online: a completion counts half after this many steps. Lower it "
+        "where the policy changes fast.",
     )
     num_pilots: int = Field(
-        8, ge=1, description="pilot completions a prompt (N'); cross_fit: part of num_generations"
+        8,
+        ge=1,
+        description="Pilot completions for each prompt (N'). Raise it for better estimates at a "
+        "higher cost. Under cross_fit they are part of num_generations.",
     )
     interval: int = Field(
         1,
         ge=1,
-        description="pilot: steps between pilot phases; each measures all prompts up to the next",
+        description="For mode pilot: steps between pilot phases. Each phase measures all prompts "
+        "up to the next one. Raise it to pause training less often.",
     )
     grad_norm: Literal[GradNormMethod, "none"] = Field(
         "exact",
-        description="gradient norm of a completion: exact (one forward and backward pass a batch), "
-        "exact_slow (one sample at a time, for any model), last_layer (output layer, forward only), or "
-        "none (1 for every completion)",
+        description="How the gradient norm of a completion is computed. exact takes one forward "
+        "and backward pass a batch; exact_slow takes one a completion and works for "
+        "any model; last_layer uses the output layer only and needs no backward pass; "
+        "none takes 1 for every completion.",
     )
     grad_norm_parameters: GradNormParameters = Field(
-        "all", description="exact norms are over these trainable parameters"
+        "all",
+        description="For grad_norm exact and exact_slow: the trainable parameters that the norm "
+        "covers. Fewer parameters make it cheaper.",
     )
     grad_norm_sketch: int | None = Field(
         None,
         ge=1,
-        description="last_layer: project the vocabulary to this many entries, for large ones",
+        description="For grad_norm last_layer: projects the vocabulary to this many entries, "
+        "which saves memory with a large one. null projects nothing.",
     )
 
     @model_validator(mode="after")
@@ -125,96 +175,178 @@ class AllocateConfig(Section):
 
     allocator: str = Field(
         "min_variance",
-        description="min_variance, gvm, uniform, or your own function as module:function",
+        description="Decides how many completions each prompt gets: min_variance, gvm, uniform, "
+        "or your own function as module:function.",
     )
-    num_generations: int = Field(8, ge=1, description="completions a prompt on average")
+    num_generations: int = Field(
+        8,
+        ge=1,
+        description="Completions that a prompt gets on average. It sets the budget where budget "
+        "is null.",
+    )
     budget: int | None = Field(
         None,
         ge=0,
-        description="completions, or tokens, a step; default: what num_generations for every prompt "
-        "comes to",
+        description="Completions (or tokens, see budget_unit) to spend in each step. null lets "
+        "num_generations decide: the budget is what that many completions for each of "
+        "train.prompts_per_step prompts cost.",
     )
     budget_unit: Literal["completions", "tokens"] = Field(
         "completions",
-        description="tokens: the budget is spent on expected tokens, and prompts with short "
-        "completions get more of them",
+        description="Unit of the budget. With tokens the budget limits the expected number of "
+        "tokens, and prompts with short completions get more of them.",
     )
-    lower: int = Field(0, ge=0, description="fewest completions a prompt; gvm starves at 0")
-    upper: int | None = Field(None, ge=0, description="most completions a prompt; null: no limit")
+    lower: int = Field(
+        0,
+        ge=0,
+        description="Fewest completions that a prompt gets. At 0, gvm gives none to prompts that "
+        "seem hopeless.",
+    )
+    upper: int | None = Field(
+        None, ge=0, description="Most completions that a prompt gets. null sets no limit."
+    )
     accept_rate_penalty: float = Field(
-        1e-3, ge=0, description="GVM's alpha: gives prompts without hope less, for log_likelihood"
+        1e-3,
+        ge=0,
+        description="Alpha of GVM, for objective log_likelihood: raise it to give fewer "
+        "completions to prompts that are hardly ever solved.",
     )
-    accept_rate_power: float = Field(2.0, ge=1, description="GVM's beta; the paper asks for >= 2")
+    accept_rate_power: float = Field(
+        2.0,
+        ge=1,
+        description="Beta of GVM: the power of the accept rate in that penalty. The paper asks "
+        "for at least 2.",
+    )
 
 
 class UpdateConfig(Section):
-    """Optimizer updates."""
+    """How the optimizer updates the policy."""
 
-    learning_rate: float = Field(1e-6, gt=0, description="of AdamW")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="after warm-up"
+    learning_rate: float = Field(
+        1e-6, gt=0, description="Learning rate of AdamW at its highest, after warm-up."
     )
-    warmup_updates: int = Field(0, ge=0, description="linear warm-up of the learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient; null: never")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant",
+        description="How the learning rate goes on after warm-up: constant keeps it; linear and "
+        "cosine lower it to 0 by the last update.",
+    )
+    warmup_updates: int = Field(
+        0,
+        ge=0,
+        description="Updates over which the learning rate rises from 0, in a straight line.",
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Weight decay of AdamW: shrinks the weights by this share times the learning "
+        "rate in each update.",
+    )
+    max_grad_norm: float | None = Field(
+        1.0,
+        gt=0,
+        description="Scales a gradient with a larger norm down to this one. null never clips.",
+    )
     max_skipped: int = Field(
         3,
         ge=0,
-        description="updates in a row that are skipped because their loss or gradient is NaN or "
-        "infinite; one more stops the run",
+        description="Updates in a row that may be skipped because their loss or gradient is NaN "
+        "or infinite. One more stops the run.",
     )
-    updates_per_step: int = Field(4, ge=1, description="optimizer updates a step, whatever counts")
-    micro_batch_tokens: int = Field(16384, ge=1, description="tokens of one forward and backward")
+    updates_per_step: int = Field(
+        4,
+        ge=1,
+        description="Optimizer updates in a step, whatever the counts are. 1 makes every update "
+        "on-policy.",
+    )
+    micro_batch_tokens: int = Field(
+        16384,
+        ge=1,
+        description="Tokens in one forward and backward pass. Lower it if memory runs out; "
+        "results stay the same but for rounding.",
+    )
 
 
 class TrainConfig(Section):
-    """Length and width of training."""
+    """How long training goes on, and how many prompts a step has."""
 
-    steps: int = Field(100, ge=1, description="training steps")
-    prompts_per_step: int = Field(64, ge=1, description="prompts drawn a step (m)")
+    steps: int = Field(
+        100,
+        ge=1,
+        description="Training steps: how often prompts are drawn, sampled and learned from.",
+    )
+    prompts_per_step: int = Field(64, ge=1, description="Prompts drawn in each step (m).")
 
 
 class VarianceConfig(Section):
-    """Measuring how noisy the gradient is: ``dibs variance``, and within training."""
+    """How the noise of the gradient is measured, by ``dibs variance`` and during training."""
 
     prompts: int | None = Field(
-        None, ge=2, description="dibs variance: prompts measured; default train.prompts_per_step"
+        None,
+        ge=2,
+        description="For dibs variance: prompts that are measured. null takes "
+        "train.prompts_per_step.",
     )
     num_generations: int = Field(
-        32, ge=4, description="dibs variance: completions a prompt, those that play pilots included"
+        32,
+        ge=4,
+        description="For dibs variance: completions drawn for each prompt, including those that "
+        "play the part of pilots. Raise it for narrower intervals.",
     )
     interval: int = Field(
         10,
         ge=0,
-        description="training: steps between measurements of what the counts achieved, on the step's "
-        "own completions; 0: never",
+        description="For dibs train: steps between measurements of how much variance the counts "
+        "saved, on the completions of that step. 0 never measures.",
     )
 
 
 class EvaluateConfig(Section):
-    """Scoring on held-out prompts."""
+    """How held-out prompts are scored."""
 
-    interval: int = Field(10, ge=0, description="steps between evaluations; 0: only first and last")
-    num_generations: int = Field(4, ge=1, description="completions a prompt (k of avg@k, pass@k)")
-    temperature: float = Field(1.0, gt=0, description="of evaluation sampling")
+    interval: int = Field(
+        10,
+        ge=0,
+        description="Steps between evaluations. 0 evaluates before the first step and after the "
+        "last only.",
+    )
+    num_generations: int = Field(
+        4,
+        ge=1,
+        description="Completions drawn for each held-out prompt: the k of avg@k and pass@k.",
+    )
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of evaluations.")
 
 
 class CheckpointConfig(Section):
     """Which intermediate policies are kept."""
 
-    interval: int = Field(50, ge=0, description="steps between checkpoints; 0: none")
-    keep: int = Field(2, ge=1, description="checkpoints kept, newest first")
+    interval: int = Field(
+        50,
+        ge=0,
+        description="Steps between checkpoints, from which a stopped run can resume. 0 writes "
+        "none.",
+    )
+    keep: int = Field(2, ge=1, description="Newest checkpoints to keep; older ones are deleted.")
 
 
 class TrackingConfig(Section):
     """Where numbers and samples go besides the run folder."""
 
     trackers: tuple[str, ...] = Field(
-        (), description="accelerate's by name: tensorboard, wandb, mlflow, ..."
+        (),
+        description="Trackers that also get the metrics, by the names that accelerate gives them: "
+        "tensorboard, wandb, mlflow and others.",
     )
-    project: str = Field("dibs", description="project name trackers file the run under")
-    samples_interval: int = Field(10, ge=0, description="steps between kept completions; 0: never")
-    samples: int = Field(3, ge=1, description="completions kept of such a step, from hard to easy")
+    project: str = Field("dibs", description="Project name under which the trackers file the run.")
+    samples_interval: int = Field(
+        10,
+        ge=0,
+        description="Steps between those whose completions are kept as samples to read. 0 keeps "
+        "none.",
+    )
+    samples: int = Field(
+        3, ge=1, description="Completions to keep of such a step, from hard prompts to easy ones."
+    )
 
     @field_validator("trackers", mode="before")
     @classmethod

@@ -157,12 +157,16 @@ def _hint(unknown: str, kind: type[Section]) -> str:
 
 
 def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """``(dotted key, default, description)`` of every value of the configuration, in order."""
+    """``(dotted key, default, description)`` of every value of the configuration, in order.
+
+    The default is None where other keys decide the value.
+    """
     keys: list[tuple[str, Any, str]] = []
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
             keys += config_keys(kind, f"{prefix}{name}.")
         else:
-            keys.append((prefix + name, field.default, field.description or ""))
+            default = None if field.default_factory is not None else field.default
+            keys.append((prefix + name, default, field.description or ""))
     return keys

@@ -30,14 +30,23 @@ TEMPLATES: dict[str, tuple[str | None, str]] = {
 class WarmStartConfig(Section):
     """The imitation of noisy demonstrations that makes the embedded task's policy."""
 
-    seed: int = Field(0, ge=0, description="seed of weights and demonstrations")
-    hidden_size: int = Field(96, ge=8, description="width of the policy")
-    layers: int = Field(2, ge=1, description="transformer layers")
-    heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
-    updates: int = Field(900, ge=1, description="optimizer updates")
-    batch_size: int = Field(128, ge=1, description="demonstrations an update")
-    learning_rate: float = Field(5e-3, gt=0, description="AdamW, for embeddings and norms")
-    matrix_learning_rate: float = Field(0.02, gt=0, description="Muon, for weight matrices")
+    seed: int = Field(0, ge=0, description="Seeds the weights and the demonstrations.")
+    hidden_size: int = Field(96, ge=8, description="Width of the policy; a multiple of 2 * heads.")
+    layers: int = Field(2, ge=1, description="Transformer layers of the policy.")
+    heads: int = Field(4, ge=1, description="Attention heads in each layer.")
+    updates: int = Field(
+        900,
+        ge=1,
+        description="Optimizer updates of the imitation. Fewer leave a weaker policy to start "
+        "from.",
+    )
+    batch_size: int = Field(128, ge=1, description="Demonstrations in each update.")
+    learning_rate: float = Field(
+        5e-3, gt=0, description="Learning rate of AdamW, which updates embeddings and norms."
+    )
+    matrix_learning_rate: float = Field(
+        0.02, gt=0, description="Learning rate of Muon, which updates weight matrices."
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> WarmStartConfig:
@@ -49,11 +58,23 @@ class WarmStartConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (arXiv 2106.09685), trained in place of the weights."""
 
-    rank: int = Field(0, ge=0, description="of the adapters; 0: train the weights themselves")
-    alpha: int | None = Field(None, gt=0, description="scale; default: twice the rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapters' input, in updates")
+    rank: int = Field(
+        0,
+        ge=0,
+        description="Rank of the adapters. 0 makes no adapters and trains the weights themselves.",
+    )
+    alpha: int | None = Field(
+        None,
+        gt=0,
+        description="Scale of the adapters, divided by the rank. null takes twice the rank.",
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the adapters' inputs that updates set to 0."
+    )
     target_modules: tuple[str, ...] = Field(
-        ("all-linear",), description="names of layers; all-linear: all but the output layer"
+        ("all-linear",),
+        description="Names of the layers that get adapters. all-linear means all linear layers "
+        "but the output layer.",
     )
 
 
@@ -62,26 +83,42 @@ class PolicyConfig(Section):
 
     model: str = Field(
         "arithmetic",
-        description=f"Hugging Face id or folder, or an embedded task: {EMBEDDED}",
+        description="Model to train: a Hugging Face id, the folder of a model, or an embedded "
+        f"task: {EMBEDDED}.",
     )
     dtype: Literal["float32", "mixed", "bfloat16"] = Field(
         "float32",
-        description="mixed: float32 weights and optimizer, bfloat16 arithmetic; bfloat16: all of it, "
-        "which loses small updates",
+        description="Number format. mixed keeps weights and optimizer in float32 and computes in "
+        "bfloat16. bfloat16 uses it for everything, which saves memory and loses "
+        "small updates.",
     )
-    device: str = Field("auto", description="auto (cuda if there is one), cpu, cuda or cuda:N")
+    device: str = Field(
+        "auto",
+        description="Device to train on: cpu, cuda or cuda:N. auto takes cuda if there is a GPU, "
+        "and cpu otherwise.",
+    )
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of torch; default: 1 for models below 20 million parameters, which "
-        "more threads slow down, else torch's own choice",
+        description="CPU threads of torch. null takes 1 for models below 20 million parameters, "
+        "which more threads slow down, and torch's own choice for larger ones.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute activations twice in updates rather than keep them"
+        False,
+        description="Computes activations a second time in updates in place of keeping them. "
+        "Saves memory and takes time.",
     )
-    compile: bool = Field(False, description="torch.compile the model for updates")
+    compile: bool = Field(
+        False,
+        description="Compiles the model with torch.compile for updates. The first updates take "
+        "longer, later ones less.",
+    )
     lora: LoraConfig = Field(default_factory=LoraConfig)
-    trust_remote_code: bool = Field(False, description="run model code from the hub")
+    trust_remote_code: bool = Field(
+        False,
+        description="Runs code that a model on the hub brings with it. Set it only for sources "
+        "you trust.",
+    )
     warm_start: WarmStartConfig = Field(default_factory=WarmStartConfig)
 
 
@@ -90,44 +127,65 @@ class DataConfig(Section):
 
     train: str = Field(
         "arithmetic",
-        description="JSON Lines, JSON, CSV or Parquet file, hub id, known set (math, gsm8k, "
-        f"numina-math, math-500, minerva-math, olympiad-bench, aime24, amc23), or embedded: {EMBEDDED}, "
-        "arithmetic-polar (mostly solved, else hard), arithmetic-lengths (short and long)",
+        description="Prompts to train on: a JSON Lines, JSON, CSV or Parquet file, a hub id, a "
+        "known set (math, gsm8k, numina-math, math-500, minerva-math, olympiad-bench, "
+        f"aime24, amc23), or an embedded task: {EMBEDDED}, arithmetic-polar (mostly "
+        "solved, the rest hard), arithmetic-lengths (short and long).",
     )
-    subset: str | None = Field(None, description="configuration name of a hub data set")
-    split: str = Field("train", description="split of a hub data set")
+    subset: str | None = Field(
+        None, description="Configuration of a hub data set, for those that have several."
+    )
+    split: str = Field("train", description="Split of a hub data set to train on.")
     eval: str | None = Field(
-        None, description="like train; by default prompts are held out of the training set"
+        None,
+        description="Prompts to evaluate on, given as for train. null holds prompts out of the "
+        "training set.",
     )
-    eval_split: str = Field("test", description="split of a hub data set for evaluation")
+    eval_split: str = Field(
+        "test", description="Split of a hub data set to evaluate on, where eval names one."
+    )
     eval_size: int = Field(
-        256, ge=1, description="evaluation prompts at most; held out of train: a tenth at most"
+        256,
+        ge=1,
+        description="Most prompts to evaluate on. Where they are held out of the training set, "
+        "they are at most a tenth of it.",
     )
-    size: int = Field(4096, ge=1, description="training prompts of an embedded task")
+    size: int = Field(4096, ge=1, description="Training prompts to generate, for an embedded task.")
     prompt_column: str | None = Field(
         None,
-        description="column of the question, text or messages; default: that of a known set, else "
-        "prompt, problem or question",
+        description="Column that holds the question, as text or as messages. null takes that of a "
+        "known set, or else the first of prompt, problem and question.",
     )
     answer_column: str | None = Field(
         None,
-        description="column of the gold answer; default: that of a known set, else answer, "
-        "reward_model.ground_truth, final_answer or solution. Of a solution, what is boxed or follows "
-        "####",
+        description="Column that holds the gold answer. null takes that of a known set, or else "
+        "the first of answer, reward_model.ground_truth, final_answer and solution. A "
+        "solution gives what is boxed in it, or follows ####.",
     )
     streaming: bool = Field(
         False,
-        description="read a hub set or Parquet file row by row; with max_rows, for large ones",
+        description="Reads a hub set or Parquet file row by row. Set it together with max_rows "
+        "for a large one.",
     )
-    max_rows: int | None = Field(None, ge=1, description="rows read of each source; null: all")
+    max_rows: int | None = Field(
+        None, ge=1, description="Most rows to read of each source. null reads all."
+    )
     template: str = Field(
         "plain",
-        description="plain, boxed, boxed-system, think, or text around the question; {prompt} stands "
-        "for it",
+        description="Text around the question: plain, boxed, boxed-system, think, or your own, in "
+        "which {prompt} stands for the question.",
     )
-    system_prompt: str | None = Field(None, description="system message; default: the template's")
-    chat_template: bool = Field(True, description="apply the tokenizer's, where it has one")
-    max_prompt_length: int = Field(1024, ge=1, description="tokens; longer prompts are dropped")
+    system_prompt: str | None = Field(
+        None, description="System message. null takes that of the template, if it has one."
+    )
+    chat_template: bool = Field(
+        True,
+        description="Applies the tokenizer's chat template, if it has one. Turn it off for a base "
+        "model.",
+    )
+    max_prompt_length: int = Field(
+        1024, ge=1, description="Most tokens of a prompt; longer prompts are dropped."
+    )
 
     @model_validator(mode="after")
     def _template_holds_prompt(self) -> DataConfig:
@@ -143,76 +201,116 @@ class VerifyConfig(Section):
 
     verifier: str = Field(
         "auto",
-        description="math (equal in value), exact (equal text), numeric, choice (a letter), arithmetic, "
-        "or your own module:function of (answer, completion); auto: arithmetic for embedded tasks, else "
-        "math",
+        description="Decides whether an answer is right: math (equal in value), exact (equal "
+        "text), numeric, choice (a letter), arithmetic, or your own module:function "
+        "of (answer, completion). auto lets the data decide: arithmetic for embedded "
+        "tasks, math for the others.",
     )
     answer_from: Literal["boxed", "anywhere"] = Field(
         "boxed",
-        description="boxed: the last \\boxed{...}; anywhere: without one, what follows the last 'answer "
-        "is' or '####', or the last number",
+        description="Where the answer is found. boxed takes the last \\boxed{...}. anywhere, if "
+        "there is none, takes what follows the last 'answer is' or '####', or the "
+        "last number.",
     )
     failures: Literal["exclude", "reject"] = Field(
         "exclude",
-        description="completions the verifier failed on or ran out of time: leave them out of the step, "
-        "or give them reward 0; both are counted",
+        description="What happens to completions that the verifier failed on or ran out of time "
+        "for. exclude leaves them out of the step; reject gives them reward 0. Both "
+        "are counted.",
     )
     timeout: float = Field(
-        5.0, gt=0, description="seconds for one completion; its worker is killed"
+        5.0,
+        gt=0,
+        description="Seconds that judging one completion may take before its worker is killed.",
     )
     workers: int | None = Field(
         None,
         ge=1,
-        description="processes of math and of your own function; default: cores, at most 8",
+        description="Processes that run math and your own function. null takes one for each core, "
+        "at most 8.",
     )
-    memory_limit: int = Field(4096, ge=256, description="megabytes of address space a worker")
-    tolerance: float = Field(1e-6, ge=0, description="numeric: relative; absolute below 1")
-    accept_threshold: float = Field(1.0, description="a completion is accepted at this reward")
+    memory_limit: int = Field(
+        4096, ge=256, description="Megabytes of address space that each worker may use."
+    )
+    tolerance: float = Field(
+        1e-6,
+        ge=0,
+        description="For verifier numeric: largest relative error of a right answer; absolute for "
+        "answers below 1.",
+    )
+    accept_threshold: float = Field(
+        1.0, description="Lowest reward at which a completion is accepted."
+    )
 
 
 class SamplingConfig(Section):
     """How completions are drawn."""
 
-    temperature: float = Field(1.0, gt=0, description="of sampling, and of all log-probabilities")
-    max_completion_length: int = Field(512, ge=1, description="tokens, end of sequence included")
+    temperature: float = Field(
+        1.0, gt=0, description="Sampling temperature. All log-probabilities are computed at it too."
+    )
+    max_completion_length: int = Field(
+        512,
+        ge=1,
+        description="Most tokens of a completion, end of sequence included. Raise it if many "
+        "completions are cut off.",
+    )
     batch_tokens: int = Field(
         32768,
         ge=1,
-        description="transformers: tokens decoded together, rows x (prompt + completion length)",
+        description="For engine transformers: tokens decoded together (rows x longest prompt and "
+        "completion). Lower it if memory runs out.",
     )
     engine: Literal["transformers", "vllm", "vllm_server"] = Field(
         "transformers",
-        description="transformers: the model that is trained; vllm: vLLM in this process; vllm_server: "
-        "vLLM servers that you have started",
+        description="What samples the completions. transformers uses the model that is trained; "
+        "vllm runs vLLM in this process; vllm_server uses vLLM servers that you have "
+        "started.",
     )
     max_model_len: int | None = Field(
         None,
         ge=2,
-        description="vllm: tokens of a prompt and its completion; default: data.max_prompt_length + "
-        "max_completion_length, or the model's context if that is shorter",
+        description="For engine vllm: most tokens of a prompt and its completion together. null "
+        "takes data.max_prompt_length + max_completion_length, or the model's context "
+        "if that is shorter.",
     )
     gpu_memory_utilization: float = Field(
-        0.4, gt=0, lt=1, description="vllm: share of the GPU's memory, beside what training needs"
+        0.4,
+        gt=0,
+        lt=1,
+        description="For engine vllm: share of the GPU's memory that vLLM takes. Training needs "
+        "the rest.",
     )
-    servers: tuple[str, ...] = Field((), description="vllm_server: addresses, http://host:port")
+    servers: tuple[str, ...] = Field(
+        (), description="For engine vllm_server: addresses of the servers, each http://host:port."
+    )
     server_model: str | None = Field(
-        None, description="vllm_server: name it serves the model under; default: its only one"
+        None,
+        description="For engine vllm_server: name under which the servers offer the model. null "
+        "takes their only one.",
     )
     server_concurrency: int = Field(
-        64, ge=1, description="vllm_server: requests in flight at a server, 8 completions each"
+        64,
+        ge=1,
+        description="For engine vllm_server: requests in flight at each server, of 8 completions "
+        "each.",
     )
     server_timeout: float = Field(
-        600.0, gt=0, description="vllm_server: seconds without an answer after which it is given up"
+        600.0,
+        gt=0,
+        description="For engine vllm_server: seconds without an answer after which a server is "
+        "given up.",
     )
     sync_dir: Path | None = Field(
         None,
-        description="vllm_server: folder for new weights, which the servers see under the same path; "
-        "default: a temporary one",
+        description="For engine vllm_server: folder that hands new weights to the servers, which "
+        "must see it under the same path. null takes a temporary folder.",
     )
     parity_tolerance: float | Literal["auto"] | None = Field(
         "auto",
-        description="vllm, vllm_server: the run stops where log-probabilities of engine and learner "
-        "differ by more; auto: 1e-3, in bfloat16 0.5; null: not checked",
+        description="For vllm and vllm_server: largest difference between the engine's and the "
+        "learner's log-probabilities; the run stops at a larger one. auto takes 1e-3, "
+        "or 0.5 in bfloat16. null checks nothing.",
     )
 
     @field_validator("servers", mode="before")

@@ -24,18 +24,32 @@ from dibs.config.section import Section
 
 
 class Config(Section):
-    """A training run."""
+    """The run as a whole."""
 
-    seed: int = Field(0, ge=0, description="of everything random: data order, sampling, evaluation")
-    output_dir: Path = Field(Path("runs/default"), description="run folder; must not hold a run")
-    overwrite: bool = Field(False, description="replace the run that output_dir holds")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seeds everything random: the order of the data, sampling and evaluation. "
+        "Change it to repeat a run independently.",
+    )
+    output_dir: Path = Field(
+        Path("runs/default"),
+        description="Folder of the run. It must not hold another run, unless overwrite or resume "
+        "is set.",
+    )
+    overwrite: bool = Field(
+        False, description="Deletes the run that output_dir holds, and starts again."
+    )
     resume: Literal["no", "yes", "auto"] = Field(
         "no",
-        description="yes (or --resume alone): go on with the run in output_dir from its newest whole "
-        "checkpoint; auto: if there is one, else start",
+        description="yes continues the run in output_dir from its newest whole checkpoint; "
+        "--resume alone means yes. auto continues if there is such a checkpoint, and "
+        "starts a run otherwise. no starts a run.",
     )
     allow_changes: bool = Field(
-        False, description="resume although the configuration is another than the run's"
+        False,
+        description="Lets a run resume although its configuration has changed. The curves then "
+        "mix two configurations.",
     )
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     data: DataConfig = Field(default_factory=DataConfig)

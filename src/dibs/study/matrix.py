@@ -21,44 +21,68 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class CompareConfig(Section):
-    """Key ``compare`` of a study; the other keys are those of ``dibs train`` and hold for every run."""
+    """The matrix of a study; its other keys are those of ``dibs train`` and hold for every run."""
 
     output_dir: Path = Field(
-        Path("runs/comparison"), description="folder of all runs and of the results"
+        Path("runs/comparison"), description="Folder of all runs and of the results."
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), description="of the runs that are compared")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2, 3, 4),
+        description="Seeds of the runs that are compared. More seeds give narrower intervals.",
+    )
     learning_rates: tuple[float, ...] = Field(
         (),
-        description="the grid of every arm; the rate whose runs have the best mean value over all "
-        "evaluations is chosen; default: update.learning_rate alone",
+        description="Learning rates that every arm tries. The arm takes the rate whose runs have "
+        "the best mean accuracy over all evaluations. Empty, update.learning_rate "
+        "decides.",
     )
     tuning_seeds: tuple[int, ...] = Field(
-        (1000, 1001), description="of the runs that choose the learning rate, and do nothing else"
+        (1000, 1001),
+        description="Seeds of the runs that choose the learning rate and serve no other purpose.",
     )
-    tasks: Overrides = Field({}, description="name to keys: models and data")
-    algorithms: Overrides = Field({}, description="name to keys: losses and objectives")
-    arms: Overrides = Field({}, description="name to keys: allocators and estimates")
+    tasks: Overrides = Field(
+        {}, description="Names of tasks, and for each the keys that it sets: models and data."
+    )
+    algorithms: Overrides = Field(
+        {},
+        description="Names of algorithms, and for each the keys that it sets: losses and "
+        "objectives.",
+    )
+    arms: Overrides = Field(
+        {},
+        description="Names of arms, and for each the keys that it sets: allocators and estimates.",
+    )
     exclude: tuple[str, ...] = Field(
-        (), description="cells to leave out, as patterns of task/algorithm/arm: long/grpo/*"
+        (),
+        description="Cells to leave out, as patterns of task/algorithm/arm, such as long/grpo/*.",
     )
     reference: str | None = Field(
-        None, description="arm that the others are compared with; default: the uniform one"
+        None, description="Arm that the others are compared with. null takes the uniform one."
     )
     shares: tuple[float, ...] = Field(
         (0.5, 0.9),
-        description="shares of the reference's way from its first to its final value to report the cost "
-        "of too: a final value on a plateau is reached by chance",
+        description="Reports the cost of reaching these shares of the reference's way from its "
+        "first to its final accuracy. A final accuracy on a plateau is reached by "
+        "chance, so shares below 1 say more.",
     )
-    levels: tuple[float, ...] = Field((), description="accuracies to report the cost of")
+    levels: tuple[float, ...] = Field(
+        (), description="Reports the cost of reaching these accuracies."
+    )
     meter: tuple[Literal["start", "end"], ...] = Field(
-        (), description="measure the gradient's variance (dibs variance) at these ends of a run"
+        (),
+        description="Measures the gradient's variance, as dibs variance does, at these ends of a "
+        "run.",
     )
     equal_updates: bool = Field(
         True,
-        description="refuse arms whose optimizer updates differ; false: compare them, and say so",
+        description="Refuses arms that differ in optimizer updates. false compares them, and the "
+        "results say so.",
     )
     jobs: int | None = Field(
-        None, ge=1, description="runs at a time; default: cores, or 1 where there is a GPU"
+        None,
+        ge=1,
+        description="Runs to make at the same time. null takes one for each core, or 1 where "
+        "there is a GPU.",
     )
 
     @field_validator("tasks", "algorithms", "arms")

@@ -22,30 +22,50 @@ class DIBSConfig(BudgetConfig):
 
     algorithm: Literal["grpo", "raft", "raft++"] = Field(
         "grpo",
-        description="raft: fits accepted completions, without a ratio; raft++: with the ratio and its "
-        "clip; both have objective log_likelihood, baseline none and estimator self_normalized unless "
-        "others are given; grpo: TRL's loss as it is",
+        description="Chooses the loss. grpo keeps TRL's. raft fits accepted completions without "
+        "an importance ratio; raft++ fits them with the ratio and its clip. Both "
+        "decide what is not given: objective log_likelihood, baseline none and "
+        "estimator self_normalized.",
     )
     deviation: Literal["population", "sample"] = Field(
-        "sample", description="what grpo divides by; sample, as TRL does: the one with n - 1"
+        "sample",
+        description="Standard deviation that objective grpo divides by. sample, as in TRL, "
+        "divides the squares by n - 1, population by n.",
     )
-    deviation_epsilon: float = Field(1e-4, ge=0, description="added to that deviation, as TRL does")
-    num_pilots: int = Field(8, ge=1, description="mode pilot: pilot completions a prompt")
+    deviation_epsilon: float = Field(
+        1e-4,
+        ge=0,
+        description="Added to that deviation, so that it is never 0. The default is TRL's.",
+    )
+    num_pilots: int = Field(
+        8, ge=1, description="For mode pilot: pilot completions for each prompt."
+    )
     grad_norm: Literal[GradNormMethod, "none"] = Field(
         "last_layer",
-        description="gradient norm of a completion, for allocators that look at it: last_layer (forward "
-        "only), exact, exact_slow, or none (1 for every completion)",
+        description="How the gradient norm of a completion is computed, for allocators that look "
+        "at it. last_layer needs a forward pass only; exact takes a forward and "
+        "backward pass a batch; exact_slow takes one a completion; none takes 1 for "
+        "every completion.",
     )
     grad_norm_parameters: GradNormParameters = Field(
-        "all", description="exact norms are over these trainable parameters"
+        "all",
+        description="For grad_norm exact and exact_slow: the trainable parameters that the norm "
+        "covers.",
     )
     grad_norm_sketch: int | None = Field(
-        None, ge=1, description="last_layer: project the vocabulary to this many entries"
+        None,
+        ge=1,
+        description="For grad_norm last_layer: projects the vocabulary to this many entries, "
+        "which saves memory. None projects nothing.",
     )
-    grad_norm_tokens: int = Field(16384, ge=1, description="of a batch in which norms are measured")
+    grad_norm_tokens: int = Field(
+        16384,
+        ge=1,
+        description="Tokens of a batch in which norms are measured. Lower it if memory runs out.",
+    )
     prompt_id_column: str | None = Field(
         None,
-        description="column that names a prompt; default: a hash of all columns of its row",
+        description="Column that identifies a prompt. None takes a hash of all columns of its row.",
     )
 
     @model_validator(mode="before")

@@ -41,23 +41,30 @@ class VerlOptions(Section):
 
     algorithm: Literal["verl", "raft", "raft++"] = Field(
         "verl",
-        description="verl: advantages and loss as verl's own arguments have them; raft: fit the "
-        "accepted completions; raft++: the same with the clipped importance ratio",
+        description="Chooses advantages and loss. verl keeps those of verl's own arguments; raft "
+        "fits the accepted completions; raft++ fits them with the clipped importance "
+        "ratio.",
     )
-    num_pilots: int = Field(8, ge=1, description="mode pilot: fresh completions a prompt and step")
+    num_pilots: int = Field(
+        8, ge=1, description="For mode pilot: fresh completions for each prompt in each step."
+    )
     grad_norm: Literal["last_layer", "none"] | None = Field(
         None,
-        description="gradient norm of a completion: last_layer (output layer, in the forward pass that "
-        "verl does anyway) or none (1 for every completion); default: last_layer, or none for uniform "
-        "counts without a state_path",
+        description="How the gradient norm of a completion is computed. last_layer uses the "
+        "output layer, in the forward pass that verl makes anyway; none takes 1 for "
+        "every completion. null takes last_layer, or none for uniform counts without "
+        "a state_path.",
     )
     state_path: str | None = Field(
         None,
-        description="JSON file of what is known of each prompt: read at the start of a run that does "
-        "not resume, where it exists; written with every checkpoint and at the end",
+        description="JSON file of what is known of each prompt. A run that does not resume reads "
+        "it at its start, if it exists. Every checkpoint writes it, and so does the "
+        "end of the run. null keeps no file.",
     )
     counts_path: str | None = Field(
-        None, description="JSON Lines file that gets every step's counts, requested and received"
+        None,
+        description="JSON Lines file that gets the counts of every step, requested and received. "
+        "null writes none.",
     )
 
 
