@@ -134,10 +134,12 @@ def test_help_lists_every_key_with_its_default_and_allowed_values(
     if command == "compare":
         fields |= dict(all_keys(CompareConfig, "compare."))
     for key, field in fields.items():
-        (head,) = re.findall(rf"^  --{re.escape(key)} (.*\n(?:      \S.*\n)*)", shown, re.MULTILINE)
+        (head,) = re.findall(
+            rf"^  --{re.escape(key)}\b(.*\n(?:      \S.*\n)*)", shown, re.MULTILINE
+        )
         words = " ".join(head.split())
         assert "(default: " in words, key
-        allowed = words.partition(" (default: ")[0].split("|")
+        allowed = words.partition("(default: ")[0].split("|")
         for choice in choices(field.annotation):
             assert any(str(choice) in each for each in allowed), (key, choice)
     assert "--estimate.num_pilots INTEGER >= 1 (default: 8)" in shown

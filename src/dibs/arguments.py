@@ -142,9 +142,9 @@ class ReportCommand(Command):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give ``--watch`` its 10 seconds where no number follows."""
         words: list[str] = []
-        for word, following in zip(args, [*args[1:], ""], strict=True):
+        for i, word in enumerate(args):
             words.append(word)
-            if word == "--watch" and not _is_number(following):
+            if word == "--watch" and not _is_number(" ".join(args[i + 1 : i + 2])):
                 words.append("10")
         return super().parse_args(ctx, words)
 

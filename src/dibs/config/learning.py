@@ -38,13 +38,13 @@ class AlgorithmConfig(Section):
         "decides the objective and baseline that are not given.",
     )
     objective: Objective = Field(
-        "log_likelihood",
+        default_factory=_objective_of_name,
         description="Target gradient: log_likelihood raises the log of the accept rate, "
         "expected_reward the mean reward, grpo the reward normalized within a group. "
         "null lets name decide: grpo for grpo, log_likelihood for the others.",
     )
     baseline: Baseline = Field(
-        "none",
+        default_factory=_baseline_of_objective,
         description="Value subtracted from the rewards of a group: nothing, its mean, or the mean "
         "of the other completions. null lets objective decide: mean for grpo, none "
         "for the others.",
