@@ -321,10 +321,10 @@ def test_bad_input_is_one_line_with_status_2(tmp_path, monkeypatch, capsys, argu
     assert message in line
 
 
-def test_a_run_after_watch_is_told_where_it_belongs(capsys):
-    with pytest.raises(SystemExit):
-        main(["report", "--watch", "runs/mine"])
-    assert "'runs/mine' is no number; put --watch after RUN" in capsys.readouterr().err
+def test_watch_may_stand_before_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--watch", "runs/mine"]) == 2
+    assert "nothing to report: runs/mine" in capsys.readouterr().err
 
 
 def test_where_reports_go(tmp_path, monkeypatch):
