@@ -14,7 +14,6 @@ from typer.core import TyperCommand
 
 from dibs.config import VerifyConfig
 from dibs.config.key_help import keys_help
-from dibs.study.matrix import CompareConfig
 from dibs.types import InputError, printable
 
 VERIFY_KEYS = tuple(name for name in VerifyConfig.model_fields if name != "failures")
@@ -107,6 +106,8 @@ class CompareCommand(KeysCommand):
     """Takes the keys of a study before those of a run."""
 
     def _keys(self, width: int) -> str:
+        from dibs.study.matrix import CompareConfig
+
         study = keys_help(CompareConfig, "compare.", width=width)
         return f"{study}\n\n{super()._keys(width)}"
 

@@ -266,20 +266,44 @@ def report(
     commands.report(runs, out, watch, as_json)
 
 
+Penalty = Annotated[
+    float,
+    typer.Option(
+        help="Alpha of GVM, for log_likelihood: raise it to give fewer completions to prompts that "
+        "are hardly ever solved."
+    ),
+]
+TokenBudget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Tokens to spread over all prompts, in place of --budget: mean_tokens gives the "
+        "expected length, and prompts with short completions get more of them.",
+    ),
+]
+ObjectiveName = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(BASELINES), help="Objective whose gradient min_variance allocates for."
+    ),
+]
+BaselineName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|mean|leave_one_out",
+        help="Baseline subtracted from a prompt's rewards.",
+        show_default="the first that the objective has",
+    ),
+]
+
+
 @app.command(cls=Command, short_help="Spread a budget over prompts, by their statistics.")
 def allocate(
     stats: Annotated[str, typer.Argument(metavar="STATS", hidden=True)],
     budget: Annotated[
         int | None, typer.Option(help="Completions to spread over all prompts.")
     ] = None,
-    token_budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Tokens to spread over all prompts, in place of --budget: mean_tokens gives the "
-            "expected length, and prompts with short completions get more of them.",
-        ),
-    ] = None,
+    token_budget: TokenBudget = None,
     allocator: Annotated[
         str,
         typer.Option(
@@ -287,32 +311,14 @@ def allocate(
             "module:function.",
         ),
     ] = "min_variance",
-    objective: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(BASELINES), help="Objective whose gradient min_variance allocates for."
-        ),
-    ] = "log_likelihood",
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|mean|leave_one_out",
-            help="Baseline subtracted from a prompt's rewards.",
-            show_default="the first that the objective has",
-        ),
-    ] = None,
+    objective: ObjectiveName = "log_likelihood",
+    baseline: BaselineName = None,
     lower: Annotated[int, typer.Option(help="Fewest completions that a prompt gets.")] = 0,
     upper: Annotated[
         int | None,
         typer.Option(help="Most completions that a prompt gets.", show_default="no limit"),
     ] = None,
-    accept_rate_penalty: Annotated[
-        float,
-        typer.Option(
-            help="Alpha of GVM, for log_likelihood: raise it to give fewer completions to prompts "
-            "that are hardly ever solved."
-        ),
-    ] = 1e-3,
+    accept_rate_penalty: Penalty = 1e-3,
     accept_rate_power: Annotated[
         float, typer.Option(help="Beta of GVM: the power of the accept rate in that penalty.")
     ] = 2.0,

@@ -9,17 +9,24 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from dibs.allocation.allocators import solve
 from dibs.allocation.problem import pose, spendable
 from dibs.allocation.statistics_file import count_lines, read_statistics
 from dibs.config import BENCHMARKS
 from dibs.config.load import load_config
-from dibs.study.matrix import read_study
 from dibs.types import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def _console(**options: Any) -> Console:
+    """A terminal of rich, which takes time to import."""
+    from rich.console import Console
+
+    return Console(**options)
 
 
 def train(path: Path | None, overrides: Mapping[str, str]) -> None:
@@ -32,7 +39,7 @@ def train(path: Path | None, overrides: Mapping[str, str]) -> None:
     from dibs.runs.train_run import run_training
 
     with joined_processes() as processes:
-        console = Console(quiet=not processes.main)
+        console = _console(quiet=not processes.main)
         with closing(view_for(console)) as view:
             summary = run_training(config, view, processes)
             if processes.main:
@@ -61,12 +68,12 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> 
     from dibs.runs.measure_variance import run_variance
 
     # Progress goes elsewhere, so that the result can be piped.
-    with closing(view_for(Console(stderr=True))) as view:
+    with closing(view_for(_console(stderr=True))) as view:
         result = run_variance(config, view)
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
         return
-    console = Console()
+    console = _console()
     console.print(variance_title(result), markup=False, highlight=False)
     console.print(variance_table(result), highlight=False)
     for sentence in variance_findings(result):
@@ -77,17 +84,19 @@ def compare(
     paths: Sequence[Path], overrides: Mapping[str, str], dry_run: bool, as_json: bool
 ) -> None:
     """Make the runs of a study and print its tables; with ``dry_run``, only list the runs."""
+    from dibs.study.matrix import read_study
+
     study = read_study(paths, overrides)
     from dibs.study.result_tables import EXPLANATION, failures, matrix_table, result_tables
 
-    console = Console()
+    console = _console()
     if dry_run:
         console.print(matrix_table(study), highlight=False)
         return
     from dibs.runs.console import view_for
     from dibs.study.compare import compare
 
-    with closing(view_for(Console(stderr=True))) as view:
+    with closing(view_for(_console(stderr=True))) as view:
         rows = compare(study, view)
     if as_json:
         print(json.dumps(rows, indent=1, allow_nan=False))
@@ -142,12 +151,12 @@ def evaluate(
     from dibs.runs.console import view_for
     from dibs.runs.evaluation import run_evaluation
 
-    with closing(view_for(Console(stderr=True))) as view:
+    with closing(view_for(_console(stderr=True))) as view:
         result = run_evaluation(config, sources, k, samples, out, view)
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
         return
-    console = Console()
+    console = _console()
     console.print(evaluation_table(result), highlight=False)
     for note in evaluation_notes(result):
         console.print(note, markup=False, highlight=False)
@@ -159,11 +168,11 @@ def verify(file: Path, overrides: Mapping[str, str], out: Path | None, as_json: 
     from dibs.report.terminal import verdict_table
     from dibs.rollouts.verify.verify_file import verify_file
 
-    counts = verify_file(file, config, out, Console(stderr=True))
+    counts = verify_file(file, config, out, _console(stderr=True))
     if as_json:
         print(json.dumps(counts))
     else:
-        Console().print(verdict_table(counts), highlight=False)
+        _console().print(verdict_table(counts), highlight=False)
 
 
 def report(runs: Sequence[Path], folder: Path | None, watch: float | None, as_json: bool) -> None:
