@@ -75,7 +75,7 @@ def dibs(
 ) -> None:
     """Train language-model reasoners, and decide how many completions each prompt deserves.
 
-    A first run, in a minute or so on a CPU: dibs train --output_dir runs/first
+    A first run, some minutes on a CPU: dibs train --output_dir runs/first
     """
 
 

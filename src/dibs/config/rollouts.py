@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dibs.config.section import Section
 
-EMBEDDED = "arithmetic, arithmetic-hard, arithmetic-habit"
+EMBEDDED = "arithmetic, arithmetic-easy, arithmetic-hard, arithmetic-habit"
 
 BENCHMARKS = ("math-500", "minerva-math", "olympiad-bench", "aime24", "amc23")
 """Those of ``dibs eval``: the five of arXiv 2505.02391."""
