@@ -1,0 +1,117 @@
+"""What the documents name must exist: links, paths, modules, configuration keys, make targets."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dibs
+from dibs.config import Config, Section
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PATH = re.compile(
+    r"(?<![\w./-])((?:src|tests|benchmarks|configs|docs|examples|requirements|studies)/[\w./+*-]*\w)"
+)
+_NAME = re.compile(r"\bdibs(?:\.[A-Za-z_]\w*)+")
+
+
+def _anchors(document: Path) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    text = _CODE_BLOCK.sub("", document.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one; packages need not be installed."""
+    found: Any = dibs
+    for i, part in enumerate(name.split(".")[1:], start=2):
+        module = ROOT.joinpath("src", *name.split(".")[:i])
+        try:
+            if module.is_dir() or module.with_suffix(".py").is_file():
+                found = importlib.import_module(".".join(name.split(".")[:i]))
+            elif not hasattr(found, part):
+                return False
+            else:
+                found = getattr(found, part)
+        except ImportError as error:
+            # The optional package behind it is missing here; the tests with that package see to it.
+            return not str(getattr(error, "name", None)).startswith("dibs")
+    return True
+
+
+def _keys(section: type[Section] = Config) -> dict[str, set[str]]:
+    """The keys of every section of the configuration."""
+    return {
+        name: set(field.annotation.model_fields)
+        for name, field in section.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_to_files_and_headings(document):
+    broken = []
+    for link in _LINK.findall(_CODE_BLOCK.sub("", document.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (document.parent / file).resolve() if file else document
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_of_the_repository_exist(document):
+    missing = []
+    for path in _PATH.findall(document.read_text(encoding="utf-8")):
+        near = (document.parent / path).exists()
+        if not near and not list(ROOT.glob(path)):
+            missing.append(path)
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_dotted_names_of_the_package_resolve(document):
+    options = {"json"}  # dibs.json: a file of verl's checkpoints
+    if "integrations" in document.name:
+        from dibs.allocation.prompt_budget import BudgetConfig
+
+        own = {"algorithm", "grad_norm", "num_pilots", "state_path", "counts_path"}
+        options |= {*BudgetConfig.model_fields, *own}
+    text = document.read_text(encoding="utf-8")
+    names = {name for name in _NAME.findall(text) if name.split(".")[1] not in options}
+    assert {name for name in names if not _resolves(name)} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_configuration_keys_exist(document):
+    sections = _keys()
+    found = re.findall(r"`(?:--)?([a-z]+)\.([a-z_]+)\b", document.read_text(encoding="utf-8"))
+    found += re.findall(r"--([a-z]+)\.([a-z_]+)\b", document.read_text(encoding="utf-8"))
+    # A file's name, and verl's keys in a section of the same name.
+    others = {("train", "py"), ("algorithm", "adv_estimator")}
+    unknown = {
+        (section, key)
+        for section, key in found
+        if section in sections and key not in sections[section] and (section, key) not in others
+    }
+    assert unknown == set()
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {
+        target
+        for document in DOCUMENTS
+        for target in re.findall(r"`make ([a-z-]+)", document.read_text(encoding="utf-8"))
+    }
+    assert named - targets == set()
