@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from dibs.config import VerifyConfig
 from dibs.config.key_help import keys_help
-from dibs.types import InputError, printable
+from dibs.types import ElsewhereError, InputError, printable
 
 VERIFY_KEYS = tuple(name for name in VerifyConfig.model_fields if name != "failures")
 """Keys that are options of ``dibs verify``; ``failures`` is about the steps of a training run."""
@@ -48,6 +48,8 @@ class Command(TyperCommand):
             super().invoke(ctx)
         except InputError as error:
             report_error(ctx.command_path, error)
+            return 2
+        except ElsewhereError:
             return 2
         except KeyboardInterrupt:
             report_error(ctx.command_path, "interrupted")

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and JSON that any reader takes."""
+"""Files and folders that are never half-written, and JSON that any reader takes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+_UNFINISHED = ".unfinished-"
+"""Beginning of the names of files and folders that are still being written."""
 
 
 def checksum(path: Path) -> str:
@@ -26,22 +32,91 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to write, which takes its name once it is whole and on disk.
+
+    Readers see the old file or the new one. If the block raises, the old file stays.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent)
+    unfinished = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+        unfinished.chmod(0o644)
+        sync(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the name ``path`` once all of it is on disk.
+
+    A folder that had the name before is replaced. If the block raises, that folder stays.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent))
+    try:
+        yield unfinished
+        for each in (*unfinished.rglob("*"), unfinished):
+            sync(each)
+        unfinished.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        unfinished.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder; nobody may be writing there."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one rename."""
     write_text(path, to_json(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one rename, so that readers see the old one or the new one."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    sync(unfinished)
-    unfinished.replace(path)
+    """Write a file in one rename."""
+    with whole_file(path) as file:
+        file.write(text)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a whole JSON Lines file; only a line feed ends a line, U+2028 does not."""
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    """Records of a whole JSON Lines file. Raises ValueError for a line that is not JSON."""
+    return [json.loads(line) for line in split_lines(path.read_bytes())]
+
+
+def read_whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of a JSON Lines file that hold a record, with their line feeds, and the records.
+
+    Lines that were cut off, or damaged otherwise, are left out; so is a file that is missing.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    parsed = ((line + b"\n", parsed_record(line)) for line in split_lines(content))
+    return [(line, record) for line, record in parsed if record is not None]
+
+
+def split_lines(content: bytes) -> list[bytes]:
+    """Lines without their ends; only a line feed ends a line, U+2028 does not."""
+    return [line for line in content.split(b"\n") if line]
+
+
+def parsed_record(line: bytes) -> dict[str, Any] | None:
+    """The JSON object that a line holds; None if it holds none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

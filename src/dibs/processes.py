@@ -1,8 +1,9 @@
-"""The processes of a run on one machine: who draws what, and how gradients are added up.
+"""The processes of a run on one machine: how work is shared, and how results come together.
 
-``torchrun --nproc_per_node K -m dibs train CONFIG`` starts K of them. Each holds the whole policy, draws
-and judges its share of a step's completions, and computes its share of every gradient; all of them see
-all rollouts, so that there is one allocation, and make the same updates. The first one alone writes.
+``torchrun --nproc_per_node K -m dibs train CONFIG`` starts K processes. Each of them holds the whole
+policy, draws and judges a share of a step's completions, and computes a share of every gradient. All of
+them see all rollouts, so there is one allocation, and they make the same updates. The first process, the
+main one, alone writes and prints.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dibs.types import InputError
+from dibs.types import ElsewhereError, InputError
 
 _Item = TypeVar("_Item")
 _BUCKET = 2**24
@@ -26,7 +27,7 @@ _BUCKET = 2**24
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``size``; everything here is a plain identity where it is the only one."""
+    """This process, of ``rank`` among ``size``; methods return what they are given where it is alone."""
 
     rank: int = 0
     size: int = 1
@@ -46,30 +47,39 @@ class Processes:
         return given  # type: ignore[return-value]
 
     def all_gather_results(self, work: Callable[[], _Item]) -> list[_Item]:
-        """What ``work()`` gives in every process.
+        """What ``work()`` returns in every process, in order of rank.
 
-        Raises in all of them where it fails in one, so that none waits for it: there its own error,
-        elsewhere RuntimeError with its words.
+        Where it raises in one process, it raises in all of them, so that none waits for another: its own
+        error there, ElsewhereError with the words of that error in the others.
         """
         if self.size == 1:
             return [work()]
-        mine: _Item | None = None
-        error: Exception | None = None
-        try:
-            mine = work()
-        except Exception as caught:  # whatever it is, the others are to be told
-            error = caught
-        failure = None if error is None else f"{type(error).__name__}: {error}"
-        told = self.all_gather((mine, failure))
+        mine, error = _attempt(work)
+        given = self.all_gather((mine, None if error is None else _in_words(error)))
         if error is not None:
             raise error
-        for rank, (_, failed) in enumerate(told):
-            if failed is not None:
-                raise RuntimeError(f"process {rank} failed: {failed}")
-        return [given for given, _ in told]  # type: ignore[misc]
+        for rank, (_, failure) in enumerate(given):
+            if failure is not None:
+                raise ElsewhereError(f"process {rank} failed: {failure}")
+        return [each for each, _ in given]  # type: ignore[misc]
+
+    def from_main(self, work: Callable[[], _Item]) -> _Item:
+        """What ``work()`` returns in the main process, which alone does it.
+
+        Where it raises, all processes raise: the main one its own error, the others ElsewhereError.
+        """
+        if self.size == 1:
+            return work()
+        value, error = _attempt(work) if self.main else (None, None)
+        value, failure = self.broadcast((value, None if error is None else _in_words(error)))
+        if error is not None:
+            raise error
+        if failure is not None:
+            raise ElsewhereError(f"process 0 failed: {failure}")
+        return value  # type: ignore[return-value]
 
     def any(self, mine: bool) -> bool:
-        """Whether any process says so."""
+        """Whether ``mine`` is true in any process."""
         return any(self.all_gather(mine))
 
     @contextmanager
@@ -82,11 +92,15 @@ class Processes:
             self.all_gather(None)
 
     def broadcast(self, value: _Item) -> _Item:
-        """What the main process says."""
-        return self.all_gather(value)[0]
+        """The value that the main process gives."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def require_same(self, mine: object, what: str) -> None:
-        """RuntimeError where processes that must go in step have come apart."""
+        """RuntimeError where the processes, which must go in step, have different values of ``what``."""
         values = self.all_gather(mine)
         if any(value != values[0] for value in values[1:]):
             shown = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
@@ -95,8 +109,9 @@ class Processes:
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over processes; float32, in place.
 
-        Buckets of them are added at once. What DistributedDataParallel would do in its hooks is done
-        here after the last micro-batch: those are ragged, and their number differs between processes.
+        The tensors are joined to buckets, and each bucket is added at once. DistributedDataParallel
+        would add gradients in hooks of the backward pass; that needs equally many micro-batches in
+        every process, and here their number differs.
         """
         if self.size == 1:
             return
@@ -113,7 +128,7 @@ class Processes:
                 bucket = []
 
     def own_share(self, items: Sequence[_Item], costs: Sequence[float]) -> list[_Item]:
-        """This process's items: dealt in turn, dearest first, so that shares cost nearly the same."""
+        """The items of this process, in order; the shares of all processes cost nearly the same."""
         if self.size == 1:
             return list(items)
         order = sorted(range(len(items)), key=lambda i: (-costs[i], i))
@@ -126,6 +141,18 @@ class Processes:
 
 ALONE = Processes()
 """The only process."""
+
+
+def _attempt(work: Callable[[], _Item]) -> tuple[_Item | None, Exception | None]:
+    """What ``work()`` returns, or the error that it raises, whatever that is."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def start_processes() -> Processes:

@@ -42,6 +42,10 @@ class InputError(Exception):
         return printable(super().__str__())
 
 
+class ElsewhereError(RuntimeError):
+    """Another process of the run failed. That process prints the reason, so this one need not."""
+
+
 class NonFiniteError(Exception):
     """A log-probability, loss or gradient is NaN or infinite; no update came of it."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,17 +202,22 @@ def test_estimates_and_counts_are_numbers(groups, scale, spread, budget):
 
 
 def test_model_code_and_pickles_are_not_run(tmp_path):
-    """Of a checkpoint nothing is unpickled, and code of a hub model needs trust_remote_code."""
+    """A checkpoint holds tensors and plain values only; code of a hub model needs trust_remote_code."""
+    import torch
+
+    from dibs.runs.checkpoints import Checkpoint
     from dibs.runs.folder import RunFolder
 
     assert load_config(None).policy.trust_remote_code is False
-    folder = tmp_path / "checkpoints" / "step-000001"
-    folder.mkdir(parents=True)
-    (folder / "optimizer.pt").write_bytes(b"\x80\x04cposix\nsystem\n")
-    (folder / "checksums.json").write_text(json.dumps({"optimizer.pt": "0"}))
-    found, broken = RunFolder(tmp_path).newest_whole()
-    assert found is None
-    assert "is broken" in broken[0]
+
+    class Attack:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"updater": Attack()}, tmp_path / "trainer.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"Path\.touch|weights_only"):
+        Checkpoint(tmp_path, {"step": 1}).trainer_state()
+    assert not (tmp_path / "ran").exists()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         RunFolder.check(tmp_path / "file", overwrite=True)

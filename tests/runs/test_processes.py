@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_shares_of_nothing():
 
 
 class Pair(Processes):
-    """Process 0 of two; the other gives what it is told to."""
+    """Process 0 of two; the other gives what this says."""
 
     def all_gather(self, mine):
         return [mine, (None, "InputError: no such row")]
@@ -184,6 +185,22 @@ def test_a_process_that_dies_ends_the_run(tmp_path, rank):
     assert process.returncode != 0
     assert time.monotonic() - killed < 60
     assert "SIGKILL" in said
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_processes(tmp_path):
+    """Only the first process writes; the second must not wait for it."""
+    out = tmp_path / "run"
+    process = start(out, 2, "--train.steps=100000", "--checkpoint.interval=30")
+    wait_for_steps(process, out, 2)
+    shutil.rmtree(out / "checkpoints")
+    (out / "checkpoints").write_text("in the way")
+    said = finish(process, 1)  # torchrun's own status
+    lines = [line for line in said.splitlines() if line.startswith("dibs train: ")]
+    assert len(lines) == 1
+    assert "cannot be written" in lines[0]
+    assert (
+        "Traceback" not in said.partition("ChildFailedError")[0].partition("torch/distributed")[0]
+    )
 
 
 def wait_for_steps(process: subprocess.Popen, out, steps: int) -> None:

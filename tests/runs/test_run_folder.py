@@ -16,7 +16,7 @@ from dibs.model.warm_start import build_tokenizer
 from dibs.runs.folder import RunFolder
 from dibs.types import InputError
 
-TENSORS = {"random": torch.arange(7, dtype=torch.uint8)}
+STATE = {"random": torch.arange(7, dtype=torch.uint8)}
 
 
 def config(path, **more):
@@ -50,9 +50,9 @@ def test_output_dir_that_is_a_file(tmp_path):
 def test_checkpoints_are_ordered_by_number(tmp_path, policy):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step in (999_999, 1_000_000, 10_000_000):
-        folder.save_checkpoint(policy, {"step": step, "accuracy": 0.0}, TENSORS, keep=2)
-    assert folder.last_checkpoint().name == "step-10000000"
-    assert folder.newest_whole()[0].step == 10_000_000
+        folder.save_checkpoint(policy, {"step": step, "accuracy": 0.0}, STATE, keep=2)
+    assert folder.checkpoints.newest().name == "step-10000000"
+    assert folder.checkpoints.newest_whole()[0].step == 10_000_000
     names = {path.name for path in (folder.path / "checkpoints").iterdir()}
     assert names == {"step-1000000", "step-10000000"}
 
@@ -74,22 +74,22 @@ def test_weights_that_are_saved_under_other_names_are_loaded(tmp_path):
     )
     saved, fresh = (Policy(Qwen2MoeForCausalLM(shape), tokenizer) for _ in range(2))
     folder = RunFolder.create(config(tmp_path / "run"))
-    folder.save_checkpoint(saved, {"step": 1, "accuracy": None}, TENSORS, keep=1)
-    fresh.load(folder.newest_whole()[0].folder)
+    folder.save_checkpoint(saved, {"step": 1, "accuracy": None}, STATE, keep=1)
+    fresh.load(folder.checkpoints.newest_whole()[0].folder)
     for name, weights in saved.model.state_dict().items():
         assert torch.equal(weights, fresh.model.state_dict()[name]), name
 
 
 def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
     folder = RunFolder.create(config(tmp_path / "run"))
-    assert folder.last_checkpoint() is None
+    assert folder.checkpoints.newest() is None
     for step in (0, 5, 10, 100):
-        folder.save_checkpoint(policy, {"step": step, "accuracy": 1 / (step + 1)}, TENSORS, keep=2)
+        folder.save_checkpoint(policy, {"step": step, "accuracy": 1 / (step + 1)}, STATE, keep=2)
     found = sorted(p.name for p in (folder.path / "checkpoints").iterdir())
     assert found == ["step-000000", "step-000010", "step-000100"]  # the best, and the newest two
-    whole, broken = folder.newest_whole()
-    assert whole.state == {"step": 100, "accuracy": 1 / 101}
-    assert torch.equal(whole.tensors()["random"], TENSORS["random"])
+    whole, broken = folder.checkpoints.newest_whole()
+    assert whole.facts == {"step": 100, "accuracy": 1 / 101}
+    assert torch.equal(whole.trainer_state()["random"], STATE["random"])
     assert broken == []
 
     def fails(path):
@@ -100,17 +100,17 @@ def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
     with pytest.raises(
         InputError, match=r"cannot be written: disk full; .*step-000100 is whole; make"
     ):
-        folder.save_checkpoint(policy, {"step": 200, "accuracy": 0}, TENSORS, keep=2)
+        folder.save_checkpoint(policy, {"step": 200, "accuracy": 0}, STATE, keep=2)
     assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == found
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "tensors.safetensors"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "trainer.pt"])
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "removed"])
 def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damage):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step in (1, 2):
-        folder.save_checkpoint(policy, {"step": step, "accuracy": None}, TENSORS, keep=2)
-    path = folder.last_checkpoint() / name
+        folder.save_checkpoint(policy, {"step": step, "accuracy": None}, STATE, keep=2)
+    path = folder.checkpoints.newest() / name
     content = bytearray(path.read_bytes())
     if damage == "removed":
         path.unlink()
@@ -118,11 +118,11 @@ def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damag
         content[len(content) // 2] ^= 1
         cut = {"cut": len(content) - 1, "emptied": 0, "flipped": len(content)}[damage]
         path.write_bytes(content[:cut])
-    whole, (told,) = folder.newest_whole()
+    whole, (told,) = folder.checkpoints.newest_whole()
     assert whole.step == 1
     assert f"step-000002 is broken: {name} is " in told
     (folder.path / "checkpoints" / "step-000001" / "checksums.json").write_text("{}")
-    assert folder.newest_whole()[0] is None
+    assert folder.checkpoints.newest_whole()[0] is None
 
 
 def test_lines_of_later_steps_are_cut_back(tmp_path):
@@ -143,27 +143,27 @@ def test_lines_of_later_steps_are_cut_back(tmp_path):
 def test_broken_checkpoints_do_not_count(tmp_path, policy):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step, accuracy in ((2, 0.1), (6, 0.9)):
-        folder.save_checkpoint(policy, {"step": step, "accuracy": accuracy}, TENSORS, keep=2)
-    (folder.last_checkpoint() / "tensors.safetensors").write_bytes(b"")
-    found, _ = folder.newest_whole()
-    folder.set_aside_newer(found)
-    folder.save_checkpoint(policy, {"step": 4, "accuracy": 0.2}, TENSORS, keep=1)
-    found, broken = folder.newest_whole()
+        folder.save_checkpoint(policy, {"step": step, "accuracy": accuracy}, STATE, keep=2)
+    (folder.checkpoints.newest() / "trainer.pt").write_bytes(b"")
+    found, _ = folder.checkpoints.newest_whole()
+    folder.checkpoints.set_aside_newer(found.step)
+    folder.save_checkpoint(policy, {"step": 4, "accuracy": 0.2}, STATE, keep=1)
+    found, broken = folder.checkpoints.newest_whole()
     assert (found.step, broken) == (4, [])
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
     folder = RunFolder.create(config(tmp_path / "run"))
-    folder.save_checkpoint(policy, {"step": 1, "accuracy": None}, TENSORS, keep=2)
+    folder.save_checkpoint(policy, {"step": 1, "accuracy": None}, STATE, keep=2)
 
     def full(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
-    monkeypatch.setattr("dibs.runs.folder.save_file", full)
+    monkeypatch.setattr(policy, "save", full)
     with pytest.raises(
         InputError, match=r"cannot be written: .*No space left.*step-000001 is whole"
     ):
-        folder.save_checkpoint(policy, {"step": 2, "accuracy": None}, TENSORS, keep=2)
+        folder.save_checkpoint(policy, {"step": 2, "accuracy": None}, STATE, keep=2)
     assert [p.name for p in (folder.path / "checkpoints").iterdir()] == ["step-000001"]
 
 
@@ -172,7 +172,7 @@ def test_a_folder_that_is_no_run_is_not_resumed(tmp_path):
     for content in ("seed: 0\n", "{broken", ""):
         (tmp_path / "config.yaml").write_text(content)
         with pytest.raises(InputError, match="holds no run to resume"):
-            RunFolder.reopen(config(tmp_path, resume="auto", allow_changes="true"))
+            RunFolder(tmp_path).open(config(tmp_path, resume="auto", allow_changes="true"))
     assert (tmp_path / "model").exists()
 
 

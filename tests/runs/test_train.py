@@ -212,7 +212,7 @@ def test_online_runs_draw_no_pilots_and_remember_prompts(tmp_path):
     metrics = read_lines(out / "metrics.jsonl")
     assert metrics[1]["expected_gain"] is None
     assert metrics[3]["expected_gain"] >= 1
-    state = json.loads((out / "checkpoints" / "step-000004" / "state.json").read_text())
+    state = torch.load(out / "checkpoints" / "step-000004" / "trainer.pt", weights_only=True)
     assert len(state["history"]["prompts"]) == 16
 
 

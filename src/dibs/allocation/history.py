@@ -90,15 +90,12 @@ class History:
     def _weight(self, seen: int, step: int) -> float:
         return float(0.5 ** ((step - seen) / self.half_life))
 
-    def state(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+    def state_dict(self) -> dict[str, Any]:
+        """What is known of each prompt, as JSON takes it: the step of its last visit, and its sums."""
         prompts = {name: [step, *sums.tolist()] for name, (step, sums) in self._sums.items()}
         return {"half_life": self.half_life, "prompts": prompts}
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> History:
-        """The history whose :meth:`state` this is."""
-        history = cls(state["half_life"])
-        for name, (step, *sums) in sorted(state["prompts"].items(), key=lambda item: item[1][0]):
-            history._sums[name] = (int(step), np.array(sums))
-        return history
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave; the half-life stays as it was set."""
+        prompts = sorted(state["prompts"].items(), key=lambda item: item[1][0])
+        self._sums = {name: (int(step), np.array(sums)) for name, (step, *sums) in prompts}

@@ -292,15 +292,14 @@ class PromptBudget:
             "step": self.step,
             "pilots": self.pilots,
             "measured": self._measured,
-            "history": self.history.state(),
+            "history": self.history.state_dict(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.step, self.pilots = int(state["step"]), int(state["pilots"])
         self._measured = state.get("measured")
-        self.history = History.from_state(state["history"])
-        self.history.half_life = self.config.half_life
+        self.history.load_state_dict(state["history"])
 
     def _known(self, names: Sequence[str]) -> np.ndarray:
         """What decides the counts of these prompts, [m, SUMS]. Pilots decide once."""

@@ -5,9 +5,10 @@ Every process draws and judges a share of them, and then has all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,14 @@ class RolloutSource:
         self.sampler.close()
         self.verifier.close()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The number of tokens decoded together that fits into memory."""
+        return {"batch_tokens": self.sampler.batch_tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that number."""
+        self.sampler.batch_tokens = int(state["batch_tokens"])
+
     def draw(
         self,
         prompts: Sequence[Prompt],
@@ -111,8 +120,12 @@ class RolloutSource:
 
         options = self.config.verify
         keep = (failures or options.failures) == "reject"
-        mine = verified(self.verifier, prompts, drawn(), options.accept_threshold, keep)
-        shares = self.processes.all_gather((mine, lengths))
+
+        def judged() -> tuple[list[Group], list[int]]:
+            own = verified(self.verifier, prompts, drawn(), options.accept_threshold, keep)
+            return own, lengths
+
+        shares = self.processes.all_gather_results(judged)
         groups = [Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)]
         tokens = [sum(each) for _, each in shares]
         arrived = sum(len(each) for _, each in shares)

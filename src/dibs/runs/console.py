@@ -51,6 +51,28 @@ class View(Protocol):
         """The run is over, well or not."""
 
 
+class NoView:
+    """Shows nothing: for processes that leave the terminal to another."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Nothing."""
+
+    def phase(self, name: str) -> None:
+        """Nothing."""
+
+    def step(self, metrics: Mapping[str, Any], steps: int) -> None:
+        """Nothing."""
+
+    def samples(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def view_for(console: Console) -> View:
     """The live view on a terminal, plain lines elsewhere."""
     return LiveView(console) if console.is_terminal else PlainView(console)

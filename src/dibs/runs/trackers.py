@@ -40,8 +40,8 @@ _GO_ON: dict[str, Callable[[str, int], dict[str, Any]]] = {
 class Trackers:
     """Logs numbers to every configured tracker; does nothing when there is none.
 
-    A resumed run goes on in the trackers' own runs: ``earlier`` are their :attr:`run_ids`, ``first`` is
-    the step it goes on with. Trackers without such a name start a run of their own.
+    A resumed run goes on in the trackers' own runs. ``earlier``: their :attr:`run_ids`; a tracker
+    without one starts another run. ``first``: the step that the run goes on with.
     """
 
     def __init__(
@@ -88,6 +88,18 @@ class Trackers:
         """Flush and close."""
         if self._accelerator is not None:
             self._accelerator.end_training()
+
+
+class NoTrackers:
+    """Logs nothing: for processes that leave the trackers to another."""
+
+    run_ids: Mapping[str, str] = {}
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def _run_id(tracker: Any) -> str:

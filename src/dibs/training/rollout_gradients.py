@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -35,6 +35,14 @@ class RolloutGradients:
 
     def __post_init__(self) -> None:
         self.micro_batch_tokens = self.config.update.micro_batch_tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        """The size of micro-batches that fits into memory."""
+        return {"micro_batch_tokens": self.micro_batch_tokens}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that size."""
+        self.micro_batch_tokens = int(state["micro_batch_tokens"])
 
     def norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
         """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""

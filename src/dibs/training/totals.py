@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from dibs.rollouts.source import DrawCost, Purpose
 from dibs.training.update_metrics import UpdateMetrics
@@ -34,6 +35,15 @@ class Totals:
     omega: float = 0.0
     bound_decrease: float = 0.0
     bound_noise: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All totals by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the totals of a run that goes on."""
+        for each in fields(self):
+            setattr(self, each.name, state[each.name])
 
     def add_draw(self, cost: DrawCost, purpose: Purpose) -> None:
         """Count completions that were drawn, unless they are for evaluation."""

@@ -9,8 +9,8 @@ step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,28 @@ class Updater:
         self.scheduler = get_scheduler(
             schedule, self.optimizer, config.warmup_updates, total_updates
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of optimizer and schedule, and the size of micro-batches that fits into memory."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "micro_batch_tokens": self.micro_batch_tokens,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; learning rate and weight decay stay as the configuration has them."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        rates = list(self.scheduler.base_lrs)
+        self.scheduler.load_state_dict(dict(state["scheduler"]))
+        self.scheduler.base_lrs = rates
+        factor = self.scheduler.lr_lambdas[0](self.scheduler.last_epoch)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group |= {"weight_decay": self.config.weight_decay, "initial_lr": rate}
+            group["lr"] = rate * factor
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        self.micro_batch_tokens = int(state["micro_batch_tokens"])
 
     def step(self, examples: Sequence[TrainingExample]) -> UpdateMetrics:
         """``updates_per_step`` optimizer updates on the completions of a step.
