@@ -13,8 +13,9 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from dibs.allocation.intervals import over_seeds
 from dibs.report.arms import Arm
-from dibs.report.curves import arm_curve, over_seeds, run_curve
+from dibs.report.curves import arm_curve, run_curve
 from dibs.report.spending import PARTS, mean_spending, total_spending
 from dibs.runs.read import Record, Run, finite_number
 from dibs.training.records import HISTOGRAM_BINS
