@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from torch import nn
 
 from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs.integrations.budget_state import load_budget, write_state
+from dibs.integrations.check_methods import TrainerHooks
+from dibs.integrations.requirement import require
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
 from dibs.integrations.verl.loss_factors import loss_factors
-from dibs.integrations.verl.state import load_budget, save_budget
 from dibs.model.grad_norms import gradient_norms
 from dibs.types import InputError, TrainingExample
 
@@ -179,7 +182,7 @@ def test_the_state_is_whole_or_not_there(tmp_path):
     budget.update(["a", "b"], [[1.0, 0.0], [0.0]], grad_norms=[[1.0, 2.0], [0.1]])
     path = tmp_path / "new" / "state.json"
     assert not load_budget(path, other)
-    save_budget(path, budget)
+    write_state(path, budget.state())
     assert load_budget(path, other)
     assert other.state() == budget.state()
     assert [each.name for each in path.parent.iterdir()] == ["state.json"]
@@ -203,8 +206,8 @@ def run_main(path: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("installed", "said"),
     [
-        ("0.8.2", "does not work with verl 0.8.2: "),
-        ("0.10.0", "does not work with verl 0.10.0: "),
+        ("0.8.2", "needs verl 0.9 or later, below 0.10, and found 0.8.2; "),
+        ("0.10.0rc1", "needs verl 0.9 or later, below 0.10, and found 0.10.0rc1; "),
         ("0.9.1", "verl 0.9.1 is installed but does not import ("),
     ],
 )
@@ -217,15 +220,42 @@ def test_a_verl_that_does_not_do(tmp_path, installed, said):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
-    assert "pip install 'dibs-rl[verl]' (supported: verl 0.9.x)" in done.stderr
+    assert "run: pip install 'dibs-rl[verl]'" in done.stderr
 
 
-def test_no_verl(tmp_path, monkeypatch):
-    from dibs.integrations.verl import versions
-
+@pytest.mark.parametrize("package", ["trl", "verl"])
+def test_a_package_that_is_not_installed(monkeypatch, package):
     def absent(name):
-        raise versions.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(versions, "version", absent)
-    with pytest.raises(InputError, match=r"is not installed: pip install 'dibs-rl\[verl\]'"):
-        versions.require_verl()
+    monkeypatch.setattr("dibs.integrations.requirement.version", absent)
+    message = rf"^dibs.integrations.{package} needs .*found none; .*'dibs-rl\[{package}\]'$"
+    with pytest.raises(ImportError, match=message):
+        require(package, "0.9", "0.10")
+
+
+def test_the_first_supported_version_is_accepted(monkeypatch):
+    monkeypatch.setattr("dibs.integrations.requirement.version", lambda name: "1.16.0")
+    assert require("trl", "1.16", "2") == "1.16.0"
+
+
+class Trainer:
+    def step(self, batch, metrics, more=None):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"step": ("batch", "metrics")}, None),
+        ({"step": ("metrics",)}, r"Trainer has no step\(metrics, ...\), on which dibs relies"),
+        ({"fit": ()}, r"Trainer has no fit\(...\), on which dibs relies"),
+    ],
+)
+def test_a_method_that_a_plug_in_overrides_is_missing(methods, message):
+    hooks = TrainerHooks("numpy", "numpy", "dibs", "1.0", methods)
+    if message is None:
+        hooks.check(Trainer)
+        return
+    with pytest.raises(InputError, match=message):
+        hooks.check(Trainer)

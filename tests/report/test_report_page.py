@@ -216,7 +216,7 @@ def test_rows_are_worked_out_once_a_report(tmp_path, monkeypatch):
         asked.append(arm.label)
         return arm_row(arm)
 
-    for module in ("build", "page", "overview"):
+    for module in ("write", "page", "tables"):
         monkeypatch.setattr(f"dibs.report.{module}.arm_row", counted, raising=False)
     make_run(tmp_path / "run")
     write_report([tmp_path / "run"], tmp_path / "out")

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from dibs.allocation.intervals import over_seeds
 from dibs.report.arms import Arm, differing_keys, group_runs
-from dibs.report.curves import arm_curve, costs_at, over_seeds
+from dibs.report.curves import arm_curve, costs_at
 from dibs.report.panels import has_score
 from dibs.report.spending import PARTS, mean_spending, spending, total_spending
 from dibs.report.tables import arm_row

@@ -15,7 +15,14 @@ import pytest
 import yaml
 
 from dibs.cli import main
-from dibs.study.costs import COSTS, Curve, Mean, Target, compare_curves, mean_curve
+from dibs.study.costs import (
+    COSTS,
+    Evaluations,
+    MeanEvaluations,
+    Target,
+    compare_evaluations,
+    mean_evaluations,
+)
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
 from dibs.study.results import rows
@@ -58,9 +65,9 @@ STUDY = {
 }
 
 
-def curve(cost: list[float], value: list[float], **totals: float) -> Curve:
+def curve(cost: list[float], value: list[float], **totals: float) -> Evaluations:
     spent, reached = np.array(cost, dtype=float), np.array(value)
-    return Curve(dict.fromkeys(COSTS, spent), reached, reached, reached, totals, np.zeros(0))
+    return Evaluations(dict.fromkeys(COSTS, spent), reached, reached, reached, totals, np.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +81,7 @@ def curve(cost: list[float], value: list[float], **totals: float) -> Curve:
     ],
 )
 def test_crossings_by_hand(target, expected):
-    mean = Mean(
+    mean = MeanEvaluations(
         {"rollouts": np.array([[0.0, 100, 200, 300]] * 2)},
         {"value": np.array([[0.1, 0.3, 0.5, 0.4], [0.0, 0.0, 0.0, 1.0]])},
     )
@@ -82,8 +89,8 @@ def test_crossings_by_hand(target, expected):
     np.testing.assert_allclose(found, [np.nan if expected is None else expected, 250])
 
 
-def speed_ups(reference: list[Curve], arm: list[Curve]):
-    (found,) = compare_curves(reference, arm)
+def speed_ups(reference: list[Evaluations], arm: list[Evaluations]):
+    (found,) = compare_evaluations(reference, arm)
     return found.speed_up
 
 
@@ -96,7 +103,7 @@ def test_targets_by_hand():
         Target("accuracy", level=0.5),
         Target("pass_at_k", level=0.9),
     ]
-    found = compare_curves(reference, arm, targets)
+    found = compare_evaluations(reference, arm, targets)
     assert [each.target for each in found] == [0.6, pytest.approx(0.4), 0.5, 0.9]
     assert [each.to_target["rollouts"] for each in found] == [
         100,
@@ -139,7 +146,9 @@ def test_an_arm_that_never_gets_there_has_no_speed_up():
     ],
 )
 def test_what_cannot_be_measured_has_no_speed_up(reference, arm):
-    (found,) = compare_curves(*([curve([0, 100], v) for v in each] for each in (reference, arm)))
+    (found,) = compare_evaluations(
+        *([curve([0, 100], v) for v in each] for each in (reference, arm))
+    )
     for each in found.speed_up.values():
         assert (each.value, each.low, each.high) == (None, None, None)
 
@@ -155,7 +164,7 @@ def test_no_interval_where_many_resamples_say_nothing_or_there_is_one_seed():
 
 
 def test_means_are_taken_evaluation_by_evaluation():
-    mean = mean_curve([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
+    mean = mean_evaluations([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
     np.testing.assert_allclose(mean.costs["tokens"], [[0, 200]])
     np.testing.assert_allclose(mean.scores["value"], [[0.2, 0.5]])
 
@@ -239,7 +248,7 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys):
     uniform = write(tmp_path, {"allocate": {"allocator": "uniform"}}, "uniform.yaml")
     for words, message in (
         ([], "nothing to compare"),
-        ([study, plain], "is a whole study; give it alone"),
+        ([study, plain], "is a whole study; name it alone"),
         ([uniform], "there is nothing to compare"),
         ([tmp_path / "none.yaml"], "cannot read config"),
     ):
@@ -254,7 +263,7 @@ def test_a_diverged_seed_is_not_left_out(tmp_path):
     )
     curves = {seed: curve([0, 1], [0.0, 1.0], **totals) for seed in (0, 1)}
     outcomes = [Outcome(cell, "accuracy", 1e-3, dict(curves)) for cell in study.cells]
-    del outcomes[1].curves[1]
+    del outcomes[1].finished[1]
     outcomes[1].failures["seed 1"] = "NaN"
     table = rows(study, outcomes)
     assert (table[1]["seeds"], table[1]["target"], table[1]["speedup_rollouts"]) == (

@@ -236,7 +236,7 @@ def test_another_version_is_refused_in_one_line(monkeypatch, found, shown):
             raise importlib.metadata.PackageNotFoundError(name)
         return found
 
-    requirement = importlib.import_module("dibs.integrations.trl.requirement")
+    requirement = importlib.import_module("dibs.integrations.requirement")
     monkeypatch.setattr(requirement, "version", version)
     with pytest.raises(ImportError, match=shown) as caught:
         importlib.reload(importlib.import_module("dibs.integrations.trl"))

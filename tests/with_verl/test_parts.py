@@ -77,13 +77,13 @@ def test_losses_with_a_mean_of_their_own(compose):
 def test_verls_trainer_has_what_is_overridden():
     from verl.trainer.ppo.v1 import PPOTrainerSync
 
-    from dibs.integrations.verl.hooks import HOOKS, check_hooks
+    from dibs.integrations.verl.hooks import HOOKS
 
-    check_hooks(PPOTrainerSync)
-    for name in HOOKS:
+    HOOKS.check(PPOTrainerSync)
+    for name in HOOKS.methods:
         other = type("Other", (PPOTrainerSync,), {name: None})
         with pytest.raises(InputError, match=rf"has no {name}\("):
-            check_hooks(other)
+            HOOKS.check(other)
 
 
 def test_norms_are_not_measured_again_in_later_passes(monkeypatch):

@@ -1,4 +1,8 @@
-"""Intervals of 95%: bootstrap over prompts or seeds, and how an interval is printed."""
+"""Intervals of 95%, and how an interval is printed.
+
+Bootstrap percentiles cover prompts or seeds, Student's t covers seeds, and Wilson's interval covers
+accept rates that all agree.
+"""
 
 from __future__ import annotations
 
@@ -7,61 +11,80 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 RESAMPLES = 1000
+"""Resamples of a bootstrap over prompts."""
+_Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with a 95% bootstrap interval; None where it cannot be told, or is infinite."""
+    """A number with the ends of its 95% interval; None where one is unknown or infinite."""
 
     value: float | None
     low: float | None
     high: float | None
 
 
+def resampled_weights(m: int, resamples: int, seed: int = 0) -> np.ndarray:
+    """Draw m of m items with replacement, and count each item; float64 [resamples, m]."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(m, np.full(m, 1 / m), size=resamples).astype(np.float64)
+
+
+def percentile_ends(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the 95% percentile interval of resampled values; NaN if there are none."""
+    if not len(values):
+        return np.nan, np.nan
+    low, high = np.quantile(values, (0.025, 0.975), method="nearest")
+    return float(low), float(high)
+
+
 def bootstrap(statistic: Callable[[np.ndarray], float], m: int, seed: int = 0) -> Interval:
-    """A statistic of weighted prompts with its percentile interval.
+    """Compute a statistic of weighted prompts and its percentile interval.
+
+    A resample in which the statistic is NaN is left out.
 
     Args:
-        statistic: its value where prompt i counts ``weights[i]`` times, float64 [m].
+        statistic: returns the value when prompt i counts ``weights[i]`` times, for weights float64 [m].
         m: number of prompts.
+        seed: of the resamples.
     """
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(m, np.full(m, 1 / m), size=RESAMPLES).astype(np.float64)
     with np.errstate(all="ignore"):
         value = float(statistic(np.ones(m)))
+        draws = resampled_weights(m, RESAMPLES, seed)
         values = np.array([statistic(weights) for weights in draws])
-    known = values[~np.isnan(values)]
-    low, high = (
-        np.quantile(known, (0.025, 0.975), method="nearest") if len(known) else (np.nan, np.nan)
-    )
-    return Interval(*(float(v) if np.isfinite(v) else None for v in (value, low, high)))
-
-
-_Z95 = 1.959964
+    low, high = percentile_ends(values[~np.isnan(values)])
+    return Interval(*(v if np.isfinite(v) else None for v in (value, low, high)))
 
 
 def mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over prompts [m] in [0, 1] with its 95% bootstrap interval.
+    """Compute the mean over prompts and its 95% bootstrap interval.
 
-    Where all prompts agree there is nothing to resample, and the interval is :func:`clustered_interval`.
+    If all prompts have one value, every resample does too. The interval is then that of
+    :func:`clustered_interval`.
+
+    Args:
+        values: [m], between 0 and 1.
     """
     if np.ptp(values) == 0:
         return (float(values[0]), *clustered_interval(values))
-    told = bootstrap(lambda w: float(w @ values / w.sum()), len(values))
-    assert told.low is not None
-    assert told.high is not None
-    mean = float(values.mean())
-    return mean, max(told.low, 0.0), min(told.high, 1.0)
+    found = bootstrap(lambda w: float(w @ values / w.sum()), len(values))
+    assert found.low is not None
+    assert found.high is not None
+    return float(values.mean()), max(found.low, 0.0), min(found.high, 1.0)
 
 
 def clustered_interval(rates: np.ndarray) -> tuple[float, float]:
-    """95% interval of the mean of per-prompt accept rates, [m] in [0, 1].
+    """Compute the 95% interval of the mean of accept rates of prompts.
 
-    Completions of one prompt are not independent, so the spread between prompts counts, not the
-    number of completions: a Wilson interval at the effective sample size ``mean (1 - mean) / SE^2``.
-    Where all prompts agree, each counts as one draw.
+    Completions of one prompt are not independent. So the spread between prompts decides the width, and
+    the number of completions does not: this is Wilson's interval at the effective sample size
+    ``mean (1 - mean) / SE^2``. If all prompts agree, each counts as one draw.
+
+    Args:
+        rates: [m], between 0 and 1.
     """
     m, mean = len(rates), float(np.mean(rates))
     error = float(np.var(rates, ddof=1)) / m if m > 1 else 0.0
@@ -71,3 +94,47 @@ def clustered_interval(rates: np.ndarray) -> tuple[float, float]:
         _Z95 / (1 + _Z95**2 / size) * math.sqrt(mean * (1 - mean) / size + (_Z95 / (2 * size)) ** 2)
     )
     return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the mean over seeds and the ends of its 95% interval by Student's t.
+
+    Args:
+        values: [seeds, ...]; the results have the other axes. Of one seed, the ends are NaN.
+    """
+    seeds = len(values)
+    mean = values.mean(axis=0)
+    if seeds == 1:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    margin = stdtrit(seeds - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(seeds)
+    return mean, mean - margin, mean + margin
+
+
+def number_text(value: float) -> str:
+    """Print a number: without decimals from 100 up, with two below."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def interval_text(
+    found: Interval,
+    number: Callable[[float], str] = number_text,
+    *,
+    unknown_value: str | None = None,
+    unknown_end: str | None = None,
+) -> str:
+    """Print an interval as ``value (low-high)``.
+
+    Args:
+        found: printed as ``-`` if it has neither a value nor an end.
+        number: prints a number.
+        unknown_value: printed for a value of None that has ends; the default prints ``-`` alone.
+        unknown_end: printed for an end of None; the default leaves out both ends if one is unknown.
+    """
+    ends = (found.low, found.high)
+    if found.value is None and (unknown_value is None or ends == (None, None)):
+        return "-"
+    value = str(unknown_value) if found.value is None else number(found.value)
+    if unknown_end is None and None in ends:
+        return value
+    low, high = (str(unknown_end) if end is None else number(end) for end in ends)
+    return f"{value} ({low}-{high})"

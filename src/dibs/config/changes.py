@@ -44,8 +44,8 @@ def changed_keys(config: Config) -> list[str]:
 
     What a resumed run may change is left out. InputError where the folder holds none.
     """
-    before = _flat(_written_config(config.output_dir))
-    now = _flat(config.model_dump(mode="json"))
+    before = flat_keys(_written_config(config.output_dir))
+    now = flat_keys(config.model_dump(mode="json"))
     return [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
@@ -53,14 +53,15 @@ def changed_keys(config: Config) -> list[str]:
     ]
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix.removesuffix("."): values}
-    return {
-        key: inner
-        for name, value in values.items()
-        for key, inner in _flat(value, f"{prefix}{name}.").items()
-    }
+def flat_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested configuration: every value by its dotted key, in order."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flat_keys(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _free_to_change(key: str) -> bool:

@@ -1,1 +1,1 @@
-"""What a run shows: step metrics, live views, trackers, figures and comparisons."""
+"""Run folders as tables, figures and one HTML page."""

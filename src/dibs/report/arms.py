@@ -1,12 +1,13 @@
-"""Runs that differ in nothing but the seed make an arm; its curves, means and intervals over seeds."""
+"""Group runs that differ only in the seed into arms, and give each arm a label."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dibs.config.changes import flat_keys
 from dibs.runs.read import Run
 from dibs.types import printable
 
@@ -19,8 +20,8 @@ _NOT_OF_THE_ARM = (
     "tracking",
     "checkpoint",
 )
-"""Sections and keys of the configuration that do not change what is trained."""
-_TELLING = (
+"""Sections and keys of the configuration that have no influence on what is trained."""
+_LABEL_KEYS = (
     "allocate.allocator",
     "algorithm.name",
     "estimate.mode",
@@ -30,27 +31,28 @@ _TELLING = (
     "update.learning_rate",
     "allocate.num_generations",
 )
-"""Keys that name an arm, as far as they are needed to tell it from the others."""
-_BARE = ("allocate.allocator", "algorithm.name")
+"""Keys that label an arm, in order. A label has only those in which arms differ."""
+_VALUE_ALONE = ("allocate.allocator", "algorithm.name")
+"""Keys whose value needs no name before it in a label."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one configuration, a seed each."""
+    """Runs of one configuration, each with its own seed."""
 
     label: str
     runs: Sequence[Run]
 
 
 def group_runs(runs: Sequence[Run]) -> list[Arm]:
-    """Arms in the order of their first runs, with labels that tell them apart.
+    """Group runs into arms, in the order of their first runs. All labels are different.
 
-    A run without a readable configuration is an arm of its own, and so is a second run of a seed: it
-    would make an interval narrower without telling anything new.
+    A run without a readable configuration is an arm of its own. So is a second run of the same seed: it
+    repeats the first one, and counting it twice would make the interval too narrow.
     """
     arms: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps(_flat(run.config), sort_keys=True, default=str)
+        key = json.dumps(_trained_keys(run.config), sort_keys=True, default=str)
         key = key if run.config else str(run.path)
         seed = run.setting("seed")
         while any(each.setting("seed") == seed for each in arms.get(key, [])):
@@ -62,24 +64,24 @@ def group_runs(runs: Sequence[Run]) -> list[Arm]:
 
 
 def differing_keys(arms: Sequence[Arm]) -> list[tuple[str, list[Any]]]:
-    """Configuration keys, dotted, that are not the same in all arms, with the value of each arm."""
-    flat = [_flat(arm.runs[0].config) for arm in arms]
+    """Return the dotted keys in which the arms differ, each with the values of all arms."""
+    flat = [_trained_keys(arm.runs[0].config) for arm in arms]
     keys = sorted({key for each in flat for key in each})
     rows = [(key, [each.get(key) for each in flat]) for key in keys]
     return [(key, values) for key, values in rows if _distinct(values) > 1]
 
 
 def _labels(firsts: Sequence[Run]) -> list[str]:
-    """Few words for each arm; the folder's name where the configuration has none to tell it by."""
+    """Label each arm by the keys in which it differs, or by its folder if it has no configuration."""
     names: list[list[str]] = [[] for _ in firsts]
-    others = sorted({key for run in firsts for key in _flat(run.config)} - set(_TELLING))
-    for key in (*_TELLING, *others):
+    others = sorted({key for run in firsts for key in _trained_keys(run.config)} - set(_LABEL_KEYS))
+    for key in (*_LABEL_KEYS, *others):
         values = [run.setting(key) for run in firsts]
         longer = [
-            [*name, _said(key, value)] if run.config else name
+            [*name, _label_part(key, value)] if run.config else name
             for name, value, run in zip(names, values, firsts, strict=True)
         ]
-        if key == _TELLING[0] or _distinct(longer) > _distinct(names):
+        if key == _LABEL_KEYS[0] or _distinct(longer) > _distinct(names):
             names = longer
     labels = [
         printable(", ".join(name) or run.path) for name, run in zip(names, firsts, strict=True)
@@ -90,26 +92,18 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
     ]
 
 
-def _said(key: str, value: Any) -> str:
-    return f"{value}" if key in _BARE else f"{key.rpartition('.')[2]} {value}"
+def _label_part(key: str, value: Any) -> str:
+    return f"{value}" if key in _VALUE_ALONE else f"{key.rpartition('.')[2]} {value}"
 
 
 def _distinct(values: Sequence[Any]) -> int:
     return len({json.dumps(value, default=str) for value in values})
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of an arm with dotted keys."""
-
-    def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                yield from leaves(inner, f"{key}.{name}" if key else str(name))
-        else:
-            yield key, value
-
+def _trained_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that decide what is trained, by dotted key."""
     return {
         key: value
-        for key, value in leaves(values, "")
+        for key, value in flat_keys(config).items()
         if key.partition(".")[0] not in _NOT_OF_THE_ARM
     }

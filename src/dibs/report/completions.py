@@ -1,4 +1,4 @@
-"""The completions of runs as JSON that may stand inside an HTML page, within a limit of bytes."""
+"""The completions of runs as JSON inside an HTML page, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from dibs.report.arms import Arm
 from dibs.runs.read import Record, finite_number
 
 BYTES = 3_200_000
-"""Of all completions of a page together."""
+"""Limit for all completions of a page together."""
 TEXT = 12_000
-"""Characters of a prompt or completion that are shown; more is cut out of its middle."""
+"""Characters of a prompt or completion to show. A longer text loses its middle."""
 
 
 @dataclass(frozen=True)
 class Completions:
-    """``json``: safe within a script element. ``kept``: completions that the run folders hold."""
+    """Completions for the page.
+
+    ``json``: safe inside a script element. ``shown``: how many it holds. ``kept``: how many the run
+    folders hold.
+    """
 
     json: str
     shown: int
@@ -28,14 +32,17 @@ class Completions:
 
 
 def pack_completions(arms: Sequence[Arm], limit: int = BYTES) -> Completions:
-    """The completions of all runs, or of each run as many at even distances as there is room for."""
+    """Pack the completions of all runs.
+
+    If there are too many, each run loses the same share, and those shown are evenly spaced.
+    """
     runs = [(arm.label, run) for arm in arms for run in arm.runs]
     labels = [
         f"{label}, seed {run.setting('seed')}" if run.config else f"{run.path}"
         for label, run in runs
     ]
     rows = [(i, record) for i, (_, run) in enumerate(runs) for record in run.samples]
-    # As JSON a text has at least as many bytes as characters.
+    # JSON takes at least one byte for each character.
     least = sum(min(len(record["completion"]), TEXT) for _, record in rows)
     share = min(1.0, limit / max(least, 1))
     while True:
@@ -55,13 +62,13 @@ def _packed(labels: Sequence[str], rows: Sequence[tuple[int, Record]]) -> str:
         columns.append(
             [
                 run,
-                _known(finite_number(record, "step")),
+                _json_number(finite_number(record, "step")),
                 prompts.setdefault((prompt[0], prompt[1], prompt[2]), len(prompts)),
                 _text(record["completion"]),
-                _known(finite_number(record, "reward")),
+                _json_number(finite_number(record, "reward")),
                 _text(record.get("status")),
-                _known(finite_number(record, "accept_rate")),
-                _known(finite_number(record, "count")),
+                _json_number(finite_number(record, "accept_rate")),
+                _json_number(finite_number(record, "count")),
             ]
         )
     found = {"runs": [_text(label) for label in labels], "prompts": [*prompts], "rows": columns}
@@ -69,14 +76,14 @@ def _packed(labels: Sequence[str], rows: Sequence[tuple[int, Record]]) -> str:
 
 
 def in_script(json: str) -> str:
-    """JSON without the characters that could end a script element or begin a comment in it."""
+    """Escape the characters that could end a script element or begin a comment in it."""
     for character in "<>&":
         json = json.replace(character, f"\\u{ord(character):04x}")
     return json
 
 
 def _text(value: Any) -> str:
-    """Text that any page can hold: halves of surrogate pairs replaced, the middle of long ones cut."""
+    """Make text that any page can hold: replace lone surrogates, and cut the middle of long texts."""
     text = "" if value is None else str(value)
     if len(text) > TEXT:
         half = TEXT // 2
@@ -84,7 +91,7 @@ def _text(value: Any) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _known(value: float) -> float | int | None:
+def _json_number(value: float) -> float | int | None:
     if np.isnan(value):
         return None
     return int(value) if value == int(value) else round(value, 4)

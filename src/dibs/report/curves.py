@@ -1,4 +1,4 @@
-"""Curves of runs and of arms: a score against what was spent."""
+"""Held-out scores of runs and arms against what training cost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
+from dibs.allocation.intervals import over_seeds
 from dibs.report.arms import Arm
 from dibs.runs.read import Record, Run, finite_number
 
@@ -18,7 +18,11 @@ Axis = Callable[[Sequence[Record]], np.ndarray]
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean and its 95% interval at the points ``x``; all [points], NaN where there is none."""
+    """A score with its 95% interval against a cost.
+
+    All arrays are float64 [points], a point for each evaluation; NaN where a number is unknown.
+    ``x``: the cost until then. ``mean``: the score, of one run or over seeds.
+    """
 
     x: np.ndarray
     mean: np.ndarray
@@ -31,9 +35,10 @@ def _column(key: str) -> Axis:
 
 
 def training_seconds(lines: Sequence[Record]) -> np.ndarray:
-    """Seconds since the start, without evaluation and the variance meter; float64 [lines].
+    """Sum up the seconds of training, without evaluation and the variance meter; float64 [lines].
 
-    ``lines``: those of metrics.jsonl from its first on. A line that does not tell counts as 0.
+    Args:
+        lines: of metrics.jsonl, from the first one on. A line without seconds counts as 0.
     """
     taken = [
         np.nan_to_num(
@@ -51,15 +56,17 @@ AXES: Mapping[str, Axis] = {
     "tokens": _column("completion_tokens"),
     "seconds": training_seconds,
 }
-"""What training costs, by the name of the cost: its total after each line of metrics.jsonl."""
+"""Costs of training by name: each computes the total after every line of metrics.jsonl."""
 
 
 def run_curve(run: Run, axis: str, score: str = "accuracy") -> Curve:
-    """A run's held-out score at its evaluations, with the interval over prompts if that is known.
+    """Return a run's score at its evaluations, with the interval over prompts if that is known.
 
-    ``axis``: a key of :data:`AXES`; ``score``: a key of metrics.jsonl.
+    Args:
+        axis: a key of :data:`AXES`.
+        score: a key of metrics.jsonl.
     """
-    lines = _evaluated(run, score)
+    lines = _evaluated(run.metrics, score)
     points = _at(run, AXES[axis], [line["step"] for line in lines])
     mean, low, high = (
         np.array([finite_number(line, key) for line in lines])
@@ -69,15 +76,16 @@ def run_curve(run: Run, axis: str, score: str = "accuracy") -> Curve:
 
 
 def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
-    """A held-out score of an arm at the evaluations that all of its seeds have reached.
+    """Return an arm's score at the evaluations that all of its seeds have reached.
 
-    Over seeds: the mean and Student's t interval; costs are means as well. Of a single run: its own.
+    Of several seeds, score and cost are means over the seeds, and the interval is Student's t. Of one
+    seed, the curve is that of the run.
     """
     if len(arm.runs) == 1:
         return run_curve(arm.runs[0], axis, score)
     each = [
-        {line["step"]: finite_number(line, score) for line in _evaluated(r, score)}
-        for r in arm.runs
+        {line["step"]: finite_number(line, score) for line in _evaluated(run.metrics, score)}
+        for run in arm.runs
     ]
     shared = sorted(set.intersection(*(set(values) for values in each)))
     points = np.array([_at(run, AXES[axis], shared) for run in arm.runs]).mean(axis=0)
@@ -85,18 +93,11 @@ def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
     return Curve(points, mean, low, high)
 
 
-def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over seeds and its 95% interval (Student's t) of values [seeds, points]; NaN if one seed."""
-    seeds = len(values)
-    mean = values.mean(axis=0)
-    if seeds == 1:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    margin = stdtrit(seeds - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(seeds)
-    return mean, mean - margin, mean + margin
-
-
 def costs_at(arm: Arm, step: int) -> dict[str, float]:
-    """What an arm had spent after a step, by axis, and its pilots: means over seeds."""
+    """Return what an arm had spent after a step: means over seeds, by cost.
+
+    The costs are those of :data:`AXES`, optimizer updates and pilot rollouts.
+    """
     totals = {**AXES, **{name: _column(name) for name in ("optimizer_updates", "pilot_rollouts")}}
     return {
         name: float(np.mean([_at(run, total, [step])[0] for run in arm.runs]))
@@ -104,12 +105,13 @@ def costs_at(arm: Arm, step: int) -> dict[str, float]:
     }
 
 
-def _evaluated(run: Run, score: str) -> list[Record]:
-    return [line for line in run.metrics if not np.isnan(finite_number(line, score))]
+def _evaluated(lines: Sequence[Record], score: str = "accuracy") -> list[Record]:
+    """Return the lines of metrics.jsonl that have a score."""
+    return [line for line in lines if not np.isnan(finite_number(line, score))]
 
 
 def _at(run: Run, total: Axis, steps: Sequence[int]) -> np.ndarray:
-    """A run's total after each of some steps; where a line is missing, that of the line before."""
+    """Return a run's total after each of some steps. A missing line has the total of the one before."""
     known = np.array([line["step"] for line in run.metrics])
     places = np.searchsorted(known, steps, side="right") - 1
     return np.where(places < 0, np.nan, total(run.metrics)[np.maximum(places, 0)])

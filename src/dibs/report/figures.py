@@ -1,4 +1,4 @@
-"""The figures of runs: three PNG files for a run folder or the demo, and all of them for the page."""
+"""The figures of runs: three PNG files for a run folder or the demo, and all figures of the page."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from dibs.types import InputError, printable
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
 POINTS = 12_000
-"""Dots of all figures of counts together: each takes about 100 bytes of the page."""
+"""Limit for the dots of all figures of counts together. A dot takes about 100 bytes of the page."""
 _WIDTH, _HEIGHT = 4.6, 3.5
-_MANY = 10**9
+_NO_LIMIT = 10**9
 
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure of the page: of all arms, or of one. ``steps``: those its dots can be told apart by."""
+    """A figure of the page.
+
+    ``arm``: label of the arm that it shows, or None if it shows all. ``steps``: training steps that the
+    page can show one at a time.
+    """
 
     name: str
     subject: str
@@ -66,7 +70,7 @@ def _of_a_folder(arms: Sequence[Arm]) -> Iterator[Figure]:
     figure, row = _row(len(arms))
     time = _time(arms)
     for axes, arm in zip(row, arms, strict=True):
-        panels.counts_panel(axes, arm.runs, time, _MANY)
+        panels.counts_panel(axes, arm.runs, time, _NO_LIMIT)
         axes.set_title(arm.label)
         axes.label_outer()
     _step_bar(figure, row, time)
@@ -84,25 +88,25 @@ def _of_a_folder(arms: Sequence[Arm]) -> Iterator[Figure]:
 
 
 def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
-    """Every figure of the page, of one panel each, so that a narrow screen can stack them.
+    """Draw every figure of the page. Each has one panel, so that a narrow screen can stack them.
 
-    To be drawn, and saved, within ``rc_context(STYLE)``.
+    The caller draws and saves them inside ``rc_context(STYLE)``.
     """
     for axis in AXES:
-        yield _plain(
+        yield _with_legend(
             f"accuracy-{axis}",
             f"Held-out accuracy against {axis}",
             lambda axes, axis=axis: panels.score_panel(axes, arms, axis),  # type: ignore[misc]
             legend=len(arms),
         )
     if panels.has_score(arms, "log_accept_rate"):
-        yield _plain(
+        yield _with_legend(
             "log-accept-rate",
             "Held-out mean ln p against rollouts",
             lambda axes: panels.score_panel(axes, arms, "rollouts", "log_accept_rate"),
             legend=len(arms),
         )
-    yield _plain(
+    yield _with_legend(
         "budget",
         "Where the rollouts went",
         lambda axes: panels.budget_panel(axes, arms),
@@ -118,7 +122,7 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
         yield PageFigure(
             f"accept-rates-{i}", "Accept rates of the prompts over time", arm.label, figure
         )
-        yield _plain(
+        yield _with_legend(
             f"spending-{i}",
             "Where the rollouts went, step by step",
             lambda axes, arm=arm: panels.spending_panel(axes, arm.runs),  # type: ignore[misc]
@@ -126,7 +130,7 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
             arm=arm.label,
         )
         if panels.has_variance(arm.runs):
-            yield _plain(
+            yield _with_legend(
                 f"variance-{i}",
                 "Variance of the gradient over time",
                 lambda axes, arm=arm: panels.variance_panel(axes, arm.runs),  # type: ignore[misc]
@@ -143,7 +147,7 @@ def _counts(name: str, arm: Arm, time: Normalize, most_points: int) -> PageFigur
     return PageFigure(name, subject, arm.label, figure, shown)
 
 
-def _plain(
+def _with_legend(
     name: str,
     subject: str,
     draw: Callable[[Axes], None],
@@ -152,7 +156,7 @@ def _plain(
     arm: str | None = None,
     height: float = _HEIGHT,
 ) -> PageFigure:
-    """A figure of one panel with a legend of ``legend`` lines below it."""
+    """Draw a figure of one panel with a legend of ``legend`` lines below it."""
     figure = Figure(figsize=(_WIDTH, height + 0.2 * legend), layout="constrained")
     axes = figure.subplots()
     draw(axes)

@@ -1,4 +1,4 @@
-"""Runs as one HTML page that needs nothing but itself: figures, tables, completions, configurations."""
+"""Runs as one self-contained HTML page: figures, tables, completions and configurations."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 _CAPTIONS = {
-    "accuracy-steps": "At equal training steps, so at equal optimizer updates if these are alike.",
-    "accuracy-rollouts": "Completions sampled in training, pilots counted, evaluation left out.",
-    "accuracy-tokens": "Completion tokens sampled in training, pilots counted.",
-    "accuracy-seconds": "Time without evaluation and without the variance meter; it depends on what "
+    "accuracy-steps": "Arms are at equal optimizer updates here if their steps have equally many.",
+    "accuracy-rollouts": "Completions sampled in training, pilots included, evaluation left out.",
+    "accuracy-tokens": "Completion tokens sampled in training, pilots included.",
+    "accuracy-seconds": "Time without evaluation and without the variance meter. It depends on what "
     "else the machine did.",
-    "log-accept-rate": "Mean over held-out prompts of ln p_i, the value that log_likelihood raises; p_i "
-    "from (accepted + 1/2) / (n + 1). Intervals only over seeds.",
-    "budget": "Pilots are thrown away in mode pilot only. A group that is all alike teaches nothing "
-    "where a baseline is subtracted. Learned from: with an advantage other than 0.",
-    "counts": "A dot is a prompt in a step: what it was given, against its accept rate, that of the "
-    "pilots where there are any. The slider shows single steps.",
-    "accept-rates": "Each column is a step, or a few of very many: how its prompts spread "
-    "over five bins of accept rates.",
-    "spending": "As above, for each step; means over seeds.",
-    "variance": "Below 1 the gradient is less noisy than under uniform counts. Measured: by the step's "
-    "own completions, with a 95% interval, over seeds if there are several.",
+    "log-accept-rate": "Mean over held-out prompts of ln p_i, which log_likelihood raises. p_i is "
+    "(accepted + 1/2) / (n + 1). Intervals are over seeds only.",
+    "budget": "Only mode pilot throws pilots away. If a baseline is subtracted, a group that is all "
+    "accepted or all rejected has no gradient. Rollouts learned from have an advantage other than 0.",
+    "counts": "A dot is a prompt in a step: how many completions it got, against its accept rate. The "
+    "rate is that of the pilots if there are any. The slider shows single steps.",
+    "accept-rates": "Each column is a step and shows how its prompts spread over five bins of accept "
+    "rates. In a long run several steps share a column.",
+    "spending": "The same parts as in the figure of the whole budget, for each step; means over seeds.",
+    "variance": "Below 1 the gradient is less noisy than under uniform counts. Measurements come from "
+    "the step's own completions and have a 95% interval, over seeds if there are several.",
 }
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything the page shows; figures are drawn already.
+    """Everything that the page shows.
 
-    ``arm_rows`` and ``run_rows``: what :mod:`dibs.report.tables` makes of them.
+    ``arm_rows`` and ``run_rows``: rows of :mod:`dibs.report.tables`. ``figures``: results of
+    :func:`figure_context`.
     """
 
     arms: Sequence[Arm]
@@ -62,7 +63,7 @@ class Contents:
 
 
 def figure_context(figure: PageFigure) -> dict[str, Any]:
-    """A figure for the page."""
+    """Convert a figure to the values that the template shows."""
     kind = figure.name.rstrip("0123456789").rstrip("-")
     subject = figure.subject if figure.arm is None else f"{figure.subject}: {figure.arm}"
     return {
@@ -76,7 +77,12 @@ def figure_context(figure: PageFigure) -> dict[str, Any]:
 
 
 def render_page(contents: Contents, refresh: float | None = None) -> str:
-    """The page as text; with ``refresh`` it loads itself again every so many seconds."""
+    """Return the page as text.
+
+    Args:
+        contents: what it shows.
+        refresh: seconds between two reloads of the page; None never reloads it.
+    """
     script = _source("page.js")
     arms = contents.arms
     page = _ENVIRONMENT.get_template("page.html").render(

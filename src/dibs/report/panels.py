@@ -1,4 +1,4 @@
-"""What each figure shows, drawn on one pair of axes: the same for run folders, the demo and the page."""
+"""Draw what each figure shows on one pair of axes, for run folders, the demo and the page."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from dibs.allocation.intervals import over_seeds
 from dibs.report.arms import Arm
-from dibs.report.curves import arm_curve, over_seeds, run_curve
+from dibs.report.curves import arm_curve, run_curve
 from dibs.report.spending import PARTS, mean_spending, total_spending
 from dibs.runs.read import Record, Run, finite_number
 from dibs.training.records import HISTOGRAM_BINS
 
 INK = "#1c2127"
-"""Lines and text; the page puts its own text color in its place."""
+"""Color of lines and text. The page replaces it by the color of its text."""
 COLORS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
-"""Three to one or more against white and against the page's dark ground."""
+"""Colors of arms; their contrast is 3:1 or more on white and on the page's dark background."""
 PART_COLORS = ("#008f68", "#0072b2", "#d55e00", "#7b838c")
 STEPS = LinearSegmentedColormap.from_list("steps", ["#0072b2", "#8f7a86", "#d55e00"])
-"""Early to late; readable on both grounds as well."""
+"""Colors of steps, early to late, which can be seen on both backgrounds too."""
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names of folders and allocators are no formulas
     "text.color": INK,
@@ -48,11 +49,11 @@ _COSTS = {
 }
 _SCORES = {"accuracy": "held-out accuracy", "log_accept_rate": "held-out mean ln p_i"}
 _COLUMNS = 1000
-"""Of an image over the steps: more than a page has pixels for one."""
+"""Largest number of columns of an image over the steps; a page has fewer pixels for it."""
 
 
 def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accuracy") -> None:
-    """A held-out score of every arm against a cost, with 95% intervals; thin: the single seeds."""
+    """Draw a held-out score of every arm against a cost, with 95% intervals and thin lines for seeds."""
     for color, marker, arm in zip(cycle(COLORS), cycle(_MARKERS), arms, strict=False):
         if len(arm.runs) > 1:
             for run in arm.runs:
@@ -66,16 +67,16 @@ def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accura
 
 
 def has_score(arms: Sequence[Arm], score: str) -> bool:
-    """Whether every arm has an evaluation of all its seeds that tells a score."""
+    """Whether every arm has an evaluation with a score that all of its seeds have reached."""
     return all(len(arm_curve(arm, "steps", score).x) for arm in arms)
 
 
 def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: int) -> list[int]:
-    """Count n_i against accept rate, every prompt of every step; the steps that are shown.
+    """Draw the count n_i against the accept rate for every prompt of every step. Return the steps shown.
 
-    Each step is a collection of its own, named ``step-N``. Of more than ``most_points`` prompts, steps
-    at even distances are shown, and of a step's prompts as many as there is room for. The accept rate
-    is the pilots', on which the count was decided, or the group's own without pilots.
+    Each step is a collection of its own, named ``step-N``. If there are more than ``most_points``
+    prompts, evenly spaced steps are shown, each with as many of its prompts as there is room for. The
+    accept rate is that of the pilots, which decided the count, or of the group if there are no pilots.
     """
     by_step: dict[int, list[Record]] = {}
     for run in runs:
@@ -111,9 +112,9 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
 
 
 def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
-    """Histogram of the accept rates of a step's prompts, all seeds together, over the steps.
+    """Draw a histogram of the accept rates of each step's prompts, for all seeds together.
 
-    A column is a step; of more steps than there is room for, as few as make 1,000 columns share one.
+    A column is a step. If there are more than 1,000 steps, neighboring steps share a column.
     """
     bins: dict[int, np.ndarray] = {}
     for run in runs:
@@ -131,7 +132,7 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
     places = (steps - first) // width
     columns = np.zeros((places[-1] + 1, HISTOGRAM_BINS))
     np.add.at(columns, places, [bins[step] for step in steps])
-    columns[np.setdiff1d(np.arange(len(columns)), places)] = np.nan  # steps that tell nothing
+    columns[np.setdiff1d(np.arange(len(columns)), places)] = np.nan  # steps without a histogram
     totals = np.maximum(columns.sum(axis=1, keepdims=True), 1)
     axes.imshow(
         (columns / totals).T,
@@ -146,9 +147,10 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
-    """Variance of the gradient over that under uniform counts: chosen counts and the best, over time.
+    """Draw the gradient's variance over time, divided by that of uniform counts.
 
-    Means over seeds. The bar of a measurement is its 95% interval, over seeds if there are several.
+    Shown are the chosen counts and the best ones, as means over seeds. The bar of a measurement is its
+    95% interval, over seeds if there are several.
     """
     axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
     for key, label, color, line in (
@@ -176,13 +178,13 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def has_variance(runs: Sequence[Run]) -> bool:
-    """Whether anything is known of the variance of these runs' counts."""
+    """Whether any line of the runs has a variance."""
     keys = ("expected_gain", "achievable_gain", "measured_gain")
     return any(finite_number(line, key) > 0 for run in runs for line in run.metrics for key in keys)
 
 
 def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
-    """Where the rollouts of every step went, stacked; means over seeds."""
+    """Draw what the rollouts of every step were spent on, stacked; means over seeds."""
     found = mean_spending(runs)
     axes.stackplot(found.steps, found.parts, labels=PARTS, colors=PART_COLORS, step="mid")
     axes.plot(found.steps, found.learned, color=INK, linewidth=1.2, label="learned from")
@@ -193,7 +195,7 @@ def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
-    """Where all rollouts of every arm went, a bar each; below it, a thin one, those learned from."""
+    """Draw a bar for each arm of what its rollouts were spent on, and below it those learned from."""
     rows = np.arange(len(arms))[::-1]
     found = [total_spending(arm.runs) for arm in arms]
     parts = np.array([each for each, _ in found])
@@ -210,19 +212,19 @@ def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
 
 
 def short_numbers(axis: Axis, most: int, *, whole: bool = True) -> None:
-    """At most so many steps between the ticks of an axis, 12k rather than 12000."""
+    """Set at most ``most`` intervals between the ticks of an axis, and print 12000 as 12k."""
     axis.set_major_locator(MaxNLocator(nbins=most, integer=whole))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def wrapped(label: str, width: int = 24, most: int = 4) -> str:
-    """A label in at most ``most`` lines; the beginning of a longer one is cut, as that of a path."""
+    """Wrap a label in at most ``most`` lines. A longer one, such as a path, loses its beginning."""
     lines = textwrap.wrap(label, width, break_on_hyphens=False)
     return "\n".join(lines if len(lines) <= most else ["...", *lines[1 - most :]])
 
 
 def short_number(value: float) -> str:
-    """1500 as 1.5k, 2000000 as 2M; small numbers as they are."""
+    """Print 1500 as 1.5k and 2000000 as 2M, and small numbers in full."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -232,7 +234,7 @@ def short_number(value: float) -> str:
 def _relative_variance(
     runs: Sequence[Run], key: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, and there 1 / gain with its interval: of the run, or over seeds; [steps] each."""
+    """Return steps, and 1 / gain with its interval, of the run or over seeds; float64 [steps] each."""
     found: dict[int, list[Record]] = {}
     for run in runs:
         for line in run.metrics:
@@ -255,7 +257,7 @@ def _inverse(line: Record, key: str) -> float:
 
 
 def _evenly(values: Sequence[int], most: int) -> list[int]:
-    """At most ``most`` of some values, at even distances, first and last among them."""
+    """Pick at most ``most`` evenly spaced values, the first and the last among them."""
     if len(values) <= most:
         return list(values)
     return [values[i] for i in np.linspace(0, len(values) - 1, most).round().astype(int)]

@@ -1,4 +1,4 @@
-"""Where the budget of a run went: pilots, groups that were all alike, groups with both outcomes."""
+"""What a run spent its rollouts on: pilots, and groups by whether completions were accepted."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ PARTS = (
     "groups all rejected",
     "pilots, thrown away",
 )
-"""What a rollout was spent on. Groups that are all alike teach nothing where a baseline is subtracted;
-without one, accepted completions teach whatever their group is."""
+"""What a rollout was spent on. If a baseline is subtracted, a group that is all accepted or all rejected
+has no gradient. Without a baseline, every accepted completion has one."""
 
 
 @dataclass(frozen=True)
 class Spending:
-    """Of the steps [steps]: rollouts by :data:`PARTS`, [4, steps], and rollouts learned from, [steps].
+    """Rollouts of each step.
 
-    Learned from: with an advantage other than 0.
+    ``steps``: int64 [steps]. ``parts``: rollouts by :data:`PARTS`, float64 [4, steps]. ``learned``:
+    rollouts with an advantage other than 0, float64 [steps].
     """
 
     steps: np.ndarray
@@ -32,12 +33,11 @@ class Spending:
 
 
 def spending(run: Run) -> Spending:
-    """Where the rollouts of every step went, as far as allocations.jsonl tells.
+    """Compute what the rollouts of every step of allocations.jsonl were spent on.
 
-    A group is what its judged completions are; those that were asked of it and are not among them are
-    counted with it. Of lines without ``judged``, which dibs did not always write, all count as judged.
-    A group of which nothing was judged stands with those all rejected. Pilots that decided the counts
-    of several steps stand at the step they were drawn in.
+    The judged completions of a group decide its part, and the group's whole count goes there. A line
+    without ``judged`` counts all completions as judged. A group without a judged completion counts as
+    all rejected. Pilots count at the step that drew them, even if they decide the counts of several.
     """
     thrown = run.setting("estimate.mode") in (None, "pilot")
     pilots = dict(_increments(run.metrics, "pilot_rollouts")) if thrown else {}
@@ -56,14 +56,14 @@ def spending(run: Run) -> Spending:
 
 
 def total_spending(runs: Sequence[Run]) -> tuple[np.ndarray, float]:
-    """Rollouts by :data:`PARTS`, and rollouts learned from: sums over the steps, means over the runs."""
+    """Return rollouts by :data:`PARTS` and those learned from: sums over steps, means over runs."""
     found = [spending(run) for run in runs]
     parts = np.mean([each.parts.sum(axis=1) for each in found], axis=0)
     return parts, float(np.mean([each.learned.sum() for each in found]))
 
 
 def mean_spending(runs: Sequence[Run]) -> Spending:
-    """The spending of runs of one arm: means over those that have reached each step."""
+    """Return the spending of an arm: at each step, the mean over the runs that have reached it."""
     found = [spending(run) for run in runs]
     steps = np.unique(np.concatenate([each.steps for each in found])).astype(np.int64)
     parts, learned = [], []
@@ -76,6 +76,7 @@ def mean_spending(runs: Sequence[Run]) -> Spending:
 
 
 def _increments(lines: Sequence[Record], key: str) -> list[tuple[int, float]]:
+    """Return by how much each step raised a total; unknown totals count as 0."""
     totals = np.nan_to_num([finite_number(line, key) for line in lines])
     return [
         (line["step"], float(more))

@@ -1,4 +1,4 @@
-"""A matplotlib figure as an SVG element of an HTML page: it takes the page's text color and width."""
+"""A matplotlib figure as an SVG element that takes the text color and width of an HTML page."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _RC: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dibs"}
 _STEP = "step-"
-"""Ids of groups that the page's script looks for; they become classes."""
+"""Prefix of the ids that become classes, since the page's script looks for those."""
 
 
 def svg_bytes(figure: Figure, transparent: bool = False) -> bytes:
-    """The figure as an SVG file, the same bytes every time."""
+    """Return the figure as an SVG file. The same figure has the same bytes every time."""
     buffer = io.BytesIO()
     with rc_context(_RC):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=transparent)
@@ -28,16 +28,18 @@ def svg_bytes(figure: Figure, transparent: bool = False) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element without a ground, in the color of the text around it.
+    """Return the figure as an ``<svg>`` element with a transparent background.
 
-    ``name`` keeps its ids apart from those of other figures of the page; ``description`` is what a
-    screen reader says.
+    Args:
+        figure: lines and text take the color of the text around the element.
+        name: prefix of its ids, which must differ from those of other figures of the page.
+        description: text for screen readers.
     """
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(svg_bytes(figure, transparent=True))
     for parent in list(root.iter()):
         for child in list(parent):
-            if _kind(child) in ("metadata", "style"):  # the page's style sheet has the latter
+            if _kind(child) in ("metadata", "style"):  # the page has a style sheet of its own
                 parent.remove(child)
         _share_style(parent)
         _adapt(parent, name)
@@ -49,7 +51,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def _share_style(group: Element) -> None:
-    """Dots that are alike get their style from the group around them: a third of the page, otherwise."""
+    """Move a style that all dots of a group share to the group, which makes the page a third smaller."""
     dots = [child for child in group if _kind(child) == "use"]
     if len({dot.get("style") for dot in dots}) == 1 and len(dots) == len(group):
         group.set("style", dots[0].get("style", ""))
@@ -60,7 +62,7 @@ def _share_style(group: Element) -> None:
 
 
 def _adapt(element: Element, name: str) -> None:
-    """Colors, ids and references that fit into the page; no room for white space between elements."""
+    """Adapt colors, ids and references to the page, and drop the white space between elements."""
     if _kind(element) != "text":
         element.text = (element.text or "").strip()
     element.tail = (element.tail or "").strip()

@@ -1,4 +1,4 @@
-"""The numbers of every arm and the state of every run: the same rows for the page and as JSON."""
+"""Numbers of every arm and states of every run, as rows for the page and for JSON."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _SETTINGS = {
 
 
 def arm_row(arm: Arm) -> dict[str, Any]:
-    """Settings, seeds, and what the arm had spent and reached at its last evaluation; means over seeds.
+    """Return settings, seeds, costs and scores of an arm at its last evaluation; means over seeds.
 
-    ``accuracy_low`` and ``accuracy_high``: over held-out prompts for one seed, over seeds for several.
-    Numbers that are not known are None. ``spent``: rollouts by what they were spent on, of all steps.
+    ``accuracy_low`` and ``accuracy_high`` are the ends of an interval over held-out prompts for one
+    seed, and over seeds for several. ``spent`` counts the rollouts of all steps by :data:`PARTS`.
+    Unknown numbers are None.
     """
     curve = arm_curve(arm, "steps")
     reached = bool(len(curve.x))
@@ -39,22 +40,22 @@ def arm_row(arm: Arm) -> dict[str, Any]:
         **{name: first.setting(key) for name, key in _SETTINGS.items()},
         "seeds": [run.setting("seed") for run in arm.runs],
         "step": step,
-        "optimizer_updates": _known(costs["optimizer_updates"]),
-        "rollouts": _known(costs["rollouts"]),
-        "pilot_rollouts": _known(costs["pilot_rollouts"]),
-        "completion_tokens": _known(costs["tokens"]),
-        "training_seconds": _known(costs["seconds"]),
-        "accuracy_before": _known(curve.mean[0]) if reached else None,
-        "accuracy": _known(curve.mean[-1]) if reached else None,
-        "accuracy_low": _known(curve.low[-1]) if reached else None,
-        "accuracy_high": _known(curve.high[-1]) if reached else None,
-        "spent": {name: _known(value) for name, value in zip(PARTS, parts, strict=True)},
-        "learned_rollouts": _known(learned),
+        "optimizer_updates": _json_number(costs["optimizer_updates"]),
+        "rollouts": _json_number(costs["rollouts"]),
+        "pilot_rollouts": _json_number(costs["pilot_rollouts"]),
+        "completion_tokens": _json_number(costs["tokens"]),
+        "training_seconds": _json_number(costs["seconds"]),
+        "accuracy_before": _json_number(curve.mean[0]) if reached else None,
+        "accuracy": _json_number(curve.mean[-1]) if reached else None,
+        "accuracy_low": _json_number(curve.low[-1]) if reached else None,
+        "accuracy_high": _json_number(curve.high[-1]) if reached else None,
+        "spent": {name: _json_number(value) for name, value in zip(PARTS, parts, strict=True)},
+        "learned_rollouts": _json_number(learned),
     }
 
 
 def run_rows(arms: Sequence[Arm], others: Sequence[NoRun]) -> list[dict[str, Any]]:
-    """Every folder that was given: its state, what is wrong with it, and the arm it is part of."""
+    """Return a row for every folder: its state, remarks on what is wrong with it, and its arm."""
     rows = [
         {
             "path": str(run.path),
@@ -62,7 +63,7 @@ def run_rows(arms: Sequence[Arm], others: Sequence[NoRun]) -> list[dict[str, Any
             "arm": arm.label,
             "seed": run.setting("seed"),
             "step": run.metrics[-1]["step"],
-            "wall_seconds": _known(finite_number(run.summary or {}, "wall_seconds")),
+            "wall_seconds": _json_number(finite_number(run.summary or {}, "wall_seconds")),
             "notes": list(run.notes),
         }
         for arm in arms
@@ -84,7 +85,7 @@ def _row_without(other: NoRun) -> dict[str, Any]:
 
 
 def session_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Every process that worked on a run: when and where it started, and its versions."""
+    """Return a row for every start of a run: when, on which device, and with which versions."""
     rows = []
     for run in runs:
         for found in run.sessions:
@@ -99,5 +100,5 @@ def session_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _known(value: float) -> float | None:
+def _json_number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""Results of ``dibs eval``, ``dibs data`` and ``dibs verify`` for people."""
+"""Results of ``dibs eval``, ``dibs data``, ``dibs verify`` and ``dibs variance`` for the terminal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
+from dibs.allocation.intervals import Interval, interval_text, number_text
+
 
 def evaluation_table(result: Mapping[str, Any]) -> Table:
-    """One line a benchmark and their average; scores in percent with 95% intervals."""
+    """Make a table of benchmarks and their average; scores in percent with 95% intervals."""
     k = result["settings"]["k"]
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("benchmark", overflow="fold")
@@ -32,7 +34,7 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
 
 
 def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
-    """What became of the completions, and how they were sampled."""
+    """Yield what became of the completions of each benchmark, and how they were sampled."""
     for row in result["benchmarks"]:
         counted = sorted(row["statuses"].items(), key=lambda item: -item[1])
         statuses = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counted)
@@ -44,7 +46,7 @@ def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What ``dibs data`` prints."""
+    """Yield the lines that ``dibs data`` prints."""
     lengths = found["prompt_length"]
     yield (
         f"{found['train']:,} training prompts, {found['eval']:,} held out; an epoch is "
@@ -61,7 +63,7 @@ def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def verdict_table(counts: Mapping[str, Any]) -> Table:
-    """How many completions have which status."""
+    """Make a table of how many completions have each status."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in counts:
         table.add_column(name.replace("_", " "), justify="right")
@@ -70,9 +72,8 @@ def verdict_table(counts: Mapping[str, Any]) -> Table:
 
 
 def _score(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
-        return "-"
-    return f"{_percent(row[name])} ({_percent(row[f'{name}_low'])}-{_percent(row[f'{name}_high'])})"
+    found = Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
+    return interval_text(found, _percent)
 
 
 def _percent(value: float | None) -> str:
@@ -80,7 +81,7 @@ def _percent(value: float | None) -> str:
 
 
 def variance_table(result: Mapping[str, Any]) -> Table:
-    """One line an allocation; gains are uniform's variance over its own, with 95% intervals."""
+    """Make a table of allocations; a gain is uniform's variance over theirs, with a 95% interval."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("counts", no_wrap=True)
     for name in ("rollouts", "gain", "gain a rollout", "gain a token"):
@@ -96,7 +97,7 @@ def variance_table(result: Mapping[str, Any]) -> Table:
 
 
 def variance_title(result: Mapping[str, Any]) -> str:
-    """What was measured."""
+    """Return a title that names what was measured."""
     baseline = "" if result["baseline"] == "none" else f", baseline {result['baseline']}"
     return (
         f"Gradient of {result['objective']}{baseline}, estimate.mode {result['mode']}: "
@@ -106,17 +107,17 @@ def variance_title(result: Mapping[str, Any]) -> str:
 
 
 def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
-    """What the numbers say, a sentence or two each."""
+    """Yield what the numbers mean, a sentence or two for each."""
     yield (
         f"Achievable gain, 1 + CV^2(sigma): {_interval(result['achievable_gain'])}. It and the oracle "
-        "are flattered by chance, since they choose and judge by the same completions; held out, the "
-        "oracle chooses by one half and is judged by the other."
+        "are too high by chance, since the same completions choose the counts and judge them. Held out, "
+        "one half of the completions chooses the oracle's counts and the other half judges them."
     )
     name = result["allocator"]
     if result["allocations"][name]["variance"] is None:
         yield (
-            f"{name} leaves out prompts that have a gradient: it estimates another one, and for this "
-            "one its variance is infinite. Raise allocate.lower."
+            f"{name} leaves out prompts that have a gradient, so it estimates another gradient, and its "
+            "variance for this one is infinite. Raise allocate.lower."
         )
     elif name != "uniform" and result["captured"]["value"] is not None:
         share = _interval(result["captured"], percent=True)
@@ -125,8 +126,8 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     if scale is None:
         known = f" (at least {low:,.0f} rollouts)" if low is not None else ""
         yield (
-            f"Gradient noise scale: beyond what {result['prompts']} prompts with "
-            f"{result['completions_per_prompt']} completions can tell{known}: noise drowns the gradient."
+            f"Gradient noise scale: too large to measure with {result['prompts']} prompts of "
+            f"{result['completions_per_prompt']} completions each{known}: noise drowns the gradient."
         )
         return
     batch, update = result["step_rollouts"], result["update_rollouts"]
@@ -136,29 +137,24 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     )
     share = _interval(result["completion_share"], percent=True)
     yield (
-        f"Of the noise of a step's gradient {share} comes from completions; the rest comes from which "
-        "prompts were drawn, and no allocation changes that."
+        f"Of the noise of a step's gradient {share} comes from completions. The rest comes from which "
+        "prompts were drawn, and no allocation changes it."
     )
 
 
 def _verdict(scale: float, update: float) -> str:
     if scale < update / 3:
-        return "Updates are large against it: lower variance can hardly help here."
+        return "Updates are much larger: lower variance can hardly help."
     if scale > 3 * update:
-        return "Updates are small against it: lower variance can help."
+        return "Updates are much smaller: lower variance can help."
     return "Updates are about as large: lower variance can help somewhat."
 
 
 def _interval(values: Mapping[str, float | None], percent: bool = False) -> str:
-    if values["value"] is None:
-        return "-"
-    one, low, high = (_number(values[key], percent) for key in ("value", "low", "high"))
-    return f"{one} ({low}-{high})"
+    found = Interval(values["value"], values["low"], values["high"])
+    number = _whole_percent if percent else number_text
+    return interval_text(found, number, unknown_end="?")
 
 
-def _number(value: float | None, percent: bool) -> str:
-    if value is None:
-        return "?"
-    if percent:
-        return f"{100 * value:.0f}%"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+def _whole_percent(value: float) -> str:
+    return f"{100 * value:.0f}%"

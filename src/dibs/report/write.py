@@ -1,4 +1,4 @@
-"""From run folders to a folder with the page and its figures; once, or again while runs go on."""
+"""Write the page and its figures from run folders, once or again while runs go on."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from dibs.runs.read import NoRun, Run, read_run
 from dibs.types import InputError, printable
 
 _WRITTEN = ("metrics.jsonl", "summary.json", "config.yaml")
-"""Files that tell, by size and time, whether a run folder has changed."""
+"""Files whose size and time show whether a run folder has changed."""
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """Run folders as they were found."""
+    """What was found in the folders. ``others``: folders that hold no run to report."""
 
     runs: Sequence[Run]
     others: Sequence[NoRun]
@@ -42,21 +42,23 @@ class _Reading:
 
 
 def default_folder(paths: Sequence[Path]) -> Path:
-    """Where a report goes: into the one folder it is about, or ``report`` here."""
+    """Return the default folder of a report: ``report`` in the one folder, or in the current one."""
     return paths[0] / "report" if len(paths) == 1 else Path("report")
 
 
 def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Write ``out/index.html`` and ``out/figures/NAME.svg`` and ``.png``; returns what is in it.
+    """Write ``out/index.html``, ``out/figures/NAME.svg`` and ``out/figures/NAME.png``.
 
     Args:
-        paths: run folders, or folders of them.
+        paths: run folders, or folders that hold some.
+        out: is created if it is missing.
 
     Returns:
         ``page``, ``bytes``, ``figures`` (paths), ``arms``, ``runs`` (every folder with its state and
         remarks) and ``completions``.
 
-    Raises InputError, one line, where no folder holds a run or ``out`` cannot be written.
+    Raises:
+        InputError: no folder holds a run, or ``out`` cannot be written.
     """
     reading = _read(paths)
     _require_some(reading)
@@ -64,7 +66,7 @@ def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def report_lines(written: Mapping[str, Any]) -> Iterator[str]:
-    """What was written, and what is to be said of runs that are not finished and whole."""
+    """Yield a line on what was written, and one for each run that is not finished."""
     arms, runs = len(written["arms"]), [row for row in written["runs"] if row["arm"] is not None]
     yield printable(
         f"wrote {written['page']} ({written['bytes'] / 1e6:.1f} MB): {len(runs)} "
@@ -78,10 +80,17 @@ def report_lines(written: Mapping[str, Any]) -> Iterator[str]:
 def watch_report(
     paths: Sequence[Path], out: Path, seconds: float, on_write: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Write the report whenever a run has gone on, until all are finished; returns the last one.
+    """Write the report whenever a run has changed, until all runs are finished. Return the last one.
 
-    While runs go on the page loads itself again and figure files are not written. ``on_write`` hears of
-    every page. After Ctrl-C the page stays, without reloads, and KeyboardInterrupt is passed on.
+    While runs go on, the page reloads itself and figure files are not written.
+
+    Args:
+        paths, out: as for :func:`write_report`.
+        seconds: pause between two looks at the folders, and between two reloads.
+        on_write: is called with the result of every report that is written.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C. The page is written once more, without reloads.
     """
     reading = _read(paths)
     if not reading.going_on:
@@ -90,7 +99,7 @@ def watch_report(
     written: dict[str, Any] = {}
     try:
         while reading.going_on:
-            if reading.runs and seen != (seen := _traces(paths)):
+            if reading.runs and seen != (seen := _file_stamps(paths)):
                 written = _write(reading, out, files=False, refresh=seconds)
                 on_write(written)
             time.sleep(seconds)
@@ -154,14 +163,14 @@ def _saved(figure: Any, stem: Path) -> Iterator[Path]:
     yield png
 
 
-def _traces(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Which files of runs are there, their sizes and times."""
-    traces = []
+def _file_stamps(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Return the files of runs that exist, with their sizes and times."""
+    stamps = []
     for folder in run_folders(paths)[0]:
         for name in _WRITTEN:
             try:
                 found = (folder / name).stat()
             except OSError:
                 continue
-            traces.append((str(folder / name), found.st_size, found.st_mtime_ns))
-    return traces
+            stamps.append((str(folder / name), found.st_size, found.st_mtime_ns))
+    return stamps

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dibs.config import Config
-from dibs.config.load import config_keys
+from dibs.config.changes import flat_keys
 from dibs.types import InputError
 
 
@@ -56,13 +56,11 @@ class Trackers:
         self._accelerator = Accelerator(
             cpu=True, log_with=list(config.tracking.trackers), project_dir=str(folder / "trackers")
         )
-        values = config.model_dump(mode="json")
-        flat = {key: _look_up(values, key) for key, _, _ in config_keys()}
         self._accelerator.init_trackers(
             config.tracking.project,
             config={
                 key: value if isinstance(value, int | float | str | bool) else str(value)
-                for key, value in flat.items()
+                for key, value in flat_keys(config.model_dump(mode="json")).items()
             },
             init_kwargs={
                 name: _GO_ON[name](known[name], first)
@@ -107,9 +105,3 @@ def _run_id(tracker: Any) -> str:
         return str(tracker.active_run.info.run_id)
     run = getattr(tracker, "run", None)  # of wandb; trackio's has a name only
     return str(getattr(run, "id", None) or getattr(run, "name", None) or tracker.name)
-
-
-def _look_up(values: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        values = values[key]
-    return values

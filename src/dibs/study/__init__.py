@@ -1,1 +1,1 @@
-"""``dibs compare``: arms of an experiment side by side, at equal optimizer updates, pilots counted."""
+"""``dibs compare``: compare arms at equal optimizer updates, with pilots counted."""

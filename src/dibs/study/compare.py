@@ -1,4 +1,4 @@
-"""One comparison: its runs, its rows, and what is written of them."""
+"""Make the runs of a comparison, and write its results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from dibs.types import InputError
 
 
 def compare(study: Study, view: View) -> list[dict[str, Any]]:
-    """Make what runs are missing, write the results and return them, one row an arm.
+    """Make the runs that are missing, write the results and return them, one row for each arm.
 
-    Raises InputError where the output folder cannot be written, is in use or holds other runs, or no run
-    could be made; KeyboardInterrupt after Ctrl-C: runs at hand are saved, and the same call goes on.
+    Raises:
+        InputError: the output folder cannot be written, is in use or holds other runs, or no run could
+            be made.
+        KeyboardInterrupt: after Ctrl-C, once the runs in progress are saved. The same call resumes.
     """
     out = study.options.output_dir
     try:
@@ -52,8 +54,8 @@ def _notes(study: Study) -> list[str]:
         grid = ", ".join(f"{rate:g}" for rate in study.tuning_rates)
         notes.append(
             f"Learning rate of every arm: the one of {grid} whose runs have the best mean value over "
-            f"all evaluations, by seeds {', '.join(map(str, options.tuning_seeds))}, which do nothing "
-            "else."
+            f"all evaluations, for seeds {', '.join(map(str, options.tuning_seeds))}, which serve no "
+            "other purpose."
         )
     if not options.equal_updates:
         notes.append(

@@ -1,4 +1,4 @@
-"""Makes the runs of a comparison, several at a time; what is there already is not made again."""
+"""Make the runs of a comparison, several at a time. Finished runs are not made again."""
 
 from __future__ import annotations
 
@@ -18,55 +18,56 @@ from dibs.config.changes import changed_keys
 from dibs.data.arithmetic import TASKS
 from dibs.files import write_json
 from dibs.runs.console import PlainView
-from dibs.study.costs import Curve, read_curve
+from dibs.study.costs import Evaluations, read_evaluations
 from dibs.study.matrix import Cell, Study
 from dibs.study.workers import results, workers
 from dibs.types import InputError
 
 Progress = Callable[[str, int, int, str], None]
-"""``progress(what, done, total, note)``"""
+"""Reports progress: ``progress(what, done, total, note)``."""
 
 
 @dataclass
 class Outcome:
-    """The runs of a cell: at the learning rate that was chosen, one a seed, and why others failed.
+    """The runs of a cell.
 
-    ``value``: key of metrics.jsonl that they are judged by. ``tuned``: mean value over evaluations and
-    tuning seeds, by learning rate; None where a run failed. ``meters``: what ``dibs variance`` says at
-    the start and at the end of the first seed's run.
+    ``value``: key of metrics.jsonl that they are judged by. ``learning_rate``: the one that was chosen.
+    ``finished``: runs at that rate, by seed. ``failures``: why runs failed, by what they are called.
+    ``tuned``: mean value over evaluations and tuning seeds, by learning rate; None where a run failed.
+    ``meters``: result of ``dibs variance`` at the ``start`` and the ``end`` of the first seed's run.
     """
 
     cell: Cell
     value: str = "accuracy"
     learning_rate: float | None = None
-    curves: dict[int, Curve] = field(default_factory=dict)
+    finished: dict[int, Evaluations] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     tuned: dict[float, float | None] = field(default_factory=dict)
     meters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def read(self, config: Config) -> Curve:
-        """The curve of a run that is done."""
-        return read_curve(
+    def read(self, config: Config) -> Evaluations:
+        """Read the evaluations of a finished run."""
+        return read_evaluations(
             config.output_dir, self.value, pilots_thrown_away=config.estimate.mode == "pilot"
         )
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A run to make (``train``), or its policy to measure at the ``start`` or the ``end``."""
+    """A run to make (``train``), or its first (``start``) or last policy (``end``) to measure."""
 
     config: Config
     kind: str = "train"
 
     @property
     def result(self) -> Path:
-        """The file that is there when it is done."""
+        """The file that exists once the job is done."""
         name = "summary.json" if self.kind == "train" else f"variance-{self.kind}.json"
         return self.config.output_dir / name
 
     @property
     def is_done(self) -> bool:
-        """Whether its result is there, whole, and not of an earlier run in the folder."""
+        """Whether the result can be read and does not belong to an earlier run in the folder."""
         try:
             json.loads(self.result.read_text(encoding="utf-8"))
             run = self.config.output_dir / "summary.json"
@@ -76,11 +77,14 @@ class _Job:
 
 
 def make_runs(study: Study, progress: Progress) -> list[Outcome]:
-    """All runs of a study, in order of its cells. An arm with a run that failed is not an error here.
+    """Make all runs of a study and return their outcomes, in the order of the study's cells.
 
-    Raises InputError where a folder holds a run of another configuration, a process of the pool died, or
-    no run at all could be made; KeyboardInterrupt after the runs at hand have been saved. The same
-    call goes on.
+    A run that fails is recorded in its outcome.
+
+    Raises:
+        InputError: a folder holds a run of another configuration, a process of the pool died, or no run
+            at all could be made.
+        KeyboardInterrupt: after Ctrl-C, once the runs in progress are saved. The same call resumes.
     """
     outcomes = [Outcome(cell, study.value_of(cell)) for cell in study.cells]
     for config in _all_configs(study):
@@ -102,21 +106,24 @@ def _all_configs(study: Study) -> Iterator[Config]:
 
 
 def _refuse_another(config: Config) -> None:
-    """InputError where the folder of a run holds one that was configured differently."""
+    """Raise InputError if the folder of a run holds a run with another configuration."""
     if not (config.output_dir / "config.yaml").exists():
         return
     changed = changed_keys(config)
     if changed:
         raise InputError(
             f"{config.output_dir} holds a run of another configuration ({'; '.join(changed)}); undo the "
-            "changes or give another compare.output_dir"
+            "changes or set another compare.output_dir"
         )
 
 
 def _choose_learning_rates(
     pool: ProcessPoolExecutor, study: Study, outcomes: Sequence[Outcome], progress: Progress
 ) -> None:
-    """The rule: of the rates without a failed run, the one of highest mean value; ties: the first."""
+    """Choose for each arm the rate of the highest mean value; of equal ones, the first.
+
+    A rate with a failed run is not chosen.
+    """
     grid = study.options.learning_rates
     if len(grid) < 2:
         for outcome in outcomes:
@@ -136,9 +143,10 @@ def _choose_learning_rates(
             outcome.failures |= {
                 name: failures[result] for name, result in failed.items() if result in failures
             }
-            curves = [outcome.read(run.config) for run in runs if run.result not in failures]
-            whole = len(curves) == len(runs)
-            outcome.tuned[rate] = sum(c.mean_value for c in curves) / len(runs) if whole else None
+            means = [
+                outcome.read(run.config).mean_value for run in runs if run.result not in failures
+            ]
+            outcome.tuned[rate] = sum(means) / len(runs) if len(means) == len(runs) else None
         known = {rate: value for rate, value in outcome.tuned.items() if value is not None}
         outcome.learning_rate = max(known, key=lambda rate: known[rate]) if known else None
 
@@ -158,8 +166,8 @@ def _compare(
         if job.result in failures:
             outcomes[i].failures[f"seed {seed}"] = failures[job.result]
         else:
-            outcomes[i].curves[seed] = outcomes[i].read(job.config)
-    if not any(outcome.curves for outcome in outcomes):
+            outcomes[i].finished[seed] = outcomes[i].read(job.config)
+    if not any(outcome.finished for outcome in outcomes):
         reason = next(why for outcome in outcomes for why in outcome.failures.values())
         raise InputError(f"no run could be made: {reason}")
 
@@ -171,7 +179,7 @@ def _measure(
     jobs = [
         (outcome, _Job(outcome.cell.config(first, outcome.learning_rate), where))
         for outcome in outcomes
-        if first in outcome.curves
+        if first in outcome.finished
         for where in study.options.meter
     ]
     failures = _done(pool, [job for _, job in jobs], "gradient variance", progress)
@@ -185,7 +193,7 @@ def _measure(
 def _done(
     pool: ProcessPoolExecutor, jobs: Sequence[_Job], what: str, progress: Progress
 ) -> Mapping[Path, str]:
-    """Do all jobs that are not done yet; why some failed, by their result files."""
+    """Do all jobs that are not done yet. Return why some failed, by their result files."""
     waiting = [job for job in jobs if not job.is_done]
     done = len(jobs) - len(waiting)
     failures = {}
@@ -200,14 +208,14 @@ def _done(
 
 
 def _do(job: _Job) -> str | None:
-    """In a process of the pool: one run or measurement."""
+    """Make one run or measurement, in a process of the pool."""
     from dibs.runs.measure_variance import run_variance
     from dibs.runs.train_run import run_training
 
     os.environ.setdefault("TOKENIZERS_PARALLELIZM", "false")
     view = PlainView(Console(quiet=True))
     if job.kind == "train":
-        job.result.unlink(missing_ok=True)  # what is there is not whole
+        job.result.unlink(missing_ok=True)  # it is damaged
         run_training(job.config, view)
         return None
     policy = job.config.policy
@@ -218,20 +226,20 @@ def _do(job: _Job) -> str | None:
 
 
 def _warm_up(study: Study, progress: Progress) -> None:
-    """Starting policies of embedded tasks, made once before the processes all ask for them."""
+    """Make the starting policies of embedded tasks once, before several processes ask for them."""
     from dibs.runs.build import starting_policy
 
-    class Told(PlainView):
+    class Forwarding(PlainView):
         def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
             progress(what, done, total, note)
 
     configs = [cell.config(0) for cell in study.cells]
     for policy in {config.policy.model_dump_json(): config.policy for config in configs}.values():
-        starting_policy(policy, Told(Console(file=sys.stderr)))
+        starting_policy(policy, Forwarding(Console(file=sys.stderr)))
 
 
 def _jobs(study: Study) -> int:
-    """Runs at a time: one where they use a GPU or all cores, else as many as there are cores."""
+    """Return how many runs to make at a time: one if it uses a GPU or all cores, else one a core."""
     import torch
 
     policies = [cell.config(0).policy for cell in study.cells]

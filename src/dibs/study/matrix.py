@@ -1,4 +1,4 @@
-"""What is compared: tasks x algorithms x arms, each with learning rates and seeds. Imports no torch."""
+"""The matrix of a comparison: tasks x algorithms x arms, with learning rates and seeds. No torch."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ class CompareConfig(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm of one algorithm on one task: everything but learning rate and seed.
+    """One arm of one algorithm on one task, without learning rate and seed.
 
-    ``folder``: of the whole comparison.
+    ``values``: its configuration. ``folder``: that of the whole comparison.
     """
 
     task: str
@@ -126,15 +126,15 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """The name of the cell in messages."""
         return f"{self.task}, {self.algorithm}, {self.arm}"
 
     def config(self, seed: int, learning_rate: float | None = None) -> Config:
-        """The configuration of a run that is compared."""
+        """Return the configuration of a run that is compared."""
         return self._config("runs", seed, learning_rate)
 
     def tuning(self, seed: int, learning_rate: float) -> Config:
-        """That of a run which helps to choose the learning rate and does nothing else."""
+        """Return the configuration of a run that only helps to choose the learning rate."""
         return self._config("tuning", seed, learning_rate)
 
     def _config(self, part: str, seed: int, learning_rate: float | None) -> Config:
@@ -145,14 +145,18 @@ class Cell:
         config = validated(values, Config, self.label)
         place = self.folder / part / self.task / self.algorithm / self.arm
         run = place / f"lr-{config.update.learning_rate!r}" / f"seed-{seed}"
-        # Without checkpoints a run that was stopped starts again.
+        # Without checkpoints a stopped run has to start again.
         again = {"resume": "auto"} if config.checkpoint.interval > 0 else {"overwrite": True}
         return config.model_copy(update={"output_dir": run, **again})
 
 
 @dataclass(frozen=True)
 class Study:
-    """A whole comparison. ``cells``: grouped by task and algorithm, arms in order."""
+    """A whole comparison.
+
+    ``cells``: grouped by task and algorithm, arms in order. ``reference``: the arm that others are
+    compared with.
+    """
 
     options: CompareConfig
     cells: Sequence[Cell]
@@ -160,19 +164,19 @@ class Study:
 
     @property
     def tuning_rates(self) -> tuple[float, ...]:
-        """Learning rates that are tried; a single one needs no choice."""
+        """Learning rates to try; empty if there is nothing to choose."""
         rates = self.options.learning_rates
         return rates if len(rates) > 1 else ()
 
     def lacking_reference(self) -> Iterator[str]:
-        """Tasks and algorithms of which the reference arm is left out."""
+        """Yield the tasks and algorithms that have no reference arm."""
         have = {(cell.task, cell.algorithm) for cell in self.cells if cell.arm == self.reference}
         for cell in self.cells:
             if (cell.task, cell.algorithm) not in have:
                 yield f"{cell.task}, {cell.algorithm}"
 
     def value_of(self, cell: Cell) -> str:
-        """Key of metrics.jsonl that an arm is judged by: the reference's objective decides for all."""
+        """Return the key of metrics.jsonl that judges an arm; the reference's objective decides it."""
         group = (cell.task, cell.algorithm)
         judge = next(
             c for c in self.cells if c.arm == self.reference and group == (c.task, c.algorithm)
@@ -181,27 +185,28 @@ class Study:
         return "log_accept_rate" if objective == "log_likelihood" else "accuracy"
 
     def groups(self) -> Iterator[tuple[Cell, list[Cell]]]:
-        """The reference arm of every task and algorithm, and all its arms."""
+        """Yield the reference arm of each task and algorithm, with all arms of the two."""
         for key in dict.fromkeys((cell.task, cell.algorithm) for cell in self.cells):
             cells = [cell for cell in self.cells if (cell.task, cell.algorithm) == key]
             yield next(cell for cell in cells if cell.arm == self.reference), cells
 
 
 def read_study(paths: Sequence[Path], overrides: Mapping[str, str]) -> Study:
-    """The comparison that configurations describe.
+    """Read the comparison that configurations describe.
 
-    One file with a key ``compare`` is a matrix; several without one are an arm each; a single one is
-    compared with itself under uniform counts. Raises InputError, naming the arm, for anything that a
-    run would refuse.
+    One file with a key ``compare`` describes a matrix. Several files without that key describe one arm
+    each. A single file without it is compared with the same configuration under uniform counts.
+
+    Raises InputError, which names the arm, for anything that a run would refuse.
     """
     if not paths:
-        raise InputError("nothing to compare; give a study, or the configurations of its arms")
+        raise InputError("nothing to compare; name a study, or the configurations of its arms")
     own = {key: text for key, text in overrides.items() if key.startswith("compare.")}
     others = {key: text for key, text in overrides.items() if key not in own}
     files = {path: read_values(path, others) for path in paths}
     matrices = [path for path, values in files.items() if "compare" in values]
     if matrices and len(paths) > 1:
-        raise InputError(f"{matrices[0]} is a whole study; give it alone")
+        raise InputError(f"{matrices[0]} is a whole study; name it alone")
     if len({path.stem for path in paths}) < len(paths):
         raise InputError("two configurations have the same file name, which names their arm")
     base: dict[str, Any] = {}
@@ -227,12 +232,12 @@ def read_study(paths: Sequence[Path], overrides: Mapping[str, str]) -> Study:
 
 
 def _with_uniform(config: Config) -> Overrides:
-    """Two arms: a configuration and the same with uniform counts."""
+    """Return two arms: the configuration, and the same with uniform counts."""
     name = config.allocate.allocator
     if name == "uniform":
         raise InputError(
-            "allocate.allocator is uniform, so there is nothing to compare; set another, or give "
-            "several configurations"
+            "allocate.allocator is uniform, so there is nothing to compare; set another, or "
+            "name several configurations"
         )
     algorithm = config.algorithm
     idle = not needs_statistics("uniform", algorithm.objective, algorithm.estimator)
@@ -265,7 +270,7 @@ def _cells(
                     _overlay(values, keys)
                 cell = Cell(task, algorithm, arm, values, options.output_dir)
                 for rate in options.learning_rates or (None,):
-                    cell.config(options.seeds[0], rate)  # whatever is wrong is said now
+                    cell.config(options.seeds[0], rate)  # raises errors before any run starts
                 cells.append(cell)
     if not cells:
         raise InputError("compare.exclude leaves nothing to compare")
@@ -273,7 +278,7 @@ def _cells(
 
 
 def _overlay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") -> None:
-    """Set keys that may be dotted, nested, or both."""
+    """Set keys, which may be dotted, nested, or both."""
     for key, value in keys.items():
         if isinstance(value, Mapping):
             _overlay(values, value, f"{prefix}{key}.")
@@ -282,7 +287,7 @@ def _overlay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") 
 
 
 def _require_even(arms: Sequence[Cell], options: CompareConfig) -> None:
-    """InputError for arms whose updates or evaluations differ."""
+    """Raise InputError if updates or evaluations differ between the arms."""
     seed = options.seeds[0]
     configs = {cell.arm: cell.config(seed) for cell in arms}
     counted: dict[str, dict[str, Any]] = {
@@ -295,9 +300,9 @@ def _require_even(arms: Sequence[Cell], options: CompareConfig) -> None:
     for what, each in counted.items():
         uneven = not options.equal_updates and "updates" in what
         if not uneven and any(value != next(iter(each.values())) for value in each.values()):
-            told = ", ".join(f"{arm} {value}" for arm, value in each.items())
+            found = ", ".join(f"{arm} {value}" for arm, value in each.items())
             raise InputError(
-                f"{arms[0].task}, {arms[0].algorithm}: {what} differs ({told}), so the arms cannot be "
+                f"{arms[0].task}, {arms[0].algorithm}: {what} differs ({found}), so the arms cannot be "
                 "compared; make it equal"
                 + (", or set compare.equal_updates to false" if "updates" in what else "")
             )

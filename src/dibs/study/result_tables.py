@@ -1,4 +1,4 @@
-"""A comparison for people: tables in the terminal, figures, and one page of Markdown."""
+"""A comparison as tables for the terminal, as figures, and as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from dibs.allocation.intervals import Interval, interval_text
 from dibs.report.panels import COLORS, STYLE, short_numbers
-from dibs.study.costs import Curve, mean_curve
+from dibs.study.costs import Evaluations, mean_evaluations
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import Study
 
@@ -28,14 +29,15 @@ _COLUMNS = (
     ("fewer steps", "right"),
 )
 EXPLANATION = (
-    "Target: the reference arm's final value (mean over seeds). fewer: the reference's cost until then "
-    "over the arm's, with a 95% interval over resampled seeds; rollouts and tokens count pilots, steps "
-    "do not (the accounting of arXiv 2505.02391). *: the rate is at an end of its grid."
+    "The target is the reference arm's final value, a mean over seeds. The columns fewer are the "
+    "reference's cost until the target, divided by the arm's, with a 95% interval over resampled seeds. "
+    "Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. A star marks a learning "
+    "rate at an end of its grid."
 )
 
 
 def matrix_table(study: Study) -> Table:
-    """What would be run: an arm a line, with what a step of it costs."""
+    """Make a table of the runs that a study needs: one line for each arm, with what its step costs."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("task", "algorithm", "arm", "counts"):
         table.add_column(name, overflow="fold")
@@ -61,7 +63,7 @@ def matrix_table(study: Study) -> Table:
 
 
 def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """One table a task and algorithm."""
+    """Make a table of results for each task and algorithm."""
     for title, group in _grouped(rows):
         updates = {row["optimizer_updates"] for row in group if row["value_after"] is not None}
         table = Table(
@@ -72,7 +74,7 @@ def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
             padding=(0, 1, 0, 0),
         )
         for name, side in _COLUMNS:
-            # In a narrow terminal an interval goes below its value.
+            # Other columns may wrap: in a narrow terminal an interval stands below its value.
             table.add_column(name, justify=side, no_wrap=name in ("arm", "lr"))  # type: ignore[arg-type]
         for row in group:
             table.add_row(*_texts(row))
@@ -80,14 +82,20 @@ def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
 
 
 def failures(rows: Sequence[Row]) -> Iterator[str]:
-    """Runs that did not end, a sentence each."""
+    """Yield a line for each run that failed."""
     for row in rows:
         for run, why in row["failures"].items():
             yield f"{row['task']}, {row['algorithm']}, {row['arm']}, {run}: {why}"
 
 
 def markdown(rows: Sequence[Row], figures: Mapping[str, str], notes: Iterable[str]) -> str:
-    """The page: a table and a figure a task and algorithm. ``figures``: title to file name."""
+    """Write the page of Markdown: a table and a figure for each task and algorithm.
+
+    Args:
+        rows: of :func:`dibs.study.results.rows`.
+        figures: file names by title, as :func:`study_figures` returns them.
+        notes: sentences about the whole comparison.
+    """
     lines = ["# Comparison", "", EXPLANATION, ""]
     lines += [f"- {note}" for note in notes]
     for title, group in _grouped(rows):
@@ -105,7 +113,7 @@ def markdown(rows: Sequence[Row], figures: Mapping[str, str], notes: Iterable[st
 
 
 def _target_lines(group: Sequence[Row]) -> Iterator[str]:
-    """Speed-ups in rollouts until the other targets."""
+    """Yield a table of speed-ups in rollouts for the other targets."""
     measured = [row for row in group if row["targets"] and row["arm"] != row["reference"]]
     if not measured:
         return
@@ -129,6 +137,7 @@ def _target_name(target: Row) -> str:
 
 
 def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
+    """Yield a table of what the variance meter measured."""
     measured = [row for row in group if row["variance"]]
     if not measured:
         return
@@ -136,42 +145,42 @@ def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
     yield "| arm | when | gain a rollout | oracle | oracle, held out | noise scale | an update |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for row in measured:
-        for when, told in row["variance"].items():
+        for when, found in row["variance"].items():
             yield (
-                f"| {row['arm']} | {when} | {_interval(told['gain_per_rollout'])} "
-                f"| {_interval(told['oracle'])} | {_interval(told['oracle_held_out'])} "
-                f"| {_interval(told['noise_scale'])} | {told['update_rollouts']:,.0f} |"
+                f"| {row['arm']} | {when} | {_interval(found['gain_per_rollout'])} "
+                f"| {_interval(found['oracle'])} | {_interval(found['oracle_held_out'])} "
+                f"| {_interval(found['noise_scale'])} | {found['update_rollouts']:,.0f} |"
             )
 
 
 def study_figures(study: Study, outcomes: Sequence[Outcome], folder: Path) -> dict[str, str]:
-    """Draw the curves of every task and algorithm; title to file name."""
+    """Draw a figure for each task and algorithm. Return the file names by title."""
     names = {}
     by_cell = {id(outcome.cell): outcome for outcome in outcomes}
     for reference, cells in study.groups():
         title = f"{reference.task}, {reference.algorithm}"
-        curves = {cell.arm: list(by_cell[id(cell)].curves.values()) for cell in cells}
-        curves = {arm: each for arm, each in curves.items() if each}
-        if curves:
+        runs = {cell.arm: list(by_cell[id(cell)].finished.values()) for cell in cells}
+        runs = {arm: each for arm, each in runs.items() if each}
+        if runs:
             names[title] = f"figures/{reference.task}/{reference.algorithm}.png"
             ln_p = study.value_of(reference) == "log_accept_rate"
             label = "held-out mean ln p" if ln_p else "held-out accuracy"
             path = folder / names[title]
             path.parent.mkdir(parents=True, exist_ok=True)
             with rc_context(STYLE):
-                curves_figure(curves, title, label).savefig(path, dpi=120)
+                curves_figure(runs, title, label).savefig(path, dpi=120)
     return names
 
 
-def curves_figure(arms: Mapping[str, Sequence[Curve]], title: str, value: str) -> Figure:
-    """Value against rollouts and against tokens: every seed thin, their mean thick."""
+def curves_figure(arms: Mapping[str, Sequence[Evaluations]], title: str, value: str) -> Figure:
+    """Draw the value against rollouts and tokens: a thin line for each seed, a thick one for a mean."""
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost in zip(panels, ("rollouts", "tokens"), strict=True):
-        for color, (arm, curves) in zip(cycle(COLORS), arms.items(), strict=False):
-            for curve in curves:
-                axes.plot(curve.costs[cost], curve.value, color=color, alpha=0.2, linewidth=0.8)
-            mean = mean_curve(curves)
+        for color, (arm, runs) in zip(cycle(COLORS), arms.items(), strict=False):
+            for run in runs:
+                axes.plot(run.costs[cost], run.value, color=color, alpha=0.2, linewidth=0.8)
+            mean = mean_evaluations(runs)
             axes.plot(
                 mean.costs[cost][0], mean.scores["value"][0], color=color, linewidth=2, label=arm
             )
@@ -210,20 +219,11 @@ def _speed_up(row: Row, cost: str) -> str:
 
 
 def _speed_up_until(target: Row, cost: str = "rollouts") -> str:
-    value, low, high = (target[f"speedup_{cost}{end}"] for end in ("", "_low", "_high"))
-    if target["target"] is None or (value is None and low is None):
+    if target["target"] is None:
         return "-"
-    shown = "not reached" if value is None else f"{value:.2f}"
-    return shown if low is None else f"{shown} ({low:.2f}-{high:.2f})"
+    ends = (target[f"speedup_{cost}{end}"] for end in ("", "_low", "_high"))
+    return interval_text(Interval(*ends), "{:.2f}".format, unknown_value="not reached")
 
 
 def _interval(values: Mapping[str, float | None]) -> str:
-    value, low, high = (values[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    ends = "" if low is None or high is None else f" ({_plain(low)}-{_plain(high)})"
-    return _plain(value) + ends
-
-
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    return interval_text(Interval(values["value"], values["low"], values["high"]))

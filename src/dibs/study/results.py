@@ -1,4 +1,4 @@
-"""One row an arm: what it cost to reach the reference's final value, in every accounting."""
+"""The rows of a comparison: what each arm cost until the reference's final value, by cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dibs.config import Config
-from dibs.study.costs import COSTS, FINAL, Comparison, Curve, Target, compare_curves
+from dibs.study.costs import COSTS, FINAL, Comparison, Evaluations, Target, compare_evaluations
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import CompareConfig, Study
 
@@ -17,10 +17,10 @@ Row = dict[str, Any]
 
 
 def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
-    """The result of a comparison, a row an arm in order, as JSON takes it.
+    """Return one row for each arm, in order, as a JSON object.
 
-    An arm is compared with its reference only if both finished all seeds: one that diverges in some of
-    them is not judged by the others.
+    An arm is compared with its reference only if both finished all seeds. Otherwise an arm that diverges
+    for some seeds would be judged by the others alone.
     """
     table = []
     by_cell = {id(outcome.cell): outcome for outcome in outcomes}
@@ -34,22 +34,22 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
     config = outcome.cell.config(options.seeds[0], outcome.learning_rate)
     targets = _targets(options)
     compared: list[Comparison] | None = None
-    if all(seed in each.curves for each in (reference, outcome) for seed in options.seeds):
+    if all(seed in each.finished for each in (reference, outcome) for seed in options.seeds):
         theirs, ours = (
-            [each.curves[seed] for seed in options.seeds] for each in (reference, outcome)
+            [each.finished[seed] for seed in options.seeds] for each in (reference, outcome)
         )
-        compared = compare_curves(theirs, ours, targets)
+        compared = compare_evaluations(theirs, ours, targets)
     return {
         **_identity(outcome, config),
         "learning_rate": outcome.learning_rate,
         "learning_rate_at_edge": bool(study.tuning_rates)
         and outcome.learning_rate in (min(study.tuning_rates), max(study.tuning_rates)),
-        "seeds": sorted(outcome.curves),
+        "seeds": sorted(outcome.finished),
         "failures": outcome.failures,
         "value": outcome.value,
         "reference": study.reference,
         **_comparison(compared[0] if compared else None),
-        **_ends(list(outcome.curves.values())),
+        **_totals(list(outcome.finished.values())),
         "targets": [
             {"score": each.score, "share": each.share, "level": each.level, **_comparison(found)}
             for each, found in zip(targets[1:], (compared or [])[1:], strict=bool(compared))
@@ -60,7 +60,7 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
 
 
 def _comparison(compared: Comparison | None) -> Row:
-    """Target, costs until it and speed-ups; all None where the arms could not be compared."""
+    """Return target, costs until it and speed-ups; all None if the arms could not be compared."""
     row: Row = {"target": compared.target if compared else None}
     for name in COSTS:
         row[f"{name}_to_target"] = compared.to_target[name] if compared else None
@@ -86,27 +86,27 @@ def _identity(outcome: Outcome, config: Config) -> Row:
     }
 
 
-def _ends(curves: Sequence[Curve]) -> Row:
-    """Totals and scores, means over seeds; ``value_after_seeds``: of every seed."""
+def _totals(runs: Sequence[Evaluations]) -> Row:
+    """Return totals and scores as means over seeds; ``value_after_seeds`` has those of every seed."""
     totals = ("optimizer_updates", "rollouts", "pilot_rollouts", "completion_tokens")
-    if not curves:
+    if not runs:
         return dict.fromkeys(
             (*totals, "seconds", "value_before", "value_after", "value_after_seeds")
         )
     return {
-        **{name: float(np.mean([c.totals[name] for c in curves])) for name in totals},
-        "seconds": float(np.mean([c.costs["seconds"][-1] for c in curves])),
-        "value_before": float(np.mean([c.value[0] for c in curves])),
-        "value_after": float(np.mean([c.value[-1] for c in curves])),
-        "value_after_seeds": [float(c.value[-1]) for c in curves],
-        "accuracy_before": float(np.mean([c.accuracy[0] for c in curves])),
-        "accuracy_after": float(np.mean([c.accuracy[-1] for c in curves])),
-        "pass_at_k_after": float(np.mean([c.pass_at_k[-1] for c in curves])),
+        **{name: float(np.mean([run.totals[name] for run in runs])) for name in totals},
+        "seconds": float(np.mean([run.costs["seconds"][-1] for run in runs])),
+        "value_before": float(np.mean([run.value[0] for run in runs])),
+        "value_after": float(np.mean([run.value[-1] for run in runs])),
+        "value_after_seeds": [float(run.value[-1]) for run in runs],
+        "accuracy_before": float(np.mean([run.accuracy[0] for run in runs])),
+        "accuracy_after": float(np.mean([run.accuracy[-1] for run in runs])),
+        "pass_at_k_after": float(np.mean([run.pass_at_k[-1] for run in runs])),
     }
 
 
 def _targets(options: CompareConfig) -> list[Target]:
-    """The final value, by which arms are judged, and what else there is to reach."""
+    """Return the final value, by which arms are judged, and the other targets."""
     return [
         FINAL,
         *(Target(share=share) for share in options.shares),
@@ -117,28 +117,28 @@ def _targets(options: CompareConfig) -> list[Target]:
 
 
 def _gains(outcome: Outcome) -> Row:
-    """What the counts did to the variance: by training's own measurements and by the meter's.
+    """Return the gain in variance as training measured it, and the results of the variance meter.
 
-    No mean where a measured step left a prompt out, which makes its variance infinite.
+    There is no mean gain if a measured step left a prompt out, since its variance is then infinite.
     """
-    gains = np.concatenate([np.zeros(0), *(c.gains for c in outcome.curves.values())])
+    gains = np.concatenate([np.zeros(0), *(c.gains for c in outcome.finished.values())])
     whole = len(gains) > 0 and not np.isnan(gains).any()
     return {
         "measured_gain": float(gains.mean()) if whole else None,
-        "variance": {where: _of_meter(told) for where, told in outcome.meters.items()},
+        "variance": {where: _variance(result) for where, result in outcome.meters.items()},
     }
 
 
-def _of_meter(told: Mapping[str, Any]) -> Row:
-    chosen = told["allocations"][told["allocator"]]
+def _variance(result: Mapping[str, Any]) -> Row:
+    chosen = result["allocations"][result["allocator"]]
     return {
         "gain": chosen["gain"],
         "gain_per_rollout": chosen["gain_per_rollout"],
         "gain_per_token": chosen["gain_per_token"],
-        "oracle": told["allocations"]["oracle"]["gain"],
-        "oracle_held_out": told["allocations"]["oracle_held_out"]["gain"],
-        "achievable_gain": told["achievable_gain"],
-        "noise_scale": told["noise_scale"],
-        "completion_share": told["completion_share"],
-        "update_rollouts": told["update_rollouts"],
+        "oracle": result["allocations"]["oracle"]["gain"],
+        "oracle_held_out": result["allocations"]["oracle_held_out"]["gain"],
+        "achievable_gain": result["achievable_gain"],
+        "noise_scale": result["noise_scale"],
+        "completion_share": result["completion_share"],
+        "update_rollouts": result["update_rollouts"],
     }

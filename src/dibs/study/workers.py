@@ -1,4 +1,4 @@
-"""Processes that do jobs, several at a time, and stop well: after Ctrl-C, and without their parent."""
+"""A pool of processes that end cleanly after Ctrl-C, and when their parent dies."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _busy = threading.Event()
 
 @contextmanager
 def workers(number: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that Ctrl-C does not reach itself: it is passed on as one request to stop.
+    """Start a pool of processes.
 
-    Jobs at hand get SIGTERM and may end in their own time; those not begun are dropped. InputError where
-    a process died.
+    Ctrl-C does not reach the processes. Instead, jobs in progress get one SIGTERM and may finish what
+    they must save, and jobs that have not begun are dropped.
+
+    Raises InputError if a process died.
     """
     context = get_context("spawn")
     stop = context.Event()
@@ -38,8 +40,8 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
         raise
     except BrokenProcessPool:
         raise InputError(
-            "a process of a run died, of lack of memory perhaps; the same command goes on, with "
-            "--compare.jobs 1 if need be"
+            "a process of a run died, perhaps for lack of memory; run the same command again to go on, "
+            "with --compare.jobs 1 if memory is short"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -48,14 +50,14 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
 def results(
     pool: ProcessPoolExecutor, do: Callable[[Job], str | None], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, str | None]]:
-    """Jobs as they are done, each with what ``do`` returned: why it failed, or None."""
+    """Yield the jobs as they finish, each with what ``do`` returned: why it failed, or None."""
     waiting: dict[Future[str | None], Job] = {pool.submit(_guarded, do, job): job for job in jobs}
     for future in as_completed(waiting):
         yield waiting[future], future.result()
 
 
 def _guarded(do: Callable[[Job], str | None], job: Job) -> str | None:
-    """In a process of the pool. Whatever goes wrong is one line, and the others go on."""
+    """Do a job in a process of the pool. An error becomes one line, so that other jobs go on."""
     _busy.set()
     try:
         return do(job)
@@ -79,7 +81,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(stop: Event) -> None:
-    """Ask the job at hand to stop, once; without a parent there is nothing left to wait for."""
+    """Wait for a request to stop or the parent's death, then stop the job and this process."""
     parent = parent_process()
     while not stop.wait(0.5) and (parent is None or parent.is_alive()):
         pass

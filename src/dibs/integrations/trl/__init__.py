@@ -7,13 +7,14 @@
     trainer = DIBSGRPOTrainer(model=..., reward_funcs=..., args=GRPOConfig(...), train_dataset=...,
                               dibs=DIBSConfig(objective="grpo"))
 
-Rows of a generation batch stay as many as they were; how many of them each prompt gets is decided by
-``dibs.allocation.prompt_budget``. ``docs/integrations.md`` says what works where.
+A generation batch keeps its number of rows. ``dibs.allocation.prompt_budget`` decides how many of them
+each prompt gets. ``docs/integrations.md`` lists what each version supports.
 """
 
-from dibs.integrations.trl.requirement import require_trl
+from dibs.integrations.requirement import require
 
-require_trl()
+# Releases of 1.x after the tested one are accepted, since ``hooks`` checks what they have.
+require("trl", "1.16", "2")
 
 from dibs.integrations.trl.config import DIBSConfig  # noqa: E402
 from dibs.integrations.trl.trainer import DIBSGRPOTrainer  # noqa: E402

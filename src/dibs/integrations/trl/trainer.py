@@ -31,6 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from dibs.allocation.prompt_budget import PromptBudget
+from dibs.integrations.budget_state import TRL_FILE, read_trl_state, write_state
 from dibs.integrations.trl.config import DIBSConfig
 from dibs.integrations.trl.groups import (
     Row,
@@ -41,11 +42,10 @@ from dibs.integrations.trl.groups import (
     require_own_names,
     split,
 )
-from dibs.integrations.trl.hooks import check_attributes, check_batch, check_hooks, untested_version
+from dibs.integrations.trl.hooks import HOOKS, check_attributes, check_batch
 from dibs.integrations.trl.kl import weighted_kl
 from dibs.integrations.trl.log_metrics import group_numbers, write_notes
 from dibs.integrations.trl.norms import NormMeter
-from dibs.integrations.trl.state import read_state, write_state
 from dibs.processes import Processes
 from dibs.types import InputError
 
@@ -62,7 +62,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
     beta: float
 
     def __init__(self, *args: Any, dibs: DIBSConfig | None = None, **kwargs: Any) -> None:
-        check_hooks(GRPOTrainer)
+        HOOKS.check(GRPOTrainer)
         super().__init__(*args, **kwargs)
         check_attributes(self)
         self.dibs = (dibs or DIBSConfig()).for_trainer(self.args)
@@ -111,7 +111,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         mine = dealt(repeated(rows, self.counts), self.processes)
         drawn, learned = "_generate_and_score_completions", "_compute_loss"
         if drawn in self._reached and learned not in self._reached:
-            raise untested_version(f"GRPOTrainer trained without {learned}")
+            raise HOOKS.untested_version(f"GRPOTrainer trained without {learned}")
         self._reached.clear()
         # Rows of a group are one object here, and reward functions may write into theirs.
         batch = super()._generate_and_score_completions(_own_copies(mine))
@@ -309,7 +309,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if self.model.training and "_generate_and_score_completions" not in self._reached:
-            raise untested_version(
+            raise HOOKS.untested_version(
                 "GRPOTrainer drew completions without _generate_and_score_completions"
             )
         self._reached.add("_compute_loss")
@@ -323,7 +323,9 @@ class DIBSGRPOTrainer(GRPOTrainer):
             # Kept, they would hold the graph of the micro-batch until the next one.
             self.beta, self._keeps_logprobs, self._logprobs = beta, False, None
         if logprobs is None:
-            raise untested_version("its loss does not come from _get_per_token_logps_and_entropies")
+            raise HOOKS.untested_version(
+                "its loss does not come from _get_per_token_logps_and_entropies"
+            )
         mask = _loss_mask(inputs)
         per_update = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.processes.size * per_update
@@ -354,7 +356,8 @@ class DIBSGRPOTrainer(GRPOTrainer):
                 return
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder = Path(self._get_output_dir(trial=trial)) / name
-            write_state(folder, {"rollouts": self.rollouts, "budget": self.budget.state()})
+            state = {"rollouts": self.rollouts, "budget": self.budget.state()}
+            write_state(folder / TRL_FILE, state)
 
         self.processes.all_gather_results(write)
         super()._save_checkpoint(model, trial)
@@ -362,7 +365,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            states = self.processes.all_gather_results(lambda: read_state(Path(checkpoint)))
+            states = self.processes.all_gather_results(lambda: read_trl_state(Path(checkpoint)))
             state = states[self.processes.rank]
             self.rollouts = int(state["rollouts"])
             self.budget.load_state(state["budget"])

@@ -9,23 +9,31 @@ from typing import Any
 import hydra
 import ray
 from omegaconf import DictConfig, open_dict
-from verl.trainer.main_ppo import run_ppo
+from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
+import dibs.integrations.verl.trainer  # noqa: F401  registers the trainer where the runner is unpickled
 from dibs.integrations.verl.options import adapt, read_block
-from dibs.integrations.verl.runner import BudgetTaskRunner
 from dibs.types import InputError
 
 
+class BudgetTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+    """The process that holds the trainer.
+
+    Ray has wrapped verl's class, so this one derives from the class inside. Ray unpickles it by the
+    path of this module, whose imports register the trainer in that process.
+    """
+
+
 def hydra_words(words: Sequence[str]) -> list[str]:
-    """Arguments as Hydra takes them: ``dibs.x=y`` adds a key that verl's own configuration lacks."""
+    """Return the arguments for Hydra: ``++dibs.x=y`` adds a key that verl's configuration lacks."""
     return [f"++{word}" if word.startswith("dibs.") else word for word in words]
 
 
 def launch(words: Sequence[str]) -> None:
-    """Run verl with its arguments; exits with status 2 and one line on those that cannot be used."""
+    """Run verl with its arguments. For arguments that cannot be used, print one line and exit with 2."""
     sys.argv = [sys.argv[0], *hydra_words(words)]
     hydra.main(
         config_path="pkg://verl.trainer.config", config_name="ppo_trainer", version_base=None
@@ -36,13 +44,13 @@ def _train(config: DictConfig) -> None:
     try:
         train(config)
     except InputError as error:
-        # Hydra would show a traceback. Raised in one of Ray's processes, it holds the line as its cause.
+        # Hydra would show a traceback. An error from one of Ray's processes has the line as its cause.
         sys.stderr.write(f"{getattr(error, 'cause', error)}\n")
         sys.exit(2)
 
 
 def train(config: Any) -> None:
-    """Train as a composed configuration says, which is changed."""
+    """Train with a composed configuration. The configuration is modified in place."""
     options, budget = read_block(config)
     with open_dict(config):
         adapt(config, options, budget)

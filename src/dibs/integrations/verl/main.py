@@ -1,4 +1,4 @@
-"""verl's ``main_ppo`` with a ``dibs.*`` block. See docs/integrations.md.
+"""verl's ``main_ppo`` with a block of ``dibs.*`` keys. docs/integrations.md describes the keys.
 
 ::
 
@@ -8,21 +8,29 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
-from dibs.integrations.verl.versions import require_verl
+from dibs.integrations.requirement import require
 from dibs.types import InputError
 
 
 def main() -> None:
-    """Train; exits with status 2 and one line on input that cannot be used."""
+    """Train. For input that cannot be used, print one line and exit with status 2."""
     try:
-        require_verl()
-        from dibs.integrations.verl.launch import launch
+        require("verl", "0.9", "0.10", module="verl.trainer.ppo.v1")
+    except ImportError as error:
+        _stop(error)
+    from dibs.integrations.verl.launch import launch
 
+    try:
         launch(sys.argv[1:])
     except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+        _stop(error)
+
+
+def _stop(error: Exception) -> NoReturn:
+    sys.stderr.write(f"{error}\n")
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from verl.workers.utils.padding import response_to_nested
 import dibs.integrations.verl.registered_losses  # noqa: F401  registers the advantage estimator
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.data.prompts import prompt_id
+from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
 from dibs.integrations.verl.groups import Groups
-from dibs.integrations.verl.hooks import check_hooks, untested_version
+from dibs.integrations.verl.hooks import HOOKS
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
 from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.options import ESTIMATOR, TRAINER, aggregation, read_block
-from dibs.integrations.verl.state import FILE, load_budget, save_budget
 from dibs.integrations.verl.worker import BudgetWorker
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class BudgetTrainer(PPOTrainerSync):
     """
 
     def __init__(self, config: Any) -> None:
-        check_hooks(PPOTrainerSync)
+        HOOKS.check(PPOTrainerSync)
         self.options, budget = read_block(config)
         if self.options.counts_path is not None:
             Path(self.options.counts_path).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class BudgetTrainer(PPOTrainerSync):
 
     def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
         if not self.weighed:
-            raise untested_version("a step was trained without _compute_advantage")
+            raise HOOKS.untested_version("a step was trained without _compute_advantage")
         self.weighed = False
         self.uids, self.names = list(batch["uid"]), prompt_names(batch)
         if self.budget.config.mode == "pilot":
@@ -309,7 +309,7 @@ class BudgetTrainer(PPOTrainerSync):
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
         if self.global_steps > 0:
-            path = self._checkpoint() / FILE
+            path = self._checkpoint() / VERL_FILE
             if not load_budget(path, self.budget):
                 logger.warning("dibs: the checkpoint has no %s; nothing is known of prompts", path)
         elif self.options.state_path is not None:
@@ -317,10 +317,8 @@ class BudgetTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self) -> None:
         # Before verl names this checkpoint its newest: a kill in between must not lose the state.
-        save_budget(
-            Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}" / FILE,
-            self.budget,
-        )
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        write_state(folder / VERL_FILE, self.budget.state())
         super()._save_checkpoint()
         self._keep_state()
 
@@ -337,4 +335,4 @@ class BudgetTrainer(PPOTrainerSync):
 
     def _keep_state(self) -> None:
         if self.options.state_path is not None:
-            save_budget(Path(self.options.state_path), self.budget)
+            write_state(Path(self.options.state_path), self.budget.state())

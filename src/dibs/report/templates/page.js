@@ -1,9 +1,9 @@
 "use strict";
-// The page without this script shows everything but the completions. Text from runs is only ever set as
+// Without this script the page shows everything except the completions. Text from runs is always set as
 // text, never as HTML.
 
 const PAGE = 25; // completions shown at once
-const LONG = 1500; // characters of a text that are shown unasked
+const LONG = 1500; // longer texts show this many characters until a button is pressed
 
 const make = (name, text, className) => {
   const element = document.createElement(name);
@@ -12,7 +12,7 @@ const make = (name, text, className) => {
   return element;
 };
 
-// What the reader chose survives the reloads of a page that is being watched.
+// The reader's choices survive the reloads of a page that is being watched.
 const memory = {
   key: `dibs report ${location.pathname}`,
   read() {
@@ -168,7 +168,7 @@ function reloads() {
   const box = document.getElementById("reload");
   box.checked = memory.read().reload !== false;
   box.addEventListener("change", () => memory.write({ reload: box.checked }));
-  // The scroll position is kept by the browser; a reader who is typing is left alone.
+  // The browser keeps the scroll position. The page does not reload while the reader types a search.
   setInterval(() => {
     if (box.checked && document.activeElement?.name !== "text") location.reload();
   }, Number(live.dataset.seconds) * 1000);
