@@ -42,6 +42,7 @@ from dibs.allocation.least_variance import least_variance
 from dibs.allocation.objectives import variance
 from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
+from dibs.config import WarmStartConfig
 from dibs.config.load import load_config
 from dibs.model.grad_norms import gradient_norms
 from dibs.rollouts.source import Purpose
@@ -50,7 +51,8 @@ from dibs.runs.console import PlainView
 from dibs.types import Completion, Group, Prompt, Rollout
 
 PROMPTS, SAMPLES, PER_PROMPT, VISITS = 96, 256, 8, 4
-POLICIES = {"A": 0, "B": 5}
+STEPS = 5
+POLICIES = ("A", "B")
 TARGETS = {
     "log_likelihood": ("log_likelihood", "none"),
     "expected_reward": ("expected_reward", "none"),
@@ -62,7 +64,7 @@ ALLOCATORS = ("gvm", "min_variance")
 
 @dataclass(frozen=True)
 class Truth:
-    """Samples of every prompt, [96, 256], and ``||E[s | accepted]||^2`` [96]."""
+    """Samples of every prompt, [prompts, samples], and ``||E[s | accepted]||^2`` [prompts]."""
 
     accepted: np.ndarray
     squares: np.ndarray
@@ -70,7 +72,7 @@ class Truth:
     mean_square: np.ndarray
 
     def sigma_squared(self, target: str) -> np.ndarray:
-        """The truth, [96]."""
+        """The variance of one completion's share of the gradient, [prompts]."""
         rate = self.accepted.mean(1)
         moments = [
             np.where(chosen, self.squares, 0).sum(1) / np.maximum(chosen.sum(1), 1)
@@ -79,7 +81,7 @@ class Truth:
         return variance(*TARGETS[target], rate, *moments, self.mean_square)
 
 
-def measure(steps: int) -> Truth:
+def measure(args: argparse.Namespace, steps: int) -> Truth:
     """Sample a policy trained for ``steps`` steps and take its gradients' moments."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
@@ -90,7 +92,8 @@ def measure(steps: int) -> Truth:
                 "output_dir": f"{folder}/run",
                 "train.steps": str(max(steps, 1)),
                 "evaluate.interval": "0",
-                "data.eval_size": str(PROMPTS),
+                "data.eval_size": str(args.prompts),
+                "policy.warm_start.updates": str(args.warm_start_updates),
             },
         )
         trainer = build_trainer(config, PlainView(Console(stderr=True)))
@@ -98,12 +101,12 @@ def measure(steps: int) -> Truth:
             for _ in trainer.run():
                 pass
     prompts = trainer.prompts.eval
-    counts = [SAMPLES] * PROMPTS
+    counts = [args.samples] * args.prompts
     groups = trainer.draw(prompts, counts, Purpose.EVALUATION, 1)
     squares, means = [], []
     for group in track(groups, "gradients", console=Console(stderr=True)):
         sequences = [rollout.example() for rollout in group.rollouts]
-        measured = gradient_norms(trainer.policy, sequences, group_sizes=[SAMPLES])
+        measured = gradient_norms(trainer.policy, sequences, group_sizes=[args.samples])
         (products,) = measured.products
         chosen = products[np.ix_(group.accepted, group.accepted)]
         pairs = max(len(chosen) * (len(chosen) - 1), 1)
@@ -117,27 +120,31 @@ def measure(steps: int) -> Truth:
     )
 
 
-def truth_of(name: str, again: bool) -> Truth:
-    """Measured once and cached; the measurement takes two to three minutes."""
+def truth_of(name: str, args: argparse.Namespace) -> Truth:
+    """Measured once and, at the default sizes, cached; the measurement takes two to three minutes."""
+    steps = 0 if name == "A" else args.steps
+    sizes = (args.prompts, args.samples, args.steps, args.warm_start_updates)
+    torch.set_num_threads(1)
+    if sizes != (PROMPTS, SAMPLES, STEPS, WarmStartConfig().updates):
+        return measure(args, steps)
     default = user_cache_dir("dibs", appauthor=False)
     path = Path(os.environ.get("DIBS_CACHE", default)) / f"benchmark-allocation-{name}.npz"
-    if path.exists() and not again:
+    if path.exists() and not args.again:
         with np.load(path) as stored:
             return Truth(**stored)
-    torch.set_num_threads(1)
-    truth = measure(POLICIES[name])
+    truth = measure(args, steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **vars(truth))
     return truth
 
 
 class Pilots:
-    """Draws completions of a policy from its 256, with replacement."""
+    """Draws completions of a policy from the measured ones, with replacement."""
 
     def __init__(self, truth: Truth, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.norms = np.sqrt(truth.squares)
-        self.prompts = [Prompt(str(i), "", (0,), "") for i in range(PROMPTS)]
+        self.prompts = [Prompt(str(i), "", (0,), "") for i in range(len(truth.squares))]
         self.rollouts = [
             [
                 Rollout(prompt, Completion((0,), "", (float(lp),), True), float(ok), "", bool(ok))
@@ -150,7 +157,8 @@ class Pilots:
 
     def draw(self, count: int) -> tuple[list[Group], list[np.ndarray]]:
         """Groups of ``count`` rollouts and their gradient norms."""
-        picks = self.rng.integers(0, SAMPLES, (PROMPTS, count))
+        prompts, samples = self.norms.shape
+        picks = self.rng.integers(0, samples, (prompts, count))
         groups = [
             Group(prompt, tuple(rollouts[j] for j in row))
             for prompt, rollouts, row in zip(self.prompts, self.rollouts, picks, strict=True)
@@ -161,8 +169,9 @@ class Pilots:
 def rows(name: str, truth: Truth, repeats: int) -> list[dict]:
     """One row for each target, mode, N' and allocator."""
     result = []
-    budget = PER_PROMPT * PROMPTS
-    bounds = np.ones(PROMPTS, dtype=np.int64), np.full(PROMPTS, budget)
+    prompts = len(truth.squares)
+    budget = PER_PROMPT * prompts
+    bounds = np.ones(prompts, dtype=np.int64), np.full(prompts, budget)
     squares = {target: truth.sigma_squared(target) for target in TARGETS}
     oracle = {
         target: (square / PER_PROMPT).sum()
@@ -207,10 +216,13 @@ def rows(name: str, truth: Truth, repeats: int) -> list[dict]:
     return result
 
 
-def speed() -> list[dict]:
-    """Exact integer allocation against numpy's sort; medians of five runs."""
+def speed(most: int) -> list[dict]:
+    """Exact integer allocation against numpy's sort, for ``most`` prompts and a tenth of them.
+
+    Times are medians of five runs.
+    """
     result = []
-    for m in (10**6, 10**7):
+    for m in (most // 10, most):
         sigma = np.exp(np.random.default_rng(0).normal(0, 1.5, m))
         arguments = sigma, 8 * m, np.ones(m, dtype=np.int64), np.full(m, 8 * m)
 
@@ -287,15 +299,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="held-out prompts")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each prompt")
+    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of policy B")
+    parser.add_argument(
+        "--warm-start-updates",
+        type=int,
+        default=WarmStartConfig().updates,
+        help="updates of policy A's warm start; fewer for a quick try",
+    )
     parser.add_argument("--repeats", type=int, default=200, help="draws of pilots (default: 200)")
+    parser.add_argument(
+        "--timed-prompts", type=int, default=10**7, help="most prompts of the timed allocation"
+    )
     parser.add_argument("--again", action="store_true", help="measure the truth again")
     parser.add_argument("--json", action="store_true", help="print a list of rows, variance only")
     parser.add_argument("--output", type=Path, help="also write rows and timings to this file")
     args = parser.parse_args()
-    result = [
-        row for name in POLICIES for row in rows(name, truth_of(name, args.again), args.repeats)
-    ]
-    timings = [] if args.json and not args.output else speed()
+    result = [row for name in POLICIES for row in rows(name, truth_of(name, args), args.repeats)]
+    timings = [] if args.json and not args.output else speed(args.timed_prompts)
     if args.output:
         machine = {"processor": platform.processor() or platform.machine(), "timings": timings}
         args.output.write_text(json.dumps({"rows": result, **machine}, indent=1) + "\n")

@@ -5,7 +5,7 @@ of the ratio within a round. All norms but those of ``last_layer`` and of the sk
 one-at-a-time autograd.
 
     python benchmarks/grad_norms.py [--json]
-    python benchmarks/grad_norms.py --preset short
+    python benchmarks/grad_norms.py --preset short --samples 8 --rounds 1
     python benchmarks/grad_norms.py --preset 0.5b --device cuda --dtype bfloat16
 """
 
@@ -33,8 +33,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from dibs.model.batching import micro_batches
+from dibs.model.forward_pass import completion_logits
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.policy import Policy
+from dibs.model.token_logprobs import full_logprobs
 from dibs.types import TrainingExample
 
 PRESETS = {
@@ -168,7 +170,10 @@ def opacus_norms(policy: Policy, samples: Sequence[TrainingExample], max_tokens:
     try:
         for indices in micro_batches(samples, max_tokens):
             batch = policy.collate([samples[i] for i in indices])
-            Policy(wrapped, policy.tokenizer).logprobs(batch).sum().backward()
+            # The wrapper is called for its logits: it hides the model's decoder and output layer.
+            logits = completion_logits(wrapped, batch).float() / policy.temperature
+            logprobs, _ = full_logprobs(logits, batch.completion_ids)
+            logprobs.masked_fill(~batch.completion_mask, 0.0).sum().backward()
             norms[indices] = wrapped.get_norm_sample().detach().float().cpu().numpy()
             wrapped.zero_grad()
     finally:
@@ -283,6 +288,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="small", help="model and samples")
+    parser.add_argument("--samples", type=int, help="samples in place of the preset's, at least 4")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -294,6 +300,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     preset = copy.deepcopy(PRESETS[args.preset])
+    preset["samples"] = args.samples or preset["samples"]
     preset["model"]["vocab_size"] = args.vocabulary or preset["model"]["vocab_size"]
     preset["model"]["tie_word_embeddings"] |= args.tied
     policy = build_policy(preset, args.device, getattr(torch, args.dtype))

@@ -102,10 +102,12 @@ def main() -> None:
         command = [sys.executable, __file__, *words, "--form", form]
         found[form] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     settings = {name: value for name, value in vars(args).items() if name not in ("json", "form")}
+    naive = found["naive"]["extra_bytes"]
     result = {
         **settings,
         **found,
-        "memory_ratio": found["blocks"]["extra_bytes"] / found["naive"]["extra_bytes"],
+        # None where the problem is too small to raise the peak.
+        "memory_ratio": found["blocks"]["extra_bytes"] / naive if naive else None,
         "torch": torch.__version__,
     }
     if args.json:
@@ -118,9 +120,9 @@ def main() -> None:
     console = Console()
     console.print(table)
     differences = ", ".join(f"{name} {value:.1e}" for name, value in found["compare"].items())
-    console.print(
-        f"{100 * result['memory_ratio']:.1f}% of the naive form's; largest differences: {differences}"
-    )
+    if naive:
+        console.print(f"{result['memory_ratio']:.1%} of the naive form's memory")
+    console.print(f"largest differences: {differences}")
 
 
 if __name__ == "__main__":

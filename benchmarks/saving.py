@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dibs.config import CheckpointConfig, Config
+from dibs.config import CheckpointConfig, Config, WarmStartConfig
 from dibs.config.load import load_config
 from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
@@ -35,7 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="training steps of each run")
+    parser.add_argument(
+        "--warm-start-updates",
+        type=int,
+        default=WarmStartConfig().updates,
+        help="updates of the policy's warm start; fewer for a quick try",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     default = CheckpointConfig().interval
@@ -44,6 +50,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             keys = {
                 "output_dir": f"{folder}/run",
+                "policy.warm_start.updates": str(args.warm_start_updates),
                 "train.steps": str(args.steps),
                 "checkpoint.interval": str(interval),
             }

@@ -18,6 +18,7 @@ about TRL with vLLM.
     make bench-step
     python benchmarks/step.py [--json]
     python benchmarks/step.py --hidden-size 256 --layers 4 --updates 1
+    python benchmarks/step.py --without-trl
 """
 
 from __future__ import annotations
@@ -93,13 +94,13 @@ def configuration(args: argparse.Namespace, model: Path, seed: int) -> Config:
 def run_ours(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     """What each of the first steps took and wrote."""
     records = trainer.run()
-    told = []
+    recorded = []
     ended = time.perf_counter()
     for _ in range(steps):
         record = next(records)
         started, ended = ended, time.perf_counter()
         rollouts = [rollout for group in record.groups for rollout in group.rollouts]
-        told.append(
+        recorded.append(
             {
                 "seconds": ended - started,
                 "sample_seconds": record.metrics["sample_seconds"],
@@ -110,7 +111,7 @@ def run_ours(trainer: Trainer, steps: int) -> list[dict[str, float]]:
             }
         )
     records.close()
-    return told
+    return recorded
 
 
 def run_trl(python: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +152,7 @@ def run_round(args: argparse.Namespace, model: Path, number: int) -> dict[str, A
     drawn = islice(batches(trainer.prompts.train, args.prompts, number), steps)
     turns = number % len(OPTIONS)
     names = [*OPTIONS][turns:] + [*OPTIONS][:turns]
+    trl: dict[str, Any] = {"versions": {}, "runs": {}}
     given = {
         "model": str(model),
         "rows": [{"prompt": p.text, "answer": p.answer} for prompts in drawn for p in prompts],
@@ -164,32 +166,35 @@ def run_round(args: argparse.Namespace, model: Path, number: int) -> dict[str, A
         "learning_rate": LEARNING_RATE,
         "options": {name: OPTIONS[name] for name in names},
     }
-    if number % 2:
+    trl_first = number % 2 == 1
+    if trl_first and not args.without_trl:
         trl = run_trl(args.trl_python, given)
-        ours = run_ours(trainer, steps)
-    else:
-        ours = run_ours(trainer, steps)
+    ours = run_ours(trainer, steps)
+    if not trl_first and not args.without_trl:
         trl = run_trl(args.trl_python, given)
     trainer.source.verifier.close()
-    sides = {"dibs": ours, **{name: trl["runs"][name] for name in OPTIONS}}
-    timed = {name: told[args.warmup_steps :] for name, told in sides.items()}
+    sides = {"dibs": ours, **{name: trl["runs"][name] for name in OPTIONS if name in trl["runs"]}}
+    timed = {name: recorded[args.warmup_steps :] for name, recorded in sides.items()}
     return {
-        "first": "TRL" if number % 2 else "dibs",
+        "first": "TRL" if trl_first else "dibs",
         "trl_versions": trl["versions"],
-        "sides": {name: summary(told) for name, told in timed.items()},
+        "sides": {name: summary(recorded) for name, recorded in timed.items()},
         "steps": timed,
     }
 
 
-def summary(told: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Of a side's timed steps; times are medians, which a busy moment of the machine hardly moves."""
-    total = {key: sum(step[key] for step in told) for key in told[0]}
-    seconds = statistics.median(step["seconds"] for step in told)
-    rollouts = total["rollouts"] / len(told)
+def summary(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Speed and means of a side's timed steps.
+
+    Times are medians, which a busy moment of the machine hardly moves.
+    """
+    total = {key: sum(step[key] for step in steps) for key in steps[0]}
+    seconds = statistics.median(step["seconds"] for step in steps)
+    rollouts = total["rollouts"] / len(steps)
     row = {
         "rollouts_per_second": rollouts / seconds,
         "seconds_a_step": seconds,
-        "sample_seconds_a_step": statistics.median(step["sample_seconds"] for step in told),
+        "sample_seconds_a_step": statistics.median(step["sample_seconds"] for step in steps),
         "rollouts_a_step": rollouts,
         "tokens_a_rollout": total["tokens"] / total["rollouts"],
         "accepted": total["accepted"] / total["rollouts"],
@@ -200,13 +205,15 @@ def summary(told: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def compare(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over rounds of each side, and the ratio to TRL with its fastest options."""
+    """Medians over rounds of each side, and the ratio to TRL with its fastest options if it ran."""
     sides = {
         name: {
             key: statistics.median(each["sides"][name][key] for each in rounds) for key in numbers
         }
         for name, numbers in rounds[0]["sides"].items()
     }
+    if sides.keys() == {"dibs"}:
+        return {"sides": sides}
     fastest = max(OPTIONS, key=lambda name: sides[name]["rollouts_per_second"])
     ratios = [
         each["sides"]["dibs"]["rollouts_per_second"] / each["sides"][fastest]["rollouts_per_second"]
@@ -233,12 +240,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def main() -> None:
-    """Run and print."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a round")
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps before them")
     parser.add_argument("--prompts", type=int, default=64, help="prompts a step")
@@ -247,9 +254,22 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16, help="tokens a completion at most")
     parser.add_argument("--hidden-size", type=int, default=WarmStartConfig().hidden_size)
     parser.add_argument("--layers", type=int, default=WarmStartConfig().layers)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--trl-python", type=Path, default=HERE.parent / ".venv-trl/bin/python", metavar="FILE"
+        "--warm-start-updates",
+        type=int,
+        default=WarmStartConfig().updates,
+        help="updates of the policy's warm start; fewer for a quick try",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument(
+        "--trl-python",
+        type=Path,
+        default=HERE.parent / ".venv-trl/bin/python",
+        metavar="FILE",
+        help="a Python that has TRL",
+    )
+    parser.add_argument(
+        "--without-trl", action="store_true", help="time dibs alone, where there is no TRL"
     )
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()
@@ -259,13 +279,24 @@ def main() -> None:
             f"--prompts {args.prompts} x --generations {args.generations} rollouts cannot be dealt to "
             f"--updates {args.updates} in two micro-batches each; make them a multiple of {halves}"
         )
-    if not has_trl(args.trl_python):
-        parser.exit(2, f"{args.trl_python} has no TRL; `make trl` builds .venv-trl\n")
+    if not args.without_trl and not has_trl(args.trl_python):
+        parser.exit(
+            2,
+            f"{args.trl_python} has no TRL; `make trl` builds .venv-trl. --without-trl times dibs "
+            "alone\n",
+        )
+    return args
 
+
+def main() -> None:
+    """Run and print."""
+    args = arguments()
     view = PlainView(Console(stderr=True))
     model = warm_started_policy(
         TASK,
-        WarmStartConfig(hidden_size=args.hidden_size, layers=args.layers),
+        WarmStartConfig(
+            hidden_size=args.hidden_size, layers=args.layers, updates=args.warm_start_updates
+        ),
         lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
     )
     rounds = []
@@ -302,7 +333,7 @@ def print_table(result: dict[str, Any]) -> None:
         f"width {settings['hidden_size']}; {settings['prompts']} prompts x {settings['generations']} "
         f"completions of at most {settings['length']} tokens, {settings['updates']} updates a step; "
         f"medians of {settings['rounds']} rounds of {settings['steps']} steps; "
-        f"TRL {result['trl_versions']['trl']}",
+        f"TRL {result['trl_versions'].get('trl', 'left out')}",
         highlight=False,
     )
     table = Table(
@@ -311,7 +342,7 @@ def print_table(result: dict[str, Any]) -> None:
     ours = result["sides"]["dibs"]["rollouts_per_second"]
     for name, row in result["sides"].items():
         ratio = ours / row["rollouts_per_second"]
-        if name == result["trl_fastest"]:
+        if name == result.get("trl_fastest"):
             ratio = result["speedup_vs_trl"]
         table.add_row(
             name,
@@ -324,6 +355,8 @@ def print_table(result: dict[str, Any]) -> None:
             "" if name == "dibs" else f"{ratio:.2f}",
         )
     console.print(table)
+    if "speedups" not in result:
+        return
     low, high = min(result["speedups"]), max(result["speedups"])
     console.print(
         f"{result['speedup_vs_trl']:.2f} times {result['trl_fastest']!r} ({low:.2f} to {high:.2f} over "

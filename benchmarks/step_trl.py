@@ -72,6 +72,51 @@ class Reward:
         return rewards
 
 
+def settings(
+    given: dict[str, Any], folder: str, accumulated: int, options: dict[str, Any]
+) -> GRPOConfig:
+    """The trainer's settings: one optimizer update takes ``accumulated`` micro-batches."""
+    micro_batch = given["prompts"] * given["generations"] // given["updates"]
+    return GRPOConfig(
+        output_dir=folder,
+        seed=given["seed"],
+        # One generation serves all updates of a step.
+        per_device_train_batch_size=micro_batch // accumulated,
+        gradient_accumulation_steps=accumulated,
+        steps_per_generation=accumulated * given["updates"],
+        num_iterations=1,
+        num_generations=given["generations"],
+        max_steps=given["updates"] * given["steps"],
+        shuffle_dataset=False,  # the rows come in the order in which dibs draws them
+        # Sampling from the policy itself, as dibs does.
+        max_completion_length=given["length"],
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        # The same loss and optimizer.
+        loss_type="grpo",
+        scale_rewards="group",
+        beta=0.0,
+        epsilon=0.2,
+        learning_rate=given["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        # What would only cost time.
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        **options,
+    )
+
+
 def train(given: dict[str, Any], options: dict[str, Any], folder: str) -> list[dict[str, float]]:
     """What each step took and wrote. ``options``: of GRPOConfig, and ``attention`` of the model."""
     options = dict(options)
@@ -80,7 +125,6 @@ def train(given: dict[str, Any], options: dict[str, Any], folder: str) -> list[d
         dtype=torch.float32,
         attn_implementation=options.pop("attention", "sdpa"),
     )
-    micro_batch = given["prompts"] * given["generations"] // given["updates"]
     accumulated = options.pop("micro_batches", 1)
     clock, reward, sampling = Clock(given["updates"]), Reward(), []
     trainer = GRPOTrainer(
@@ -89,44 +133,7 @@ def train(given: dict[str, Any], options: dict[str, Any], folder: str) -> list[d
         reward_funcs=reward,
         train_dataset=Dataset.from_list(given["rows"]),
         callbacks=[clock],
-        args=GRPOConfig(
-            output_dir=folder,
-            seed=given["seed"],
-            # One generation serves all updates of a step.
-            per_device_train_batch_size=micro_batch // accumulated,
-            gradient_accumulation_steps=accumulated,
-            steps_per_generation=accumulated * given["updates"],
-            num_iterations=1,
-            num_generations=given["generations"],
-            max_steps=given["updates"] * given["steps"],
-            shuffle_dataset=False,  # the rows come in the order in which dibs draws them
-            # Sampling from the policy itself, as dibs does.
-            max_completion_length=given["length"],
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            # The same loss and optimizer.
-            loss_type="grpo",
-            scale_rewards="group",
-            beta=0.0,
-            epsilon=0.2,
-            learning_rate=given["learning_rate"],
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            # What would only cost time.
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
-            logging_strategy="no",
-            save_strategy="no",
-            eval_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            **options,
-        ),
+        args=settings(given, folder, accumulated, options),
     )
     for name in ("generate", "generate_batch"):
         setattr(model, name, timed(getattr(model, name), sampling))

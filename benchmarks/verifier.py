@@ -17,7 +17,10 @@ import json
 import logging
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from math_verify import parse, verify
 from rich.console import Console
@@ -50,11 +53,61 @@ def plain(items: Items) -> list[bool]:
     return [verify(parse(f"${gold}$"), parse(text)) for gold, text in items]
 
 
-def seconds(run, items: Items) -> float:
-    """Of one call."""
+def seconds(run: Callable[[Items], Any], items: Items) -> float:
+    """Seconds of one call."""
     started = time.perf_counter()
     run(items)
     return time.perf_counter() - started
+
+
+def timed(
+    pooled: Callable[[Items], list[str]], items: Items, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of the plain loop and of the verifier in every round, over all items and wrong ones."""
+    spent: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for what, part in (("all", items), ("wrong", items[::2])):
+            spent.setdefault(f"plain {what}", []).append(seconds(plain, part))
+            spent.setdefault(f"pool {what}", []).append(seconds(pooled, part))
+    return spent
+
+
+def gold_verdicts(pooled: Callable[[Items], list[str]], rows: list[dict]) -> dict[str, Any]:
+    """How every gold answer of a file is judged against itself and against the next row's."""
+    answers = [str(row["answer"]) for row in rows]
+    pairs = list(zip(answers, [*answers[1:], *answers[:1]], strict=True))
+    own = pooled([(a, f"\\boxed{{{a}}}") for a in answers])
+    wrong = [(a, b) for a, b in pairs if a != b]
+    other = pooled([(a, f"\\boxed{{{b}}}") for a, b in wrong])
+    return {
+        "rows": len(rows),
+        "accepted": own.count("accepted"),
+        "wrong": len(wrong),
+        "rejected": other.count("rejected"),
+        "not_rejected": [p for p, s in zip(wrong, other, strict=True) if s != "rejected"],
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """For people."""
+    console = Console()
+    table = Table("", "items/s", "over plain")
+    table.add_row("math-verify, plain loop", f"{result['plain_items_per_second']:.0f}", "1")
+    table.add_row(
+        "verifier, 2 workers", f"{result['pool_items_per_second']:.0f}", f"{result['speedup']:.2f}"
+    )
+    table.add_row("  first round", "", f"{result['speedup_first']:.2f}")
+    table.add_row("  wrong answers only", "", f"{result['speedup_wrong']:.2f}")
+    console.print(table)
+    console.print(f"starting the workers took {result['startup_seconds']:.1f} s", highlight=False)
+    for name, found in result["gold"].items():
+        console.print(
+            f"{name}: {found['accepted']} of {found['rows']} gold answers accept themselves; "
+            f"{found['rejected']} of {found['wrong']} of the next row's are rejected "
+            f"{found['not_rejected'] or ''}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def main() -> None:
@@ -62,44 +115,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", action="append", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="rows with an answer and perhaps a solution; the first file is timed",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way")
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     files = {path.stem: rows_of(path) for path in args.data}
-
-    verifier = build_verifier(VerifyConfig(workers=2), "")
-    started = time.perf_counter()
-    list(verifier.verdicts([("1", "\\boxed{1}"), ("2", "\\boxed{2}")]))
-    startup = time.perf_counter() - started
-
-    def pooled(items: Items) -> list[str]:
-        return [verdict.status for verdict in verifier.verdicts(items)]
-
     items = completions(next(iter(files.values())))
-    spent: dict[str, list[float]] = {}
-    for _ in range(args.rounds):
-        for what, part in (("all", items), ("wrong", items[::2])):
-            spent.setdefault(f"plain {what}", []).append(seconds(plain, part))
-            spent.setdefault(f"pool {what}", []).append(seconds(pooled, part))
 
-    gold = {}
-    for name, rows in files.items():
-        answers = [str(row["answer"]) for row in rows]
-        pairs = list(zip(answers, [*answers[1:], *answers[:1]], strict=True))
-        own = pooled([(a, f"\\boxed{{{a}}}") for a in answers])
-        wrong = [(a, b) for a, b in pairs if a != b]
-        other = pooled([(a, f"\\boxed{{{b}}}") for a, b in wrong])
-        gold[name] = {
-            "rows": len(rows),
-            "accepted": own.count("accepted"),
-            "wrong": len(wrong),
-            "rejected": other.count("rejected"),
-            "not_rejected": [p for p, s in zip(wrong, other, strict=True) if s != "rejected"],
-        }
+    with closing(build_verifier(VerifyConfig(workers=2), "")) as verifier:
 
-    verifier.close()
+        def pooled(part: Items) -> list[str]:
+            return [verdict.status for verdict in verifier.verdicts(part)]
+
+        startup = seconds(pooled, [("1", "\\boxed{1}"), ("2", "\\boxed{2}")])
+        spent = timed(pooled, items, args.rounds)
+        gold = {name: gold_verdicts(pooled, rows) for name, rows in files.items()}
+
     medians = {name: statistics.median(times) for name, times in spent.items()}
     result = {
         "items": len(items),
@@ -112,27 +151,7 @@ def main() -> None:
         "workers": 2,
         "gold": gold,
     }
-    if args.json:
-        print(json.dumps(result, indent=1))
-        return
-    console = Console()
-    table = Table("", "items/s", "over plain")
-    table.add_row("math-verify, plain loop", f"{result['plain_items_per_second']:.0f}", "1")
-    table.add_row(
-        "verifier, 2 workers", f"{result['pool_items_per_second']:.0f}", f"{result['speedup']:.2f}"
-    )
-    table.add_row("  first round", "", f"{result['speedup_first']:.2f}")
-    table.add_row("  wrong answers only", "", f"{result['speedup_wrong']:.2f}")
-    console.print(table)
-    console.print(f"starting the workers took {startup:.1f} s", highlight=False)
-    for name, told in gold.items():
-        console.print(
-            f"{name}: {told['accepted']} of {told['rows']} gold answers accept themselves; "
-            f"{told['rejected']} of {told['wrong']} of the next row's are rejected "
-            f"{told['not_rejected'] or ''}",
-            highlight=False,
-            markup=False,
-        )
+    print(json.dumps(result, indent=1)) if args.json else print_table(result)
 
 
 if __name__ == "__main__":

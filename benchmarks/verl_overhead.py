@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests" / "verl"))
+sys.path.insert(0, str(HERE.parent / "tests" / "with_verl"))
 
 import scene  # noqa: E402  the CPU scene of the tests
 

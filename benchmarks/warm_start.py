@@ -3,7 +3,9 @@
 The peer imitates the same noisy demonstrations with AdamW alone (lr 5e-3 decaying linearly, padded
 batches of 128 problems of mixed length); ours is what `dibs train` does: Muon for the matrices and one
 unpadded pass a problem length. Both train the same Qwen2 on one thread, and are scored with four
-sampled completions of the same 400 problems.
+sampled completions of the same problems.
+
+    python benchmarks/warm_start.py [--seeds 3] [--json]
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -69,10 +72,10 @@ def mixed_batch(tokenizer, rng: Random, size: int) -> tuple[torch.Tensor, torch.
     return ids, labels
 
 
-def accept_rate(policy: Policy) -> float:
-    """Mean accept rate on 400 fixed problems."""
+def accept_rate(policy: Policy, problems: int) -> float:
+    """Mean accept rate on so many fixed problems."""
     requests = []
-    for problem in draw_problems(400, [Part(1.0, 1, 4)], seed=10**6):
+    for problem in draw_problems(problems, [Part(1.0, 1, 4)], seed=10**6):
         answer = str(problem.answer)
         name = prompt_id(problem.prompt, answer)
         ids = tuple(policy.tokenizer.encode(problem.prompt))
@@ -94,29 +97,33 @@ def accept_rate(policy: Policy) -> float:
     return score(groups).accuracy
 
 
-def ours(seed: int) -> Policy:
+def ours(updates: int, seed: int) -> Policy:
     """What `dibs train` starts from, trained afresh."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["DIBS_CACHE"] = cache
         folder: Path = warm_started_policy(
-            "arithmetic", WarmStartConfig(seed=seed), lambda *progress: None
+            "arithmetic", WarmStartConfig(seed=seed, updates=updates), lambda *progress: None
         )
         return load_policy(PolicyConfig(model=str(folder), device="cpu"), 1.0)
 
 
 def main() -> None:
     """Time both on every seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--adamw-updates", type=int, default=1600)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="policies of each recipe")
+    parser.add_argument("--adamw-updates", type=int, default=1600, help="updates of AdamW alone")
+    parser.add_argument(
+        "--updates", type=int, default=WarmStartConfig().updates, help="updates of our recipe"
+    )
+    parser.add_argument("--problems", type=int, default=400, help="problems that score a policy")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipes = {
-        f"AdamW, {options.adamw_updates} updates": lambda seed: adamw_policy(
-            options.adamw_updates, seed
-        ),
-        f"Muon and AdamW, {WarmStartConfig().updates} updates": ours,
+        f"AdamW, {options.adamw_updates} updates": partial(adamw_policy, options.adamw_updates),
+        f"Muon and AdamW, {options.updates} updates": partial(ours, options.updates),
     }
     rows = []
     for name, recipe in recipes.items():
@@ -125,7 +132,7 @@ def main() -> None:
             started = time.perf_counter()
             policy = recipe(seed)
             seconds.append(time.perf_counter() - started)
-            rates.append(accept_rate(policy))
+            rates.append(accept_rate(policy, options.problems))
         rows.append({"recipe": name, "seconds": float(np.median(seconds)), "accept_rates": rates})
     result = {
         "threads": 1,

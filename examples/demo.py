@@ -45,13 +45,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("runs/demo"))
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("runs/demo"), help="folder OUT (default: runs/demo)"
+    )
     parser.add_argument("--steps", type=int, help="training steps (default: the config's)")
+    parser.add_argument(
+        "--warm-start-updates",
+        type=int,
+        help="updates of the warm start (default: the config's); fewer for a quick try",
+    )
     options = parser.parse_args()
 
     console = Console()
     started = time.perf_counter()
-    shorten = {} if options.steps is None else {"train.steps": str(options.steps)}
+    wanted = {
+        "train.steps": options.steps,
+        "policy.warm_start.updates": options.warm_start_updates,
+    }
+    shorten = {key: str(value) for key, value in wanted.items() if value is not None}
     runs = {arm: options.output_dir / arm for arm in ARMS}
     try:
         for arm, overrides in ARMS.items():

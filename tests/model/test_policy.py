@@ -115,7 +115,7 @@ def test_logits_that_are_changed_after_the_output_layer_are_used_whole(policy):
     """Gemma caps its logits; blocks of the bare layer would be wrong."""
     made = examples(policy, 4)
     plain = policy.logprobs(policy.collate(made))
-    assert policy._head is not None
+    assert policy.output_head is policy.model.lm_head
     inner = policy.model.forward
 
     def capped(*args, **kwargs):
@@ -128,6 +128,6 @@ def test_logits_that_are_changed_after_the_output_layer_are_used_whole(policy):
     batch = policy.collate(made)
     expected, _ = full_logprobs(policy.logits(batch), batch.completion_ids)
     found = policy.logprobs(batch)
-    assert policy._head is None
+    assert policy.output_head is None
     torch.testing.assert_close(found, expected * batch.completion_mask)
     assert not torch.allclose(found, plain, atol=1e-3)

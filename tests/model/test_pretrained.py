@@ -55,7 +55,7 @@ def test_whole_weights_are_the_model_with_its_adapters(folder, tmp_path):
     for name, value in adapted.model.state_dict().items():
         assert torch.equal(value, before[name])
     whole = loaded(str(tmp_path / "whole"))
-    assert not whole.adapted
+    assert not whole.has_lora
     made = examples(whole, 4)
     one, other = (p.logprobs(p.collate(made)) for p in (whole, adapted))
     torch.testing.assert_close(one, other)

@@ -1,8 +1,9 @@
 """Squared norms and inner products of ``s(y) = grad log pi(y|x)``, one gradient a completion.
 
 ``exact`` runs one forward and one backward pass a micro-batch (see ``recorder``; the output layer in
-closed form, see ``output_layer``), ``last_layer`` the forward pass alone, ``exact_slow`` ordinary
-autograd for one sample at a time: the fallback where ``exact`` does not cover a parameter.
+closed form, see ``output_layer``). ``last_layer`` runs the forward pass alone. ``exact_slow`` runs
+ordinary autograd for one sample at a time; it is the fallback where ``exact`` does not cover a
+parameter.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.model.batching import TokenBatch, TokenSequence
+from dibs.model.forward_pass import in_evaluation_mode
 from dibs.model.grad_norms.output_layer import Sketch, output_layer
 from dibs.model.grad_norms.recorder import Products, Recorder, uncovered
-from dibs.model.policy import Policy, in_evaluation_mode
+from dibs.model.policy import Policy
 from dibs.types import InputError, NonFiniteError
 
 _Function = Callable[..., Any]
@@ -32,11 +34,11 @@ _Measure = Callable[[Sequence[TokenSequence], Products], None]
 
 @dataclass(frozen=True)
 class GradientNorms:
-    """Gradients of n completions, by what the variance of a mean needs of them.
+    """Squared norms and inner products of the gradients ``s`` of n completions.
 
-    ``squares``: ``||s||^2``, float64 [n]. ``products``: ``s_a . s_b`` of the completions of each group,
-    float64 [n_g, n_g] a group, or None when no groups were given; ``a @ products @ a`` is
-    ``||sum_i a_i s_i||^2``.
+    ``squares``: ``||s||^2``, float64 [n]. ``products``: one float64 [n_g, n_g] for each group, the inner
+    products ``s_a . s_b`` of its completions; None when no groups were given. With coefficients ``a``,
+    ``a @ products @ a`` is ``||sum_i a_i s_i||^2``.
     """
 
     squares: np.ndarray
@@ -61,47 +63,40 @@ def gradient_norms(
 ) -> GradientNorms:
     """Measure ``grad log pi(y|x)`` of each sequence's completion, summed over its tokens.
 
-    Modules are in evaluation mode meanwhile, and mixed arithmetic is float32; gradient checkpointing
-    stays on. Afterwards parameters, their ``.grad``, modes and the global random state are what they
-    were.
+    Meanwhile modules are in evaluation mode, and products are float32 where the policy's are mixed.
+    Gradient checkpointing stays on. Afterwards parameters, their ``.grad``, modes and the global random
+    state are as before.
 
     Args:
         policy: a causal language model; ``log pi`` is at its temperature.
         sequences: n contexts and completions; an empty completion has norm 0.
         method: ``exact``: over the chosen trainable parameters, a shared one counted once.
-            ``exact_slow``: the same, one sample at a time. ``last_layer``: the output layer only, and of
-            tied embeddings only their use as output layer; it may be frozen.
+            ``exact_slow``: the same, one sample at a time. ``last_layer``: over the output layer only,
+            which may be frozen; of tied embeddings, only their use as output layer.
         parameters: of the exact methods: ``all`` trainable ones, ``embed_tokens``, ``lm_head`` (the same
             where tied) or ``lora``.
-        sketch: with ``last_layer``, project the vocabulary axis to this many entries: squared norms stay
+        sketch: with ``last_layer``, entries that the vocabulary axis is projected to. Squared norms stay
             unbiased, with a relative standard error of at most about sqrt(2 / sketch).
-        group_sizes: sizes of consecutive groups, adding up to n; asks for inner products within each. A
-            group is then one micro-batch, whatever ``max_tokens``.
+        group_sizes: sizes of consecutive groups, adding up to n. Inner products are then measured within
+            each group, and a group is one micro-batch, whatever ``max_tokens``.
         max_tokens: padded tokens of one forward pass.
         seed: of the sketch; sketches of different steps should differ.
 
     Raises:
         ValueError: arguments that do not go together, or an empty context.
-        InputError: none of ``parameters`` is trainable; one is used in a way ``exact`` does not cover;
-            logits are no plain output layer, with ``last_layer``; the model was made in inference mode.
+        InputError: none of ``parameters`` is trainable; ``exact`` does not cover the use of one; the
+            policy has no ``output_head``, with ``last_layer``; the model was made in inference mode.
         NonFiniteError: a norm is NaN or infinite.
     """
     _check_arguments(sequences, method, parameters, sketch, group_sizes)
-    if any(parameter.is_inference() for parameter in policy.model.parameters()):
-        raise InputError(
-            "grad_norm: the model's parameters were made in torch.inference_mode and can have "
-            "no gradients; load the model outside of it"
-        )
+    measure = _method(policy, method, parameters, sketch, seed)
+    limit = 1 if method == "exact_slow" else max_tokens
     squares = np.zeros(len(sequences))
     products = []
     with torch.inference_mode(False), in_evaluation_mode(policy.model), policy.full_precision():
-        measure = None
-        for indices in _batches(
-            policy, sequences, group_sizes, 1 if method == "exact_slow" else max_tokens
-        ):
+        for indices in _batches(policy, sequences, group_sizes, limit):
             taken = Products(len(indices), group_sizes is not None, policy.device)
             if indices:
-                measure = measure or _method(policy, sequences, method, parameters, sketch, seed)
                 measure([sequences[i] for i in indices], taken)
             total = taken.total.cpu().numpy()
             squares[indices] = total.diagonal() if taken.pairs else total
@@ -156,16 +151,20 @@ def _batches(
 
 def _method(
     policy: Policy,
-    sequences: Sequence[TokenSequence],
     method: GradNormMethod,
     parameters: GradNormParameters,
     sketch: int | None,
     seed: int,
 ) -> _Measure:
+    """The function that measures a micro-batch; InputError where the model does not allow it."""
+    if any(parameter.is_inference() for parameter in policy.model.parameters()):
+        raise InputError(
+            "grad_norm: the model's parameters were made in torch.inference_mode and can have "
+            "no gradients; load the model outside of it"
+        )
     if method == "exact_slow":
         return _exact_slow(policy, _tracked(policy, parameters))
-    shortest = min(sequences, key=lambda s: len(s.context_ids) + len(s.completion_ids))
-    head = policy.plain_output_layer(policy.collate([shortest]))
+    head = policy.output_head
     if method == "exact":
         return _exact(policy, _tracked(policy, parameters), head)
     if head is None:
@@ -179,7 +178,7 @@ def _method(
 
 
 def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -> _Measure:
-    """One forward and one backward pass; ``head``: the output layer, where its closed form holds."""
+    """Measure with one forward and one backward pass; ``head`` in closed form, where it has no bias."""
     if getattr(head, "bias", None) is not None:
         head = None
 
@@ -210,7 +209,7 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
 def _through(
     head: nn.Linear, hidden: Tensor, batch: TokenBatch, temperature: float, recorder: Recorder
 ) -> Tensor:
-    """Record the output layer's share; the gradient at the hidden states."""
+    """Record the output layer's share and return the gradient at the hidden states."""
     name, hidden = recorder.name_of(head.weight), hidden.detach()
     looked_up = None if name is None else recorder.looked_up.get(name)
     gradient, errors = output_layer(
@@ -230,7 +229,7 @@ def _through(
 
 
 def _exact_slow(policy: Policy, tracked: dict[str, Tensor]) -> _Measure:
-    """Ordinary autograd; the gradients of a group are held together if pairs are wanted."""
+    """Measure with ordinary autograd; all gradients of a group are held at once."""
 
     def gradients(sequence: TokenSequence) -> list[Tensor]:
         with _gradients(tracked, policy.model):
@@ -256,7 +255,7 @@ def _dense_gradient(parameter: Tensor) -> Tensor:
 
 
 def _last_layer(policy: Policy, head: nn.Linear, sketch: Sketch | None) -> _Measure:
-    """A forward pass and the closed form."""
+    """Measure with a forward pass and the closed form of the output layer."""
 
     @torch.no_grad()
     def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
@@ -298,10 +297,11 @@ def _gradients(
     model: nn.Module,
     around: Callable[[_Function], _Function] = lambda function: function,
 ) -> Iterator[None]:
-    """Gradients flow to the tracked parameters alone, and every ``.grad`` is put aside.
+    """Within, gradients flow to the tracked parameters alone; every ``.grad`` is put aside and put back.
 
-    Layers with gradient checkpointing use it, which transformers does where the layer is in training
-    mode. What is run again for the backward pass is wrapped by ``around``.
+    Gradient checkpointing works within: transformers does it for layers in training mode only, so those
+    layers are in training mode. ``around`` wraps the function that a layer runs again for the backward
+    pass.
     """
     chosen = {id(parameter) for parameter in tracked.values()}
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -336,7 +336,7 @@ def _checkpointed(
     function: _Function,
     *inputs: Any,
 ) -> Any:
-    """Checkpoint ``function`` of the layer, run in evaluation mode: the layer may ask for dropout."""
+    """Checkpoint the layer's ``function``, which runs in evaluation mode: the layer may have dropout."""
 
     def evaluated(*given: Any) -> Any:
         layer.training = False

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from dibs.config import SamplingConfig
-from dibs.model.policy import Policy, in_evaluation_mode
+from dibs.model.forward_pass import in_evaluation_mode
+from dibs.model.policy import Policy
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest
 from dibs.types import InputError, NonFiniteError, Prompt, TrainingExample
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dibs.model.forward_pass import in_evaluation_mode
 from dibs.model.memory import halved, out_of_memory
-from dibs.model.policy import Policy, in_evaluation_mode
+from dibs.model.policy import Policy
 from dibs.rollouts.sampling.cache import join_rows, new_cache, select_rows
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion

@@ -1,0 +1,155 @@
+"""Every benchmark, example and study runs to its end at a tiny size; what it finds is not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FEW_UPDATES = "--warm-start-updates=5"
+BENCHMARKS = {
+    "allocation": "--prompts=4 --samples=6 --steps=1 --repeats=2 --timed-prompts=1000",
+    "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
+    "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
+    "plug_in": "--replicates=3",
+    "sampling": "--prompts=3 --rounds=1",
+    "saving": "--steps=1",
+    "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
+    "verifier": "--rounds=1",
+    "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
+}
+"""Those that run in this environment, with options that make them tiny."""
+WARM_STARTED = {"allocation", "sampling", "saving", "step"}
+OTHER_ENVIRONMENTS = {
+    "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),
+    "trl_overhead": (
+        ".venv-trl",
+        "--prompts=2 --generations=2 --length=4 --hidden-size=16 --steps=1 --rounds=1",
+    ),
+    "verl_overhead": (".venv-verl", "--steps=6"),
+}
+"""Those that need another: its folder and the options."""
+PARTS = {"step_trl", "verl_alternate"}
+"""Files that belong to one of the others."""
+STUDIES = {
+    "embedded": [
+        "--compare.exclude=['arithmetic/*', '*/raft/*', '*/grpo/*', '*/log_*', '*/*/online',"
+        " '*/*/cross_fit', '*/*/gvm', 'polar/*/online-tokens']",
+        "--compare.learning_rates=[]",
+        "--compare.meter=[start, end]",
+        "--variance.prompts=2",
+        "--variance.num_generations=4",
+    ],
+    "paper": [
+        "--policy.model=arithmetic-easy",
+        "--policy.dtype=float32",
+        "--data.train=arithmetic-easy",
+        "--data.template=plain",
+        "--sampling.engine=transformers",
+        "--compare.exclude=['*/grpo/*', '*/*/uniform-16', '*/*/gvm-*']",
+    ],
+    "uneven": ["--compare.exclude=['*/small-rate/*', '*/*/gvm-8x-updates']"],
+}
+"""What makes a study tiny, beside ``TINY_STUDY``."""
+TINY_STUDY = [
+    "--compare.seeds=[0]",
+    "--train.steps=1",
+    "--train.prompts_per_step=4",
+    "--data.size=16",
+    "--data.eval_size=4",
+    "--estimate.num_pilots=2",
+    "--evaluate.interval=1",
+    "--evaluate.num_generations=2",
+    "--sampling.max_completion_length=12",
+    "--policy.warm_start.updates=5",
+]
+
+
+def run(*words: str | Path, python: str | Path = sys.executable) -> str:
+    """What a command prints, which must succeed."""
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [python, *words],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def prints_both(name: str, words: list[str], python: str | Path = sys.executable) -> None:
+    """The table by default, and one JSON value where that is asked for."""
+    script = ROOT / "benchmarks" / f"{name}.py"
+    assert len(run(script, *words, python=python)) > 20
+    assert json.loads(run(script, *words, "--json", python=python))
+
+
+def test_no_benchmark_example_or_study_is_left_out():
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert names == {*BENCHMARKS, *OTHER_ENVIRONMENTS, *PARTS}
+    assert {path.stem for path in (ROOT / "studies").glob("*.yaml")} == {*STUDIES}
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert examples == {"any_trainer", "demo", "demo_comparison"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs(name, math_file):
+    words = BENCHMARKS[name].split()
+    if name in WARM_STARTED:
+        words.append(FEW_UPDATES)
+    if name == "verifier":
+        words += ["--data", str(math_file)]
+    prints_both(name, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_ENVIRONMENTS)
+def test_a_benchmark_of_another_environment_runs(name):
+    environment, options = OTHER_ENVIRONMENTS[name]
+    python = ROOT / environment / "bin/python"
+    if not python.is_file():
+        pytest.skip(
+            f"there is no {environment}; `make test{environment.removeprefix('.venv')}` builds it"
+        )
+    words = options.split()
+    if name == "step":  # runs here and starts TRL there
+        prints_both(name, [*words, FEW_UPDATES])
+    else:
+        prints_both(name, words, python)
+
+
+@pytest.mark.slow
+def test_the_example_of_a_trainer_of_your_own_runs():
+    *steps, metrics = run(ROOT / "examples/any_trainer.py").splitlines()
+    assert len(steps) == 3
+    assert json.loads(metrics)
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path):
+    script = ROOT / "examples/demo.py"
+    printed = run(script, "--output-dir", tmp_path, "--steps=1", FEW_UPDATES)
+    assert "ends ahead of" in printed
+    assert (tmp_path / "figures/accuracy.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_runs(name, tmp_path):
+    words = [*TINY_STUDY, *STUDIES[name], f"--compare.output_dir={tmp_path}"]
+    run("-m", "dibs", "compare", ROOT / "studies" / f"{name}.yaml", *words)
+    assert list(tmp_path.glob("runs/**/summary.json"))
