@@ -39,9 +39,9 @@ from rich.table import Table
 from dibs.allocation.allocators import solve
 from dibs.allocation.history import History
 from dibs.allocation.least_variance import least_variance
-from dibs.allocation.objectives import variance
-from dibs.allocation.problem import pose
+from dibs.allocation.problem import Bounds, pose
 from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.target import Target
 from dibs.config import WarmStartConfig
 from dibs.config.load import load_config
 from dibs.model.grad_norms import gradient_norms
@@ -54,10 +54,10 @@ PROMPTS, SAMPLES, PER_PROMPT, VISITS = 96, 256, 8, 4
 STEPS = 5
 POLICIES = ("A", "B")
 TARGETS = {
-    "log_likelihood": ("log_likelihood", "none"),
-    "expected_reward": ("expected_reward", "none"),
-    "expected_reward+mean": ("expected_reward", "mean"),
-    "grpo": ("grpo", "mean"),
+    "log_likelihood": Target("log_likelihood", "none"),
+    "expected_reward": Target("expected_reward", "none"),
+    "expected_reward+mean": Target("expected_reward", "mean"),
+    "grpo": Target("grpo", "mean"),
 }
 ALLOCATORS = ("gvm", "min_variance")
 
@@ -78,7 +78,7 @@ class Truth:
             np.where(chosen, self.squares, 0).sum(1) / np.maximum(chosen.sum(1), 1)
             for chosen in (self.accepted, ~self.accepted)
         ]
-        return variance(*TARGETS[target], rate, *moments, self.mean_square)
+        return TARGETS[target].variance(rate, *moments, self.mean_square)
 
 
 def measure(args: argparse.Namespace, steps: int) -> Truth:
@@ -190,8 +190,8 @@ def rows(name: str, truth: Truth, repeats: int) -> list[dict]:
                 for visit in range(VISITS):
                     history.add(*pilots.draw(n_pilot), step=visit)
                 stats = history.statistics([p.prompt_id for p in pilots.prompts], step=VISITS)
-            for target, (objective, baseline) in TARGETS.items():
-                problem = pose(stats, budget, lower=1, objective=objective, baseline=baseline)
+            for target, wanted in TARGETS.items():
+                problem = pose(stats, budget, wanted, bounds=Bounds(lower=1))
                 for allocator in ALLOCATORS:
                     counts = solve(problem, allocator).counts
                     spent.setdefault((target, allocator), []).append(

@@ -11,7 +11,7 @@ import typer
 
 from dibs import __version__, commands
 from dibs.allocation.allocators import ALLOCATORS
-from dibs.allocation.objectives import BASELINES
+from dibs.allocation.target import BASELINES
 from dibs.arguments import (
     VERIFY_KEYS,
     Command,

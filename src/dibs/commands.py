@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dibs.allocation.allocators import solve
-from dibs.allocation.problem import pose, spendable
+from dibs.allocation.problem import Bounds, Penalty, pose, spendable
 from dibs.allocation.statistics_file import count_lines, read_statistics
+from dibs.allocation.target import Target
 from dibs.config import BENCHMARKS
 from dibs.config.load import load_config
 from dibs.types import InputError
@@ -193,15 +194,31 @@ def report(runs: Sequence[Path], folder: Path | None, watch: float | None, as_js
 
 
 def allocate(
-    stats: str, amounts: tuple[int | None, float | None], allocator: str, **target: Any
+    stats: str,
+    amounts: tuple[int | None, float | None],
+    allocator: str,
+    *,
+    lower: int,
+    upper: int | None,
+    objective: str,
+    baseline: str | None,
+    accept_rate_penalty: float,
+    accept_rate_power: float,
 ) -> None:
     """Print the counts of prompts whose statistics a file holds.
 
     Args:
         amounts: completions in all, and tokens in all; one of them is None.
-        target: bounds, objective, baseline and penalty, as ``pose`` takes them.
+        lower, upper, objective, baseline, accept_rate_penalty, accept_rate_power: as for
+            :func:`dibs.allocate`.
     """
     rows = read_statistics(stats)
-    budget, cost = spendable(rows, *amounts)
-    for line in count_lines(solve(pose(rows, budget, cost=cost, **target), allocator)):
+    problem = pose(
+        rows,
+        spendable(rows, *amounts),
+        Target.named(objective, baseline),
+        bounds=Bounds(lower, upper),
+        penalty=Penalty(accept_rate_penalty, accept_rate_power),
+    )
+    for line in count_lines(solve(problem, allocator)):
         print(line)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from dibs import allocate
 from dibs.allocation.allocators import ALLOCATORS, allocator, describe, expected_gain, solve
 from dibs.allocation.least_variance import least_variance
-from dibs.allocation.problem import pose
+from dibs.allocation.problem import Bounds, Tokens, pose
 from dibs.allocation.proportional import proportional
 from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.target import Target
 from dibs.types import Allocation, InputError, PromptStats
 from tiny_groups import make_group, make_prompt
 
@@ -521,7 +522,7 @@ def test_all_allocators_keep_to_a_budget_of_tokens():
         cost = rng.lognormal(4, 1, m)
         lower = rng.integers(0, 2, m)
         budget = float(lower @ cost + rng.random() * 8 * cost.sum())
-        problem = pose(stats, budget, cost=cost, lower=lower, upper=40)
+        problem = pose(stats, Tokens(budget, cost), bounds=Bounds(lower, 40))
         for name in ("uniform", "gvm", "min_variance"):
             counts = solve(problem, name).counts
             left = budget - counts @ cost
@@ -553,11 +554,9 @@ def test_real_rewards_are_allocated_for():
     groups = [make_group([1, 1.1, 0.9, 1.0] * 4), make_group([10, 1, 20, 5] * 4, make_prompt("01"))]
     norms = [np.ones(16), np.ones(16)]
     stats = pilot_statistics(groups, norms)
-    counts = solve(
-        pose(stats, 20, objective="expected_reward", baseline="mean"), "min_variance"
-    ).counts
+    counts = solve(pose(stats, 20, Target("expected_reward", "mean")), "min_variance").counts
     assert counts[1] > 3 * counts[0]
-    blind = solve(pose(stats, 20, objective="log_likelihood"), "min_variance").counts
+    blind = solve(pose(stats, 20), "min_variance").counts
     assert blind[0] == 10
 
 
@@ -580,7 +579,7 @@ def test_costs_never_put_a_bound_beyond_the_budget():
     for _ in range(500):
         cost, lower = rng.random(1) * 100 + 0.1, int(rng.integers(1, 9))
         for upper in (None, 9):
-            problem = pose(stats, float(lower * cost[0]), cost=cost, lower=lower, upper=upper)
+            problem = pose(stats, Tokens(float(lower * cost[0]), cost), bounds=Bounds(lower, upper))
             assert solve(problem, "min_variance").counts.tolist() == [lower]
 
 

@@ -8,14 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from dibs.allocation.objectives import (
-    BASELINES,
-    group_advantages,
-    second_moment,
-    variance,
-    weigh,
-    weigh_rewards,
-)
+from dibs.allocation.estimators import weigh, weigh_rewards
+from dibs.allocation.target import BASELINES, LOG_LIKELIHOOD, Target
 from dibs.types import InputError, RewardMoments
 from tiny_groups import assert_equal_arrays, make_group
 
@@ -43,7 +37,7 @@ REWARDS = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # mean 0.4, population std sqrt(0
     ],
 )
 def test_advantages_match_hand_worked_numbers(objective, baseline, expected):
-    assert_equal_arrays(group_advantages(REWARDS, objective, baseline, 0.5), expected)
+    assert_equal_arrays(Target(objective, baseline).advantages(REWARDS, 0.5), expected)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +61,8 @@ def test_advantages_match_hand_worked_numbers(objective, baseline, expected):
 def test_completions_beside_a_group_enter_its_baseline(
     objective, baseline, rewards, beside, expected
 ):
-    found = group_advantages(
-        np.array(rewards, dtype=float), objective, baseline, 0.5, beside=np.array(beside)
+    found = Target(objective, baseline).advantages(
+        np.array(rewards, dtype=float), 0.5, baseline_only=np.array(beside)
     )
     assert_equal_arrays(found, expected)
 
@@ -95,11 +89,10 @@ def test_a_group_with_completions_beside_it_expects_what_one_of_both_together_do
             drawn = np.array(outcome)
             ((advantages,), (weights,)) = weigh_rewards(
                 [drawn[:own]],
-                objective=objective,
-                baseline=baseline,
-                estimator=estimator,
+                Target(objective, baseline),
+                estimator,
                 accept_rates=np.array([rate]),
-                beside=[drawn[own:]],
+                baseline_only=[drawn[own:]],
             )
             scores = drawn[:own] - rate  # of the logit of being accepted
             total += np.prod(np.where(drawn == 1, rate, 1 - rate)) * (advantages * weights) @ scores
@@ -109,12 +102,12 @@ def test_a_group_with_completions_beside_it_expects_what_one_of_both_together_do
 
 
 def test_grpo_as_other_trainers_have_it():
-    found = group_advantages(REWARDS, "grpo", "mean", 0.5, bessel=True, epsilon=0.1)
+    found = Target("grpo", "mean").advantages(REWARDS, 0.5, bessel=True, epsilon=0.1)
     divisor = math.sqrt(0.3) + 0.1  # the squares add up to 1.2, over n - 1 = 4
     assert_equal_arrays(found, np.array([0.6, -0.4, -0.4, 0.6, -0.4]) / divisor)
     for degenerate in ([], [1.0], [0.3, 0.3, 0.3]):
         options = {"bessel": True, "epsilon": 1e-4}
-        none = group_advantages(np.array(degenerate), "grpo", "mean", 0.5, **options)
+        none = Target("grpo", "mean").advantages(np.array(degenerate), 0.5, **options)
         assert none.tolist() == [0.0] * len(degenerate)
 
 
@@ -124,7 +117,7 @@ def test_grpo_as_other_trainers_have_it():
 @pytest.mark.parametrize("rewards", [[], [0.0], [1.0], [1.0, 1.0], [0.0, 0.0, 0.0]])
 def test_degenerate_groups_have_finite_advantages(objective, baseline, rewards):
     for rate in (0.0, 1.0):
-        got = group_advantages(np.array(rewards), objective, baseline, rate)
+        got = Target(objective, baseline).advantages(np.array(rewards), rate)
         assert got.shape == (len(rewards),)
         assert np.isfinite(got).all()
         if baseline != "none":
@@ -133,16 +126,15 @@ def test_degenerate_groups_have_finite_advantages(objective, baseline, rewards):
 
 def test_a_group_of_equal_real_rewards_has_advantages_of_exactly_zero():
     # The mean of three times 0.1 is not 0.1 in floating point.
-    assert not group_advantages(np.array([0.1, 0.1, 0.1]), "grpo", "mean", 0.0).any()
-    assert not group_advantages(np.array([0.1] * 3), "expected_reward", "mean", 0.0).any()
+    assert not Target("grpo", "mean").advantages(np.array([0.1, 0.1, 0.1]), 0.0).any()
+    assert not Target("expected_reward", "mean").advantages(np.array([0.1] * 3), 0.0).any()
 
 
 def test_lemma_1_weights_are_one_over_m_n_p():
     groups = [make_group([1, 0, 1, 0]), make_group([]), make_group([1])]
     advantages, weights = weigh(
         groups,
-        objective="log_likelihood",
-        baseline="none",
+        target=Target("log_likelihood", "none"),
         estimator="prompt_mean",
         accept_rates=np.array([0.25, 0.5, 0.1]),
     )
@@ -156,8 +148,7 @@ def test_self_normalized_weighs_accepted_rollouts_by_one_over_m_accepted():
     groups = [make_group([1, 0, 1, 1, 0]), make_group([0, 0])]
     advantages, weights = weigh(
         groups,
-        objective="log_likelihood",
-        baseline="none",
+        target=Target("log_likelihood", "none"),
         estimator="self_normalized",
         accept_rates=np.array([np.nan, np.nan]),
     )
@@ -169,8 +160,7 @@ def test_flat_weighs_every_accepted_rollout_of_the_step_alike():
     groups = [make_group([1, 0, 1, 1]), make_group([0, 1])]
     advantages, weights = weigh(
         groups,
-        objective="log_likelihood",
-        baseline="none",
+        target=Target("log_likelihood", "none"),
         estimator="flat",
         accept_rates=np.array([np.nan, np.nan]),
     )
@@ -183,8 +173,7 @@ def test_all_rejected_and_all_empty_steps_weigh_nothing():
         for estimator in ("prompt_mean", "self_normalized", "flat"):
             advantages, weights = weigh(
                 groups,
-                objective="log_likelihood",
-                baseline="none",
+                target=Target("log_likelihood", "none"),
                 estimator=estimator,
                 accept_rates=np.array([0.1, 0.1]),
             )
@@ -195,17 +184,17 @@ def test_all_rejected_and_all_empty_steps_weigh_nothing():
 def test_log_likelihood_looks_at_acceptance_and_expected_reward_at_rewards():
     groups = [make_group([2.5, 0.5])]
     options = {"estimator": "prompt_mean", "accept_rates": np.array([0.5])}
-    by_acceptance, _ = weigh(groups, objective="log_likelihood", baseline="none", **options)
-    by_reward, _ = weigh(groups, objective="expected_reward", baseline="none", **options)
+    by_acceptance, _ = weigh(groups, LOG_LIKELIHOOD, **options)
+    by_reward, _ = weigh(groups, Target("expected_reward", "none"), **options)
     assert_equal_arrays(by_acceptance[0], [2, 0])
     assert_equal_arrays(by_reward[0], [2.5, 0.5])
 
 
 def test_a_pair_that_is_not_in_the_table_is_refused():
     with pytest.raises(InputError, match=r"grpo has no baseline none; choose .* mean"):
-        group_advantages(REWARDS, "grpo", "none", 0.5)
+        Target("grpo", "none")
     with pytest.raises(InputError, match="unknown objective 'x'; known: log_likelihood"):
-        group_advantages(REWARDS, "x", "none", 0.5)
+        Target("x", "none")
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -223,7 +212,7 @@ def test_the_variance_table_matches_enumeration(rate):
     mean = (weights[:, None] * scores)[accepted].sum(0)
     for objective, baselines in BASELINES.items():
         for baseline in baselines:
-            got = variance(objective, baseline, np.array([rate]), q1, q0, mean @ mean)
+            got = Target(objective, baseline).variance(np.array([rate]), q1, q0, mean @ mean)
             if rate == 0 or (rate == 1 and baseline != "none"):
                 assert got == [0]
                 continue
@@ -236,7 +225,7 @@ def test_the_variance_table_matches_enumeration(rate):
             first = probabilities @ x
             expected = probabilities @ (x**2).sum(1) - first @ first
             assert got == pytest.approx([expected], rel=1e-9, abs=1e-12)
-            bound = variance(objective, baseline, np.array([rate]), q1, q0)
+            bound = Target(objective, baseline).variance(np.array([rate]), q1, q0)
             assert bound >= got - 1e-12
 
 
@@ -263,9 +252,9 @@ def test_second_moments_of_real_rewards_match_enumeration(threshold):
     spread = probabilities @ (rewards - mean) ** 2
     rate = np.array([probabilities[accepted].sum()])
     for baseline, a in (("none", rewards), ("mean", rewards - mean)):
-        got = second_moment("expected_reward", baseline, rate, (q1, q0), (r1, r0))
+        got = Target("expected_reward", baseline).second_moment(rate, (q1, q0), (r1, r0))
         assert got == pytest.approx([probabilities @ (a**2 * squares)])
-    got = second_moment("grpo", "mean", rate, (q1, q0), (r1, r0))
+    got = Target("grpo", "mean").second_moment(rate, (q1, q0), (r1, r0))
     assert got == pytest.approx([probabilities @ ((rewards - mean) ** 2 * squares) / spread])
 
 
@@ -273,7 +262,7 @@ def test_second_moments_where_all_rewards_are_equal_and_where_they_are_refused()
     ones = RewardMoments(*np.ones((4, 1)))
     squares = np.ones(1), np.ones(1)
     half = np.array([0.5])
-    assert second_moment("grpo", "mean", half, squares, (ones, ones)) == [0]
-    assert second_moment("expected_reward", "mean", half, squares, (ones, ones)) == [0]
+    assert Target("grpo", "mean").second_moment(half, squares, (ones, ones)) == [0]
+    assert Target("expected_reward", "mean").second_moment(half, squares, (ones, ones)) == [0]
     with pytest.raises(ValueError, match="takes accept indicators"):
-        second_moment("log_likelihood", "none", half, squares, (ones, ones))
+        LOG_LIKELIHOOD.second_moment(half, squares, (ones, ones))

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dibs.allocation import objectives
+from dibs.allocation.estimators import weigh
 from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
 from dibs.allocation.statistics import completion_sums, group_sums
+from dibs.allocation.target import BASELINES, Target
 from dibs.types import InputError
 from tiny_groups import make_group, make_prompt
 
@@ -64,15 +65,14 @@ def test_a_prompt_may_occur_twice():
 @pytest.mark.parametrize("objective", ["expected_reward", "grpo", "log_likelihood"])
 @pytest.mark.parametrize("estimator", ["prompt_mean", "self_normalized", "flat"])
 def test_weights_are_those_of_the_trainer(objective, estimator):
-    baseline = objectives.BASELINES[objective][0]
+    baseline = BASELINES[objective][0]
     budget = PromptBudget(BudgetConfig(objective=objective, baseline=baseline, estimator=estimator))
     budget.allocate(NAMES[:3])
     rewards = [[1.0, 0.0, 1.0], [0.0], []]
     groups = [make_group(values, make_prompt(n)) for n, values in zip(NAMES, rewards, strict=False)]
-    expected = objectives.weigh(
+    expected = weigh(
         groups,
-        objective=objective,
-        baseline=baseline,
+        target=Target(objective, baseline),
         estimator=estimator,
         accept_rates=budget._problem.posterior.accept_rate,
     )

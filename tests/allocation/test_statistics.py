@@ -8,9 +8,9 @@ from scipy import stats as distributions
 
 from dibs.allocation.history import History
 from dibs.allocation.intervals import clustered_interval
-from dibs.allocation.objectives import BASELINES
 from dibs.allocation.posterior import expected_tokens, fit_posterior
 from dibs.allocation.statistics import no_statistics, pilot_statistics
+from dibs.allocation.target import BASELINES, Target
 from dibs.rollouts.scores import score
 from dibs.types import CompletionMoments, InputError, PromptStats
 from tiny_groups import assert_equal_arrays, make_group, make_prompt
@@ -147,7 +147,7 @@ def test_degenerate_statistics_have_a_posterior(trials, successes, norms):
     assert ((posterior.accept_rate > 0) & (posterior.accept_rate < 1)).all()
     for objective, baselines in BASELINES.items():
         for baseline in baselines:
-            moment = posterior.second_moment(objective, baseline)
+            moment = posterior.second_moment(Target(objective, baseline))
             assert (np.isfinite(moment) & (moment > 0)).all()
 
 
@@ -242,7 +242,7 @@ def test_many_pilots_with_real_rewards_give_their_own_second_moments(objective, 
         groups.append(group)
         norms.append(size)
         expected.append(np.mean(a**2 * size**2))
-    got = fit_posterior(pilot_statistics(groups, norms)).second_moment(objective, baseline)
+    got = fit_posterior(pilot_statistics(groups, norms)).second_moment(Target(objective, baseline))
     np.testing.assert_allclose(got, expected, rtol=0.1)
 
 
@@ -250,7 +250,7 @@ def test_real_rewards_where_a_class_is_missing_stay_finite():
     groups = [make_group([0.2, 0.5, 0.0]), make_group([0.1], make_prompt("01"))]
     stats = pilot_statistics(groups, [np.ones(3), np.ones(1)])
     for objective, baseline in (("expected_reward", "none"), ("grpo", "mean")):
-        moment = fit_posterior(stats).second_moment(objective, baseline)
+        moment = fit_posterior(stats).second_moment(Target(objective, baseline))
         assert (np.isfinite(moment) & (moment > 0)).all()
     # Rewards of 0 and 1 keep no moments of their own.
     plain = pilot_statistics([make_group([1, 0])], [np.ones(2)])

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from dibs.allocation.cross_fit import assign_rollouts, cross_fit, missing_counts, undivided
-from dibs.allocation.objectives import weigh
-from dibs.allocation.problem import pose
+from dibs.allocation.estimators import weigh
+from dibs.allocation.problem import Bounds, pose
 from dibs.allocation.proportional import proportional
 from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.target import Target
 from dibs.types import Allocation, Completion, Group, Rollout
 from tiny_groups import make_prompt
 
@@ -70,7 +71,7 @@ UNBIASED = {
 
 @pytest.mark.parametrize(("objective", "baseline"), list(UNBIASED))
 def test_prompt_mean_is_unbiased_for_ragged_counts(objective, baseline):
-    samples = estimates(COUNTS, objective=objective, baseline=baseline, estimator="prompt_mean")
+    samples = estimates(COUNTS, target=Target(objective, baseline), estimator="prompt_mean")
     assert sigmas_off(samples, target(UNBIASED[objective, baseline])) < 5
 
 
@@ -88,14 +89,14 @@ def test_lemma_1_estimates_the_gradient_of_the_log_accept_rate():
 def test_leave_one_out_is_unbiased():
     counts = np.array([2, 3, 7])  # a group of one has no others and contributes nothing
     samples = estimates(
-        counts, objective="expected_reward", baseline="leave_one_out", estimator="prompt_mean"
+        counts, target=Target("expected_reward", "leave_one_out"), estimator="prompt_mean"
     )
     assert sigmas_off(samples, target(RIGHT.astype(float))) < 5
 
 
 @pytest.mark.parametrize("objective", ["log_likelihood", "expected_reward"])
 def test_mean_baseline_shrinks_by_n_minus_one_over_n(objective):
-    samples = estimates(COUNTS, objective=objective, baseline="mean", estimator="prompt_mean")
+    samples = estimates(COUNTS, target=Target(objective, "mean"), estimator="prompt_mean")
     expected = target(UNBIASED[objective, "none"])
     shrunk = expected * ((COUNTS - 1) / COUNTS)[:, None]
     assert sigmas_off(samples, shrunk) < 5
@@ -104,14 +105,14 @@ def test_mean_baseline_shrinks_by_n_minus_one_over_n(objective):
 
 @pytest.mark.parametrize("estimator", ["self_normalized", "flat"])
 def test_the_other_estimators_are_biased_at_these_counts(estimator):
-    samples = estimates(COUNTS, objective="log_likelihood", baseline="none", estimator=estimator)
+    samples = estimates(COUNTS, target=Target("log_likelihood", "none"), estimator=estimator)
     assert sigmas_off(samples, target(UNBIASED["log_likelihood", "none"])) > 5
 
 
 def test_self_normalized_misses_by_the_chance_of_an_empty_group():
     """Given at least one acceptance 1/|D_i| is unbiased, so it shrinks by 1 - (1 - p_i)^n_i."""
     samples = estimates(
-        COUNTS, objective="log_likelihood", baseline="none", estimator="self_normalized"
+        COUNTS, target=Target("log_likelihood", "none"), estimator="self_normalized"
     )
     nonempty = 1 - (1 - ACCEPT_RATES) ** COUNTS
     expected = target(UNBIASED["log_likelihood", "none"]) * nonempty[:, None]
@@ -148,11 +149,10 @@ def norms_of(groups) -> list[np.ndarray]:
 def gradient(groups, objective, baseline, estimator="prompt_mean", beside=None) -> np.ndarray:
     advantages, weights = weigh(
         groups,
-        objective=objective,
-        baseline=baseline,
+        target=Target(objective, baseline),
         estimator=estimator,
         accept_rates=ACCEPT_RATES,
-        beside=beside,
+        baseline_only=beside,
     )
     return np.array(
         [
@@ -172,7 +172,7 @@ def cross_fitted(pilots, objective, baseline, rng) -> np.ndarray:
     """The gradient estimate of a step in mode cross_fit, from the parts that the loop uses."""
     streams = cross_fit(pilots, norms_of(pilots)).parts
     problems = [
-        pose(stream.stats, PER_STREAM, lower=stream.reused_counts, objective=objective)
+        pose(stream.stats, PER_STREAM, Target.named(objective), bounds=Bounds(stream.reused_counts))
         for stream in streams
     ]
     allocations = [Allocation(p.stats.prompt_ids, hungry(p), "hungry") for p in problems]
@@ -193,7 +193,7 @@ def pooled(pilots, objective, baseline, rng) -> np.ndarray:
     estimate = undivided(
         pilot_statistics(pilots, norms_of(pilots)), [group.prompt for group in pilots]
     )
-    problem = pose(estimate.stats, 2 * PER_STREAM, lower=PILOTS, objective=objective)
+    problem = pose(estimate.stats, 2 * PER_STREAM, Target.named(objective), bounds=Bounds(PILOTS))
     fresh = draw([group.prompt for group in pilots], hungry(problem) - PILOTS, rng)
     groups = [Group.merged(pair) for pair in zip(pilots, fresh, strict=True)]
     return gradient(groups, objective, baseline)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from dibs import allocate
 from dibs.allocation.cross_fit import cross_fit
-from dibs.allocation.objectives import BASELINES
 from dibs.allocation.posterior import expected_tokens, fit_posterior
 from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.statistics_file import read_statistics
+from dibs.allocation.target import BASELINES, Target
 from dibs.config import Config, DataConfig
 from dibs.config.load import config_keys, load_config, split_config
 from dibs.data.answers import clean, final_answer, same_text
@@ -186,7 +186,7 @@ def test_estimates_and_counts_are_numbers(groups, scale, spread, budget):
         assert (expected_tokens(stats, 9.0) >= 1).all()
         for objective, baselines in BASELINES.items():
             for baseline in baselines:
-                moment = posterior.second_moment(objective, baseline)
+                moment = posterior.second_moment(Target(objective, baseline))
                 assert (np.isfinite(moment) & (moment >= 0)).all()
     stats = pilot_statistics(made, norms)
     counts = allocate(

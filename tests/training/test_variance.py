@@ -12,6 +12,7 @@ from rich.console import Console
 from dibs.allocation.intervals import bootstrap
 from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.target import Target
 from dibs.allocation.variance import (
     achievable_gain,
     captured_gain,
@@ -41,8 +42,8 @@ def test_shares_by_hand():
 
 def test_gains_by_hand():
     # sigma 1 and 3: 2 (1 + 9) / (1 + 3)^2
-    assert achievable_gain(np.array([1.0, 9.0])).value == pytest.approx(1.25)
-    assert achievable_gain(np.full(5, 7.0)).value == pytest.approx(1)
+    assert achievable_gain(np.array([1.0, 9.0]), np.ones(2)).value == pytest.approx(1.25)
+    assert achievable_gain(np.full(5, 7.0), np.ones(5)).value == pytest.approx(1)
     assert ratio_of_sums(np.array([1.0, 3.0]), np.array([1.0, 1.0])).value == 2
     assert ratio_of_sums(np.array([1.0, 3.0]), np.array([1.0, np.inf])).value is None
     assert ratio_of_sums(np.zeros(2), np.zeros(2)).value is None
@@ -258,7 +259,7 @@ def test_the_gain_measured_in_training_matches_its_definition(tmp_path):
     meter = build(tmp_path, "--algorithm.objective=expected_reward", "--algorithm.baseline=mean")
     pilots, _ = meter.source.draw(meter.prompts[:3], [8] * 3, Purpose.PILOT, 0)
     stats = pilot_statistics(pilots, meter.gradients.norms(pilots, 0))
-    problem = pose(stats, 6, objective="expected_reward", baseline="mean")
+    problem = pose(stats, 6, Target("expected_reward", "mean"))
     groups = [
         Group(group.prompt, group.rollouts[:n]) for group, n in zip(pilots, (1, 3, 2), strict=True)
     ]

@@ -11,7 +11,8 @@ import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from dibs.allocation import objectives
+from dibs.allocation.estimators import weigh_rewards
+from dibs.allocation.target import Target
 from dibs.training.losses import kl_to_reference
 from training import SKEWED, Reward, build, judge
 
@@ -54,7 +55,7 @@ def divisors(loss_type: str, lengths: np.ndarray, weights: np.ndarray) -> np.nda
 
 
 def slow_gradient(trainer: GRPOTrainer, reward: Reward) -> dict[str, torch.Tensor]:
-    """The mean over generation batches of what ``objectives`` says, one completion at a time."""
+    """The mean over generation batches of what ``estimators`` computes, one completion at a time."""
     model, beta, tokens = trainer.model, trainer.args.beta, trainer.processing_class
     level = {row["prompt"]: row["level"] for row in trainer.train_dataset}
     model.zero_grad()
@@ -63,10 +64,10 @@ def slow_gradient(trainer: GRPOTrainer, reward: Reward) -> dict[str, torch.Tenso
         rewards = [judge(t, level[p]) for t, p in zip(texts, call["prompts"], strict=True)]
         advantages, weights = map(
             np.concatenate,
-            objectives.weigh_rewards(
+            weigh_rewards(
                 np.split(np.array(rewards), np.cumsum(counts)[:-1]),
-                **TARGET,
-                estimator="prompt_mean",
+                Target(**TARGET),
+                "prompt_mean",
                 accept_rates=np.ones(len(counts)),
             ),
         )

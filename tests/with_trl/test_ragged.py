@@ -15,7 +15,7 @@ from launching import launched
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from dibs.allocation import objectives
+from dibs.allocation.estimators import weigh_rewards
 from dibs.training.losses import kl_to_reference
 from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
 
@@ -98,7 +98,7 @@ class Gradient(TrainerCallback):
 def slow_gradient(
     settings: dict[str, Any], divisors: Any
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The estimate as ``dibs.allocation.objectives`` defines it, one completion at a time."""
+    """The estimate as ``dibs.allocation.estimators`` defines it, one completion at a time."""
     trainer, reward = build(settings)
     gradient = Gradient()
     trainer.add_callback(gradient)
@@ -110,11 +110,10 @@ def slow_gradient(
     texts = trainer.processing_class.batch_decode(call["ids"], skip_special_tokens=True)
     rewards = np.array([judge(t, level[p]) for t, p in zip(texts, call["prompts"], strict=True)])
     options = trainer.dibs
-    advantages, weights = objectives.weigh_rewards(
+    advantages, weights = weigh_rewards(
         np.split(rewards, np.cumsum(counts)[:-1]),
-        objective=options.objective,
-        baseline=options.baseline,
-        estimator=options.estimator,
+        options.target,
+        options.estimator,
         accept_rates=trainer.budget._problem.posterior.accept_rate,
         bessel=True,
         epsilon=1e-4,

@@ -1,9 +1,10 @@
 """Prompt statistics and a budget in, integer sample counts out.
 
-An allocator is a function from an :class:`AllocationProblem` to integer counts; ``@allocator(name)``
-registers it, also from outside this package, where ``module:function`` names it too. Counts sum to the
-budget exactly or, where it is one of tokens, are expected to cost no more. They respect the bounds of
-every prompt and do not depend on anything random: ties and remainders go to the prompt that comes first.
+An allocator is a function from an :class:`AllocationProblem` to integer counts. ``@allocator(name)``
+registers one. An allocator of another package may also be named ``module:function``. Counts sum to a
+budget of completions exactly; under a budget of tokens their expected cost is at most the budget. They
+respect the bounds of every prompt and do not depend on anything random: ties and remainders go to the
+prompt that comes first.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dibs.allocation.problem import AllocationProblem, pose, spendable
+from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose, spendable
 from dibs.allocation.proportional import proportional
+from dibs.allocation.target import Target
 from dibs.plugins import import_function
 from dibs.types import Allocation, InputError, PromptStats
 
@@ -47,7 +49,7 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
     ``n_i = N w_i / sum w`` with ``w_i = G_i / sqrt(p_i + alpha / p_i^(beta - 1))``, where ``p_i`` is
     the accepted share of the pilots and ``G_i`` the mean gradient norm of the accepted ones. A prompt
     with no accepted pilot has weight 0 and gets its lower bound: with a bound of 0 it is starved.
-    When no prompt has an accepted pilot the rule says nothing, and the budget is spent uniformly.
+    When no prompt has an accepted pilot, all weights are 0 and the budget is spent uniformly.
     """
     stats = problem.stats
     untried = np.asarray(stats.trials) < 1
@@ -59,7 +61,7 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
     rate = stats.accept_rate
     norm = np.where(rate > 0, stats.grad_norm, 0.0)
     rate = np.where(rate > 0, rate, 1.0)
-    alpha, beta = problem.accept_rate_penalty, problem.accept_rate_power
+    alpha, beta = problem.penalty.alpha, problem.penalty.beta
     with np.errstate(over="ignore"):  # an infinite penalty is a weight of 0
         penalty = alpha * rate ** (1 - beta) if alpha > 0 else 0.0
     return _in_proportion(norm / np.sqrt(rate + penalty), problem)
@@ -67,12 +69,12 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
 
 @allocator("min_variance")
 def min_variance(problem: AllocationProblem) -> np.ndarray:
-    """Counts of least expected variance for the objective at hand: n_i about sigma_i / sqrt(cost_i).
+    """Counts of least expected variance for the target: n_i about sigma_i / sqrt(cost_i).
 
-    Exact integers for a budget of completions. ``sigma_i`` is what the statistics let one expect
-    (``posterior.believe``): where they say little, all prompts look alike and the counts are near
-    uniform. They are uniform where the variance expected is not at least 1.05 times lower. No prompt is
-    starved while the budget has one completion for each.
+    The integers are optimal for a budget of completions. ``sigma_i`` is expected from the statistics
+    (``posterior.fit_posterior``). Where the statistics hold little, all prompts look alike and the
+    counts are near uniform. They are uniform where the expected variance is not at least 1.05 times
+    lower. No prompt is starved while the budget has one completion for each.
     """
     worthwhile = expected_gain(problem, problem.best) >= WORTHWHILE_GAIN
     return problem.best if worthwhile else uniform(problem)
@@ -95,9 +97,9 @@ def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
 def describe(
     problems: Sequence[AllocationProblem], allocations: Sequence[Allocation]
 ) -> dict[str, float | str | None]:
-    """What the statistics say of the allocations of a step's streams, for the metrics.
+    """Gains expected of the allocations of a step's parts, for the metrics.
 
-    Gains are means over the streams; None where nothing is known.
+    Gains are means over the parts; None where nothing is known of any prompt.
     """
     if not any(np.any(problem.stats.trials) for problem in problems):
         return {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
@@ -143,11 +145,11 @@ def solve(problem: AllocationProblem, name: str) -> Allocation:
     check_allocator(name)
     counts = ALLOCATORS[name](problem)
     within = (counts >= problem.lower).all() and (counts <= problem.upper).all()
-    spent = counts.sum() if problem.cost is None else float(counts @ problem.cost)
-    paid = spent == problem.budget if problem.cost is None else spent <= problem.budget * (1 + 1e-9)
+    spent = float(counts @ problem.cost)
+    paid = spent == problem.budget if problem.exact else spent <= problem.budget * (1 + 1e-9)
     if not (paid and within):
         raise RuntimeError(
-            f"allocator {name!r} returned counts that spend {spent} of a budget of "
+            f"allocator {name!r} returned counts that spend {spent:.16g} of a budget of "
             f"{problem.budget}, or that leave their bounds"
         )
     return Allocation(problem.stats.prompt_ids, counts, name)
@@ -178,21 +180,22 @@ def allocate(
         successes: how many of them were accepted, [m].
         grad_norm: mean gradient norm of the accepted ones, [m]; NaN where none was.
         budget: total number of completions to spread over the prompts.
-        token_budget: in its place, tokens that their completions may be expected to take; needs
-            ``mean_tokens``.
+        token_budget: given in place of ``budget``: the most tokens that the completions may be expected
+            to take. It needs ``mean_tokens``.
         allocator: a registered name (``min_variance``, ``gvm`` and ``uniform`` come with DIBS) or
             ``module:function``.
         lower, upper: bounds on the count of a prompt, one number or [m].
         grad_norm_rejected: mean gradient norm of the rejected ones, [m].
         mean_tokens: mean completion length, [m].
         prompt_ids: names used in error messages; the prompt's position by default.
-        objective, baseline: the target gradient that ``min_variance`` allocates for; by default the
-            first baseline that the objective has.
-        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5), against prompts without
-            hope; of ``min_variance`` for ``log_likelihood`` only.
+        objective, baseline: the target gradient that ``min_variance`` allocates for (the table in
+            ``dibs.allocation.target``); by default the first baseline that the objective has.
+        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5). Raise the first to give
+            fewer completions to prompts that are hardly ever solved. ``min_variance`` uses them for
+            ``log_likelihood`` only.
 
     Returns:
-        int64 counts [m] whose sum is ``budget``, or which are expected to take ``token_budget`` at most.
+        int64 counts [m]. They sum to ``budget``, or are expected to take at most ``token_budget``.
 
     Raises:
         InputError: statistics that cannot be, or bounds that no allocation meets.
@@ -210,16 +213,11 @@ def allocate(
         grad_norm_rejected=array(grad_norm_rejected),
         mean_tokens=array(mean_tokens),
     )
-    amount, cost = spendable(stats, budget, token_budget)
     problem = pose(
         stats,
-        amount,
-        cost=cost,
-        lower=lower,
-        upper=upper,
-        objective=objective,
-        baseline=baseline,
-        accept_rate_penalty=accept_rate_penalty,
-        accept_rate_power=accept_rate_power,
+        spendable(stats, budget, token_budget),
+        Target.named(objective, baseline),
+        bounds=Bounds(lower, upper),
+        penalty=Penalty(accept_rate_penalty, accept_rate_power),
     )
     return solve(problem, allocator).counts

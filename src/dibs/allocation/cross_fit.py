@@ -1,14 +1,14 @@
-"""A step's gradient as the mean of streams: which completions decide the counts of which.
+"""A step's gradient as the mean of parts: which completions decide the counts of which.
 
 If counts depended on the samples that enter the gradient, it would be biased. Three honest ways:
 
 ``pilot``
     Fresh completions are thrown away once they have decided the counts.
 ``cross_fit``
-    Each half of them decides the counts of a stream that the other half enters; the gradient is the
-    mean of the two streams, and nothing is thrown away. Baselines are over both halves: given those
-    that decided a stream's counts, its completions are independent of them, so it is as if its groups
-    were larger.
+    Each half of the pilots decides the counts of a part that the other half enters. The gradient is the
+    mean of the two parts, and nothing is thrown away. Baselines are over both halves. The completions of
+    a part are independent of the half that decided its counts, so that half acts on its baselines as if
+    the groups were larger.
 ``online``
     Completions of earlier steps decide the counts (``history``).
 """
@@ -22,8 +22,9 @@ from typing import TypeVar
 import numpy as np
 
 from dibs.allocation.posterior import expected_tokens
-from dibs.allocation.problem import AllocationProblem, pose
+from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, Tokens, pose
 from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.target import Target
 from dibs.config import Config
 from dibs.types import Allocation, Group, Prompt, PromptStats, Rollout
 
@@ -32,11 +33,11 @@ _Sliceable = TypeVar("_Sliceable", tuple[Rollout, ...], np.ndarray)
 
 @dataclass(frozen=True)
 class GradientPart:
-    """A share of a step's gradient: the mean of its streams is the step's.
+    """A part of a step's gradient, which is the mean of its parts.
 
-    ``stats`` decide its counts. ``given``: completions that enter it and were drawn before, a group a
-    prompt; the counts must not depend on them, so ``stats`` come from others. ``beside``: completions
-    that enter its baselines only.
+    ``stats`` decide the part's counts. ``reused``: completions that enter it and were drawn before, a
+    group a prompt. The counts must not depend on them, so ``stats`` come from others.
+    ``baseline_only``: completions that enter its baselines only, a group a prompt.
     """
 
     stats: PromptStats
@@ -45,13 +46,13 @@ class GradientPart:
 
     @property
     def reused_counts(self) -> np.ndarray:
-        """How many completions of each prompt were given, int64 [m]."""
+        """How many completions of each prompt are reused, int64 [m]."""
         return np.array([len(group.rollouts) for group in self.reused], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """``stats``: all that is known of a step's prompts; ``streams``: what decides which counts."""
+    """``stats``: all that is known of a step's prompts; ``parts``: those of its gradient."""
 
     stats: PromptStats
     parts: Sequence[GradientPart]
@@ -64,7 +65,7 @@ def undivided(stats: PromptStats, prompts: Sequence[Prompt]) -> StepEstimate:
 
 
 def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> StepEstimate:
-    """Two streams from pilot groups: what one half of a group tells, the other half enters.
+    """Two parts from pilot groups: one half of a group decides counts, and the other half enters.
 
     Args:
         groups: pilot rollouts of each prompt, at least two each.
@@ -77,7 +78,7 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Step
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
     first, second = (
-        [Group(g.prompt, part) for g, part in zip(groups, half, strict=True)]
+        [Group(g.prompt, own) for g, own in zip(groups, half, strict=True)]
         for half in halves([group.rollouts for group in groups])
     )
     norms = halves(grad_norms)
@@ -90,96 +91,89 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Step
     )
 
 
-def step_budget(config: Config, cost: np.ndarray | None) -> float:
-    """The budget of a step, in completions, or in tokens where completions cost those, [m]."""
-    if cost is None:
-        assert config.budget is not None
-        return float(config.budget)
-    options = config.allocate
-    return float(options.num_generations * cost.sum() if options.budget is None else options.budget)
+def allocation_problems(parts: Sequence[GradientPart], config: Config) -> list[AllocationProblem]:
+    """The allocation problem of every part: an equal share of the step's budget and bounds.
 
-
-def allocation_problems(streams: Sequence[GradientPart], config: Config) -> list[AllocationProblem]:
-    """The allocation problem of every stream: an equal part of the step's budget and bounds.
-
-    What a stream was given counts as spent: it is the least that a prompt can have. A budget of tokens
-    is raised to what the lower bounds cost.
+    Reused completions count as spent, so their number is the least that a prompt can have. A budget of
+    tokens is raised to what the lower bounds cost.
     """
-    options, algorithm = config.allocate, config.algorithm
+    options = config.allocate
 
-    def part(total: int, index: int) -> int:
-        return total // len(streams) + (index < total % len(streams))
+    def share(total: int, index: int) -> int:
+        return total // len(parts) + (index < total % len(parts))
 
-    lower = [np.maximum(part(options.lower, i), s.reused_counts) for i, s in enumerate(streams)]
-    upper = [None if options.upper is None else part(options.upper, i) for i in range(len(streams))]
-    costs: list[np.ndarray | None] = [None] * len(streams)
-    if options.budget_unit == "completions":
-        budgets = _divided(int(step_budget(config, None)), lower, upper)
-    else:
-        longest = config.sampling.max_completion_length
-        tokens = [expected_tokens(stream.stats, otherwise=longest) for stream in streams]
-        costs = [*tokens]
-        budgets = [
-            max(step_budget(config, cost) / len(streams), float(low @ cost))
-            for cost, low in zip(tokens, lower, strict=True)
-        ]
+    lower = [np.maximum(share(options.lower, i), p.reused_counts) for i, p in enumerate(parts)]
+    upper = [None if options.upper is None else share(options.upper, i) for i in range(len(parts))]
     return [
         pose(
-            stream.stats,
+            part.stats,
             budget,
-            cost=cost,
-            lower=low,
-            upper=high,
-            objective=algorithm.objective,
-            baseline=algorithm.baseline,
-            accept_rate_penalty=options.accept_rate_penalty,
-            accept_rate_power=options.accept_rate_power,
+            Target.of(config.algorithm),
+            bounds=Bounds(low, high),
+            penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
-        for stream, budget, cost, low, high in zip(
-            streams, budgets, costs, lower, upper, strict=True
+        for part, budget, low, high in zip(
+            parts, _budgets(parts, config, lower, upper), lower, upper, strict=True
         )
+    ]
+
+
+def _budgets(
+    parts: Sequence[GradientPart],
+    config: Config,
+    lower: Sequence[np.ndarray],
+    upper: Sequence[int | None],
+) -> Sequence[float | Tokens]:
+    """The budget of every part, in the unit of the step's."""
+    if config.budget is not None:
+        return _divided(config.budget, lower, upper)
+    longest = config.sampling.max_completion_length
+    costs = [expected_tokens(part.stats, otherwise=longest) for part in parts]
+    return [
+        Tokens(max(config.step_budget(float(cost.sum())) / len(parts), float(low @ cost)), cost)
+        for cost, low in zip(costs, lower, strict=True)
     ]
 
 
 def _divided(budget: int, lower: Sequence[np.ndarray], upper: Sequence[int | None]) -> list[float]:
-    """A budget in parts as equal as the bounds of each part allow."""
+    """A budget of completions in shares as equal as the bounds of each part allow."""
     least = [int(low.sum()) for low in lower]
     most = [
         budget if high is None else high * len(low) for low, high in zip(lower, upper, strict=True)
     ]
-    parts: list[int] = []
+    shares: list[int] = []
     for i in range(len(lower)):
-        left = budget - sum(parts)
+        left = budget - sum(shares)
         even = -(-left // (len(lower) - i))
         low = max(least[i], left - sum(most[i + 1 :]))
         high = min(most[i], left - sum(least[i + 1 :]))
-        parts.append(min(max(even, low), high))
-    return [float(each) for each in parts]
+        shares.append(min(max(even, low), high))
+    return [float(each) for each in shares]
 
 
 def missing_counts(
-    allocations: Sequence[Allocation], streams: Sequence[GradientPart]
+    allocations: Sequence[Allocation], parts: Sequence[GradientPart]
 ) -> list[np.ndarray]:
-    """Completions that every stream still needs of each prompt, int64 [m] a stream."""
+    """Completions that every part still needs of each prompt, int64 [m] a part."""
     return [
-        allocation.counts - stream.reused_counts
-        for allocation, stream in zip(allocations, streams, strict=True)
+        allocation.counts - part.reused_counts
+        for allocation, part in zip(allocations, parts, strict=True)
     ]
 
 
 def assign_rollouts(
-    fresh: Sequence[Group], missing: Sequence[np.ndarray], streams: Sequence[GradientPart]
+    fresh: Sequence[Group], missing: Sequence[np.ndarray], parts: Sequence[GradientPart]
 ) -> list[list[Group]]:
-    """The groups of every stream: what it was given, and its share of the fresh rollouts."""
+    """The groups of every part: its reused completions, and its share of the fresh ones."""
     dealt = []
     start = np.zeros(len(fresh), dtype=np.int64)
     rest = list(fresh)
-    for stream, counts in zip(streams, missing, strict=True):
-        parts = [
+    for part, counts in zip(parts, missing, strict=True):
+        shares = [
             replace(group, rollouts=group.rollouts[first : first + count])
             for group, first, count in zip(rest, start, counts, strict=True)
         ]
-        dealt.append([Group.merged(pair) for pair in zip(stream.reused, parts, strict=True)])
+        dealt.append([Group.merged(pair) for pair in zip(part.reused, shares, strict=True)])
         start = start + counts
         # Completions without a verdict are counted once.
         rest = [replace(group, unreached=()) for group in rest]

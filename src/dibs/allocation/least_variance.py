@@ -1,7 +1,7 @@
-"""Integer counts that spend a budget within bounds: in proportion, or of least variance. numpy only.
+"""Integer counts of least variance that spend a budget within bounds. numpy only.
 
-Nothing here is random; ties and remainders go to the prompt that comes first. Without costs a completion
-costs 1 and the budget is spent to the last one; with costs it is spent until nothing affordable is left.
+Nothing here is random; ties and remainders go to the prompt that comes first. Where every completion
+costs 1, a whole budget is spent to the last one. Otherwise it is spent until nothing affordable is left.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from dibs.allocation.proportional import _spend_rest, _spent, proportional
+from dibs.allocation.proportional import proportional, spend_rest
 
 
 def least_variance(
@@ -18,32 +18,33 @@ def least_variance(
     budget: float,
     lower: np.ndarray,
     upper: np.ndarray,
-    cost: np.ndarray | None = None,
+    cost: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """The integer counts that minimize ``sum_i sigma_i^2 / n_i``: exactly, for unit costs. O(m log m).
 
     The problem is separable and convex, so taking one completion after another where it lowers the sum
     most is optimal: from n to n + 1 prompt i gains ``sigma_i^2 / (n (n + 1))``. Here that order is cut
     at a threshold found by bisection, and only the completions about the threshold are compared. With
-    costs, gains are by cost, and counts follow ``sigma_i / sqrt(c_i)``: optimal but for the last
-    completions, whose sizes must fit (a knapsack).
+    other costs, gains are divided by the cost and counts follow ``sigma_i / sqrt(c_i)``. They are then
+    optimal but for the last completions, whose costs must fit what is left (a knapsack).
 
     Args:
         sigma: standard deviations, float64 [m], finite and at least 0. A prompt of 0 gets its lower
             bound, and a share of what is left once all others are at their upper bound.
-        budget: sum of the counts, within the sums of the bounds; with costs, most that
-            ``sum_i cost_i n_i`` may be, at least that of the lower bounds.
+        budget: most that ``sum_i cost_i n_i`` may be; at least the cost of the lower bounds. For unit
+            costs, within the sums of the bounds, the counts sum to it.
         lower, upper: int64 [m]. Where lower is 0 and sigma is not, the first completion comes before
             any second one, largest sigma first: without it the prompt is not estimated at all.
-        cost: of one completion of each prompt, above 0, [m]; None: 1.
+        cost: of one completion of each prompt, above 0: one number for all, or [m].
 
     Returns:
         int64 [m].
     """
+    cost = np.ones(len(sigma)) * cost
     positive = sigma > 0
     if not positive.all():
         return _with_zeros(sigma, positive, budget, lower, upper, cost)
-    relative = sigma if cost is None else sigma / np.sqrt(cost)
+    relative = sigma / np.sqrt(cost)
 
     def gain(i: int, count: int) -> tuple[bool, float]:
         if count == 0:
@@ -51,9 +52,9 @@ def least_variance(
         return False, float(relative[i] ** 2 / (count * (count + 1.0)))
 
     first = np.maximum(lower, np.minimum(upper, 1))
-    least = _spent(first, cost)
+    least = float(first @ cost)
     if least > budget:
-        return _spend_rest(lower.copy(), budget, upper, cost, gain)
+        return spend_rest(lower.copy(), budget, upper, cost, gain)
     competing = first < upper
     if least == budget or not competing.any():
         return first
@@ -61,9 +62,10 @@ def least_variance(
     relative = relative / (relative if competing.all() else relative[competing]).max()
     np.clip(relative, 1e-100, 1e100, out=relative)
     few, many = _bracket(relative, budget, first.astype(np.float64), upper.astype(np.float64), cost)
-    if cost is None:
-        return _take_best(relative, few, many, int(budget) - int(few.sum()))
-    return _spend_rest(few, budget, upper, cost, gain)
+    if (cost == 1).all():
+        affordable = min(int(budget), int(many.sum()))
+        return _take_best(relative, few, many, affordable - int(few.sum()))
+    return spend_rest(few, budget, upper, cost, gain)
 
 
 def _with_zeros(
@@ -72,26 +74,23 @@ def _with_zeros(
     budget: float,
     lower: np.ndarray,
     upper: np.ndarray,
-    cost: np.ndarray | None,
+    cost: np.ndarray,
 ) -> np.ndarray:
+    """:func:`least_variance` where some sigma is 0: those prompts share what the others leave."""
     zeros = ~positive
-
-    def part(chosen: np.ndarray) -> np.ndarray | None:
-        return None if cost is None else cost[chosen]
-
     counts = lower.copy()
-    share = budget - _spent(lower[zeros], part(zeros))
-    share = min(share, _spent(upper[positive].astype(np.float64), part(positive)))
+    share = budget - float(lower[zeros] @ cost[zeros])
+    share = min(share, float(upper[positive].astype(np.float64) @ cost[positive]))
     if positive.any():
         counts[positive] = least_variance(
-            sigma[positive], share, lower[positive], upper[positive], part(positive)
+            sigma[positive], share, lower[positive], upper[positive], cost[positive]
         )
     counts[zeros] = proportional(
         np.ones(int(zeros.sum())),
-        budget - _spent(counts[positive], part(positive)),
+        budget - float(counts[positive] @ cost[positive]),
         lower[zeros],
         upper[zeros],
-        part(zeros),
+        cost[zeros],
     )
     return counts
 
@@ -101,29 +100,27 @@ def _bracket(
     budget: float,
     lower: np.ndarray,
     upper: np.ndarray,
-    cost: np.ndarray | None,
+    cost: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Counts of two thresholds, at most and at least the budget, one completion a prompt apart or less.
 
     The search is over the scale of :func:`_units`, by interpolation and bisection in turn.
     """
     m = len(sigma)
-    one = 1.0 if cost is None else float(cost.mean())
+    one = float(cost.mean())
     stride = -(-m // 16384)
     part = slice(None, None, stride)
-    scale = _scale(
-        sigma[part], budget / stride, lower[part], upper[part], None if cost is None else cost[part]
-    )
+    scale = _scale(sigma[part], budget / stride, lower[part], upper[part], cost[part])
     below, few = 0.0, lower
     above, many = np.inf, upper
     widen = 1 + max(m * one / budget / 16, 1e-9)
     for turn in itertools.count():
         counts = _units(sigma, scale, lower, upper)
-        if _spent(counts, cost) <= budget:
+        if counts @ cost <= budget:
             below, few = scale, counts
         else:
             above, many = scale, counts
-        short, over = budget - _spent(few, cost), _spent(many, cost) - budget
+        short, over = budget - float(few @ cost), float(many @ cost) - budget
         if short + over <= max(64, m) * one or short <= 0 or over <= 0:
             break
         if above == np.inf:
@@ -144,16 +141,15 @@ def _scale(
     budget: float,
     lower: np.ndarray,
     upper: np.ndarray,
-    cost: np.ndarray | None,
+    cost: np.ndarray,
 ) -> float:
     """A scale at which ``clip(scale * sigma, lower, upper)`` costs about the budget; by Newton."""
-    one = 1.0 if cost is None else float(cost.mean())
-    priced = sigma if cost is None else sigma * cost
+    one, priced = float(cost.mean()), sigma * cost
     scale = budget / float(priced.sum())
     for _ in range(20):
         shares = scale * sigma
         clipped = np.clip(shares, lower, upper)
-        excess = _spent(clipped, cost) - budget
+        excess = float(clipped @ cost) - budget
         slope = float(priced.sum(where=clipped == shares))
         if abs(excess) <= 1e-3 * len(sigma) * one or slope == 0 or excess / slope >= scale:
             break

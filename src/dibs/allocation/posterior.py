@@ -1,7 +1,7 @@
 """What statistics of a few completions let one believe about their prompts. Knows no budget.
 
-Shares and means of a few completions are poor estimates, so ``believe`` turns them into a
-:class:`Posterior`: every prompt borrows from the others of its batch (empirical Bayes).
+Shares and means of a few completions are poor estimates. :func:`fit_posterior` turns them into a
+:class:`Posterior`, for which every prompt borrows from the others of its batch (empirical Bayes).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 from scipy import stats as distributions
 
-from dibs.allocation.objectives import second_moment, second_moment_powers
+from dibs.allocation.target import Target
 from dibs.types import CompletionMoments, PromptStats, RewardMoments
 
 
@@ -39,30 +39,29 @@ class Posterior:
         """Mean of the accept rate, in (0, 1)."""
         return self.alpha / (self.alpha + self.beta)
 
-    def reward_moments(self, objective: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of one reward (accept indicator for ``log_likelihood``), [m]."""
+    def reward_moments(self, target: Target) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the r of one completion, [m] each."""
         p = self.accept_rate
-        if self.rewards is None or objective == "log_likelihood":
+        if self.rewards is None or target.fits_accepted:
             return p, np.sqrt(p * (1 - p))
         yes, no = self.rewards
         mean = p * yes.mean + (1 - p) * no.mean
         square = p * yes.square + (1 - p) * no.square
         return mean, np.sqrt((square - mean**2).clip(min=0))
 
-    def second_moment(self, objective: str, baseline: str) -> np.ndarray:
+    def second_moment(self, target: Target) -> np.ndarray:
         """``E[a_i^2 ||s||^2]``, expected under this posterior: an upper bound of sigma_i^2.
 
         A mean of 1/p is taken as the squared mean of its root, with alpha at least 1, so that it is
-        finite. The mean gradient is not subtracted: a few pilots do not tell it. Moments beyond e^600
-        are cut there, and so are their reciprocals. Rewards other than 0 and 1 take the accept rate at
-        its mean.
+        finite. The mean gradient is not subtracted, because a few pilots do not determine it. Moments
+        are cut at e^600 and at e^-600. For rewards other than 0 and 1 the accept rate is taken at its
+        mean.
         """
         squares = self._squares()
-        if self.rewards is not None and objective != "log_likelihood":
-            return second_moment(objective, baseline, self.accept_rate, squares, self.rewards)
+        if self.rewards is not None and not target.fits_accepted:
+            return target.second_moment(self.accept_rate, squares, self.rewards)
         total = np.zeros(len(self.alpha))
-        powers = second_moment_powers(objective, baseline)
-        for pair, square in zip(powers, squares, strict=True):
+        for pair, square in zip(target.square_powers, squares, strict=True):
             if pair is not None:
                 total += square * self._mean_product(*pair)
         return total
@@ -148,7 +147,7 @@ def expected_tokens(stats: PromptStats, otherwise: float) -> np.ndarray:
 def _class_of(
     stats: PromptStats, known: CompletionMoments | None, norm: np.ndarray | None, count: np.ndarray
 ) -> CompletionMoments:
-    """The moments given, or what a mean norm says of them."""
+    """The moments given, or those of completions that all have the mean norm."""
     if known is not None:
         return known
     unknown = np.full(len(stats), np.nan)

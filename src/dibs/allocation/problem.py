@@ -9,30 +9,77 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dibs.allocation.least_variance import least_variance
-from dibs.allocation.objectives import BASELINES, check_objective
 from dibs.allocation.posterior import Posterior, expected_tokens, fit_posterior
+from dibs.allocation.target import LOG_LIKELIHOOD, Target
 from dibs.types import InputError, PromptStats
+
+_LARGEST_COUNT = 2**52
+"""Sums of counts are exact in float64."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A budget of tokens: at most ``total`` of them may be spent.
+
+    ``cost``: expected tokens of a completion of each prompt, above 0, float64 [m].
+    """
+
+    total: float
+    cost: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Fewest and most completions of a prompt: one number for all, or one a prompt, [m].
+
+    ``upper`` None sets no upper bound.
+    """
+
+    lower: ArrayLike = 0
+    upper: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """GVM's penalty on prompts of low accept rate p: the variance is divided by ``1 + alpha / p^beta``.
+
+    ``alpha`` is at least 0 and ``beta`` at least 1 (arXiv 2505.02391, eq. (5)).
+
+    Raises InputError for other values.
+    """
+
+    alpha: float = 1e-3
+    beta: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < np.inf:
+            raise InputError(f"accept_rate_penalty is {self.alpha}; it must be at least 0")
+        if not 1 <= self.beta < np.inf:
+            raise InputError(f"accept_rate_power is {self.beta}; it must be at least 1")
+
+
+UNBOUNDED = Bounds()
+GVM_PENALTY = Penalty()
 
 
 @dataclass(frozen=True)
 class AllocationProblem:
     """Everything an allocator may look at. Build it with :func:`pose`, which checks it.
 
-    ``budget``: completions; or, where ``cost`` is given (tokens of a completion of each prompt, above 0,
-    [m]), tokens. ``lower`` and ``upper``: int64 [m], counts allowed to each prompt. ``objective`` and
-    ``baseline``: the target gradient, a row of the table in ``objectives``. ``accept_rate_penalty`` and
-    ``accept_rate_power``: alpha >= 0 and beta >= 1 of arXiv 2505.02391, eq. (5).
+    ``budget``: what ``sum_i cost_i n_i`` must be where ``exact`` is set, and what it may be at most
+    otherwise. ``cost``: of a completion of each prompt, above 0, float64 [m]; all ones where the budget
+    is one of completions, which are spent to the last one. ``lower`` and ``upper``: counts allowed to
+    each prompt, int64 [m]. ``target``: the gradient whose variance the counts are to lower.
     """
 
     stats: PromptStats
     budget: float
     lower: np.ndarray
     upper: np.ndarray
-    objective: str = "log_likelihood"
-    baseline: str = "none"
-    accept_rate_penalty: float = 1e-3
-    accept_rate_power: float = 2.0
-    cost: np.ndarray | None = None
+    cost: np.ndarray
+    exact: bool
+    target: Target
+    penalty: Penalty
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -41,83 +88,68 @@ class AllocationProblem:
 
     @cached_property
     def sigma(self) -> np.ndarray:
-        """Standard deviation of one rollout's share of the gradient, as the statistics have it; [m].
+        """Standard deviation of one rollout's share of the gradient, estimated from above; [m].
 
-        An upper bound: the prompt's mean gradient is not taken off. For ``log_likelihood`` it is weighed
-        by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5) weighs the variance: without that, the
-        less hope a prompt has the more completions it would get. With the default, prompts of
-        p = 0.03 get most.
+        The estimate is an upper bound because the prompt's mean gradient is not subtracted. For
+        ``log_likelihood`` it is multiplied by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5)
+        weighs the variance. Without that factor a prompt would get the more completions, the less hope
+        it has. With the default penalty, prompts of p = 0.03 get most.
         """
-        square = self.posterior.second_moment(self.objective, self.baseline)
-        if self.objective == "log_likelihood":
-            power = self.posterior.accept_rate**self.accept_rate_power
-            square *= power / np.maximum(power + self.accept_rate_penalty, 1e-300)
+        square = self.posterior.second_moment(self.target)
+        if self.target.fits_accepted:
+            power = self.posterior.accept_rate**self.penalty.beta
+            square *= power / np.maximum(power + self.penalty.alpha, 1e-300)
         return np.maximum(np.sqrt(square), 1e-150)
 
     @cached_property
     def best(self) -> np.ndarray:
         """Counts of least expected variance, int64 [m].
 
-        At least 2 for every prompt under a group baseline, if the budget has them: a group of one has
-        advantage 0, which the variance does not show.
+        Under a group baseline every prompt gets at least 2, if the budget allows that: a group of one
+        has advantage 0, which the variance does not show.
         """
         lower = self.lower
-        if self.baseline != "none":
+        if self.target.has_baseline:
             pairs = np.maximum(lower, np.minimum(self.upper, 2))
-            price = np.ones(len(pairs)) if self.cost is None else self.cost
-            lower = pairs if pairs @ price <= self.budget else lower
+            lower = pairs if pairs @ self.cost <= self.budget else lower
         return least_variance(self.sigma, self.budget, lower, self.upper, self.cost)
-
-
-_LARGEST_COUNT = 2**52
-"""Sums of counts are exact in float64."""
 
 
 def pose(
     stats: PromptStats,
-    budget: float,
+    budget: float | Tokens,
+    target: Target = LOG_LIKELIHOOD,
     *,
-    lower: ArrayLike = 0,
-    upper: ArrayLike | None = None,
-    objective: str = "log_likelihood",
-    baseline: str | None = None,
-    accept_rate_penalty: float = 1e-3,
-    accept_rate_power: float = 2.0,
-    cost: np.ndarray | None = None,
+    bounds: Bounds = UNBOUNDED,
+    penalty: Penalty = GVM_PENALTY,
 ) -> AllocationProblem:
-    """Check bounds and budget and make them arrays; ``upper=None`` means no upper bound.
+    """An allocation problem with its budget and bounds checked and the bounds made arrays.
 
-    ``baseline=None`` is the first that the objective has. ``cost``: tokens of a completion of each
-    prompt, [m]; the budget is then tokens, and what the bounds cannot take is not spent.
+    Args:
+        stats: what is known of m prompts.
+        budget: completions, a whole number that is spent exactly; or tokens, of which those that the
+            bounds leave no use for are not spent.
 
     Raises InputError where no allocation exists.
     """
     m = len(stats)
     if m == 0:
         raise InputError("no prompts to allocate to; give at least one")
-    if not 0 <= budget <= _LARGEST_COUNT or (cost is None and budget != int(budget)):
-        whole = "whole number" if cost is None else "number"
-        raise InputError(f"budget {budget} is not a {whole} from 0 to 2^52")
-    if cost is None:
-        budget = int(budget)
-    elif cost.shape != (m,) or not ((cost > 0) & np.isfinite(cost)).all():
-        raise InputError("costs must be finite and above 0, one a prompt")
-    if baseline is None:
-        baseline = BASELINES.get(objective, ("none",))[0]
-    check_objective(objective, baseline)
-    if not 0 <= accept_rate_penalty < np.inf:
-        raise InputError(f"accept_rate_penalty is {accept_rate_penalty}; it must be at least 0")
-    if not 1 <= accept_rate_power < np.inf:
-        raise InputError(f"accept_rate_power is {accept_rate_power}; it must be at least 1")
-    low = _bound("lower", lower, m)
-    price = np.ones(m) if cost is None else cost
+    exact = not isinstance(budget, Tokens)
+    total, cost = (
+        (budget.total, budget.cost) if isinstance(budget, Tokens) else (budget, np.ones(m))
+    )
+    _check_budget(total, cost, m, exact)
+    if exact:
+        total = int(total)
+    low = _bound("lower", bounds.lower, m)
     # At least the lower bound, which rounding could put beyond what is affordable.
-    affordable = np.maximum(np.minimum(budget // price, _LARGEST_COUNT).astype(np.int64), low)
-    high = affordable if upper is None else _bound("upper", upper, m)
-    least, most = float(low @ price), high.sum(dtype=np.float64)
-    if budget < least:
+    affordable = np.maximum(np.minimum(total // cost, _LARGEST_COUNT).astype(np.int64), low)
+    high = affordable if bounds.upper is None else _bound("upper", bounds.upper, m)
+    least, most = float(low @ cost), high.sum(dtype=np.float64)
+    if total < least:
         raise InputError(
-            f"budget {budget:.16g} is smaller than the {'sum' if cost is None else 'cost'} of the lower "
+            f"budget {total:.16g} is smaller than the {'sum' if exact else 'cost'} of the lower "
             f"bounds, {least:.0f}; raise the budget or lower the bounds"
         )
     crossed = low > high
@@ -126,32 +158,36 @@ def pose(
         raise InputError(
             f"prompt {stats.prompt_ids[i]!r}: lower bound {low[i]} exceeds upper bound {high[i]}"
         )
-    if cost is None and budget > most:
+    if exact and total > most:
         raise InputError(
-            f"budget {budget} is larger than the sum of the upper bounds, {most:.0f}; "
+            f"budget {total} is larger than the sum of the upper bounds, {most:.0f}; "
             "lower the budget or raise the bounds"
         )
     high = np.minimum(high, affordable)
-    return AllocationProblem(
-        stats, budget, low, high, objective, baseline, accept_rate_penalty, accept_rate_power, cost
-    )
+    return AllocationProblem(stats, total, low, high, cost, exact, target, penalty)
 
 
-def spendable(
-    stats: PromptStats, budget: int | None, token_budget: float | None
-) -> tuple[float, np.ndarray | None]:
-    """Budget and costs for :func:`pose`, from a number of completions or of tokens.
+def spendable(stats: PromptStats, budget: int | None, token_budget: float | None) -> int | Tokens:
+    """The budget for :func:`pose`, from a number of completions or of tokens.
 
     Raises InputError unless exactly one is given, and for tokens where no length is known.
     """
     if (budget is None) == (token_budget is None):
         raise InputError("give a budget of completions or one of tokens, and not both")
     if budget is not None:
-        return budget, None
+        return budget
     assert token_budget is not None
     if stats.mean_tokens is None or not (np.asarray(stats.mean_tokens) > 0).any():
         raise InputError("a budget of tokens needs mean_tokens, at least of some prompts")
-    return token_budget, expected_tokens(stats, otherwise=1.0)
+    return Tokens(token_budget, expected_tokens(stats, otherwise=1.0))
+
+
+def _check_budget(total: float, cost: np.ndarray, m: int, exact: bool) -> None:
+    if not 0 <= total <= _LARGEST_COUNT or (exact and total != int(total)):
+        whole = "whole number" if exact else "number"
+        raise InputError(f"budget {total} is not a {whole} from 0 to 2^52")
+    if cost.shape != (m,) or not ((cost > 0) & np.isfinite(cost)).all():
+        raise InputError("costs must be finite and above 0, one a prompt")
 
 
 def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:

@@ -26,12 +26,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from dibs.allocation import objectives
 from dibs.allocation.allocators import check_allocator, describe, solve
+from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.history import History
-from dibs.allocation.problem import AllocationProblem, pose
+from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
 from dibs.allocation.statistics import SUMS, filled_in, statistics
+from dibs.allocation.target import Target
 from dibs.config import Baseline, Estimator, Objective, Section, needs_statistics
 from dibs.types import InputError
 
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class BudgetConfig(Section):
-    """What a trainer says about its target gradient and its budget; keys as under ``dibs train``."""
+    """A trainer's target gradient and budget; the keys mean what they mean under ``dibs train``."""
 
     num_generations: int = Field(8, ge=1, description="Completions that a prompt gets on average.")
     mode: Literal["online", "pilot", "none"] = Field(
@@ -102,7 +103,7 @@ class BudgetConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> BudgetConfig:
         try:
-            objectives.check_objective(self.objective, self.baseline)
+            Target.of(self)
             check_allocator(self.allocator)
         except InputError as error:
             raise ValueError(str(error)) from None
@@ -122,6 +123,11 @@ class BudgetConfig(Section):
                 f"{self.upper}"
             )
         return self
+
+    @property
+    def target(self) -> Target:
+        """The target gradient."""
+        return Target.of(self)
 
     @property
     def _knows_its_budget(self) -> bool:
@@ -171,12 +177,9 @@ class PromptBudget:
         self._problem = pose(
             stats,
             options.num_generations * len(names) if budget is None else budget,
-            lower=options.lower,
-            upper=options.upper,
-            objective=options.objective,
-            baseline=options.baseline,
-            accept_rate_penalty=options.accept_rate_penalty,
-            accept_rate_power=options.accept_rate_power,
+            options.target,
+            bounds=Bounds(options.lower, options.upper),
+            penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
         allocation = solve(self._problem, options.allocator)
         self._names, self._counts = names, allocation.counts
@@ -227,12 +230,15 @@ class PromptBudget:
             raise InputError(
                 f"rewards of {len(rewards)} prompts, but {len(self._counts)} allocated"
             )
-        signals = [self._signal(group) for group in checked_rewards(self._names, rewards)]
-        return objectives.weigh_rewards(
+        target = self.config.target
+        signals = [
+            target.signal(is_accepted(group, self.config.accept_threshold), group)
+            for group in checked_rewards(self._names, rewards)
+        ]
+        return weigh_rewards(
             signals,
-            objective=self.config.objective,
-            baseline=self.config.baseline,
-            estimator=self.config.estimator,
+            target,
+            self.config.estimator,
             accept_rates=self._problem.posterior.accept_rate,
             bessel=self.config.deviation == "sample",
             epsilon=self.config.deviation_epsilon,
@@ -348,11 +354,6 @@ class PromptBudget:
     ) -> list[np.ndarray]:
         reported = {"lengths": lengths, "logprobs": logprobs, "grad_norms": grad_norms}
         return checked_sums(names, rewards, reported, self.config.accept_threshold)
-
-    def _signal(self, rewards: np.ndarray) -> np.ndarray:
-        if self.config.objective != "log_likelihood":
-            return rewards
-        return is_accepted(rewards, self.config.accept_threshold).astype(np.float64)
 
 
 def _told_apart(names: list[str]) -> list[str]:

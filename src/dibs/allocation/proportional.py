@@ -8,21 +8,18 @@ from collections.abc import Callable
 import numpy as np
 
 
-def _spent(counts: np.ndarray, cost: np.ndarray | None) -> float:
-    return float(counts.sum() if cost is None else counts @ cost)
-
-
-def _spend_rest(
+def spend_rest(
     counts: np.ndarray,
     budget: float,
     upper: np.ndarray,
-    cost: np.ndarray | None,
+    cost: np.ndarray,
     gain: Callable[[int, int], tuple[bool, float]],
 ) -> np.ndarray:
-    """Completion after completion, largest ``gain(prompt, count)`` first, while any can be paid for."""
-    if cost is None:
-        cost = np.ones(len(counts))
-    left = budget - _spent(counts, cost)
+    """Add completion after completion to ``counts``, while any can be paid for; return ``counts``.
+
+    The largest ``gain(prompt, count)`` comes first: whether it is urgent, and its size.
+    """
+    left = budget - float(counts @ cost)
     open_ = np.flatnonzero((counts < upper) & (cost <= left))
 
     def entry(i: int) -> tuple[bool, float, int]:
@@ -47,34 +44,41 @@ def proportional(
     budget: float,
     lower: np.ndarray,
     upper: np.ndarray,
-    cost: np.ndarray | None = None,
+    cost: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """Integer counts as close to proportional to ``weights`` as bounds and the budget allow.
 
     The real-valued optimum is ``clip(scale * weight, lower, upper)`` with the one scale that spends
     the budget; it is rounded by largest remainder. Prompts of weight 0 get their lower bound, and
     share evenly what is left once all others are at their upper bound. If every weight is 0, all
-    prompts share evenly. ``cost`` and ``budget`` as in :func:`least_variance`. O(m log m).
+    prompts share evenly. O(m log m).
+
+    Args:
+        weights: float64 [m], at least 0.
+        budget, lower, upper, cost: as for :func:`.least_variance`.
+
+    Returns:
+        int64 [m].
     """
     positive = weights > 0
     if not positive.any():
         positive, weights = ~positive, np.ones(len(weights))
     # Far below any count that rounds to 1, a floor keeps quotients of weights finite.
     weights = np.where(positive, np.maximum(weights / weights.max(initial=0), 1e-200), 0.0)
-    price = np.ones(len(weights)) if cost is None else cost
+    cost = np.ones(len(weights)) * cost
     counts, sharing = lower.copy(), positive
     if (
-        upper[positive].astype(np.float64) @ price[positive] + lower[~positive] @ price[~positive]
+        upper[positive].astype(np.float64) @ cost[positive] + lower[~positive] @ cost[~positive]
         < budget
     ):
         counts[positive] = upper[positive]
         sharing, weights = ~positive, np.ones(len(weights))
-    left = budget - float(counts[~sharing] @ price[~sharing])
-    low, high, price = lower[sharing], upper[sharing], price[sharing]
+    left = budget - float(counts[~sharing] @ cost[~sharing])
+    low, high, price = lower[sharing], upper[sharing], cost[sharing]
     shares = _fill(weights[sharing], left, low, high, price)
     counts[sharing] = (
         _round(shares, int(left), low, high)
-        if cost is None
+        if (cost == 1).all()
         else _round_down(shares, left, low, high, price)
     )
     return counts
@@ -124,11 +128,11 @@ def _round(shares: np.ndarray, total: int, lower: np.ndarray, upper: np.ndarray)
 def _round_down(
     shares: np.ndarray, total: float, lower: np.ndarray, upper: np.ndarray, cost: np.ndarray
 ) -> np.ndarray:
-    """Rounding down to integers within bounds, then up by largest remainder while ``total`` can pay."""
+    """Integers within bounds: rounded down, then up by largest remainder while ``total`` can pay."""
     # The shift guards against shares that rounding error lifted over an integer.
     counts = np.clip(np.floor(shares * (1 - 1e-12)).astype(np.int64), lower, upper)
 
     def remainder(i: int, count: int) -> tuple[bool, float]:
         return False, float(shares[i] - count)
 
-    return _spend_rest(counts, total, upper, cost, remainder)
+    return spend_rest(counts, total, upper, cost, remainder)

@@ -1,9 +1,9 @@
 """What the gradient's variance would be under some counts, and what that means. numpy only.
 
-Knowing moments of each prompt's completions, the variance of the step's gradient, given its prompts, is
-``(1/m^2) sum_i sigma_i^2 / n_i``. A prompt's share of it is linear in ``1 / n_i``, so everything here
-works on shares [m]: ratios of their sums, with intervals from resampled prompts (a cluster bootstrap; a
-prompt's own noise is part of its share).
+For given prompts the variance of the step's gradient is ``(1/m^2) sum_i sigma_i^2 / n_i``. A prompt's
+share of it is linear in ``1 / n_i``, so the functions here work on shares [m]. They return ratios of
+sums of shares, with intervals from resampled prompts (a cluster bootstrap; a prompt's own noise is part
+of its share).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
-    """``sigma_i^2 / n_i`` of a gradient that is the mean of streams, [m].
+    """``sigma_i^2 / n_i`` of a gradient that is the mean of its parts, [m].
 
-    ``counts``: of each stream, [m]. Infinite where a prompt whose gradient varies has no completion.
+    ``counts``: of each part, [m]. Infinite where a prompt whose gradient varies has no completion.
     """
     total = np.zeros(len(sigma_squared))
     for each in counts:
@@ -39,17 +39,19 @@ def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> 
     return total / len(counts) ** 2
 
 
-def achievable_gain(sigma_squared: np.ndarray, cost: np.ndarray | None = None) -> Interval:
-    """``1 + CV^2(sigma) = m sum sigma^2 / (sum sigma)^2``: the gain of the best real counts.
+def achievable_gain(sigma_squared: np.ndarray, cost: np.ndarray) -> Interval:
+    """Variance of uniform counts over that of the best real counts, which cost the same.
 
-    ``cost``: of a completion of each prompt, where the budget is one of tokens, [m]; then
-    ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``.
+    It is ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``; for unit costs, ``1 + CV^2(sigma)``.
+
+    Args:
+        sigma_squared: ``sigma_i^2``, [m].
+        cost: ``c_i`` of one completion of each prompt, [m].
     """
-    price = np.ones(len(sigma_squared)) if cost is None else cost
-    sigma = np.sqrt(sigma_squared * price)
+    sigma = np.sqrt(sigma_squared * cost)
 
     def gain(weights: np.ndarray) -> float:
-        return float((weights @ price) * (weights @ sigma_squared) / (weights @ sigma) ** 2)
+        return float((weights @ cost) * (weights @ sigma_squared) / (weights @ sigma) ** 2)
 
     return bootstrap(gain, len(sigma))
 

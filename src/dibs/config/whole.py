@@ -70,9 +70,15 @@ class Config(Section):
         """Training completions a step; None where the budget is one of tokens."""
         if self.allocate.budget_unit == "tokens":
             return None
-        if self.allocate.budget is not None:
-            return self.allocate.budget
-        return self.allocate.num_generations * self.train.prompts_per_step
+        return int(self.step_budget(self.train.prompts_per_step))
+
+    def step_budget(self, one_each: float) -> float:
+        """The budget of a step, in the unit of ``allocate.budget_unit``.
+
+        ``one_each``: cost of one completion of every prompt of the step, in that unit.
+        """
+        given = self.allocate.budget
+        return self.allocate.num_generations * one_each if given is None else given
 
     @property
     def lower(self) -> int:

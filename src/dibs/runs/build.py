@@ -9,7 +9,7 @@ import transformers
 
 from dibs.allocation.allocators import check_allocator
 from dibs.allocation.history import History
-from dibs.allocation.objectives import check_objective
+from dibs.allocation.target import Target
 from dibs.config import Config, PolicyConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
 from dibs.data.prompts import (
@@ -126,7 +126,7 @@ def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
 def _check(config: Config) -> None:
     """InputError for what can be told without loading anything."""
     check_allocator(config.allocate.allocator)
-    check_objective(config.algorithm.objective, config.algorithm.baseline)
+    Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dibs.allocation import objectives
 from dibs.allocation.cross_fit import GradientPart
+from dibs.allocation.estimators import weigh
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.target import Target
 from dibs.config import Config
 from dibs.types import Group, Rollout, TrainingExample
 
@@ -54,14 +55,12 @@ def examples_of_part(
         baseline_only: completions of each prompt that enter its baseline and nothing else.
         share: of this part in the step's gradient.
     """
-    algorithm = config.algorithm
-    advantages, weights = objectives.weigh(
+    advantages, weights = weigh(
         groups,
-        objective=algorithm.objective,
-        baseline=algorithm.baseline,
-        estimator=algorithm.estimator,
+        Target.of(config.algorithm),
+        config.algorithm.estimator,
         accept_rates=accept_rates,
-        beside=baseline_only,
+        baseline_only=baseline_only,
     )
     return [
         rollout.example(advantage, share * weight / length_divisor(rollout, config))

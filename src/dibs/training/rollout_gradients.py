@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dibs.allocation import objectives
 from dibs.allocation.allocators import solve
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.target import Target
 from dibs.allocation.variance import ratio_of_sums, variance_shares
 from dibs.config import Config, GradNormMethod
 from dibs.model.grad_norms import gradient_norms
@@ -35,6 +35,7 @@ class RolloutGradients:
 
     def __post_init__(self) -> None:
         self.micro_batch_tokens = self.config.update.micro_batch_tokens
+        self.target = Target.of(self.config.algorithm)
 
     def state_dict(self) -> dict[str, Any]:
         """The size of micro-batches that fits into memory."""
@@ -89,10 +90,9 @@ class RolloutGradients:
         The completions of a part are independent of the part's counts, so they may judge them. None
         where a prompt that uniform counts would sample was left out.
         """
-        objective = self.config.algorithm.objective
         chosen, even = np.zeros((2, len(groups_of_parts[0])))
         for groups, problem in zip(groups_of_parts, problems, strict=True):
-            moments = zip(*problem.posterior.reward_moments(objective), strict=True)
+            moments = zip(*problem.posterior.reward_moments(self.target), strict=True)
             factors = [self.factors(g, *each) for g, each in zip(groups, moments, strict=True)]
             squares = self._second_moments(groups, factors)
             chosen += variance_shares(
@@ -122,12 +122,6 @@ class RolloutGradients:
 
     def factors(self, group: Group, mean: float, deviation: float) -> np.ndarray:
         """What multiplies each rollout's gradient, at moments of its prompt's reward; float64 [n_i]."""
-        algorithm = self.config.algorithm
-        advantages = objectives.expected_advantages(
-            objectives.objective_rewards(group, algorithm.objective),
-            algorithm.objective,
-            algorithm.baseline,
-            mean,
-            deviation,
-        )
+        rewards = self.target.rewards(group)
+        advantages = self.target.expected_advantages(rewards, mean, deviation)
         return advantages / [length_divisor(rollout, self.config) for rollout in group.rollouts]

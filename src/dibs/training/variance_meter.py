@@ -20,14 +20,13 @@ from dibs.allocation.cross_fit import (
     StepEstimate,
     allocation_problems,
     cross_fit,
-    step_budget,
     undivided,
 )
 from dibs.allocation.intervals import bootstrap
 from dibs.allocation.least_variance import least_variance
-from dibs.allocation.objectives import objective_rewards
-from dibs.allocation.problem import AllocationProblem, pose
+from dibs.allocation.problem import AllocationProblem, Bounds, Tokens, pose
 from dibs.allocation.statistics import no_statistics, pilot_statistics
+from dibs.allocation.target import Target
 from dibs.allocation.variance import (
     achievable_gain,
     captured_gain,
@@ -193,7 +192,7 @@ def _products(halves: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def _factors(meter: VarianceMeter, group: Group) -> np.ndarray:
     """a(r) of each completion at the group's own moments, [K]."""
-    rewards = objective_rewards(group, meter.config.algorithm.objective)
+    rewards = meter.gradients.target.rewards(group)
     return meter.gradients.factors(group, float(rewards.mean()), float(rewards.std()))
 
 
@@ -207,9 +206,9 @@ def _half_gradients(
     that many are accepted would be noise in common.
     """
     vectors = []
-    algorithm = meter.config.algorithm
-    absolute = (algorithm.objective, algorithm.baseline) == ("expected_reward", "none")
-    order = np.arange(len(group.rollouts)) if absolute else np.argsort(group.rewards, kind="stable")
+    order = np.arange(len(group.rollouts))
+    if not meter.gradients.target.is_absolute:
+        order = np.argsort(group.rewards, kind="stable")
     for picked in (order[::2], order[1::2]):
         half = Group(group.prompt, tuple(group.rollouts[i] for i in picked))
         updater.optimizer.zero_grad(set_to_none=True)
@@ -228,20 +227,14 @@ def _half_gradients(
 def _reference(
     config: Config, prompts: Sequence[Prompt], measured: MeasuredGradients
 ) -> AllocationProblem:
-    """The step's budget and bounds with the true costs: what uniform and oracle counts live by."""
-    options = config.allocate
-    cost = None if options.budget_unit == "completions" else measured.tokens
-    budget = step_budget(config, cost)
-    if cost is not None:
-        budget = max(budget, config.lower * float(cost.sum()))
+    """The step's budget and bounds with the true costs, for uniform and for oracle counts."""
+    one_each = float(measured.tokens.sum())
+    tokens = max(config.step_budget(one_each), config.lower * one_each)
     return pose(
         no_statistics(prompts),
-        budget,
-        cost=cost,
-        lower=options.lower,
-        upper=options.upper,
-        objective=config.algorithm.objective,
-        baseline=config.algorithm.baseline,
+        Tokens(tokens, measured.tokens) if config.budget is None else config.budget,
+        Target.of(config.algorithm),
+        bounds=Bounds(config.allocate.lower, config.allocate.upper),
     )
 
 
@@ -327,7 +320,7 @@ def _report(
     measured: MeasuredGradients,
     allocations: dict[str, AllocationOutcome],
     sigma_squared: np.ndarray,
-    cost: np.ndarray | None,
+    cost: np.ndarray,
 ) -> dict[str, Any]:
     m, per_prompt = measured.squares.shape
     even = allocations["uniform"]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from dibs.allocation.prompt_budget import BudgetConfig
+from dibs.allocation.target import first_baseline, unbiased_baseline
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.types import InputError
 
@@ -73,10 +74,8 @@ class DIBSConfig(BudgetConfig):
     def _defaults_of_the_algorithm(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("algorithm", "grpo") == "grpo":
             return values
-        filled = {"objective": "log_likelihood", **values}
-        if filled["objective"] != "grpo":
-            filled = {"baseline": "none", **filled}
-        return {"estimator": "self_normalized", **filled}
+        filled = {"objective": "log_likelihood", "estimator": "self_normalized", **values}
+        return {"baseline": first_baseline(filled["objective"]), **filled}
 
     @model_validator(mode="after")
     def _options_have_a_use(self) -> DIBSConfig:
@@ -118,8 +117,9 @@ class DIBSConfig(BudgetConfig):
             )
         if "objective" not in given and args.scale_rewards == "none":
             given["objective"] = "expected_reward"
-        if given.get("objective") == "expected_reward" and self.allocator != "uniform":
-            given.setdefault("baseline", "leave_one_out")
+        unbiased = unbiased_baseline(given["objective"]) if "objective" in given else None
+        if unbiased is not None and self.allocator != "uniform":
+            given.setdefault("baseline", unbiased)
         try:
             complete = DIBSConfig(**given)
         except ValidationError as error:

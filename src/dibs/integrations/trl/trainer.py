@@ -9,7 +9,7 @@ What differs from stock TRL, step by step of a generation batch:
 5. in mode ``online`` the completions tell what they know of their prompts.
 
 TRL's losses are means over the N rows of a batch, so an advantage times N times the estimator's weight
-gives what ``dibs.allocation.objectives`` promises, up to the divisor that ``loss_type`` chooses. Where
+gives what ``dibs.allocation.target`` promises, up to the divisor that ``loss_type`` chooses. Where
 that is the batch's number of tokens (``dapo``, ``cispo``, ``vespo``), tokens are counted with the same
 weights: otherwise the step would grow or shrink with the counts. With equal weights, as with allocator
 ``uniform``, all of this is stock TRL, number for number, also where completions have no reward.

@@ -8,12 +8,14 @@ for every pair of its table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from dibs.allocation.prompt_budget import BudgetConfig
+from dibs.allocation.target import OBJECTIVES, Target
 from dibs.config import Section
 from dibs.types import InputError
 
@@ -23,13 +25,15 @@ ESTIMATOR = "dibs"
 """Name of the registered advantage estimator: advantages are the core's."""
 LOSSES = {"raft": "dibs_raft", "raft++": "dibs_raft++"}
 """Names of the registered losses, under ``actor.policy_loss.loss_mode``."""
+DR_GRPO = Target("expected_reward", "mean")
+"""What verl's ``grpo`` estimates without the division by the deviation."""
 _TARGETS = {
-    "grpo": ("grpo", "mean"),
-    "grpo_vectorized": ("grpo", "mean"),
-    "rloo": ("expected_reward", "leave_one_out"),
-    "rloo_vectorized": ("expected_reward", "leave_one_out"),
+    "grpo": Target("grpo", "mean"),
+    "grpo_vectorized": Target("grpo", "mean"),
+    "rloo": Target("expected_reward", "leave_one_out"),
+    "rloo_vectorized": Target("expected_reward", "leave_one_out"),
 }
-"""Objective and baseline of verl's advantage estimators."""
+"""Targets of verl's advantage estimators."""
 _NOT_HOMOGENEOUS = ("clip_cov", "kl_cov", "dro")
 """verl's losses that a factor of the advantage does not multiply."""
 _OWN_MEANS = ("geo_mean", "sapo")
@@ -93,7 +97,7 @@ def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
             f"dibs.num_pilots is given and dibs.mode is {budget.mode}, which draws none; set dibs.mode "
             "to pilot"
         )
-    if budget.objective == "log_likelihood" and config.algorithm.use_kl_in_reward:
+    if budget.target.fits_accepted and config.algorithm.use_kl_in_reward:
         raise InputError(
             "algorithm.use_kl_in_reward: objective log_likelihood learns from accepted or not, which a "
             "penalty would turn into not; set it to False, and actor.use_kl_loss to True"
@@ -117,11 +121,13 @@ def _completed(
             "give one of them"
         )
     if options.algorithm != "verl":
-        values.setdefault("objective", "log_likelihood")
+        objective = values.setdefault("objective", "log_likelihood")
         values.setdefault("baseline", "none")
-        if values["objective"] == "log_likelihood":
+        if objective not in OBJECTIVES:
+            return values  # BudgetConfig refuses it
+        if Target.named(objective).fits_accepted:
             values.setdefault("estimator", "self_normalized")
-        if values["objective"] == "grpo":
+        if Target.named(objective).divides_by_deviation:
             raise InputError(
                 f"dibs.algorithm {options.algorithm} fits accepted completions; set dibs.objective to "
                 "log_likelihood or expected_reward, or dibs.algorithm to verl"
@@ -137,8 +143,8 @@ def _completed(
         )
     target = _TARGETS[estimator]
     if estimator == "grpo" and not algorithm.get("norm_adv_by_std_in_grpo", True):
-        target = ("expected_reward", "mean")
-    for key, wanted in zip(("objective", "baseline"), target, strict=True):
+        target = DR_GRPO
+    for key, wanted in asdict(target).items():
         if values.setdefault(key, wanted) != wanted:
             raise InputError(
                 f"dibs.{key} {values[key]} is not that of algorithm.adv_estimator {estimator}, which is "

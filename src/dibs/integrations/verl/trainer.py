@@ -33,7 +33,7 @@ from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.hooks import HOOKS
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
 from dibs.integrations.verl.loss_factors import loss_factors
-from dibs.integrations.verl.options import ESTIMATOR, TRAINER, aggregation, read_block
+from dibs.integrations.verl.options import DR_GRPO, ESTIMATOR, TRAINER, aggregation, read_block
 from dibs.integrations.verl.worker import BudgetWorker
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class BudgetTrainer(PPOTrainerSync):
         )
         parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
         parts = [each * self._regrown(len(each)) for each in parts]
-        if self.budget.config.baseline != "none":
+        if self.budget.config.target.has_baseline:
             # verl leaves the bare reward to a completion that has no other to be compared with.
             parts = [each * (len(each) > 1) for each in parts]
         return groups.spread(parts, padding=1.0), groups.spread(advantages)
@@ -229,8 +229,7 @@ class BudgetTrainer(PPOTrainerSync):
         """
         options = self.budget.config
         verls = self.config.algorithm.adv_estimator != ESTIMATOR and options.estimator != "flat"
-        target = (options.objective, options.baseline)
-        if not verls or target != ("expected_reward", "mean") or size < 2:
+        if not verls or options.target != DR_GRPO or size < 2:
             return 1.0
         return size * (options.num_generations - 1) / ((size - 1) * options.num_generations)
 

@@ -1,0 +1,103 @@
+"""How the rollouts of ragged groups add up to a gradient. numpy only.
+
+An estimator chooses the weight of a rollout and, for targets that divide by it, the accept rate ``p_i``
+(``target``):
+
+``prompt_mean``
+    weight 1/(m n_i), ``p_i`` from the estimate step: Lemma 1 of arXiv 2505.02391. It is unbiased with
+    the true ``p_i``; with an estimated one, 1/p has a bias of its own.
+``self_normalized``
+    weight 1/(m n_i), ``p_i`` the group's own accept rate, so that accepted rollouts weigh
+    1/(m |D_i|): the paper's meta algorithm. It is biased where groups are small.
+``flat``
+    weight 1/N for all N rollouts of the step, one pooled ``p``: what GVM's released code does. A
+    prompt with more samples counts for more, so the counts change the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dibs.allocation.target import NOTHING, Target
+from dibs.types import Group, InputError
+
+ESTIMATORS = ("prompt_mean", "self_normalized", "flat")
+
+
+def weigh(
+    groups: Sequence[Group],
+    target: Target,
+    estimator: str,
+    *,
+    accept_rates: np.ndarray,
+    baseline_only: Sequence[Group] | None = None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Advantages and estimator weights of every rollout of a step.
+
+    The gradient estimate is ``sum_ij weights[i][j] * advantages[i][j] * s(y_ij)``.
+
+    Args:
+        groups: m groups of any size n_i >= 0.
+        estimator: see the module's list.
+        accept_rates: ``p_i`` from the estimate step, [m], above 0; used by ``prompt_mean`` on
+            ``log_likelihood`` only.
+        baseline_only: further completions of each prompt, which enter its baseline only; see
+            :meth:`.Target.advantages`.
+
+    Returns:
+        Two lists of m float64 arrays [n_i].
+
+    Raises InputError for an unknown estimator.
+    """
+    return weigh_rewards(
+        [target.rewards(group) for group in groups],
+        target,
+        estimator,
+        accept_rates=accept_rates,
+        baseline_only=None
+        if baseline_only is None
+        else [target.rewards(group) for group in baseline_only],
+    )
+
+
+def weigh_rewards(
+    signals: Sequence[np.ndarray],
+    target: Target,
+    estimator: str,
+    *,
+    accept_rates: np.ndarray,
+    bessel: bool = False,
+    epsilon: float = 0.0,
+    baseline_only: Sequence[np.ndarray] | None = None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """:func:`weigh` for completions of which only the target's r is known, float64 [n_i] a prompt.
+
+    ``bessel``, ``epsilon`` and ``baseline_only``: see :meth:`.Target.advantages`.
+    """
+    if estimator not in ESTIMATORS:
+        raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
+    total = sum(map(len, signals))
+    others = [NOTHING] * len(signals) if baseline_only is None else baseline_only
+    if estimator == "prompt_mean":
+        rates = np.asarray(accept_rates, dtype=np.float64)
+    elif estimator == "self_normalized":
+        # Over the same completions as the baseline: divided by another rate, it would not cancel.
+        over = [
+            np.concatenate([r, o]) if target.has_baseline else r
+            for r, o in zip(signals, others, strict=True)
+        ]
+        rates = np.array([r.mean() if len(r) else 0.0 for r in over])
+    else:
+        rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
+    advantages = [
+        target.advantages(r, float(p), bessel=bessel, epsilon=epsilon, baseline_only=o)
+        for r, p, o in zip(signals, rates, others, strict=True)
+    ]
+    rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
+    weights = [
+        np.full(len(r), 1.0 / max(share, 1))
+        for r, share in zip(signals, rollouts_per_weight, strict=True)
+    ]
+    return advantages, weights

@@ -1,0 +1,286 @@
+"""The gradient that is estimated: an objective and a baseline. numpy only.
+
+The gradient is ``g = (1/m) sum_i E[a_i(r) s]`` with ``s = grad log pi(y|x_i)``, summed over tokens. An
+objective and a baseline choose ``a_i``:
+
+===================  =================  ==================  =======================================
+objective            baseline           a_i(r)              known as
+===================  =================  ==================  =======================================
+``log_likelihood``   ``none``           r / p_i             EM; GVM's target (arXiv 2505.02391)
+``log_likelihood``   ``mean``           (r - mean) / p_i    MaxRL; same expectation
+``expected_reward``  ``none``           r                   REINFORCE, RAFT as released
+``expected_reward``  ``mean``           r - mean            Dr. GRPO (biased by (n-1)/n)
+``expected_reward``  ``leave_one_out``  r - mean of others  RLOO, unbiased
+``grpo``             ``mean``           (r - mean) / std    GRPO
+===================  =================  ==================  =======================================
+
+For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under a group baseline
+a group of one has advantage 0, and a group of equal rewards has advantages 0.
+
+The variance of one rollout's share is ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``. For rewards of 0
+and 1 it follows from four numbers: the accept rate p, the second moments ``Q1 = E[||s||^2 | accepted]``
+and ``Q0`` (rejected), and ``M = ||E[s | accepted]||^2``. The mean gradient of the rejected is not among
+them, because ``E[s] = 0`` fixes it. Each of Q1, Q0 and M is multiplied by a product of powers of p and
+1 - p, which ``_ROWS`` lists. For other rewards ``E[a^2 ||s||^2]`` follows from ``E[r^k ||s||^2]``,
+k = 0, 1, 2, of both classes (:meth:`Target.second_moment`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dibs.types import Group, InputError, RewardMoments
+
+Powers = tuple[int, int]
+"""Powers of p and of 1 - p."""
+NOTHING = np.zeros(0)
+
+
+class _Row(NamedTuple):
+    """What multiplies Q1, Q0 and M in sigma^2; None: the moment does not enter."""
+
+    accepted: Powers | None
+    rejected: Powers | None
+    mean: Powers
+
+
+_ROWS: dict[tuple[str, str], _Row] = {
+    ("log_likelihood", "none"): _Row((-1, 0), None, (0, 0)),
+    ("log_likelihood", "mean"): _Row((-1, 2), (0, 1), (0, 0)),
+    ("expected_reward", "none"): _Row((1, 0), None, (2, 0)),
+    ("expected_reward", "mean"): _Row((1, 2), (2, 1), (2, 0)),
+    ("expected_reward", "leave_one_out"): _Row((1, 2), (2, 1), (2, 0)),
+    ("grpo", "mean"): _Row((0, 1), (1, 0), (1, -1)),
+}
+OBJECTIVES = tuple(dict.fromkeys(objective for objective, _ in _ROWS))
+BASELINES: dict[str, tuple[str, ...]] = {
+    objective: tuple(baseline for own, baseline in _ROWS if own == objective)
+    for objective in OBJECTIVES
+}
+"""The baselines that each objective allows. The first is taken where none is named."""
+
+
+class NamesTarget(Protocol):
+    """Anything that names an objective and a baseline, such as a section of a configuration."""
+
+    @property
+    def objective(self) -> str:
+        """One of ``OBJECTIVES``."""
+
+    @property
+    def baseline(self) -> str:
+        """One of the objective's ``BASELINES``."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row of the module's table. Raises InputError for a pair that is not in it."""
+
+    objective: str
+    baseline: str
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InputError(
+                f"unknown objective {self.objective!r}; known: {', '.join(OBJECTIVES)}"
+            )
+        if self.baseline not in BASELINES[self.objective]:
+            raise InputError(
+                f"objective {self.objective} has no baseline {self.baseline}; choose baseline "
+                + " or ".join(BASELINES[self.objective])
+            )
+
+    @classmethod
+    def of(cls, options: NamesTarget) -> Target:
+        """The target that a configuration names."""
+        return cls(options.objective, options.baseline)
+
+    @classmethod
+    def named(cls, objective: str, baseline: str | None = None) -> Target:
+        """The target of two names. Without a baseline it has the first that the objective allows."""
+        return cls(objective, first_baseline(objective) if baseline is None else baseline)
+
+    @property
+    def fits_accepted(self) -> bool:
+        """Whether r is the accept indicator, divided by the accept rate."""
+        return self.objective == "log_likelihood"
+
+    @property
+    def divides_by_deviation(self) -> bool:
+        """Whether advantages are divided by the standard deviation of the rewards."""
+        return self.objective == "grpo"
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether something is subtracted from the rewards of a group."""
+        return self.baseline != "none"
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether an advantage is the completion's own reward, whatever the prompt's others are."""
+        return not (self.fits_accepted or self.divides_by_deviation or self.has_baseline)
+
+    @property
+    def square_powers(self) -> tuple[Powers | None, Powers | None]:
+        """What multiplies Q1 and Q0 in ``E[a^2 ||s||^2]``; None: the moment does not enter."""
+        row = _ROWS[self.objective, self.baseline]
+        return row.accepted, row.rejected
+
+    def signal(self, accepted: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """The r of completions, float64 [n]: whether each was accepted, or its reward."""
+        return accepted.astype(np.float64) if self.fits_accepted else rewards
+
+    def rewards(self, group: Group) -> np.ndarray:
+        """The r of a group's completions, float64 [n_i]."""
+        return self.signal(group.accepted, group.rewards)
+
+    def advantages(
+        self,
+        rewards: np.ndarray,
+        accept_rate: float,
+        *,
+        bessel: bool = False,
+        epsilon: float = 0.0,
+        baseline_only: np.ndarray = NOTHING,
+    ) -> np.ndarray:
+        """``a_i(r)`` for one group.
+
+        Args:
+            rewards: r of each completion, float [n_i].
+            accept_rate: the ``p_i`` that divides ``log_likelihood``, in [0, 1]; unused elsewhere. It is
+                0 where no completion was accepted; the advantages are then 0.
+            bessel: whether ``grpo`` divides by the standard deviation with n_i - 1, as TRL and verl do.
+            epsilon: added to that deviation, as TRL and verl do.
+            baseline_only: r of further completions of the prompt. They get no advantage themselves, but
+                they enter the baseline and the deviation, as if the group were larger.
+
+        Returns:
+            float64 [n_i]. By default ``grpo`` divides by the population standard deviation. Where the
+            deviation is 0, the advantages are 0.
+        """
+        known = np.concatenate([rewards, baseline_only]).astype(np.float64)
+        centered = self._centered(known)[: len(rewards)]
+        if self.fits_accepted:
+            return centered / accept_rate if accept_rate > 0 else np.zeros(len(centered))
+        if self.divides_by_deviation:
+            spread = float(np.std(known, ddof=int(bessel))) if len(known) > 1 else 0.0
+            return centered / (spread + epsilon) if spread > 0 else np.zeros(len(centered))
+        return centered
+
+    def expected_advantages(self, rewards: np.ndarray, mean: float, deviation: float) -> np.ndarray:
+        """``a_i(r)`` with the prompt's own moments in place of a group's, as sigma_i^2 has it.
+
+        Args:
+            rewards: r of each completion, float [n_i].
+            mean, deviation: expectation and standard deviation of r over the prompt's completions. For
+                ``log_likelihood`` the mean is ``p_i``.
+
+        Returns:
+            float64 [n_i]; 0 where a divisor is 0.
+        """
+        centered = rewards - mean if self.has_baseline else rewards
+        if not (self.fits_accepted or self.divides_by_deviation):
+            return np.asarray(centered, dtype=np.float64)
+        divisor = deviation if self.divides_by_deviation else mean
+        return centered / divisor if divisor > 0 else np.zeros(len(rewards))
+
+    def variance(
+        self,
+        accept_rate: np.ndarray,
+        accepted: np.ndarray,
+        rejected: np.ndarray,
+        mean_square: np.ndarray | float = 0.0,
+    ) -> np.ndarray:
+        """``sigma_i^2`` of one rollout's share of the gradient, for rewards of 0 and 1.
+
+        The baseline is taken at its expectation.
+
+        Args:
+            accept_rate: ``p_i`` in [0, 1], [m].
+            accepted, rejected: ``Q1`` and ``Q0``, [m]; ignored where the class has probability 0.
+            mean_square: ``M = ||E[s | accepted]||^2``, [m]. 0 leaves the mean gradient out, which
+                bounds the variance from above.
+
+        Returns:
+            float64 [m], at least 0. It is 0 where p is 0. With a baseline it is also 0 where p is 1,
+            because all advantages are then 0.
+        """
+        p = np.asarray(accept_rate, dtype=np.float64)
+        varied = (p > 0) & ((p < 1) | (not self.has_baseline))
+        inside = np.where(varied, p, 0.5)
+        total = np.zeros(p.shape)
+        moments = (accepted, rejected, -np.asarray(mean_square))
+        for powers, moment in zip(_ROWS[self.objective, self.baseline], moments, strict=True):
+            if powers is not None:
+                total += inside ** powers[0] * (1 - inside) ** powers[1] * np.nan_to_num(moment)
+        return np.where(varied, np.maximum(total, 0.0), 0.0)
+
+    def second_moment(
+        self,
+        accept_rate: np.ndarray,
+        squares: tuple[np.ndarray, np.ndarray],
+        rewards: tuple[RewardMoments, RewardMoments],
+    ) -> np.ndarray:
+        """``E[a_i^2 ||s||^2]`` for rewards of any value, the baseline taken at its expectation.
+
+        Args:
+            accept_rate: ``p_i``, [m].
+            squares: ``E[||s||^2]`` of accepted and of rejected completions, [m] each.
+            rewards: moments of the rewards of both classes. A class that cannot occur may hold anything
+                finite.
+
+        Returns:
+            float64 [m]; 0 for ``grpo`` where all rewards are equal.
+
+        Raises ValueError for ``log_likelihood``, whose r is 0 or 1.
+        """
+        if self.fits_accepted:
+            raise ValueError("log_likelihood takes accept indicators; its rewards are 0 and 1")
+        shares = (accept_rate, 1 - np.asarray(accept_rate))
+
+        def total(parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+            return shares[0] * parts[0] + shares[1] * parts[1]
+
+        mean = total((rewards[0].mean, rewards[1].mean))
+        baseline = mean if self.has_baseline else np.zeros(len(mean))
+        result = total(
+            tuple(
+                square * (r.weighted_square - 2 * baseline * r.weighted + baseline**2)
+                for square, r in zip(squares, rewards, strict=True)
+            )
+        ).clip(min=0)
+        if not self.divides_by_deviation:
+            return result
+        spread = total((rewards[0].square, rewards[1].square)) - mean**2
+        return np.divide(result, spread, out=np.zeros(len(mean)), where=spread > 1e-12 * mean**2)
+
+    def _centered(self, rewards: np.ndarray) -> np.ndarray:
+        """Rewards of a group [n_i] less its baseline."""
+        n = len(rewards)
+        if not self.has_baseline:
+            return rewards
+        if n < 2:
+            return np.zeros(n)
+        if self.baseline == "leave_one_out":
+            return rewards - (rewards.sum() - rewards) / (n - 1)
+        if np.ptp(rewards) == 0:
+            return np.zeros(n)
+        return rewards - rewards.mean()
+
+
+LOG_LIKELIHOOD = Target("log_likelihood", "none")
+"""GVM's target."""
+
+
+def first_baseline(objective: str) -> str:
+    """The baseline of an objective that is named alone; ``none`` for an unknown objective."""
+    return BASELINES[objective][0] if objective in OBJECTIVES else "none"
+
+
+def unbiased_baseline(objective: str) -> str | None:
+    """The group baseline that leaves an objective's gradient unbiased at any count; None without one."""
+    known = objective in OBJECTIVES and "leave_one_out" in BASELINES[objective]
+    return "leave_one_out" if known else None
