@@ -592,3 +592,18 @@ def test_impossible_budgets_of_tokens_are_named(budget):
 def test_what_is_no_function_is_no_allocator():
     with pytest.raises(InputError, match="'math:pi' is not a function"):
         allocate([4], [2], [1.0], budget=3, allocator="math:pi")
+
+
+def test_tokens_of_one_a_completion_are_spent_as_far_as_they_go():
+    """A budget of tokens is not exact, even where every completion costs one."""
+    stats = PromptStats(["a", "b"], np.ones(2), np.ones(2), np.ones(2))
+    for name in ("uniform", "min_variance", "gvm"):
+        part = solve(pose(stats, Tokens(7.5, np.ones(2))), name).counts
+        assert part.tolist() == [4, 3]
+        full = solve(pose(stats, Tokens(50.0, np.ones(2)), bounds=Bounds(0, 4)), name).counts
+        assert full.tolist() == [4, 4]
+    problem = pose(stats, 7)
+    assert problem.exact
+    assert problem.cost.tolist() == [1, 1]
+    with pytest.raises(InputError, match=r"budget 7\.5 is not a whole number"):
+        pose(stats, 7.5)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dibs.allocation.estimators import weigh, weigh_rewards
-from dibs.allocation.target import BASELINES, LOG_LIKELIHOOD, Target
+from dibs.allocation.prompt_budget import BudgetConfig
+from dibs.allocation.target import BASELINES, LOG_LIKELIHOOD, Target, unbiased_baseline
 from dibs.types import InputError, RewardMoments
 from tiny_groups import assert_equal_arrays, make_group
 
@@ -188,6 +189,29 @@ def test_log_likelihood_looks_at_acceptance_and_expected_reward_at_rewards():
     by_reward, _ = weigh(groups, Target("expected_reward", "none"), **options)
     assert_equal_arrays(by_acceptance[0], [2, 0])
     assert_equal_arrays(by_reward[0], [2.5, 0.5])
+
+
+def test_what_a_target_answers():
+    assert Target("expected_reward", "none").is_absolute
+    relative = [Target(o, b) for o, allowed in BASELINES.items() for b in allowed]
+    relative.remove(Target("expected_reward", "none"))
+    assert len(relative) == 5
+    assert not any(target.is_absolute for target in relative)
+    assert [t for t in relative if not t.has_baseline] == [LOG_LIKELIHOOD]
+    assert [t.objective for t in relative if t.divides_by_deviation] == ["grpo"]
+    assert {t.objective for t in relative if t.fits_accepted} == {"log_likelihood"}
+
+
+def test_a_target_of_an_objective_alone_has_its_first_baseline():
+    for objective, allowed in BASELINES.items():
+        assert Target.named(objective) == Target(objective, allowed[0])
+    assert Target.named("expected_reward", "mean") == Target("expected_reward", "mean")
+    assert Target.of(BudgetConfig(objective="log_likelihood")) == Target("log_likelihood", "mean")
+    assert [unbiased_baseline(o) for o in ("grpo", "expected_reward", "x")] == [
+        None,
+        "leave_one_out",
+        None,
+    ]
 
 
 def test_a_pair_that_is_not_in_the_table_is_refused():

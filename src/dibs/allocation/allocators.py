@@ -180,8 +180,7 @@ def allocate(
         successes: how many of them were accepted, [m].
         grad_norm: mean gradient norm of the accepted ones, [m]; NaN where none was.
         budget: total number of completions to spread over the prompts.
-        token_budget: given in place of ``budget``: the most tokens that the completions may be expected
-            to take. It needs ``mean_tokens``.
+        token_budget: in place of ``budget``, the most tokens to expect; needs ``mean_tokens``.
         allocator: a registered name (``min_variance``, ``gvm`` and ``uniform`` come with DIBS) or
             ``module:function``.
         lower, upper: bounds on the count of a prompt, one number or [m].
@@ -190,9 +189,8 @@ def allocate(
         prompt_ids: names used in error messages; the prompt's position by default.
         objective, baseline: the target gradient that ``min_variance`` allocates for (the table in
             ``dibs.allocation.target``); by default the first baseline that the objective has.
-        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5). Raise the first to give
-            fewer completions to prompts that are hardly ever solved. ``min_variance`` uses them for
-            ``log_likelihood`` only.
+        accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5), :class:`.Penalty`.
+            ``min_variance`` uses them for ``log_likelihood`` only.
 
     Returns:
         int64 counts [m]. They sum to ``budget``, or are expected to take at most ``token_budget``.
@@ -200,18 +198,14 @@ def allocate(
     Raises:
         InputError: statistics that cannot be, or bounds that no allocation meets.
     """
-
-    def array(values: ArrayLike | None) -> np.ndarray | None:
-        return None if values is None else np.asarray(values, dtype=np.float64)
-
     trials = np.asarray(trials, dtype=np.float64)
     stats = PromptStats(
         prompt_ids=[str(i) for i in range(trials.size)] if prompt_ids is None else prompt_ids,
         trials=trials,
         successes=np.asarray(successes, dtype=np.float64),
         grad_norm=np.asarray(grad_norm, dtype=np.float64),
-        grad_norm_rejected=array(grad_norm_rejected),
-        mean_tokens=array(mean_tokens),
+        grad_norm_rejected=_given(grad_norm_rejected),
+        mean_tokens=_given(mean_tokens),
     )
     problem = pose(
         stats,
@@ -221,3 +215,7 @@ def allocate(
         penalty=Penalty(accept_rate_penalty, accept_rate_power),
     )
     return solve(problem, allocator).counts
+
+
+def _given(values: ArrayLike | None) -> np.ndarray | None:
+    return None if values is None else np.asarray(values, dtype=np.float64)

@@ -1,8 +1,8 @@
-"""What earlier steps have shown of each prompt: the online estimate. Knows no budget.
+"""Statistics of each prompt from the completions of earlier steps. Knows no budget.
 
-Completions that were trained on also tell about their prompts. Kept by prompt id, they decide the counts
-of later steps: no pilots are drawn, and since counts never depend on the samples they are spent on, the
-gradient stays unbiased. The policy moves, so old completions count less.
+Completions that were trained on are kept as sums by prompt id and decide the counts of later steps. No
+pilots are drawn. The gradient stays unbiased, because counts never depend on the samples that they are
+spent on. The policy moves, so old completions count less.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class History:
         self._sums[name] = (step, total)
 
     def forget(self, step: int) -> int:
-        """Drop the prompts whose completions no longer count at a step; how many they were."""
+        """Drop the prompts whose completions no longer count at a step; return their number."""
         gone = 0
         while self._sums:
             name, (seen, _) = next(iter(self._sums.items()))
@@ -66,16 +66,16 @@ class History:
         return int(np.sum(np.array(left) >= _EVIDENCE))
 
     def returning(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
-        """What is left of the completions of each prompt that had some, float64 [at most m]."""
+        """Discounted number of completions of each prompt that had some, float64 [at most m]."""
         seen = [name for name in prompt_ids if name in self._sums and self._sums[name][1][0] > 0]
         return self.sums(seen, step)[:, 0]
 
     def statistics(self, prompt_ids: Sequence[str], step: int) -> PromptStats:
-        """What is known of the prompts at a step; zero trials for one never seen."""
+        """Statistics of the prompts at a step; zero trials for a prompt never seen."""
         return statistics(prompt_ids, self.sums(prompt_ids, step))
 
     def sums(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
-        """The discounted sums of each prompt, float64 [m, 25]; zeros for one never seen."""
+        """The discounted sums of each prompt, float64 [m, 25]; zeros for a prompt never seen."""
         return np.reshape([self._at(name, step) for name in prompt_ids], (-1, SUMS))
 
     def _at(self, name: str, step: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What statistics of a few completions let one believe about their prompts. Knows no budget.
+"""Estimates of prompts from the statistics of a few completions. Knows no budget.
 
 Shares and means of a few completions are poor estimates. :func:`fit_posterior` turns them into a
 :class:`Posterior`, for which every prompt borrows from the others of its batch (empirical Bayes).
@@ -18,7 +18,7 @@ from dibs.types import CompletionMoments, PromptStats, RewardMoments
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is believed about each of m prompts; all float64 [m].
+    """Distributions of the unknown moments of each of m prompts; all float64 [m].
 
     The accept rate is Beta(``alpha``, ``beta``). ``E[||s||^2]`` of accepted and of rejected completions
     is log-normal: ``log_square`` is the mean of its logarithm, ``log_square_deviation`` its standard
@@ -93,7 +93,7 @@ def fit_posterior(stats: PromptStats) -> Posterior:
     accepted = _class_of(stats, stats.accepted, stats.grad_norm, stats.successes)
     rejections = np.asarray(stats.trials) - np.asarray(stats.successes)
     rejected = _class_of(stats, stats.rejected, stats.grad_norm_rejected, rejections)
-    # A class that no prompt of the batch has shown is taken to be like the other.
+    # A class of which no prompt of the batch has a completion is taken to be like the other.
     fallback = next((c for c in (accepted, rejected) if (c.count > 0).any()), None)
     if fallback is None:
         zero = np.zeros(len(stats))
@@ -110,9 +110,9 @@ def fit_posterior(stats: PromptStats) -> Posterior:
 
 
 def _shrunken(rewards: RewardMoments, count: np.ndarray, otherwise: float) -> RewardMoments:
-    """Each prompt's means with one completion's worth of the batch's added.
+    """Each prompt's means, with one completion added that is the mean of the batch's.
 
-    ``otherwise``: the reward of a class that no prompt of the batch has shown.
+    ``otherwise``: the reward of a class of which no prompt of the batch has a completion.
     """
 
     def shrink(own: np.ndarray) -> np.ndarray:
@@ -131,8 +131,8 @@ def _shrunken(rewards: RewardMoments, count: np.ndarray, otherwise: float) -> Re
 def expected_tokens(stats: PromptStats, otherwise: float) -> np.ndarray:
     """Expected tokens of a completion of each prompt, float64 [m], at least 1.
 
-    A prompt's own mean with one completion's worth of the batch's added. ``otherwise``: the length where
-    nothing of the batch is known.
+    It is the mean over a prompt's own completions and one more, which has the mean length of the
+    batch's. ``otherwise``: the length where no prompt of the batch has a completion.
     """
     if stats.mean_tokens is None:
         return np.full(len(stats), max(otherwise, 1.0))
@@ -194,9 +194,10 @@ def _accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
 def _likelihood_covariate(stats: PromptStats) -> np.ndarray:
     """A standardized covariate of the accept rate, [m]: how likely the prompt's completions were.
 
-    Accepted completions are the likelier ones, so a plain mean over the pilots would repeat their
-    successes and make the regression sure of itself. The usual difference between the classes is
-    taken out first; ranks then tame outliers. All zeros where log-probabilities are not known.
+    Accepted completions are the likelier ones, so a plain mean over the pilots would count their
+    successes a second time and overstate the fit of the regression. The usual difference between the
+    classes is therefore subtracted first. Ranks then limit outliers. The covariate is all zeros where
+    log-probabilities are not known.
     """
     m = len(stats)
     if stats.accepted is None or stats.rejected is None:
@@ -219,12 +220,12 @@ def _log_squares(moments: CompletionMoments) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of the posterior of ``ln E[||s||^2]`` in a class, [m] each.
 
     With ``y`` a prompt's mean of ``ln ||s||^2`` over n completions: ``y ~ N(u, w / n)``,
-    ``u ~ N(level, t)``, and ``ln E[||s||^2] = u + w / 2``. w is pooled over prompts, with one degree of
-    freedom at 1/2 for what it is before anything is known; t maximizes the restricted likelihood,
-    approximately (the iteration of random-effects meta-analysis).
+    ``u ~ N(level, t)``, and ``ln E[||s||^2] = u + w / 2``. w is pooled over prompts; its prior guess of
+    1/2 counts as one degree of freedom. t maximizes the restricted likelihood, approximately (the
+    iteration of random-effects meta-analysis).
 
-    Where completions are discounted, priors are fitted with the noise that their means have, but a
-    prompt's own mean counts as that of ``count`` completions, since the policy has moved.
+    Where completions are discounted, priors are fitted with the noise that the means have. Because the
+    policy has moved, a prompt's own mean still counts as that of ``count`` completions only.
     """
     has = moments.count > 0
     count, effective = moments.count[has], moments.effective_count[has]

@@ -83,7 +83,7 @@ class AllocationProblem:
 
     @cached_property
     def posterior(self) -> Posterior:
-        """What the statistics let one believe."""
+        """Estimates from the statistics."""
         return fit_posterior(self.stats)
 
     @cached_property

@@ -7,12 +7,13 @@
         counts = budget.allocate(prompt_ids)               # how many completions of each prompt
         rewards = ...                                      # draw and judge them: counts[i] each
         advantages, weights = budget.weights(rewards)      # loss = -sum weight * advantage * log pi
-        budget.update(prompt_ids, rewards)                 # what they tell of their prompts
+        budget.update(prompt_ids, rewards)                 # they decide the counts of later steps
         ...                                                # the trainer's own update
 
-Completions of earlier steps decide the counts of later ones, so no pilots are drawn, and since counts
-never depend on the completions they are spent on, the gradient stays unbiased. In mode ``pilot`` fresh
-completions, which are not trained on, are handed to ``take_pilots`` before each ``allocate`` instead.
+Completions of earlier steps decide the counts of later ones, so no pilots are drawn. The gradient stays
+unbiased, because counts never depend on the completions that they are spent on. In mode ``pilot`` fresh
+completions decide them instead: pass these to ``take_pilots`` before each ``allocate``, and do not train
+on them.
 ``state()`` and ``load_state()`` go into the trainer's checkpoints. ``examples/any_trainer.py`` is a
 whole loop.
 """
@@ -136,11 +137,11 @@ class BudgetConfig(Section):
 
 
 class PromptBudget:
-    """What is known of each prompt, the counts that follow, and the weights that go with them.
+    """Keeps statistics of each prompt; decides counts from them, and weighs the completions.
 
     Args:
-        warns: whether it logs that ``half_life`` is too short for the data, once; with several
-            processes, one is enough.
+        warns: whether to log, once, that ``half_life`` is too short for the data. With several
+            processes, set it in one of them.
     """
 
     def __init__(self, config: BudgetConfig, *, warns: bool = True) -> None:
@@ -172,7 +173,7 @@ class PromptBudget:
         options = self.config
         names = [str(name) for name in prompt_ids]
         returning = self.history.returning(names, self.step)
-        # A prompt that occurs twice is two that are known alike.
+        # A prompt that occurs twice is treated as two prompts with the same statistics.
         stats = statistics(_told_apart(names), self._known(names))
         self._problem = pose(
             stats,
@@ -224,7 +225,8 @@ class PromptBudget:
         Args:
             rewards: of each prompt's completions, as many as came; order as given to ``allocate``.
 
-        Raises InputError for rewards of other prompts than were allocated, or not finite.
+        Raises InputError for a reward that is not finite, and unless there is one group for each prompt
+        of the last ``allocate``.
         """
         if self._problem is None or len(rewards) != len(self._counts):
             raise InputError(

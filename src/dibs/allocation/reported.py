@@ -1,4 +1,4 @@
-"""What a trainer reports of its completions, checked before it is believed. numpy only."""
+"""Checks the numbers that a trainer reports of its completions. numpy only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dibs.types import InputError
 Numbers = Sequence[Sequence[float]]
 """One number a completion, one sequence a prompt."""
 _UNKNOWN = {"lengths": 0.0, "logprobs": 0.0, "grad_norms": 1.0}
-"""What stands for numbers that were not reported."""
+"""The value of numbers that were not reported."""
 
 
 def is_accepted(rewards: np.ndarray, threshold: float) -> np.ndarray:
     """Which completions are accepted, bool, shape of ``rewards``.
 
-    Compared in float32, in which trainers hold rewards: there 0.9 is not below 0.9.
+    The comparison is in float32, in which trainers hold rewards. A reward of 0.9 then reaches a
+    threshold of 0.9.
     """
     accepted: np.ndarray = rewards.astype(np.float32) >= np.float32(threshold)
     return accepted
@@ -46,7 +47,7 @@ def checked_sums(
     Args:
         reported: ``lengths``, ``logprobs`` and ``grad_norms``, each as ``rewards``, or None.
 
-    Raises InputError, naming the prompt, for numbers that cannot be.
+    Raises InputError, which names the prompt, for numbers that are impossible.
     """
     groups = checked_rewards(names, rewards)
     for what, numbers in reported.items():

@@ -2,7 +2,7 @@
 
 This is the estimate step of arXiv 2505.02391, Algorithm 2: N' fresh completions a prompt give the
 accept rate ``p_i`` (accepted share) and ``G_i`` (mean gradient norm of the accepted ones). ``history``
-takes completions of earlier steps in their place; ``posterior`` says what to make of so few.
+gives statistics of completions of earlier steps instead. ``posterior`` makes estimates of both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dibs.types import CompletionMoments, Group, Prompt, PromptStats, RewardMome
 
 
 def no_statistics(prompts: Sequence[Prompt]) -> PromptStats:
-    """Statistics of prompts that nothing is known about."""
+    """Statistics of prompts of which nothing is known: zero trials each."""
     return statistics([prompt.prompt_id for prompt in prompts], np.zeros((len(prompts), SUMS)))
 
 
@@ -27,8 +27,8 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
         grad_norms: ``||grad log pi(y|x)||`` of each pilot, one array [n_i] a group, same order.
 
     Returns:
-        PromptStats with norms averaged as plain means, as Algorithm 2 has it (the variance bound of
-        Lemma 2 would ask for the root mean square); NaN where a class is empty.
+        PromptStats with norms averaged as plain means, as in Algorithm 2 (the variance bound of Lemma 2
+        would need the root mean square); NaN where a class is empty.
     """
     sums = [group_sums(group, norms) for group, norms in zip(groups, grad_norms, strict=True)]
     return statistics([group.prompt.prompt_id for group in groups], np.reshape(sums, (-1, SUMS)))
@@ -36,18 +36,22 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
 
 _CLASS = 11
 SUMS = 3 + 2 * _CLASS
-"""Numbers that sum up a prompt's completions: see :func:`group_sums`."""
+"""How many sums there are of a prompt's completions; see :func:`group_sums`."""
 SQUARED_WEIGHTS = [5, 5 + _CLASS]
 """Which of them are sums of squared weights."""
 _LARGEST_NORM = 1e100
 
 
 def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
-    """A group as sums over its completions, float64 [25], so that groups of one prompt add up.
+    """Sums over a group's completions, float64 [25]. The sums of several groups of a prompt add up.
 
-    Completions; accepted ones; tokens; then of the accepted and of the rejected each: ``||s||``; over
-    those with ``||s|| > 0``: 1, 1 again (weights and their squares, where completions are discounted),
-    ``ln ||s||``, its square, ``ln pi(y|x)``; over all again: r, r^2, ``||s||^2``, r and r^2 times it.
+    The first three are the completions, the accepted ones and the tokens. Eleven follow over the
+    accepted completions, and the same eleven over the rejected ones:
+
+    - ``||s||``;
+    - over completions with ``||s|| > 0``: 1, 1 (the weight and the squared weight of a completion that
+      is not discounted), ``ln ||s||``, ``(ln ||s||)^2``, ``ln pi(y|x)``;
+    - r, r^2, ``||s||^2``, ``r ||s||^2``, ``r^2 ||s||^2``.
     """
     return completion_sums(
         group.accepted,
@@ -65,7 +69,7 @@ def completion_sums(
     logprobs: np.ndarray,
     grad_norms: np.ndarray,
 ) -> np.ndarray:
-    """The same from arrays over a prompt's completions, [n] each."""
+    """:func:`group_sums` from arrays over a prompt's completions, [n] each."""
     sums = [len(accepted), accepted.sum(), tokens.sum()]
     for chosen in (accepted, ~accepted):
         usable = chosen & (grad_norms > 0)
@@ -80,9 +84,10 @@ def completion_sums(
 
 
 def filled_in(sums: np.ndarray) -> np.ndarray:
-    """Sums [m, 25] in which a prompt without completions has one completion's worth of the others'.
+    """Sums [m, 25] in which an average completion of the others stands for a prompt without any.
 
-    For rules that need a completion of every prompt. Where no prompt has any, each gets a rejected one.
+    This is for rules that need a completion of every prompt. Where no prompt has any completion, each
+    gets a rejected one.
     """
     untried = sums[:, 0] == 0
     pooled = np.zeros(SUMS)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dibs.allocation.target import Target
 from dibs.config import Config, Section, needs_statistics
 from dibs.config.load import assign, read_values, validated
 from dibs.types import InputError
@@ -181,8 +182,8 @@ class Study:
         judge = next(
             c for c in self.cells if c.arm == self.reference and group == (c.task, c.algorithm)
         )
-        objective = judge.config(self.options.seeds[0]).algorithm.objective
-        return "log_accept_rate" if objective == "log_likelihood" else "accuracy"
+        target = Target.of(judge.config(self.options.seeds[0]).algorithm)
+        return "log_accept_rate" if target.fits_accepted else "accuracy"
 
     def groups(self) -> Iterator[tuple[Cell, list[Cell]]]:
         """Yield the reference arm of each task and algorithm, with all arms of the two."""
