@@ -228,3 +228,14 @@ def test_every_key_has_a_description():
 def test_the_light_modules_do_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_budget_of_a_step_is_in_the_unit_of_its_completions():
+    words = ["--allocate.num_generations=4", "--train.prompts_per_step=8"]
+    completions = load(words)
+    assert completions.budget == completions.step_budget(8) == 32
+    tokens = load([*words, "--allocate.budget_unit=tokens"])
+    assert tokens.budget is None
+    assert tokens.step_budget(one_each=250.0) == 1000
+    given = load([*words, "--allocate.budget_unit=tokens", "--allocate.budget=70"])
+    assert given.step_budget(one_each=250.0) == 70

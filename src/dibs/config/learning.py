@@ -114,7 +114,8 @@ class EstimateConfig(Section):
         "pilot",
         description="How prompts are measured. pilot draws fresh completions, measures each "
         "prompt with them and throws them away. cross_fit trains on all of them: each "
-        "half decides the counts of a stream that the other half enters. online "
+        "half decides the counts of the part of the gradient that the other half "
+        "enters. online "
         "measures with the completions of earlier steps and draws no pilots. none "
         "measures nothing; the counts must then be uniform.",
     )
