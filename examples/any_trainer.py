@@ -1,14 +1,14 @@
-"""Per-prompt budgets in a trainer of your own: a policy of one logit a prompt, in thirty lines.
+"""Per-prompt budgets in a trainer of your own, in thirty lines: the policy is one logit for each prompt.
 
-Prompt i is answered right with probability sigmoid(logit_i). REINFORCE with a group mean raises the mean
-accept rate; the counts go where the gradient is noisy, and solved prompts get few.
+Prompt i is answered correctly with probability sigmoid(logit_i). REINFORCE with a leave-one-out baseline
+raises the mean accept rate. Prompts whose gradient is noisy get many completions, solved prompts few.
 """
 
 import json
 
 import numpy as np
 
-from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs import BudgetConfig, PromptBudget
 
 rng = np.random.default_rng(0)
 prompt_ids = [f"prompt {i}" for i in range(32)]
@@ -25,7 +25,7 @@ for step in range(30):
     for i, right in enumerate(rewards):
         score = right - rates[i]  # the derivative of each completion's log-probability
         logits[i] += 12 * (weights[i] * advantages[i] * score).sum()
-    # The norm of that derivative is what tells noisy prompts from quiet ones.
+    # The norms of that derivative show which prompts are noisy.
     norms = [np.abs(right - rate) for right, rate in zip(rewards, rates, strict=True)]
     budget.update(prompt_ids, rewards, grad_norms=norms)
     if step % 10 == 9:

@@ -1,9 +1,9 @@
-"""Train the embedded task with a per-prompt budget and uniformly, and compare both ways.
+"""Train the embedded task with a per-prompt budget and with uniform counts, and compare the two.
 
-Three arms, all with the same optimizer updates: GVM-RAFT++ with 8 pilots and 8 training completions a
-prompt, and RAFT++ uniform with 8 and with 16. Against uniform-8 the training rollouts are equal and
-the pilots come on top; against uniform-16 everything sampled is equal. Writes OUT/<arm>/ (a run folder
-each), OUT/comparison.json and OUT/figures/.
+The three arms have the same optimizer updates. gvm-8 is GVM-RAFT++ with 8 pilots and 8 training
+completions for each prompt; uniform-8 and uniform-16 are RAFT++ with 8 and 16 completions. gvm-8 and
+uniform-8 have equal training rollouts, and gvm-8 draws pilots in addition. gvm-8 and uniform-16 have
+equal rollouts in all. Writes a run folder OUT/ARM for each arm, OUT/comparison.json and OUT/figures/.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ def main() -> int:
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs/demo"), help="folder OUT (default: runs/demo)"
     )
-    parser.add_argument("--steps", type=int, help="training steps (default: the config's)")
+    parser.add_argument(
+        "--steps", type=int, help="training steps; the default is that of the configuration"
+    )
     parser.add_argument(
         "--warm-start-updates",
         type=int,
-        help="updates of the warm start (default: the config's); fewer for a quick try",
+        help="updates of the warm start, fewer for a quick try (default: the configuration's)",
     )
     options = parser.parse_args()
 
@@ -88,7 +90,7 @@ def main() -> int:
     for line in differences(rows):
         console.print(line, highlight=False)
     console.print(
-        "One seed: the intervals cover the choice of evaluation prompts, not the luck of a run."
+        "Each arm is one run: the intervals are over evaluation prompts and leave out the luck of a run."
     )
     console.print(f"Figures: {', '.join(map(str, figures))}", soft_wrap=True, highlight=False)
     console.print(f"Total time: {time.perf_counter() - started:.0f} s", highlight=False)

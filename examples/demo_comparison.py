@@ -1,4 +1,4 @@
-"""Runs side by side: the same rows as JSON and as a table."""
+"""Compare the runs of the demo, as rows for JSON and as tables."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TRAINING, TOTAL = "equal training rollouts", "equal total rollouts"
 def comparison_rows(
     runs: Mapping[str, Path], accountings: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """One row an arm and accounting: ``arm``, ``accounting`` and the arm's summary.
+    """Return a row for each arm of each accounting: ``arm``, ``accounting`` and the arm's summary.
 
     Args:
         runs: arm name to run folder.
         accountings: name of an accounting to the arms it compares.
 
-    Raises ValueError when the arms of an accounting do not have equal optimizer updates, or the
-    rollouts it is named after.
+    Raises ValueError if the arms of an accounting differ in optimizer updates, or in the rollouts that
+    the accounting is named after.
     """
     rows = [
         {"arm": arm, "accounting": accounting, **read_summary(runs[arm])}
@@ -43,7 +43,7 @@ def comparison_rows(
 
 
 def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """One table an accounting, narrow enough for a terminal of 80 columns."""
+    """Make a table for each accounting, narrow enough for a terminal of 80 columns."""
     tables = []
     for accounting in dict.fromkeys(row["accounting"] for row in rows):
         table = Table(
@@ -74,9 +74,9 @@ def comparison_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence an accounting with two arms: who is ahead, by how much, with a 95% interval.
+    """Return a sentence for each accounting: which of its two arms is ahead, and by how much.
 
-    The interval is Newcombe's (1998, method 10), built from the two arms' own intervals.
+    The 95% interval is that of Newcombe (1998, method 10), from the intervals of the two arms.
     """
     sentences = []
     for accounting in dict.fromkeys(row["accounting"] for row in rows):
@@ -100,7 +100,7 @@ def _margin(row: Mapping[str, Any], side: str) -> float:
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """A run's summary.json."""
+    """Read a run's summary.json."""
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return summary
 

@@ -63,8 +63,8 @@ def test_totals_and_means_over_prompts(byte_model, tmp_path):
     trainer, _ = build(settings)
     trainer.reward_funcs = [lambda level, **_: [float(each) for each in level]]
     drawn = []
-    note = trainer._note
-    trainer._note = lambda rewards: drawn.append(rewards) or note(rewards)
+    note = trainer._log_batch
+    trainer._log_batch = lambda rewards: drawn.append(rewards) or note(rewards)
     trainer.train()
     log = [each for each in trainer.state.log_history if "loss" in each]
     assert [each["dibs/rollouts"] for each in log] == [64, 128]

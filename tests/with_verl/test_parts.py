@@ -248,11 +248,11 @@ def test_completions_without_a_norm_tell_nothing(compose):
         NORMS: torch.ones(8, 1),
     }
     data[NORMS][1] = torch.nan
-    told = trainer._told(groups, data, True)
+    told = trainer._observed(groups, data, True)
     assert [len(each) for each in told["grad_norms"]] == [2, 1, 0, 4]
     assert [len(each) for each in told["rewards"]] == [2, 1, 0, 4]
     assert trainer.measures_norms
-    told = trainer._told(groups, {**data, NORMS: torch.full((8, 1), torch.nan)}, True)
+    told = trainer._observed(groups, {**data, NORMS: torch.full((8, 1), torch.nan)}, True)
     assert "grad_norms" not in told
     assert not trainer.measures_norms
 

@@ -1,1 +1,1 @@
-"""Per-prompt budgets inside other trainers: counts in, ragged groups out."""
+"""Per-prompt budgets inside other trainers, whose groups then differ in size."""

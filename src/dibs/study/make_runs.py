@@ -212,7 +212,7 @@ def _do(job: _Job) -> str | None:
     from dibs.runs.measure_variance import run_variance
     from dibs.runs.train_run import run_training
 
-    os.environ.setdefault("TOKENIZERS_PARALLELIZM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     view = PlainView(Console(quiet=True))
     if job.kind == "train":
         job.result.unlink(missing_ok=True)  # it is damaged

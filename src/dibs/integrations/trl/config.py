@@ -1,4 +1,4 @@
-"""What ``DIBSGRPOTrainer`` is told besides TRL's own arguments, and which of both go together."""
+"""Settings of ``DIBSGRPOTrainer``, and which of them contradict TRL's own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from dibs.types import InputError
 class DIBSConfig(BudgetConfig):
     """Objective, allocator and estimate of a run; ``num_generations`` is that of ``GRPOConfig``.
 
-    Left out, ``objective`` is what ``GRPOConfig.scale_rewards`` says: ``grpo`` for "group",
-    ``expected_reward`` for "none". Given, it takes the place of ``scale_rewards``. ``baseline``, left
-    out, is ``leave_one_out`` for ``expected_reward`` unless counts are uniform: a mean takes (n - 1) / n
-    off a prompt's gradient, which with counts of their own would differ from prompt to prompt.
+    If ``objective`` is left out, ``GRPOConfig.scale_rewards`` decides it: ``grpo`` for "group" and
+    ``expected_reward`` for "none". If it is set, it replaces ``scale_rewards``.
+
+    If ``baseline`` is left out, it is ``leave_one_out`` for ``expected_reward`` unless counts are
+    uniform. A mean baseline multiplies a prompt's gradient by (n - 1) / n, which would differ between
+    prompts with different counts.
     """
 
     algorithm: Literal["grpo", "raft", "raft++"] = Field(
@@ -95,7 +97,7 @@ class DIBSConfig(BudgetConfig):
 
     @property
     def equal_weights(self) -> bool:
-        """Whether all completions of a step weigh the same, as in stock TRL."""
+        """Whether all completions of a step have the same weight, as in stock TRL."""
         return self.allocator == "uniform" or self.estimator == "flat"
 
     @property
@@ -104,9 +106,9 @@ class DIBSConfig(BudgetConfig):
         return self.grad_norm != "none" and self.allocator != "uniform" and self.mode != "none"
 
     def for_trainer(self, args: Any) -> DIBSConfig:
-        """These settings, completed by TRL's ``GRPOConfig``.
+        """Return these settings, completed by TRL's ``GRPOConfig``.
 
-        Raises InputError for settings of the two that cannot be right together.
+        Raises InputError for settings of the two that contradict each other.
         """
         given = {name: getattr(self, name) for name in self.model_fields_set}
         wanted = given.setdefault("num_generations", args.num_generations)
@@ -132,7 +134,7 @@ class DIBSConfig(BudgetConfig):
 
 
 def _refusals(dibs: DIBSConfig, args: Any) -> list[tuple[str, bool]]:
-    """What cannot be right, and whether it is asked for."""
+    """Return an error text for each combination that cannot work, and whether it is set."""
     ragged = f"with allocator {dibs.allocator} and estimator {dibs.estimator}"
     unequal = not dibs.equal_weights
     return [

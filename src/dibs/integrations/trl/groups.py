@@ -1,7 +1,7 @@
-"""Rows of a generation batch: which prompts they are of, and how ragged groups are dealt to processes.
+"""Rows of a generation batch: their prompts, and how ragged groups are divided among processes.
 
-TRL deals every process a slice of equally many rows of one flat list, in which the rows of a group stand
-together; a group may lie on two processes. Ragged groups are dealt in the same way.
+TRL divides one flat list of rows into equal slices, one for each process. The rows of a group stand
+together in the list, so a group may lie on two processes. Ragged groups are divided in the same way.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ _Item = TypeVar("_Item")
 
 
 def distinct_rows(mine: Sequence[Row], group_size: int, processes: Processes) -> list[Row]:
-    """The row of each prompt of a batch in which every prompt has ``group_size`` of them.
+    """Return one row for each prompt of a batch that has ``group_size`` rows of every prompt.
 
     Args:
         mine: this process's slice of the batch.
+        group_size: rows of each prompt.
+        processes: all of them must call this.
     """
     start = processes.rank * len(mine)
     first = [row for i, row in enumerate(mine, start) if i % group_size == 0]
@@ -32,7 +34,7 @@ def distinct_rows(mine: Sequence[Row], group_size: int, processes: Processes) ->
 
 
 def require_own_names(rows: Sequence[Row], names: Sequence[str], column: str | None) -> None:
-    """InputError where two prompts of a batch go by one name."""
+    """Raise InputError if two prompts of a batch have the same name."""
     prompts: dict[str, Any] = {}
     for row, name in zip(rows, names, strict=True):
         if prompts.setdefault(name, row["prompt"]) != row["prompt"]:
@@ -43,12 +45,12 @@ def require_own_names(rows: Sequence[Row], names: Sequence[str], column: str | N
 
 
 def repeated(items: Sequence[_Item], counts: Sequence[int]) -> list[_Item]:
-    """Item i ``counts[i]`` times."""
+    """Repeat item i ``counts[i]`` times."""
     return [item for item, count in zip(items, counts, strict=True) for _ in range(count)]
 
 
 def dealt(items: Sequence[_Item], processes: Processes) -> list[_Item]:
-    """This process's slice; the last item fills up what does not divide evenly."""
+    """Return this process's slice. If the list does not divide evenly, its last item is repeated."""
     share = -(-len(items) // processes.size)
     start = processes.rank * share
     slots = range(start, start + share)
@@ -56,7 +58,12 @@ def dealt(items: Sequence[_Item], processes: Processes) -> list[_Item]:
 
 
 def split(values: np.ndarray, counts: Sequence[int], kept: np.ndarray) -> list[list[Any]]:
-    """Numbers of all completions [N] by group, without those that are not kept; counts add up to N."""
+    """Split numbers of all completions [N] by group, without those that are not kept.
+
+    Args:
+        values, kept: [N]; ``kept`` is bool.
+        counts: completions of each group; their sum is N.
+    """
     ends = np.cumsum(counts)[:-1]
     return [
         part[keep].tolist()
@@ -65,9 +72,13 @@ def split(values: np.ndarray, counts: Sequence[int], kept: np.ndarray) -> list[l
 
 
 def prompt_id(row: Row, column: str | None) -> str:
-    """What names a prompt again when it comes back.
+    """Return a name that is the same whenever the prompt comes back.
 
-    Raises InputError for a row whose columns do not say it.
+    Args:
+        row: of the data set.
+        column: that holds the name, or None for a hash of all columns.
+
+    Raises InputError for a row without that column, or with values that cannot be hashed.
     """
     if column is not None:
         if row.get(column) is None:

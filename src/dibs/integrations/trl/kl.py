@@ -1,7 +1,7 @@
-"""The KL to the reference model, weighed as the rest of the loss. Pure torch.
+"""The KL to the reference model with the estimator's weights. Pure torch.
 
-TRL adds it to the loss of every token, after the advantages, so the weights of ragged groups do not
-reach it: prompts with many completions would be held to the reference more than others.
+TRL adds the KL to the loss of every token, after the advantages, so weights in the advantages do not
+reach it. Prompts with many completions would then be held to the reference model more than others.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ def weighted_kl(
     tokens: Tensor,
     accumulation: int,
 ) -> tuple[Tensor, Tensor]:
-    """A micro-batch's share of the loss for ``beta`` 1, and the plain KL of every token [B, T].
+    """Return a micro-batch's share of the loss for ``beta`` 1, and the KL of every token, [B, T].
 
     Args:
         logprobs, ref_logprobs: [B, T].
-        old_logprobs: of the policy that drew the completions, where the KL is to be corrected by the
-            importance ratio (``use_bias_correction_kl``), [B, T]; None: it is not.
+        old_logprobs: of the policy that drew the completions, [B, T]. The KL is then multiplied by the
+            importance ratio (``use_bias_correction_kl``). None leaves out the ratio.
         mask: of the tokens that count, [B, T].
-        weights: of the completions, mean 1 over the step, [B].
+        weights: of the completions, [B]; their mean over the step is 1.
         level: of that ratio (``importance_sampling_level``): ``token`` or ``sequence``.
         loss_type: decides what TRL divides by: each completion's tokens (``grpo``, ``sapo``), a constant
             (``dr_grpo``), nothing (``luspo``), or, for the others, the tokens of an update.
-        tokens: of an update and process, for ``loss_type`` of the last kind; scalar.
-        accumulation: micro-batches an update, for the others.
+        max_completion_length: the constant of ``dr_grpo``.
+        tokens: of an update and process, a scalar; used by the last kind of ``loss_type``.
+        accumulation: micro-batches in an update; used by the other kinds.
     """
     kl = kl_to_reference(logprobs, ref_logprobs)
     if old_logprobs is not None:

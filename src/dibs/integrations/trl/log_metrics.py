@@ -10,14 +10,14 @@ import numpy as np
 from dibs.allocation.reported import is_accepted
 
 TOTALS = ("rollouts", "known_prompts", "pilots")
-"""They stand as they are at a time; a mean over the steps between two lines of the log says nothing."""
+"""Numbers of which the latest is logged. Others are averaged over the steps between two log lines."""
 
 
 def group_numbers(rewards: Sequence[Sequence[float]], threshold: float) -> dict[str, float]:
-    """Means over the prompts that have judged completions; none without any.
+    """Return means over the prompts that have judged completions; empty if there are none.
 
-    ``reward`` and ``accept_rate``: every prompt counts once, however many completions it has.
-    ``flat``: share of groups without spread.
+    ``reward`` and ``accept_rate`` are means over prompts of each prompt's mean. ``flat`` is the share of
+    groups whose rewards are all equal.
     """
     drawn = [np.asarray(group) for group in rewards if len(group)]
     if not drawn:
@@ -29,9 +29,9 @@ def group_numbers(rewards: Sequence[Sequence[float]], threshold: float) -> dict[
     }
 
 
-def write_notes(metrics: dict[str, list[float]], noted: Mapping[str, Any]) -> None:
-    """Into TRL's lists, which it averages when it logs; as ``dibs/...``, numbers only."""
-    for name, value in noted.items():
+def log_numbers(metrics: dict[str, list[float]], values: Mapping[str, Any]) -> None:
+    """Append the numbers in ``values`` to TRL's lists as ``dibs/NAME``; TRL averages and logs them."""
+    for name, value in values.items():
         if isinstance(value, int | float):
             before = [] if name in TOTALS else metrics[f"dibs/{name}"]
             metrics[f"dibs/{name}"] = [*before, float(value)]

@@ -17,16 +17,16 @@ from dibs.types import InputError
 
 @dataclass(frozen=True)
 class Tokens:
-    """A prompt and what was written after it."""
+    """The tokens of a prompt and of a completion."""
 
     context_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
 
 
 class NormMeter:
-    """Measures ``||grad log pi(y|x)||`` with the trainer's own model, as :class:`DIBSConfig` says.
+    """Measures ``||grad log pi(y|x)||`` with the trainer's own model, by the method of its config.
 
-    Raises InputError where the model's weights lie in parts on several devices.
+    Raises InputError if the model's weights are divided among devices.
     """
 
     def __init__(self, trainer: Any, config: DIBSConfig) -> None:
@@ -44,7 +44,12 @@ class NormMeter:
     def norms(
         self, contexts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int
     ) -> np.ndarray:
-        """One number a completion, float64 [n]; ``seed``: of the sketch."""
+        """Return the norm of each completion, float64 [n].
+
+        Args:
+            contexts, completions: tokens of n prompts and of the n completions after them.
+            seed: of the sketch.
+        """
         pairs = zip(contexts, completions, strict=True)
         sequences = [Tokens(tuple(context), tuple(completion)) for context, completion in pairs]
         method = self.config.grad_norm

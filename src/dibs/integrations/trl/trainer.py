@@ -1,18 +1,20 @@
 """TRL's ``GRPOTrainer`` with a count of its own for every prompt.
 
-What differs from stock TRL, step by step of a generation batch:
+A generation batch differs from stock TRL in these steps:
 
-1. every prompt of the batch is named, and in mode ``pilot`` measured by fresh completions;
-2. the rows of the batch, as many as before, are shared out among its prompts as ``PromptBudget`` says;
-3. TRL generates, scores and shuffles them as it always does;
-4. advantages and estimator weights come from ``PromptBudget`` and take the place of TRL's advantages;
-5. in mode ``online`` the completions tell what they know of their prompts.
+1. every prompt of the batch gets an id, and in mode ``pilot`` fresh completions measure it;
+2. ``PromptBudget`` divides the rows of the batch among its prompts; their number stays the same;
+3. TRL generates, scores and shuffles the rows as always;
+4. advantages and estimator weights of ``PromptBudget`` replace TRL's advantages;
+5. in mode ``online`` the completions update the statistics of their prompts.
 
-TRL's losses are means over the N rows of a batch, so an advantage times N times the estimator's weight
-gives what ``dibs.allocation.target`` promises, up to the divisor that ``loss_type`` chooses. Where
-that is the batch's number of tokens (``dapo``, ``cispo``, ``vespo``), tokens are counted with the same
-weights: otherwise the step would grow or shrink with the counts. With equal weights, as with allocator
-``uniform``, all of this is stock TRL, number for number, also where completions have no reward.
+TRL's losses are means over the N rows of a batch. So an advantage times N times the estimator's weight
+gives the gradient of ``dibs.allocation.target``, up to the divisor that ``loss_type`` chooses. If
+the divisor is the batch's number of tokens (``dapo``, ``cispo``, ``vespo``), the tokens are counted with
+the same weights. Otherwise the size of the step would depend on the counts.
+
+With equal weights, as with allocator ``uniform``, every number is that of stock TRL. This includes
+completions without a reward.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from trl import GRPOTrainer
 
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.integrations.budget_state import TRL_FILE, read_trl_state, write_state
+from dibs.integrations.trl.batches import contexts_of, loss_mask, sampled_logprobs
 from dibs.integrations.trl.config import DIBSConfig
 from dibs.integrations.trl.groups import (
     Row,
@@ -44,19 +47,19 @@ from dibs.integrations.trl.groups import (
 )
 from dibs.integrations.trl.hooks import HOOKS, check_attributes, check_batch
 from dibs.integrations.trl.kl import weighted_kl
-from dibs.integrations.trl.log_metrics import group_numbers, write_notes
+from dibs.integrations.trl.log_metrics import group_numbers, log_numbers
 from dibs.integrations.trl.norms import NormMeter
 from dibs.processes import Processes
 from dibs.types import InputError
 
 
 class DIBSGRPOTrainer(GRPOTrainer):
-    """A drop-in for ``trl.GRPOTrainer``, whose arguments it takes.
+    """A replacement for ``trl.GRPOTrainer`` that takes the same arguments and ``dibs``.
 
-    ``dibs``: see :class:`DIBSConfig`. ``counts``: of the prompts of the last generation batch.
+    ``dibs``: a :class:`DIBSConfig`. ``counts``: completions of each prompt of the last generation batch.
     ``rollouts``: completions drawn for training so far, pilots included.
 
-    Raises InputError for settings of ``GRPOConfig`` and ``DIBSConfig`` that cannot be right together.
+    Raises InputError for settings of ``GRPOConfig`` and ``DIBSConfig`` that contradict each other.
     """
 
     beta: float
@@ -106,14 +109,14 @@ class DIBSGRPOTrainer(GRPOTrainer):
             self._take_pilots(rows, names)
         total = len(inputs) * self.processes.size
         self.counts = self.budget.allocate(names, total).tolist()
-        # A process with counts of its own would wait for the others for ever.
+        # Processes with different counts would wait for each other without end.
         self.processes.require_same(self.counts, "the counts of a batch")
         mine = dealt(repeated(rows, self.counts), self.processes)
         drawn, learned = "_generate_and_score_completions", "_compute_loss"
         if drawn in self._reached and learned not in self._reached:
             raise HOOKS.untested_version(f"GRPOTrainer trained without {learned}")
         self._reached.clear()
-        # Rows of a group are one object here, and reward functions may write into theirs.
+        # The rows of a group are one object here, and reward functions may modify their row.
         batch = super()._generate_and_score_completions(_own_copies(mine))
         needed = ["_calculate_rewards"]
         if self.rollout_func is None:
@@ -132,7 +135,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        # A vLLM server would take every num_generations-th prompt for a group of so many.
+        # A vLLM server would take every num_generations-th prompt and draw that many completions of it.
         self._reached.add("_generate_single_turn")
         even = not self.model.training or set(self.counts) == {num_generations}
         return super()._generate_single_turn(
@@ -154,7 +157,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         return self._rewards
 
     def _scores(self) -> np.ndarray:
-        """Rewards of all processes' completions, [N]; NaN where no function gave one."""
+        """Return the rewards of all processes' completions, float64 [N]; NaN without any reward."""
         # In float32, weights of 0.7, 0.2 and 0.1 add up to less than a threshold of 1.
         per_function = self._rewards.double()
         total = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
@@ -164,7 +167,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
     # Pilots
 
     def _take_pilots(self, rows: Sequence[Row], names: Sequence[str]) -> None:
-        """Fresh completions of every prompt, which decide its count and are not trained on."""
+        """Draw fresh completions of every prompt, which decide its count and are not trained on."""
         counts = [self.dibs.num_pilots] * len(rows)
         mine = _own_copies(dealt(repeated(rows, counts), self.processes))
         prompts = [row["prompt"] for row in mine]
@@ -188,7 +191,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Meanwhile, what TRL notes of completions is thrown away."""
+        """Discard what TRL records of completions inside this context."""
         kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
         try:
             yield
@@ -197,24 +200,24 @@ class DIBSGRPOTrainer(GRPOTrainer):
             self._pending_extra_logs.clear()
             self._pending_metrics.clear()
 
-    # What completions are worth and what they tell
+    # Weights and statistics
 
     def _weigh_and_learn(self, names: Sequence[str], batch: dict[str, Any]) -> None:
-        """Replace TRL's advantages by those of the core, and remember the completions."""
+        """Replace TRL's advantages by those of the budget, and update its statistics."""
         scores = self._scores()
         kept = ~np.isnan(scores)
         rewards = split(scores, self.counts, kept)
         advantages, weights = np.zeros((2, len(scores)))
         advantages[kept], weights[kept] = map(np.concatenate, self.budget.weights(rewards))
-        # Stock TRL's divisor counts completions without a reward; equal weights leave it so.
+        # Stock TRL's divisor counts completions without a reward too, so equal weights keep it.
         relative = kept.astype(float) if self.dibs.equal_weights else len(scores) * weights
         self._weigh(batch, advantages, relative)
         if self.dibs.mode == "online":
             measured = self._measured(
-                lambda: self._contexts(batch),
+                lambda: contexts_of(batch),
                 self._completion_ids,
-                _loss_mask(batch).any(1).cpu().numpy() if self.mask_truncated_completions else None,
-                _sampled_logprobs(batch),
+                loss_mask(batch).any(1).cpu().numpy() if self.mask_truncated_completions else None,
+                sampled_logprobs(batch),
             )
             lengths, norms, logprobs = (
                 None if each is None else split(each, self.counts, kept) for each in measured
@@ -223,13 +226,19 @@ class DIBSGRPOTrainer(GRPOTrainer):
         else:
             self.budget.update(names, rewards)
         if self.dibs.algorithm == "raft":
-            # Without old log-probabilities the ratio is 1, and only its gradient counts.
+            # Without old log-probabilities TRL's ratio is 1, and only its gradient matters.
             batch.pop("old_per_token_logps", None)
         self.rollouts += len(scores)
-        self._note(rewards)
+        self._log_batch(rewards)
 
     def _weigh(self, batch: dict[str, Any], advantages: np.ndarray, relative: np.ndarray) -> None:
-        """Advantages times weights relative to their mean, [N] each, into this process's batch."""
+        """Write advantages times relative weights into this process's batch.
+
+        Args:
+            batch: is modified.
+            advantages: of all processes' completions, [N].
+            relative: their weights divided by the mean weight, [N].
+        """
         logged = self._logs["advantages"]
         for _ in advantages:
             logged.pop()
@@ -242,21 +251,11 @@ class DIBSGRPOTrainer(GRPOTrainer):
         )
         if not self.dibs.equal_weights:
             batch["dibs_weights"] = weights
-            tokens = (weights * _loss_mask(batch).sum(1)).sum()
+            tokens = (weights * loss_mask(batch).sum(1)).sum()
             batch["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
 
-    def _contexts(self, batch: dict[str, Any]) -> list[list[int]]:
-        """The tokens before each completion."""
-        if "tool_mask" in batch:
-            raise InputError(
-                "rollout_func gives an env_mask, and gradient norms do not leave out masked tokens; "
-                "set DIBSConfig.grad_norm to none"
-            )
-        pairs = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-        return [ids[mask.bool()].tolist() for ids, mask in pairs]
-
     def _finished(self, completions: Sequence[Sequence[int]]) -> np.ndarray | None:
-        """Which completions the loss would count, bool [n]; None: all."""
+        """Return which completions the loss counts, bool [n], or None if it counts all."""
         if not self.mask_truncated_completions:
             return None
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
@@ -269,9 +268,14 @@ class DIBSGRPOTrainer(GRPOTrainer):
         counted: np.ndarray | None,
         logprobs: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Lengths, gradient norms and log-probabilities of all processes' completions, [N] each.
+        """Return lengths, gradient norms and log-probabilities of all processes' completions, [N] each.
 
-        ``counted``: by the loss; the others have no gradient.
+        Args:
+            contexts: returns the tokens before each completion of this process.
+            completions: the tokens of each completion of this process.
+            counted: whether the loss counts each completion, bool [n]; if not, its norm is 0. None
+                counts all.
+            logprobs: of the completions of this process, [n], or None.
         """
 
         def measure() -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
@@ -292,12 +296,12 @@ class DIBSGRPOTrainer(GRPOTrainer):
         )
         return lengths, norms, logprobs
 
-    def _note(self, rewards: Sequence[Sequence[float]]) -> None:
-        """Metrics of the generation batch."""
+    def _log_batch(self, rewards: Sequence[Sequence[float]]) -> None:
+        """Log the metrics of the generation batch."""
         metrics = self._metrics["train"]
-        noted = group_numbers(rewards, self.dibs.accept_threshold)
-        metrics["frac_reward_zero_std"][-1] = noted.pop("flat", 0.0)
-        write_notes(metrics, {**noted, "rollouts": self.rollouts, **self.budget.metrics()})
+        numbers = group_numbers(rewards, self.dibs.accept_threshold)
+        metrics["frac_reward_zero_std"][-1] = numbers.pop("flat", 0.0)
+        log_numbers(metrics, {**numbers, "rollouts": self.rollouts, **self.budget.metrics()})
 
     # Loss
 
@@ -320,13 +324,13 @@ class DIBSGRPOTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, inputs)
             logprobs = self._logprobs
         finally:
-            # Kept, they would hold the graph of the micro-batch until the next one.
+            # A reference would keep the graph of the micro-batch alive until the next one.
             self.beta, self._keeps_logprobs, self._logprobs = beta, False, None
         if logprobs is None:
             raise HOOKS.untested_version(
                 "its loss does not come from _get_per_token_logps_and_entropies"
             )
-        mask = _loss_mask(inputs)
+        mask = loss_mask(inputs)
         per_update = self.current_gradient_accumulation_steps / self.args.steps_per_generation
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.processes.size * per_update
         old = inputs.get("old_per_token_logps", logprobs.detach())
@@ -350,7 +354,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # First, so that a checkpoint that is whole for TRL is whole for us.
+        # Our file is written first, so that a checkpoint that TRL takes as complete has it.
         def write() -> None:
             if not self.args.should_save:
                 return
@@ -373,17 +377,3 @@ class DIBSGRPOTrainer(GRPOTrainer):
 
 def _own_copies(rows: Sequence[Row]) -> list[Row]:
     return [copy.deepcopy(row) for row in rows]
-
-
-def _loss_mask(batch: dict[str, Any]) -> Tensor:
-    """Of the tokens that TRL's loss counts, [B, T]."""
-    mask: Tensor = batch["completion_mask"]
-    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
-
-
-def _sampled_logprobs(batch: dict[str, Any]) -> np.ndarray | None:
-    """``ln pi(y|x)`` of each completion, [B], where TRL has computed it."""
-    per_token = batch.get("old_per_token_logps")
-    if per_token is None:
-        return None
-    return (per_token * _loss_mask(batch)).sum(1).double().cpu().numpy()

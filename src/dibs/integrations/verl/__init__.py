@@ -1,7 +1,7 @@
 """Per-prompt budgets inside verl: ``python -m dibs.integrations.verl.main`` in place of verl's own main.
 
-The trainer that it registers asks for ``counts[i]`` completions of prompt i by verl's per-prompt hook,
-weighs the ragged groups, and learns from them for later steps. What is known and how counts follow is
-:class:`dibs.allocation.prompt_budget.PromptBudget`'s; here names are translated. How to use it:
-docs/integrations.md.
+It registers a trainer that draws ``counts[i]`` completions of prompt i, weighs the groups of different
+sizes and updates the statistics of their prompts. :class:`dibs.allocation.prompt_budget.PromptBudget`
+decides counts and weights; this package translates between it and verl. docs/integrations.md describes
+how to use it.
 """

@@ -1,7 +1,8 @@
-"""Rows of a verl batch as groups of prompts. numpy only.
+"""The rows of a verl batch, grouped by prompt. numpy only.
 
-verl names a row ``{uid}_{session}_{index}``: the prompt of this step, the number of the completion, and
-that of an output of it (an agent may write several; the last one holds the reward).
+verl names a row ``{uid}_{session}_{index}``. ``uid`` is a prompt of this step, ``session`` numbers its
+completions, and ``index`` numbers the outputs of a completion. An agent may write several outputs; the
+last one holds the reward.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import numpy as np
 
 
 class Groups:
-    """Which rows belong to which completion of which prompt.
+    """Maps rows to completions and prompts.
 
     Args:
         uids: of the m prompts of the step, in order.
-        keys: of the rows; those of prompts that are not among ``uids`` are padding.
+        keys: names of the rows. Rows of prompts that are not in ``uids`` are padding.
 
-    ``rows``: how many there are; ``known``: without padding. Completions of a prompt are in the order of
-    their session numbers, whichever was ready first.
+    ``rows``: number of rows. ``known``: number of rows without padding. The completions of a prompt are
+    in the order of their session numbers.
     """
 
     def __init__(self, uids: Sequence[str], keys: Sequence[str]) -> None:
@@ -42,15 +43,15 @@ class Groups:
         return np.array([len(each) for each in self._completions], dtype=np.int64)
 
     def last(self, values: np.ndarray) -> list[list[float]]:
-        """Numbers of rows [rows] as numbers of completions, [n_i] a prompt: of the last output each."""
+        """Return the value of each completion's last output, [n_i] for each prompt, from [rows]."""
         return [[float(values[outputs[-1]]) for outputs in each] for each in self._completions]
 
     def total(self, values: np.ndarray) -> list[list[float]]:
-        """The same, added up over the outputs of each completion."""
+        """Return the sum over each completion's outputs, [n_i] for each prompt, from [rows]."""
         return [[float(values[outputs].sum()) for outputs in each] for each in self._completions]
 
     def spread(self, values: Sequence[np.ndarray], padding: float = 0.0) -> np.ndarray:
-        """A number of each completion, [n_i] a prompt, to all its rows: float64 [rows]."""
+        """Write the value of each completion, [n_i] for each prompt, to all its rows: float64 [rows]."""
         rows = np.full(self.rows, padding)
         for each, numbers in zip(self._completions, values, strict=True):
             for outputs, number in zip(each, numbers, strict=True):

@@ -1,8 +1,8 @@
-"""Gradient norms at the output layer, out of a forward pass that verl's FSDP engine does anyway.
+"""Gradient norms at the output layer, measured in a forward pass that verl's FSDP engine makes anyway.
 
-While completions are scored, a hook at the output layer sees its input and, whatever the sharding, its
-whole matrix. The core's closed form makes of them ``||grad log pi(y|x)||`` over that matrix; no backward
-pass and no further forward pass is needed.
+While completions are scored, a hook at the output layer reads its input and its whole matrix, even if
+the matrix is sharded. A closed form computes ``||grad log pi(y|x)||`` over that matrix from the two. No
+backward pass and no further forward pass is needed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dibs.model.grad_norms.output_layer import output_layer
 from dibs.model.grad_norms.recorder import Products
 
 NORMS = "dibs_grad_norms"
-"""Field of verl's batches: norms, one a row."""
+"""Field of verl's batches with the norm of each row."""
 MEASURE = "dibs_measure_norms"
-"""What asks for them, beside a batch. Not the field's name: rows keep the field in later passes."""
+"""Flag of a batch that requests norms. It differs from the field, which rows keep in later passes."""
 
 
 def obstacle(engine: Any) -> str | None:
-    """Why an engine cannot give norms, or None."""
+    """Return why an engine cannot measure norms, or None if it can."""
     module: Any = getattr(engine, "module", None)
     if not hasattr(module, "get_output_embeddings"):
         return f"the engine {type(engine).__name__} shows no output layer"
@@ -40,20 +40,23 @@ def obstacle(engine: Any) -> str | None:
 
 @contextmanager
 def norms_measured(engine: Any) -> Iterator[None]:
-    """Within, the engine's forward passes give :data:`NORMS` too; NaN where logits are not plain."""
+    """Let the engine's forward passes return :data:`NORMS` too.
+
+    A norm is NaN if the logits are not the output of the output layer alone.
+    """
     layer = engine.module.get_output_embeddings()
     prepare_inputs, prepare_outputs = engine.prepare_model_inputs, engine.prepare_model_outputs
     seen: dict[str, Any] = {}
 
-    def inputs(micro_batch: Any) -> Any:
+    def batch_inputs(micro_batch: Any) -> Any:
         seen.clear()
         seen["batch"] = micro_batch
         return prepare_inputs(micro_batch=micro_batch)
 
-    def before(module: nn.Linear, given: tuple[Tensor, ...]) -> None:
-        seen["norms"] = completion_norms(module, given[0], seen["batch"])
+    def before(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        seen["norms"] = completion_norms(module, inputs[0], seen["batch"])
 
-    def after(module: nn.Linear, given: tuple[Tensor, ...], logits: Tensor) -> None:
+    def after(module: nn.Linear, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         seen["logits"] = logits
 
     def outputs(output: Any, output_args: Any, micro_batch: Any, **others: Any) -> Any:
@@ -70,7 +73,7 @@ def norms_measured(engine: Any) -> Iterator[None]:
         return made
 
     hooks = [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
-    engine.prepare_model_inputs, engine.prepare_model_outputs = inputs, outputs
+    engine.prepare_model_inputs, engine.prepare_model_outputs = batch_inputs, outputs
     try:
         yield
     finally:
@@ -80,12 +83,12 @@ def norms_measured(engine: Any) -> Iterator[None]:
 
 
 def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any) -> Tensor:
-    """``||grad log pi(y|x)||`` over the output layer's matrix, float64 [B].
+    """Return ``||grad log pi(y|x)||`` over the output layer's matrix, float64 [B].
 
     Args:
         hidden: input of the layer, padded [B, L, d] or one row of all sequences, [1, tokens, d].
         batch: verl's micro-batch: ``input_ids``, ``responses`` and ``response_mask`` nested [B, *], and
-            ``temperature``. Tokens outside of the mask do not count.
+            ``temperature``. Tokens outside the mask do not count.
     """
     ids, responses = batch["input_ids"], batch["responses"]
     ends, lengths = ids.offsets(), responses.offsets().diff()
@@ -94,7 +97,7 @@ def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any) -> Tensor:
         hidden[0, ends[i] : ends[i + 1]] if packed else hidden[i, : ends[i + 1] - ends[i]]
         for i in range(len(lengths))
     ]
-    # The last token predicts nothing.
+    # The last token predicts no other.
     before = [row[-int(n) - 1 : -1] for row, n in zip(rows, lengths, strict=True)]
     mask = batch["response_mask"].to_padded_tensor(0).bool()
     chosen = responses.to_padded_tensor(0)
@@ -111,6 +114,6 @@ def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any) -> Tensor:
     return products.total.sqrt()
 
 
-def _temperature(given: Any) -> float:
-    """One for all completions, as the training partition of verl has it."""
-    return float(given.flatten()[0]) if isinstance(given, Tensor) else float(given)
+def _temperature(value: Any) -> float:
+    """Return the temperature, which is the same for all completions of verl's training partition."""
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else float(value)

@@ -1,7 +1,7 @@
-"""What multiplies verl's advantages, so that verl's mean over completions becomes the weighted sum.
+"""Factors of verl's advantages that turn verl's mean over completions into the weighted sum.
 
-verl's losses (but ``clip_cov``, ``kl_cov`` and ``dro``) are homogeneous in the advantage, so a weight
-may multiply it. They are divided afterwards, by ``actor.loss_agg_mode``:
+verl's losses except ``clip_cov``, ``kl_cov`` and ``dro`` are homogeneous in the advantage, so a weight
+may multiply it. ``actor.loss_agg_mode`` decides what the loss is divided by:
 
 =======================  ========================  ==============================================
 mode                     divided by                hence the factor
@@ -12,8 +12,8 @@ mode                     divided by                hence the factor
                                                    the weights' sum, 1 where every prompt has any
 =======================  ========================  ==============================================
 
-In ``token-mean`` the tokens of prompts with many completions would make the divisor larger than it is at
-uniform counts; that mean takes it out. At uniform counts all factors are 1.
+In ``token-mean`` prompts with many completions change the divisor, compared with uniform counts. The
+mean over the step's tokens corrects it. At uniform counts all factors are 1.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 
 
 def loss_factors(weights: np.ndarray, tokens: np.ndarray, loss_agg_mode: str) -> np.ndarray:
-    """Factor of each completion's advantage, float64 [N].
+    """Return the factor of each completion's advantage, float64 [N].
 
     Args:
-        weights: of the estimator, [N]; they hold all normalization (1/(m n_i) and kin).
-        tokens: that enter the loss, [N].
-        loss_agg_mode: verl's.
+        weights: of the estimator, [N], with all normalization such as 1/(m n_i).
+        tokens: of each completion that enter the loss, [N].
+        loss_agg_mode: that of verl's configuration.
     """
     factors = weights * len(weights)
     if loss_agg_mode == "token-mean":

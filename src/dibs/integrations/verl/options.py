@@ -1,8 +1,8 @@
-"""The ``dibs.*`` block of a verl run: what it may hold, and what it asks of verl's own configuration.
+"""The ``dibs.*`` block of a verl run: its keys, and what it changes in verl's own configuration.
 
-The target gradient is verl's: ``algorithm.adv_estimator`` says which objective and baseline the
-advantages have, and the allocation follows it. ``adv_estimator dibs`` leaves the advantages to the core,
-for every pair of its table.
+The target gradient is verl's. ``algorithm.adv_estimator`` decides objective and baseline of the
+advantages, and counts are allocated for those. With ``adv_estimator dibs`` the budget computes the
+advantages, for any objective and baseline of ``dibs.*``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dibs.types import InputError
 TRAINER = "dibs"
 """Name of the registered trainer, under ``trainer.v1.trainer_mode``."""
 ESTIMATOR = "dibs"
-"""Name of the registered advantage estimator: advantages are the core's."""
+"""Name of the registered advantage estimator, whose advantages the budget computes."""
 LOSSES = {"raft": "dibs_raft", "raft++": "dibs_raft++"}
 """Names of the registered losses, under ``actor.policy_loss.loss_mode``."""
 DR_GRPO = Target("expected_reward", "mean")
@@ -35,9 +35,9 @@ _TARGETS = {
 }
 """Targets of verl's advantage estimators."""
 _NOT_HOMOGENEOUS = ("clip_cov", "kl_cov", "dro")
-"""verl's losses that a factor of the advantage does not multiply."""
+"""verl's losses that are not multiplied by a factor of the advantage."""
 _OWN_MEANS = ("geo_mean", "sapo")
-"""verl's losses that average over completions, whatever ``actor.loss_agg_mode`` says."""
+"""verl's losses that ignore ``actor.loss_agg_mode`` and average over completions."""
 
 
 class VerlOptions(Section):
@@ -73,10 +73,10 @@ class VerlOptions(Section):
 
 
 def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
-    """The block of a composed verl configuration (an OmegaConf, or anything with its keys).
+    """Read the block of a composed verl configuration (an OmegaConf, or an object with its keys).
 
-    Raises InputError for an unknown key (naming the nearest), a bad value, or one that contradicts
-    verl's own arguments.
+    Raises InputError for an unknown key (the message names the nearest), a bad value, or a value that
+    contradicts verl's own arguments.
     """
     block = dict(config.get("dibs") or {})
     known = [*VerlOptions.model_fields, *BudgetConfig.model_fields]
@@ -112,7 +112,7 @@ def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
 def _completed(
     block: Mapping[str, Any], options: VerlOptions, algorithm: Any, verl_generations: int
 ) -> dict[str, Any]:
-    """The keys of BudgetConfig, with those that verl's arguments decide."""
+    """Return the keys of BudgetConfig, with those that verl's arguments decide."""
     values = dict(block)
     asked = values.setdefault("num_generations", verl_generations)
     if verl_generations not in (1, asked):  # 1 is verl's default
@@ -164,7 +164,7 @@ def _one_line(error: ValidationError) -> str:
 def adapt(config: Any, options: VerlOptions, budget: BudgetConfig) -> None:
     """Set in verl's configuration what the block decides.
 
-    Raises InputError for a part of verl that draws or drops completions by rules of its own.
+    Raises InputError for a setting of verl that draws or drops completions outside the budget.
     """
     mode, v1 = config.trainer.v1.trainer_mode, config.trainer.v1
     current = config.trainer.get("use_v1", True)
@@ -201,6 +201,6 @@ def adapt(config: Any, options: VerlOptions, budget: BudgetConfig) -> None:
 
 
 def aggregation(actor: Any) -> str:
-    """``loss_agg_mode`` as the loss of verl's ``actor`` configuration really has it."""
+    """Return the ``loss_agg_mode`` that the loss of verl's ``actor`` configuration really uses."""
     own = actor.policy_loss.loss_mode in _OWN_MEANS
     return "seq-mean-token-mean" if own else str(actor.loss_agg_mode)

@@ -1,6 +1,6 @@
-"""RAFT and RAFT++ for verl: losses and the advantage estimator that goes with them, in its registries.
+"""RAFT and RAFT++ for verl: their losses and advantage estimator, in verl's registries.
 
-Imported in the trainer's process and in every worker.
+The trainer's process and every worker must import this module.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dibs.training.losses import clipped_surrogate
 def rewards_as_advantages(
     token_level_rewards: Tensor, response_mask: Tensor, **others: Any
 ) -> tuple[Tensor, Tensor]:
-    """A completion's reward on each of its tokens, [B, T].
+    """Return a completion's reward on each of its tokens, [B, T], twice.
 
-    It stands in for the core's advantages, which the trainer puts in its place: they depend on what
-    decided the counts, and verl does not hand that to estimators.
+    The trainer replaces it by the budget's advantages. Those depend on what decided the counts, which
+    verl does not pass to estimators.
     """
     rewards = token_level_rewards.sum(-1, keepdim=True) * response_mask
     return rewards, rewards
@@ -37,7 +37,7 @@ def raft_loss(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """``-A ln pi``: plain fitting of the accepted completions, [B, T] to a scalar."""
+    """Return ``-A ln pi``, which fits the accepted completions; of [B, T], a scalar."""
     return _aggregated(
         advantages * log_prob, response_mask, loss_agg_mode, config, rollout_is_weights
     ), {}
@@ -53,12 +53,13 @@ def raft_plus_plus_loss(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The same with the ratio to the old policy, clipped at verl's ``clip_ratio_low`` and ``_high``."""
+    """Return RAFT's loss with the importance ratio, clipped at ``clip_ratio_low`` and ``_high``."""
     low, high = (
         config.clip_ratio if bound is None else bound
         for bound in (config.clip_ratio_low, config.clip_ratio_high)
     )
-    # verl's advantages are of tokens, the core's of completions: each token is a completion of one.
+    # verl has an advantage for each token, clipped_surrogate one for each completion. So each token is
+    # passed as a completion of length 1.
     surrogate, clipped = clipped_surrogate(
         log_prob.reshape(-1, 1), old_log_prob.reshape(-1, 1), advantages.reshape(-1), low, high
     )

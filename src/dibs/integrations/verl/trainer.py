@@ -1,9 +1,12 @@
 """verl's synchronous trainer with a budget: counts before the rollout, weights after it.
 
-Departures from the stock trainer, all of them in this file: every prompt has its own count, and their
-sum is that of the uniform run, so that mini-batches and optimizer updates are too; advantages are
-multiplied by what makes verl's mean the estimator's; a group of one has advantage 0 under a group
-baseline, and a mean baseline shrinks larger groups as it does uniform ones.
+This file has all departures from verl's trainer:
+
+- Every prompt has its own count. The sum of the counts is that of a uniform run, so mini-batches and
+  optimizer updates are those of a uniform run too.
+- Advantages are multiplied by factors that turn verl's mean into the estimator.
+- Under a group baseline, a group of one has advantage 0.
+- A mean baseline shrinks a group's gradient as it does at the uniform size.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def prompt_names(batch: TensorDict) -> list[str]:
-    """A name for each prompt of a verl batch: a hash of its messages and gold answer."""
+    """Return a name for each prompt of a verl batch: a hash of its messages and gold answer."""
     messages = tensordict_utils.get(batch, "raw_prompt")
     judged_by = tensordict_utils.get(batch, "reward_model", [{}] * len(batch))
     return [
@@ -53,12 +56,12 @@ def prompt_names(batch: TensorDict) -> list[str]:
 
 
 def _plain(part: Any) -> Any:
-    """A part of a message that is no JSON: an array by its contents, an image by its type."""
+    """Convert a part of a message that JSON lacks: an array to its contents, an image to its type."""
     return part.tolist() if hasattr(part, "tolist") else type(part).__name__
 
 
 def _row_sums(values: torch.Tensor) -> np.ndarray:
-    """Sums of [rows, T], float64 [rows]; verl scores in bfloat16 by default."""
+    """Sum values [rows, T] in float64 [rows], since verl scores in bfloat16 by default."""
     sums: np.ndarray = values.double().sum(1).numpy()
     return sums
 
@@ -68,7 +71,7 @@ class BudgetTrainer(PPOTrainerSync):
     """PPO with per-prompt counts.
 
     Args:
-        config: verl's configuration with the ``dibs`` block, as ``block.adapt`` leaves it.
+        config: verl's configuration with the ``dibs`` block, as ``options.adapt`` leaves it.
     """
 
     def __init__(self, config: Any) -> None:
@@ -81,7 +84,7 @@ class BudgetTrainer(PPOTrainerSync):
         self.names: list[str] = []
         self.counts = np.zeros(0, dtype=np.int64)
         self.weighed = True
-        # verl takes any other name for an asynchronous trainer.
+        # verl treats a trainer of any other mode as asynchronous.
         config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
 
@@ -92,7 +95,7 @@ class BudgetTrainer(PPOTrainerSync):
                 self.role_worker_mapping[role] = ray.remote(BudgetWorker)
 
     def on_init_end(self) -> None:
-        """After the start: which norms there will be, and the weights to the rollout."""
+        """Find out whether norms can be measured, then send the weights to the rollout as verl does."""
         self.measures_norms = self.options.grad_norm == "last_layer"
         if self.measures_norms:
             reason = next(filter(None, self.actor_rollout_wg.grad_norm_obstacle()), None)
@@ -116,7 +119,7 @@ class BudgetTrainer(PPOTrainerSync):
         self.counts = self.budget.allocate(self.names)
         uniform = len(batch) * self.config.actor_rollout_ref.rollout.n
         if self.counts.sum() != uniform:
-            # verl would pad the batch or drop rows to make it divisible.
+            # verl would pad the batch or drop rows to make their number divisible.
             raise RuntimeError(
                 f"allocator {self.budget.config.allocator} gave {self.counts.sum()} completions to "
                 f"{len(batch)} prompts; uniform counts are {uniform}, and verl divides them by "
@@ -126,7 +129,7 @@ class BudgetTrainer(PPOTrainerSync):
         return int(super()._submit_batch_to_rollout(batch))
 
     def _draw_pilots(self, batch: TensorDict) -> None:
-        """Fresh completions that decide the counts; they are taken out of verl's queue afterwards."""
+        """Draw fresh completions that decide the counts, and remove them from verl's queue."""
         pilots = batch.clone(recurse=False)
         uids = [str(uuid4()) for _ in self.uids]
         pilots["uid"] = NonTensorStack(*uids)
@@ -149,8 +152,8 @@ class BudgetTrainer(PPOTrainerSync):
             self.checkpoint_manager.update_weights(self.global_steps - 1)
         groups = Groups(uids, drawn.keys)
         fields = ["response_mask", "rm_scores", *self._scored_fields(self.measures_norms)]
-        told = self._told(groups, self._read(drawn, fields), self.measures_norms)
-        self.budget.take_pilots(self.names, **told)
+        observed = self._observed(groups, self._read(drawn, fields), self.measures_norms)
+        self.budget.take_pilots(self.names, **observed)
         transfer_queue.kv_clear(keys=drawn.keys, partition_id=drawn.partition_id)
 
     # After the rollout.
@@ -159,7 +162,7 @@ class BudgetTrainer(PPOTrainerSync):
         return self._old_log_prob(batch, metrics, measure=self._learns_norms)
 
     def _old_log_prob(self, batch: Any, metrics: dict[str, Any], *, measure: bool) -> Any:
-        """verl's, with gradient norms on the way where they are to be measured."""
+        """Score completions as verl does, and measure gradient norms in the same pass if ``measure``."""
         batch.extra_info[MEASURE] = measure
         correction = self.config.algorithm.get("rollout_correction")
         if measure and correction and correction.get("bypass_mode", False):
@@ -173,7 +176,7 @@ class BudgetTrainer(PPOTrainerSync):
 
     @property
     def _learns_norms(self) -> bool:
-        """Whether the norms of trained completions decide anything; in mode ``pilot`` they do not."""
+        """Whether norms of training completions decide later counts: in mode ``online`` they do."""
         return self.measures_norms and self.budget.config.mode == "online"
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -184,11 +187,11 @@ class BudgetTrainer(PPOTrainerSync):
         in_reward = self.config.algorithm.use_kl_in_reward
         fields = ["response_mask", "rm_scores", *self._scored_fields(self._learns_norms)]
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
-        told = self._told(groups, data, self._learns_norms)
+        observed = self._observed(groups, data, self._learns_norms)
         scores = groups.last(_row_sums(data["rm_scores"]))
         penalized = groups.last(_row_sums(data["token_level_rewards"])) if in_reward else scores
         factors, advantages = self._weigh(groups, data, penalized)
-        self.budget.update(self.names, **told)
+        self.budget.update(self.names, **observed)
         self._record(groups, scores, metrics)
         scale = torch.from_numpy(factors).float().unsqueeze(1)
         if self.config.algorithm.adv_estimator == ESTIMATOR:
@@ -207,7 +210,7 @@ class BudgetTrainer(PPOTrainerSync):
     def _weigh(
         self, groups: Groups, data: dict[str, Any], rewards: Sequence[Sequence[float]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What multiplies each row's advantage, and the core's advantage of it; float64 [rows]."""
+        """Return the factor of each row's advantage, and the budget's advantage; float64 [rows] each."""
         advantages, weights = self.budget.weights(rewards)
         tokens = groups.total(_row_sums(data["response_mask"]))
         factors = loss_factors(
@@ -218,14 +221,15 @@ class BudgetTrainer(PPOTrainerSync):
         parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
         parts = [each * self._regrown(len(each)) for each in parts]
         if self.budget.config.target.has_baseline:
-            # verl leaves the bare reward to a completion that has no other to be compared with.
+            # In a group of one, verl takes the reward for the advantage.
             parts = [each * (len(each) > 1) for each in parts]
         return groups.spread(parts, padding=1.0), groups.spread(advantages)
 
     def _regrown(self, size: int) -> float:
-        """What makes the mean baseline of verl's ``grpo`` shrink a group as one of the uniform size.
+        """Return the factor that makes verl's mean baseline shrink a group as at the uniform size.
 
-        A completion's own reward is in the mean, so the prompt's gradient is (n - 1)/n of the target's.
+        The mean of n rewards includes a completion's own reward, so the prompt's gradient is (n - 1)/n
+        of the target's.
         """
         options = self.budget.config
         verls = self.config.algorithm.adv_estimator != ESTIMATOR and options.estimator != "flat"
@@ -234,7 +238,7 @@ class BudgetTrainer(PPOTrainerSync):
         return size * (options.num_generations - 1) / ((size - 1) * options.num_generations)
 
     def _check_received(self, groups: Groups, tags: Sequence[dict[str, Any]]) -> None:
-        """RuntimeError where completions came that nobody asked for; fewer are those that failed."""
+        """Raise RuntimeError for more completions than requested; fewer mean that some failed."""
         wanted = sum(not tag.get("is_padding", False) for tag in tags)
         if groups.known != wanted or (groups.sizes > self.counts).any():
             raise RuntimeError(
@@ -248,43 +252,43 @@ class BudgetTrainer(PPOTrainerSync):
         return [NORMS, "old_log_probs"] if measured else []
 
     def _read(self, batch: Any, fields: Sequence[str]) -> dict[str, Any]:
-        """Fields of a batch, padded to [rows, T]; ``lengths``: the mask as verl keeps it."""
+        """Read fields of a batch, padded to [rows, T]. ``lengths`` is the mask without padding."""
         data = transfer_queue.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields)
         )
         lengths = data["response_mask"]
         return {**data.to_padded_tensor(), "lengths": lengths}
 
-    def _told(self, groups: Groups, data: dict[str, Any], measured: bool) -> dict[str, Any]:
-        """What completions tell of their prompts, as :meth:`PromptBudget.update` takes it.
+    def _observed(self, groups: Groups, data: dict[str, Any], measured: bool) -> dict[str, Any]:
+        """Return what was observed of the prompts, as arguments of :meth:`PromptBudget.update`.
 
-        A completion whose norm is not finite tells nothing; where that is all of them, norms are taken
-        as constant from here on.
+        Completions whose norm is not finite are left out. If no norm is finite, norms are taken as
+        constant from here on.
         """
-        told = {
+        observed = {
             "rewards": groups.last(_row_sums(data["rm_scores"])),
             "lengths": groups.total(_row_sums(data["response_mask"])),
         }
         if not measured:
-            return told
+            return observed
         norms = groups.last(_row_sums(data[NORMS].reshape(groups.rows, 1)))
         finite = [np.isfinite(each) for each in norms]
         if not np.concatenate(finite).any():
             self._take_norms_as_constant(
                 "the model's logits are not its output layer's, or not finite"
             )
-            return told
+            return observed
         logprobs = groups.total(_row_sums(data["old_log_probs"].double() * data["response_mask"]))
-        told |= {"logprobs": logprobs, "grad_norms": norms}
+        observed |= {"logprobs": logprobs, "grad_norms": norms}
         return {
             name: [np.array(each)[kept].tolist() for each, kept in zip(values, finite, strict=True)]
-            for name, values in told.items()
+            for name, values in observed.items()
         }
 
     def _record(
         self, groups: Groups, rewards: Sequence[Sequence[float]], metrics: dict[str, Any]
     ) -> None:
-        """The step's metrics under ``dibs/``, and its counts where they are kept."""
+        """Record the step's metrics under ``dibs/``, and its counts if ``counts_path`` is set."""
         known = {k: v for k, v in self.budget.metrics().items() if isinstance(v, int | float)}
         spread = [bool(np.ptp(each)) for each in rewards if len(each)]
         metrics |= {f"dibs/{key}": float(value) for key, value in known.items()}
@@ -315,20 +319,21 @@ class BudgetTrainer(PPOTrainerSync):
             load_budget(Path(self.options.state_path), self.budget)
 
     def _save_checkpoint(self) -> None:
-        # Before verl names this checkpoint its newest: a kill in between must not lose the state.
+        # The state is written before verl records this checkpoint as its newest. If the run is killed in
+        # between, the newest checkpoint still has its state.
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         write_state(folder / VERL_FILE, self.budget.state())
         super()._save_checkpoint()
         self._keep_state()
 
     def _checkpoint(self) -> Path:
-        """The folder that verl resumed from."""
+        """Return the folder that verl resumed from."""
         if self.config.trainer.resume_mode == "resume_path":
             return Path(self.config.trainer.resume_from_path)
         return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """Train; afterwards what is known of each prompt is kept for other runs."""
+        """Train, then write the statistics of each prompt for other runs if ``state_path`` is set."""
         super().fit(agent_loop_manager)
         self._keep_state()
 

@@ -17,16 +17,16 @@ from dibs.integrations.verl.last_layer import MEASURE, norms_measured, obstacle
 
 
 class BudgetWorker(ActorRolloutRefWorker):
-    """Scores completions and, where it is asked to, measures their gradient norms on the way."""
+    """Scores completions, and measures their gradient norms if the batch requests it."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def grad_norm_obstacle(self) -> str | None:
-        """Why the actor's engine cannot give gradient norms, or None."""
+        """Return why the actor's engine cannot measure gradient norms, or None if it can."""
         return obstacle(self.actor.engine)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: Any) -> Any:
-        """verl's, with gradient norms where the batch's flag :data:`MEASURE` is set."""
+        """Compute log-probabilities, with gradient norms if the batch's flag :data:`MEASURE` is set."""
         if not tensordict_utils.pop(data, MEASURE, default=False):
             return super().compute_log_prob(data)
         with norms_measured(self.actor.engine):
