@@ -48,10 +48,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q -n auto
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 test-slow: $(STAMP)
-	$(BIN)/pytest -q -n auto -m slow
+	$(BIN)/pytest -q -n auto --dist worksteal -m slow
 
 # vLLM decides versions of its own, so it has an environment of its own. It is built anew when its list
 # changes; where its packages cannot be had, the reason is printed and the tests are left out.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,23 +14,46 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import WarmStartConfig
 from dibs.model.policy import Policy
-from dibs.model.warm_start import build_model, build_tokenizer
+from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
+from tiny_runs import EASY, EASY_WARM_START
 
 torch.set_num_threads(1)
+if find_spec("hypothesis"):  # the environments of plug-ins have none
+    from hypothesis import settings
+
+    # The same examples in every CI run, and no verdict by the clock of a busy machine.
+    settings.register_profile("ci", derandomize=True, database=None, deadline=None)
+    settings.register_profile("here", deadline=None)
+    settings.load_profile("ci" if os.environ.get("CI") else "here")
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):
+    # A job in the background ignores SIGINT, and so would all processes that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 collect_ignore_glob = [] if find_spec("trl") else ["with_trl/*"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Warm-started policies and data sets of the tests stay out of the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Warm-started policies and data sets of the tests stay out of the user's cache.
+
+    The workers of pytest-xdist share the folder, and one of them warms up the policy that most need.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+    folder = shared / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["DIBS_CACHE"] = str(folder)
-    os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
+    os.environ["HF_DATASETS_CACHE"] = str(own / "datasets")
+    with FileLock(folder / ".lock"):
+        warm_started_policy(EASY, WarmStartConfig(**EASY_WARM_START), lambda *_: None)
     return folder
 
 

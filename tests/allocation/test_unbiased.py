@@ -201,7 +201,11 @@ def pooled(pilots, objective, baseline, rng) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("objective", "baseline"),
-    [("log_likelihood", "none"), ("expected_reward", "none"), ("expected_reward", "leave_one_out")],
+    [
+        ("expected_reward", "none"),
+        pytest.param("log_likelihood", "none", marks=pytest.mark.slow),
+        pytest.param("expected_reward", "leave_one_out", marks=pytest.mark.slow),
+    ],
 )
 def test_cross_fit_is_unbiased_and_pooled_reuse_is_not(objective, baseline):
     rng = np.random.default_rng(0)

@@ -59,6 +59,7 @@ def test_killed_runs_end_the_same(undisturbed, tmp_path, seed):
     kill_and_resume(undisturbed, tmp_path, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [4])
 def test_killed_online_runs_end_the_same(undisturbed, tmp_path, seed):
     kill_and_resume(undisturbed, tmp_path, seed, *ONLINE)
@@ -70,7 +71,13 @@ def test_killed_runs_end_the_same_thirty_times(undisturbed, tmp_path, seed):
     kill_and_resume(undisturbed, tmp_path, seed, *(ONLINE if seed % 2 else []), most=3)
 
 
-PHASES = ("estimate", "allocate", "sample", "verify", "weigh", "update", "evaluate", "save")
+PHASES = (
+    *("estimate", "update", "save"),
+    *(
+        pytest.param(phase, marks=pytest.mark.slow)
+        for phase in ("allocate", "sample", "verify", "weigh", "evaluate")
+    ),
+)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -108,7 +115,9 @@ def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_ctrl_c_and_sigterm_finish_the_step_and_save(tmp_path, number):
     out = tmp_path / "run"
     # Also where no checkpoint was asked for.

@@ -79,6 +79,7 @@ def test_adapters_that_cannot_be(folder):
         loaded(folder, lora={"rank": 3, "target_modules": ["nothing"]})
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
     """Dropout included: the random state is kept."""
     from dibs.runs.console import PlainView

@@ -165,7 +165,8 @@ def test_several_processes_resume_and_stop_together(tmp_path):
     assert "is finished" in finish(start(out, 2, steps, "--resume"))
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_run(tmp_path, rank):
     out = tmp_path / "run"
     process = start(out, 2, "--train.steps=100000")
@@ -187,6 +188,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path, rank):
     assert "SIGKILL" in said
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_all_processes(tmp_path):
     """Only the first process writes; the second must not wait for it."""
     out = tmp_path / "run"
