@@ -12,9 +12,9 @@ from dibs.types import InputError
 
 
 def import_function(name: str, what: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names; modules of the current folder are found too.
+    """The function named ``module:function``; modules of the current folder are found too.
 
-    Raises InputError, calling it ``what``, where there is none.
+    Raises InputError, whose message begins with ``what``, where there is no such function.
     """
     module, _, function = name.partition(":")
     here = str(Path.cwd())

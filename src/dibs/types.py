@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 UNREACHED = ("timeout", "error")
-"""Statuses of a verdict that was not reached."""
+"""Statuses of a completion that got no judgment."""
 
 
 _UNFIT = ("Cc", "Cs", "Cn", "Zl", "Zp")
@@ -32,7 +32,7 @@ def printable(text: object) -> str:
 
 
 class InputError(Exception):
-    """Something the user gave is unusable; the message is one line that says what, where and what to do.
+    """Something that the user gave is unusable. The message is one line: what, where, and what to do.
 
     The command line prints it and exits with status 2. What the user wrote may hold line breaks and
     control characters; the message shows them escaped.
@@ -47,14 +47,15 @@ class ElsewhereError(RuntimeError):
 
 
 class NonFiniteError(Exception):
-    """A log-probability, loss or gradient is NaN or infinite; no update came of it."""
+    """A log-probability, loss or gradient is NaN or infinite. No update was made from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, rendered and tokenized.
 
-    ``prompt_id`` hashes the question and its answer, so it survives reordering and re-running.
+    ``prompt_id`` is a hash of question and answer, so it is the same in another order and in another
+    run.
     """
 
     prompt_id: str
@@ -67,9 +68,9 @@ class Prompt:
 class Completion:
     """What the policy wrote after a prompt.
 
-    ``token_ids`` holds the end-of-sequence token when the policy emitted it (``finished``), ``text``
-    does not. ``sampling_logprobs`` are the sampler's log-probabilities of ``token_ids``, at its
-    temperature.
+    ``finished``: whether the policy wrote an end-of-sequence token. ``token_ids`` then ends with it, and
+    ``text`` does not contain it. ``sampling_logprobs``: the sampler's log-probabilities of
+    ``token_ids``, at its temperature, in nats.
     """
 
     token_ids: tuple[int, ...]
@@ -82,8 +83,8 @@ class Completion:
 class Verdict:
     """A verifier's judgment: a reward, and why.
 
-    ``status``: ``accepted``, ``rejected`` or ``no_answer``; or ``timeout`` or ``error`` where none was
-    reached: the reward is then NaN, and ``reason`` says what happened.
+    ``status`` is ``accepted``, ``rejected`` or ``no_answer``. Where there is no judgment it is
+    ``timeout`` or ``error``; the reward is then NaN, and ``reason`` holds what happened.
     """
 
     reward: float
@@ -100,8 +101,9 @@ class Verdict:
 class TrainingExample:
     """A completion with its share of the gradient: ``weight * advantage * grad log pi(completion)``.
 
-    ``weight`` is the estimator's (it also weighs the KL penalty), ``advantage`` the objective's.
-    ``sampling_logprobs``: the sampler's, of each token of the completion; empty where nobody asks.
+    ``advantage`` comes from the objective. ``weight`` comes from the estimator and also weighs the KL
+    penalty. ``sampling_logprobs``: the sampler's log-probability of each token of the completion; empty
+    where it is not needed.
     """
 
     context_ids: tuple[int, ...]
@@ -122,7 +124,7 @@ class Rollout:
     accepted: bool
 
     def example(self, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
-        """Its tokens with their share of the gradient."""
+        """The rollout as an example to train on, with its share of the gradient."""
         return TrainingExample(
             self.prompt.token_ids,
             self.completion.token_ids,
@@ -134,9 +136,9 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All rollouts of one prompt in one phase of a step; possibly none.
+    """All rollouts of one prompt in one phase of a step; there may be none.
 
-    ``unreached``: statuses of completions that are not among them because no verdict was reached.
+    ``unreached``: statuses of completions that got no judgment and are not among the rollouts.
     """
 
     prompt: Prompt
@@ -145,7 +147,7 @@ class Group:
 
     @classmethod
     def merged(cls, parts: Sequence[Group]) -> Group:
-        """Groups of one prompt as one; at least one part."""
+        """One group of the rollouts of all ``parts``: groups of the same prompt, at least one."""
         return cls(
             parts[0].prompt,
             tuple(rollout for part in parts for rollout in part.rollouts),
@@ -167,8 +169,9 @@ class Group:
 class RewardMoments:
     """Means of rewards over a class of completions, float64 [m]; NaN where there are none.
 
-    ``mean`` and ``square``: of r and r^2. ``weighted`` and ``weighted_square``: the same with weights
-    ``||s||^2``, so that times ``E[||s||^2]`` they are ``E[r ||s||^2]`` and ``E[r^2 ||s||^2]``.
+    ``mean`` and ``square``: means of r and r^2. ``weighted`` and ``weighted_square``: means of r and
+    r^2 with weights ``||s||^2``. Times ``E[||s||^2]``, these are ``E[r ||s||^2]`` and ``E[r^2
+    ||s||^2]``.
     """
 
     mean: np.ndarray
@@ -181,12 +184,12 @@ class RewardMoments:
 class CompletionMoments:
     """Of the accepted, or of the rejected, completions of each of m prompts; all float64 [m].
 
-    ``count``: how many have a gradient norm above 0, discounted where they are old. ``log_norm`` and
-    ``log_norm_scatter``: mean of ``ln ||s||`` over them and sum of squared deviations from it; NaN if
-    the deviations are not known. ``effective_count``: undiscounted completions that would give the mean
-    as precisely, ``(sum of weights)^2 / sum of squares``. ``logprob``: mean of ``ln pi(y|x)``, summed
-    over tokens. Means are NaN where the count is 0. ``rewards`` is None where accepted completions have
-    reward 1 and rejected ones 0.
+    ``count``: completions with a gradient norm above 0; old ones count less than 1. ``log_norm``: mean
+    of ``ln ||s||`` over them. ``log_norm_scatter``: sum of squared deviations from that mean; NaN if
+    the deviations are not known. ``effective_count``: how many completions of weight 1 would give the
+    mean as precisely, ``(sum of weights)^2 / (sum of squared weights)``. ``logprob``: mean of ``ln
+    pi(y|x)``, summed over tokens. Means are NaN where the count is 0. ``rewards``: None where accepted
+    completions have reward 1 and rejected ones 0.
     """
 
     count: np.ndarray
@@ -201,14 +204,13 @@ class CompletionMoments:
 class PromptStats:
     """What is known about each of m prompts before the budget is spent.
 
-    ``trials`` and ``successes``: pilot completions drawn and accepted, [m]; discounted, so not whole
-    numbers, where they are old.
-    ``grad_norm``: mean of ``||grad log pi(y|x)||`` over accepted pilots, float64 [m], NaN where
-    nothing was accepted. ``grad_norm_rejected``: the same over rejected ones. ``mean_tokens``: mean
-    completion length in tokens. ``accepted`` and ``rejected``: moments on the log scale. The last four
-    are optional.
+    ``trials`` and ``successes``: pilot completions that were drawn and accepted, [m]. Old ones count
+    less than 1, so these need not be whole numbers. ``grad_norm``: mean of ``||grad log pi(y|x)||``
+    over accepted pilots, float64 [m]; NaN where none was accepted. ``grad_norm_rejected``: the same
+    over rejected pilots. ``mean_tokens``: mean length of completions in tokens, [m]. ``accepted`` and
+    ``rejected``: moments of both classes. The last four are optional.
 
-    Raises InputError, naming the prompt, for values that cannot be.
+    Raises InputError, with the prompt's id, for impossible values.
     """
 
     prompt_ids: Sequence[str | int]
@@ -265,7 +267,7 @@ class PromptStats:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How many completions each prompt gets: int64 ``counts`` [m]."""
+    """How many completions each prompt gets: ``counts``, int64 [m], chosen by ``allocator``."""
 
     prompt_ids: Sequence[str | int]
     counts: np.ndarray

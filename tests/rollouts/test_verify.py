@@ -369,15 +369,17 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     note = tmp_path / "pid"
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from dibs.config import VerifyConfig\nfrom dibs.verify import build_verifier\n"
+        "from dibs.config import VerifyConfig\n"
+        "from dibs.rollouts.verify.verifiers import build_verifier\n"
         "if __name__ == '__main__':\n"
         "    v = build_verifier(VerifyConfig(verifier='own_verifiers:sleepy', timeout=0.5), 'x')\n"
         "    list(v.verdicts([(sys.argv[1], 'stuck')]))\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    parent = subprocess.Popen([sys.executable, script, note, Path(__file__).parent])
+    parent = subprocess.Popen([sys.executable, script, note, Path(__file__).parents[1]])
     while not note.exists() or not note.read_text():
+        assert parent.poll() is None, "the script ended before its worker started"
         time.sleep(0.01)
     parent.kill()
     parent.wait()

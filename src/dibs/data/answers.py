@@ -1,7 +1,7 @@
-r"""The final answer in a completion, and answers compared as text. Linear in whatever the text holds.
+r"""The final answer in a completion, and answers compared as text, in time linear in the text.
 
-A completion's answer is its last ``\boxed{...}``. Boxes joined by nothing but commas, "and" or "or" are
-one answer with several parts, so that listing every possibility is not the same as knowing one.
+A completion's answer is its last ``\boxed{...}``. Boxes with only commas, "and" or "or" between them
+are one answer with several parts, so a completion that lists every possibility is not right.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 LONGEST = 20_000
-"""Characters at the end of a completion that are looked at: an answer stands at the end."""
+"""Characters at the end of a completion that are searched, since an answer stands at the end."""
 _LAYERS = 8
-"""Of such marks that are taken off."""
+"""Most layers of marks around an answer that are removed."""
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"\\boxed\s*([^\s{}$\\]+)")
@@ -29,10 +29,10 @@ _DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
 
 
 def final_answer(text: str, anywhere: bool = False) -> str | None:
-    r"""The answer of a completion, without the box; None if it states none.
+    r"""The answer of a completion, without its box; None if there is none.
 
-    ``anywhere``: where nothing is boxed, take what follows the last "answer is" or "####", or else the
-    last number.
+    ``anywhere``: where nothing is boxed, the answer is the text after the last "answer is" or "####", or
+    else the last number.
     """
     text = text[-LONGEST:]
     found = _boxes(text)
@@ -48,7 +48,7 @@ def final_answer(text: str, anywhere: bool = False) -> str | None:
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of every complete box that is in no other."""
+    """Start, end and content of every complete box that is not inside another."""
     depth: list[tuple[int, int] | None] = []
     complete: list[tuple[int, int, str]] = []
     for token in _TOKEN.finditer(text):
@@ -78,7 +78,7 @@ def _last_joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
 
 
 def clean(answer: str) -> str:
-    """An answer without the marks around it: spaces, dollars, a final stop, a box of its own."""
+    """An answer without the marks around it: spaces, dollars, a final stop, a box."""
     for _ in range(_LAYERS):
         stripped = _without_stop(answer.strip())
         for opening, closing in _WRAPPERS:
@@ -96,7 +96,7 @@ def clean(answer: str) -> str:
 
 
 def _without_stop(text: str) -> str:
-    r"""Without full stops, commas and small spaces (``\,``) at the end."""
+    r"""The text without full stops, commas and small spaces (``\,``) at its end."""
     while text and text[-1] in ".,;:!~ \n\t" and not text.endswith(r"\right."):
         if text[-1] == "!" and text[-2:] != r"\!":
             break  # a factorial
@@ -107,13 +107,13 @@ def _without_stop(text: str) -> str:
 
 
 def reading(text: str, anywhere: bool = False) -> str | None:
-    """The final answer as it is compared, so that answers written alike are equal."""
+    """The final answer in the form in which :func:`same_text` compares it; None if there is none."""
     answer = final_answer(text, anywhere)
     return None if answer is None else _plain(answer)
 
 
 def same_text(one: str, other: str) -> bool:
-    """Whether two answers are written alike, but for spacing, font, and the case of words."""
+    """Whether two answers are the same text, apart from spacing, font, and the case of words."""
     return _plain(one) == _plain(other)
 
 

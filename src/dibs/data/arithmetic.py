@@ -7,12 +7,12 @@ writes the running value after each operation and repeats the last one after ``#
     completion  A11B4C28#28
 
 Every number from 0 to 28 is one token, so a two-layer transformer learns the task on a CPU within
-minutes. The modulus is prime and large enough that a guess is right once in 29: with modulus 10,
-lucky answers get rewarded often enough to spoil training.
+minutes. The modulus is prime, and so large that a guess is right only once in 29. With modulus 10,
+lucky answers are rewarded so often that they spoil training.
 
-The *noisy* demonstrations a policy is warm-started on get single steps wrong on purpose and go on
-from the wrong value. The policy learns to be unsure where the demonstrations were, which spreads its
-accept rates over (0, 1) and leaves something for reinforcement learning to fix.
+A policy is warm-started on *noisy* demonstrations. They get single steps wrong on purpose and continue
+from the wrong value. The policy learns to be unsure in the same places. That spreads its accept rates
+over (0, 1) and leaves errors that reinforcement learning can fix.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ TASKS = {
     "arithmetic-hard": (1, 6),
     "arithmetic-habit": (1, 2),
 }
-"""Task name to (fewest, most) steps of a problem."""
+"""The (fewest, most) steps of a problem of each task, by the task's name."""
 HABITS = {"arithmetic-habit": 0.25}
-"""Tasks whose demonstrations multiply rightly only so often; else they follow a false table.
+"""How often a product is right in the demonstrations of a task; else it is that of a false table.
 
-What is wrong by habit is the likeliest answer, so a policy cannot become right by being surer of itself;
-and every product has a false value of its own, so each must be learned from its own rare successes.
+The habitual wrong value is the likeliest answer, so a policy does not become right by growing more
+certain. Every product has its own false value, so each must be learned from its own rare successes.
 """
 _MISSES_IN_A_ROW = 10_000
 
 
 @dataclass(frozen=True)
 class Part:
-    """A share of the problems of a mixture: how many steps they have, and which operators."""
+    """A share of the problems of a mixture, in (0, 1], with their numbers of steps and operators."""
 
     share: float
     min_steps: int
@@ -56,16 +56,16 @@ MIXTURES = {
     "arithmetic-polar": (Part(0.875, 1, 2, "+"), Part(0.125, 2, 2, "*")),
     "arithmetic-lengths": (Part(0.5, 1, 1), Part(0.5, 6, 6)),
 }
-"""Problems for a policy of one of the tasks; parts must not overlap.
+"""Sets of problems for the policies of tasks; the parts of a set must not overlap.
 
-``arithmetic-polar``, for a policy of ``arithmetic-habit``: most are solved, and an eighth, two products,
-is solved once in sixteen times. ``arithmetic-lengths``, for one of ``arithmetic-hard``: completions of
-5 and of 15 tokens.
+``arithmetic-polar`` is for a policy of ``arithmetic-habit``. Most problems are solved; an eighth have
+two products and are solved once in sixteen times. ``arithmetic-lengths`` is for a policy of
+``arithmetic-hard``. Completions have 5 or 15 tokens.
 """
 
 
 def parts_of(name: str) -> tuple[Part, ...] | None:
-    """What an embedded set of problems is made of; None if there is none of the name."""
+    """The parts of an embedded set of problems; None if there is no set of that name."""
     return (Part(1.0, *TASKS[name]),) if name in TASKS else MIXTURES.get(name)
 
 
@@ -99,8 +99,8 @@ class Problem:
     def demonstration(self, rng: Random, habit: float | None = None) -> str:
         """A worked solution that errs at each step with the operator's error rate.
 
-        A wrong value is uniform over the 28 others, and the chain goes on from it. ``habit``: how often
-        a product is right; a wrong one is :func:`false_product`.
+        A wrong value is uniform over the 28 others, and the chain continues from it. ``habit``: how
+        often a product is right; a wrong product is then :func:`false_product`.
         """
         values, value = [], self.start
         for operator, operand in self.steps:
@@ -116,7 +116,7 @@ class Problem:
 
 
 def apply(operator: str, value: int, operand: int) -> int:
-    """One step of the chain, modulo 29."""
+    """One step of the chain, modulo 29. Raises ValueError for an unknown operator."""
     match operator:
         case "+":
             return (value + operand) % MODULUS
@@ -128,7 +128,7 @@ def apply(operator: str, value: int, operand: int) -> int:
 
 
 def false_product(value: int, operand: int) -> int:
-    """What the false multiplication table says: wrong, always the same, without a pattern."""
+    """The product in the false table: wrong, always the same, and without a pattern."""
     error = Random(31 * value + operand).randrange(1, MODULUS)
     return (apply("*", value, operand) + error) % MODULUS
 
@@ -157,9 +157,9 @@ def draw_problems(
     seed: int,
     exclude: frozenset[str] = frozenset(),
 ) -> list[Problem]:
-    """``count`` distinct problems, those of each part in its share, none with a prompt in ``exclude``.
+    """``count`` distinct problems, each part in its share, without the prompts in ``exclude``.
 
-    Raises ValueError when a part does not hold that many distinct problems.
+    Raises ValueError when a part does not have that many distinct problems.
     """
     rng = Random(seed)
     ends = [round(count * sum(each.share for each in parts[: i + 1])) for i in range(len(parts))]

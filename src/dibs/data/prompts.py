@@ -1,7 +1,4 @@
-"""Questions to prompts: how they are rendered, which are held out, in which order they are drawn.
-
-``prompt_id`` is a hash of question and answer.
-"""
+"""From questions to prompts: how they are rendered, which are held out, and in which order they come."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows to train on, and rows to evaluate on where those come from a source of their own."""
+    """Rows to train on and to evaluate on; ``eval`` is None where the latter come from ``train``."""
 
     train: list[Question]
     eval: list[Question] | None
@@ -43,7 +40,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Training and evaluation prompts, and how many rows were dropped for which reason."""
+    """Training and evaluation prompts, and the number of dropped rows by reason."""
 
     train: list[Prompt]
     eval: list[Prompt]
@@ -51,7 +48,7 @@ class PromptSet:
 
 
 def read_questions(config: DataConfig, seed: int) -> Questions:
-    """Read the rows of a run; no tokenizer is needed yet.
+    """Read the rows of a run, which needs no tokenizer.
 
     Raises InputError for a missing or malformed file, a missing column, or no rows.
     """
@@ -77,9 +74,9 @@ def build_prompts(
 ) -> PromptSet:
     """Render, tokenize and split the rows of a run.
 
-    No question is in both sets, whatever its answers. Prompts longer than ``max_prompt_length``, or
-    than ``context`` tokens where that is given, are dropped, and so is a question that occurred
-    before. Raises InputError when no prompt is left to train or to evaluate on.
+    No question is in both sets, even with different answers. A prompt longer than ``max_prompt_length``
+    tokens, or than ``context`` where that is given, is dropped, and so is a question that occurred
+    before. Raises InputError when no prompt is left to train on or to evaluate on.
     """
     longest = min(config.max_prompt_length, context or config.max_prompt_length)
     dropped: Counter[str] = Counter()
@@ -114,14 +111,17 @@ def build_prompts(
 def render_all(
     questions: Iterable[Question], config: DataConfig, tokenizer: Tokenizer, room: int | None
 ) -> tuple[list[Prompt], dict[str, int]]:
-    """Every usable question as a prompt, and rows dropped by reason; ``room``: tokens of the context."""
+    """Every usable question as a prompt, and the number of dropped rows by reason.
+
+    ``room``: most tokens of a prompt, beside ``max_prompt_length``; None: no other limit.
+    """
     dropped: Counter[str] = Counter()
     longest = min(config.max_prompt_length, room or config.max_prompt_length)
     return _render(questions, config, tokenizer, longest, dropped), dict(dropped)
 
 
 def check_batch_size(prompts: Sequence[Prompt], size: int) -> None:
-    """InputError when there are fewer prompts than a step draws."""
+    """Raise InputError when there are fewer prompts than a step draws."""
     if len(prompts) < size:
         raise InputError(
             f"train.prompts_per_step is {size}, but there are {len(prompts)} training prompts; "
@@ -130,7 +130,10 @@ def check_batch_size(prompts: Sequence[Prompt], size: int) -> None:
 
 
 def batches(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
-    """Endless batches of ``size`` distinct prompts, reshuffled each epoch; the tail is left out."""
+    """Yield batches of ``size`` distinct prompts for ever, shuffled anew each epoch.
+
+    Prompts that do not fill a batch at the end of an epoch are left out.
+    """
     epoch = 0
     while True:
         epoch += 1
@@ -140,7 +143,7 @@ def batches(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Pr
 
 
 def prompt_id(question: str, answer: str) -> str:
-    """16 hex digits that name a question with its answer."""
+    """16 hex digits: a hash of a question and its answer."""
     return blake2b(f"{question}\0{answer}".encode(), digest_size=8).hexdigest()
 
 
@@ -191,7 +194,7 @@ def _tokenize(
     system, template = TEMPLATES.get(config.template, (None, config.template))
     system = system if config.system_prompt is None else config.system_prompt
     messages = list(question.messages)
-    # After an answer that was begun nothing can be put around the question.
+    # Where an answer was begun after it, the question cannot be wrapped in the template.
     if not messages or messages[-1][0] == "user":
         messages[-1:] = [("user", template.replace("{prompt}", question.text))]
     if system and not any(role == "system" for role, _ in messages):
@@ -206,7 +209,7 @@ def _tokenize(
             )
         else:
             text = "\n\n".join(content for _, content in messages)
-        # A chat template already wrote the special tokens.
+        # A chat template writes the special tokens itself.
         return text, tokenizer.encode(text, add_special_tokens=not templated)
     except Exception as error:
         raise InputError(

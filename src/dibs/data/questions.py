@@ -1,9 +1,9 @@
-r"""Questions with gold answers, from files, hub data sets and known benchmarks; whatever the columns.
+r"""Questions with gold answers, from files, hub data sets and known benchmarks with any columns.
 
 A source is a local JSON Lines, JSON, CSV or Parquet file, a Hugging Face data set id, or the name of a
-known set (:data:`KNOWN`). Prompts may be text or, as TRL and verl write them, a list of messages. A gold
-answer is taken from a solution where there is no column for it: what its last ``\boxed{...}`` holds, or
-what follows ``####``.
+known set (:data:`KNOWN`). A prompt may be text or, as TRL and verl write it, a list of messages. Where
+there is no column for the gold answer, it is taken from a solution: the content of its last
+``\boxed{...}``, or the text after ``####``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _JSON_TYPES = (".jsonl", ".ndjson", ".json")
 _FILE_TYPES = (*_JSON_TYPES, ".csv", ".parquet")
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "final_answer", "solution")
-"""Looked for in this order where the configuration names none."""
+"""Columns that are tried in this order where the configuration names none."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Question:
-    """One row. ``messages``: role and content of each, where the prompt is a conversation.
+    """One row.
 
-    ``text`` is then the last user's message. ``answer`` is empty where the row has none.
+    ``messages``: role and content of each message, where the prompt is a conversation. ``text`` is then
+    the last message of the user. ``answer`` is empty where the row has none.
     """
 
     text: str
@@ -67,13 +68,13 @@ class Question:
 
 
 class Number(str):
-    """A number as it stands in a JSON file: 0.50 stays 0.50, since verifiers compare text."""
+    """A number as it is written in a JSON file: 0.50 stays 0.50, since verifiers compare text."""
 
     __slots__ = ()
 
 
 def read_questions_of(config: DataConfig, source: str, split: str) -> Iterator[Question]:
-    """The rows of a source as questions, ``data.max_rows`` at most.
+    """Yield the rows of a source as questions, at most ``data.max_rows``.
 
     Raises InputError, with the row, for a missing or malformed file, column or cell.
     """
@@ -91,7 +92,7 @@ def read_questions_of(config: DataConfig, source: str, split: str) -> Iterator[Q
 def read_rows(
     config: DataConfig, source: str, split: str
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows with the place each has, ``file, row N``."""
+    """Yield each row with its place, ``file, row N``. Raises InputError where it is unreadable."""
     path = Path(source)
     kind = path.suffix.lower()
     if path.is_file() and kind not in _FILE_TYPES:
@@ -109,7 +110,7 @@ def read_rows(
 
 
 def json_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a JSON Lines file, one by one, or of a JSON array of objects; numbers as written."""
+    """Yield the rows of a JSON Lines file or of a JSON array of objects, with numbers as written."""
     parse = partial(json.loads, parse_float=Number, parse_int=Number)
     place = str(path)
     try:
@@ -137,7 +138,7 @@ def _object(row: Any, place: str) -> Mapping[str, Any]:
 
 
 def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a CSV file, every cell as text: a reader that guesses turns 007 into 7."""
+    """Yield the rows of a CSV file with every cell as text: a reader that guesses turns 007 into 7."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             yield from csv.DictReader(lines, strict=True)
@@ -146,7 +147,7 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a Parquet file or of a hub data set, streamed if so configured."""
+    """Yield the rows of a Parquet file or of a hub data set, streamed with ``data.streaming``."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -178,7 +179,7 @@ def _names(given: str | None, known: str | None, usual: tuple[str, ...]) -> tupl
 
 
 def _cell(row: Mapping[str, Any], names: tuple[str, ...], place: str, key: str) -> tuple[str, Any]:
-    """The first of the columns that the row has; a dot leads into a nested one."""
+    """Name and cell of the first of the columns that the row has; a dot leads into a nested column."""
     for name in names:
         cell: Any = row
         for part in [name] if name in row else name.split("."):

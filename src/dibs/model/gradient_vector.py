@@ -1,4 +1,4 @@
-"""A model's gradient as one vector of bearable size, for inner products between gradients."""
+"""A model's gradient as one vector of limited size, for inner products between gradients."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 LARGEST = 2**22
-"""Entries of a vector that is kept whole, and of the sketch of a longer one."""
+"""Most entries of a vector: a longer gradient is folded onto so many."""
 
 
 class Projection:
     """Reads ``.grad`` of the parameters into one float32 vector.
 
-    Up to ``largest`` entries it is the gradient itself. A longer one is folded onto ``largest`` entries
-    with random signs, the same for every gradient: inner products stay unbiased, with a standard error
-    of about ``|u| |v| / sqrt(largest)``.
+    A gradient of at most ``largest`` entries is the vector itself. A longer one is folded onto
+    ``largest`` entries with random signs, which are the same for every gradient. Inner products of
+    folded gradients ``u`` and ``v`` are unbiased, with a standard error of about ``|u| |v| /
+    sqrt(largest)``.
     """
 
     def __init__(self, parameters: Sequence[Tensor], seed: int = 0, largest: int = LARGEST) -> None:
@@ -26,7 +27,7 @@ class Projection:
         self.size = min(self.entries, largest)
 
     def __call__(self) -> Tensor:
-        """The vector of the gradients as they are now, [size]; a missing gradient is 0."""
+        """The vector of the present gradients, float32 [size]; a missing gradient counts as 0."""
         device = self.parameters[0].device
         if self.size == self.entries:
             return torch.cat(
@@ -41,7 +42,7 @@ class Projection:
             if parameter.grad is not None:
                 signs = torch.Generator(device).manual_seed(self.seed * 1_000_003 + index)
                 flat = parameter.grad.detach().flatten()
-                # Cut where the place in the sketch wraps round.
+                # The gradient is cut where its place in the vector wraps around.
                 first = min(self.size - start, len(flat))
                 place = start
                 for part in (flat[:first], *flat[first:].split(self.size)):

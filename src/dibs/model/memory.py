@@ -1,4 +1,4 @@
-"""Going on with smaller batches where memory does not suffice."""
+"""Continue with smaller batches where memory does not suffice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, of the device or of the machine, is used up."""
+    """Whether an exception means that the memory of the device or of the machine is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -22,9 +22,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def halved(tokens: int, longest: int) -> int:
-    """Half as many tokens a batch, one sequence at least; memory that is not in use is given back.
+    """Half of ``tokens``, but at least ``longest``; unused memory is returned to the device.
 
-    To be called outside the handler of the error, whose traceback holds the tensors that did not fit.
+    Call it outside of the error's handler: the traceback holds the tensors that did not fit.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -35,17 +35,17 @@ def halved(tokens: int, longest: int) -> int:
 def with_smaller_batches(
     run: Callable[[int], _Result], tokens: int, longest: int
 ) -> tuple[_Result, int]:
-    """``run(tokens)``, with half as many tokens a batch as often as memory does not suffice.
+    """Call ``run(tokens)``, and again with half as many tokens whenever memory does not suffice.
 
     Args:
-        run: does all of its work again, in batches of so many tokens.
-        tokens: of a batch, to begin with.
-        longest: of one sequence; with fewer tokens a batch nothing could get smaller.
+        run: does all of its work, in batches of so many tokens.
+        tokens: tokens of a batch in the first call.
+        longest: tokens of the longest sequence; smaller batches are not tried.
 
     Returns:
-        The result, and the tokens at which it was reached.
+        The result of the call that succeeded, and its tokens.
 
-    Raises whatever ``run`` does, and its out-of-memory error where one sequence alone is too large.
+    Raises whatever ``run`` raises, and its out-of-memory error where one sequence alone is too large.
     """
     while True:
         try:

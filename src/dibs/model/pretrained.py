@@ -1,4 +1,4 @@
-"""Load a policy and its tokenizer, by id or from a folder, as the configuration wants them."""
+"""Load a policy and its tokenizer from a folder or from the hub, as the configuration says."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from dibs.types import InputError
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 _DTYPES = {"float32": torch.float32, "mixed": torch.float32, "bfloat16": torch.bfloat16}
 _TINY = 20_000_000
-"""Parameters below which one CPU thread is faster than several."""
+"""Parameters of a model below which one CPU thread is faster than several."""
 
 
 def load_policy(config: PolicyConfig, temperature: float) -> Policy:
-    """Load ``config.model``, an id or folder, and its tokenizer.
+    """Load ``config.model``, a hub id or a folder, and its tokenizer.
 
-    Raises InputError when there is no such model or it cannot be loaded.
+    Raises InputError when there is no such model, it cannot be loaded, or it declares no end-of-sequence
+    token.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -59,7 +60,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
 
 
 def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:
-    """The model in PEFT's wrapper; only its new adapters are trainable."""
+    """The model in PEFT's wrapper, with new adapters, which alone are trainable."""
     try:
         import peft
     except ImportError:
@@ -79,10 +80,10 @@ def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:
 
 
 def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
-    """The tokenizer as it was saved.
+    """Load a tokenizer of the class that it was saved with.
 
-    AutoTokenizer of transformers 5 replaces a generic tokenizer in, say, a Qwen2 folder by Qwen2's
-    own class, which splits text differently from the ``tokenizer.json`` beside it.
+    AutoTokenizer of transformers 5 would replace a generic tokenizer in, for example, a Qwen2 folder by
+    Qwen2's own class, which splits text differently from the ``tokenizer.json`` in that folder.
     """
     declared = get_tokenizer_config(source, **options).get("tokenizer_class")
     if declared in _GENERIC_TOKENIZERS:
@@ -92,7 +93,7 @@ def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        # torchrun gives each process of a run its number on the machine.
+        # torchrun sets the number of each process on its machine.
         own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return torch.device(own if torch.cuda.is_available() else "cpu")
     try:

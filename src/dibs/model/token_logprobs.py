@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of tokens without a [tokens, vocabulary] tensor.
 
-The output layer is applied to a block of tokens at a time, and again in the backward pass, so that one
-block of logits is held and no more. torch's ``linear_cross_entropy`` computes gradients in the forward
-pass, which a clipped ratio, whose slope is known afterwards, cannot use.
+The output layer is applied to a block of tokens at a time, and again in the backward pass, so that only
+one block of logits is held. torch's ``linear_cross_entropy`` is of no use here: it computes gradients in
+the forward pass, and the slope of a clipped ratio is known only afterwards.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ def token_logprobs(
     """``log softmax(layer(hidden) / temperature)`` at each token, and the softmax's entropy.
 
     Args:
-        hidden: [..., d].
-        tokens: int64 [...].
+        hidden: inputs of the layer, [..., d].
+        layer: the output layer; its bias may be None.
+        tokens: token ids, int64 [...].
+        temperature: divides the logits, above 0.
 
     Returns:
-        float32 [...] each, in nats. The entropy carries no gradient.
+        Log-probabilities and entropies in nats, float32 [...] each. The entropy carries no gradient.
     """
     flat = hidden.flatten(0, -2)
     logprobs, entropy = _TokenLogprobs.apply(
@@ -39,7 +41,7 @@ def token_logprobs(
 
 
 def full_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from logits [..., V] over temperature."""
+    """Log-probabilities and entropies of tokens [...], from logits over temperature [..., V]."""
     table = logits.log_softmax(-1)
     chosen = table.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     with torch.no_grad():
@@ -62,7 +64,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.dtype = hidden.dtype
         for rows in _blocks(tokens, weight):
             output = nn.functional.linear(hidden[rows], weight, bias)
-            ctx.dtype = output.dtype  # that of autocast, where it is on
+            ctx.dtype = output.dtype  # under autocast, autocast's
             logits = _over(output, temperature)
             normalizer[rows] = logits.logsumexp(-1)
             chosen[rows] = logits.gather(-1, tokens[rows].unsqueeze(-1)).squeeze(-1)

@@ -1,11 +1,11 @@
 """The starting policy of an embedded task: a small Qwen2 that imitates noisy demonstrations.
 
-Trained once on the CPU, from a seed, and kept in the user's cache folder under a hash of everything
-that decides the weights. The result is an ordinary Hugging Face folder.
+The policy is trained once, on the CPU and from a seed. It is kept in the user's cache folder, under a
+hash of everything that decides the weights, as an ordinary Hugging Face folder.
 
 Weight matrices are trained with Muon and the rest with AdamW, which takes half the time of AdamW alone
-(docs/lab-notes.md). Each batch holds equally many problems of every
-length, one forward pass a length, so nothing is padded.
+(docs/lab-notes.md). Each batch holds equally many problems of every length. Each length has a forward
+pass of its own, so nothing is padded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dibs.data.arithmetic import (
 from dibs.types import InputError
 
 Progress = Callable[[int, int, float], None]
-"""``progress(update, updates, loss)``"""
+"""Called after every update as ``progress(update, updates, loss)``."""
 
 _RECIPE = 3
 _WARM_UP_UPDATES = 50
@@ -47,9 +47,9 @@ _INITIALIZER_RANGE = 0.08
 
 
 def warm_started_policy(task: str, config: WarmStartConfig, progress: Progress) -> Path:
-    """Folder of the warm-started policy of ``task``, trained now unless it is in the cache.
+    """The folder of the warm-started policy of ``task``, which is trained now unless it is in the cache.
 
-    The cache is ``DIBS_CACHE`` or the user's cache folder.
+    The cache is ``DIBS_CACHE`` or the user's cache folder. Raises InputError where it cannot be written.
     """
     recipe = {"task": task, "recipe": _RECIPE, "torch": torch.__version__, **config.model_dump()}
     key = blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -76,7 +76,7 @@ def warm_started_policy(task: str, config: WarmStartConfig, progress: Progress) 
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a number, letter and sign."""
+    """The embedded task's tokenizer: every number, letter and sign is one token."""
     letters = LETTERS[: max(most for _, most in TASKS.values())]
     words = [*map(str, range(MODULUS)), *letters, *OPERANDS, "=", ANSWER_MARK]
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", *words])}
@@ -101,7 +101,7 @@ def build_model(config: WarmStartConfig, tokenizer: PreTrainedTokenizerFast) -> 
             num_key_value_heads=config.heads,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
-            # The usual 0.02 takes several times longer at this width.
+            # With the usual 0.02, training takes several times as long at this width.
             initializer_range=_INITIALIZER_RANGE,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -118,7 +118,7 @@ def _train(
             f"the embedded task needs torch >= 2.9 for its warm start, this is {torch.__version__}"
         )
     threads = torch.get_num_threads()
-    # One thread: the weights must not depend on the machine, and tiny matrices gain little from two.
+    # One thread, since the weights must not depend on the machine; tiny matrices gain little from two.
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng():

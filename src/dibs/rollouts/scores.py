@@ -1,4 +1,4 @@
-"""How good a policy is on held-out prompts: avg@k, pass@k and maj@k with intervals."""
+"""How good a policy is on held-out prompts: avg@k, pass@k and maj@k of groups of completions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from dibs.types import Group
 class Evaluation:
     """Scores on prompts with up to n completions each; a prompt without any verdict is left out.
 
-    ``accuracy``: accepted share (avg@k), with its 95% interval ``[low, high]``. ``pass_at_k``: chance
-    that k completions hold an accepted one. ``log_accept_rate``: mean of ``ln p_i``, the value of
-    ``log_likelihood``, with ``(accepted + 1/2) / (n + 1)`` for p_i, so that a prompt without an accepted
-    completion counts as ``ln 1/(2n + 2)``. ``statuses``: completions by status, those without a verdict
+    ``prompts``: how many are scored. ``accuracy``: mean share of accepted completions (avg@k), in [0,
+    1], with its 95% interval ``[low, high]``. ``pass_at_k``: chance that one of k completions is
+    accepted. ``log_accept_rate``: mean of ``ln p_i``, the value of the objective ``log_likelihood``.
+    Here p_i is ``(accepted + 1/2) / (n + 1)``, so that a prompt without an accepted completion counts
+    as ``ln 1/(2n + 2)``. ``statuses``: number of completions by status, those without a verdict
     included.
     """
 
@@ -50,9 +51,10 @@ class Evaluation:
 
 
 def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
-    """Evaluation of groups; ``k``: of pass@k, by default the size of the largest group.
+    """Score groups of completions, one for each prompt.
 
-    Raises ValueError where no completion has a verdict.
+    ``k``: completions of pass@k; None: the size of the largest group. Raises ValueError where no
+    completion has a verdict.
     """
     judged = [group for group in groups if group.rollouts]
     if not judged:
@@ -74,7 +76,7 @@ def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
 
 
 def count_statuses(groups: Sequence[Group]) -> dict[str, int]:
-    """Completions by status, those without a verdict included."""
+    """Number of completions by status, those without a verdict included."""
     statuses: Counter[str] = Counter()
     for group in groups:
         statuses.update(rollout.status for rollout in group.rollouts)
@@ -83,10 +85,10 @@ def count_statuses(groups: Sequence[Group]) -> dict[str, int]:
 
 
 def pass_at_k(n: int, accepted: int, k: int) -> float:
-    """Chance that k of n completions, drawn without replacement, hold an accepted one.
+    """Chance that one of k completions is accepted, where k of n are drawn without replacement.
 
-    Unbiased for the chance that k fresh completions do (arXiv 2107.03374, eq. (1)). With fewer than k
-    completions, whether any was accepted.
+    This is unbiased for the chance with k fresh completions (arXiv 2107.03374, eq. (1)). Where n is
+    below k, it is 1 if any completion was accepted, else 0.
     """
     if n < k:
         return float(accepted > 0)
@@ -94,11 +96,12 @@ def pass_at_k(n: int, accepted: int, k: int) -> float:
 
 
 def majority(group: Group, answer_of: Callable[[str], str | None]) -> float:
-    """Whether the answer given most often is accepted, 0 or 1 (maj@k).
+    """1 if the answer that most completions give is accepted, else 0 (maj@k).
 
-    Accepted answers are equal in value, so they vote together; others vote by how ``answer_of`` reads
-    them, or as they are where it cannot. A completion in which the verifier found no answer does not
-    vote; the answer given first wins a tie.
+    Accepted completions vote together, since their answers are equal in value. Every other completion
+    votes for its answer as ``answer_of`` reads it, or for its whole text where ``answer_of`` returns
+    None. A completion in which the verifier found no answer does not vote. The answer given first wins
+    a tie.
     """
     votes: Counter[tuple[bool, str]] = Counter()
     for rollout in group.rollouts:

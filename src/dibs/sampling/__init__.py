@@ -1,1 +1,1 @@
-"""The name that command lines of vLLM servers knew before ``dibs.WeightLoader``."""
+"""A room kept for ``dibs.sampling.vllm_worker``, which command lines of vLLM servers may name."""

@@ -1,4 +1,4 @@
-"""The former name of ``dibs.WeightLoader``, kept for command lines of vLLM servers."""
+"""``dibs.WeightLoader`` under another name, which command lines of vLLM servers may use."""
 
 from dibs.rollouts.sampling.weight_loader import WeightLoader
 

@@ -1,4 +1,4 @@
-"""Gradient norms of single completions, for a whole batch at the price of about one ordinary pass."""
+"""Gradient norms of single completions; those of a batch cost about one ordinary training pass."""
 
 from dibs.model.grad_norms.methods import GradientNorms, gradient_norms
 

@@ -1,11 +1,11 @@
-"""The output layer in closed form: no backward pass, the vocabulary in chunks.
+"""The gradient at the output layer in closed form, without a backward pass, chunk by chunk.
 
 With logits ``z_t = W h_t / tau`` the gradient of one completion's log-probability is
 
     ``dW = sum_t e_t h_t^T``,   ``dh_t = W^T e_t``,   ``e_t = (onehot(y_t) - softmax(z_t)) / tau``
 
-No [batch, tokens, vocabulary] tensor is held. Different chunks are different rows of ``dW``, so their
-squares add up.
+The vocabulary is walked in chunks, so no [batch, tokens, vocabulary] tensor is held. Different chunks
+are different rows of ``dW``, so their squares add up.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Sketch:
     """A random projection of the vocabulary axis to ``size`` sums with random signs (a count sketch).
 
     Inner products of projected vectors are unbiased. The squared norm has a relative standard error of
-    at most sqrt(2 / size), up to the chunks' part in drawing the places; the norm about half of it.
-    (Charikar et al. 2002; Weinberger et al. 2009, arXiv 0902.2206.)
+    at most about sqrt(2 / size), and the norm about half of that. Places are drawn chunk by chunk, so
+    the bound is not exact. (Charikar et al. 2002; Weinberger et al. 2009, arXiv 0902.2206.)
     """
 
     def __init__(self, size: int, vocabulary: int, seed: int, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class Sketch:
         self.keys = torch.rand(vocabulary, generator=generator).to(device)
 
     def fold(self, errors: Tensor, chunk: slice) -> Tensor:
-        """Project errors [B, T, chunk] to [B, T, size]: shuffled, signed, added up."""
+        """Project errors [B, T, chunk] to [B, T, size]: entries are signed, shuffled and added up."""
         shuffled = (errors * self.signs[chunk])[:, :, self.keys[chunk].argsort()]
         padded = nn.functional.pad(shuffled, (0, -shuffled.shape[2] % self.size))
         return padded.unflatten(2, (-1, self.size)).sum(2)
@@ -61,12 +61,17 @@ def output_layer(
     """Gradients of the completions' log-probabilities at and below the output layer.
 
     Args:
-        layer: its input is ``hidden``, [B, T, d], one vector for each completion token.
-        products: takes the share of the layer's matrix, and of its bias where it has one.
-        sketch: project the vocabulary axis before products are taken.
-        backward: return the gradient at ``hidden`` [B, T, d]; else an empty tensor.
-        looked_up: rows of the matrix, [B, U], whose logit gradients [B, T, U] are returned; -1 gives
-            no meaningful value. None: an empty tensor.
+        layer: the output layer.
+        hidden: the layer's input, [B, T, d]: one vector for each completion token.
+        products: the share of the layer's matrix, and of its bias where it has one, is added here.
+        sketch: projects the vocabulary axis before products are taken.
+        backward: whether the gradient at ``hidden`` is returned.
+        looked_up: rows of the matrix, [B, U], whose logit gradients are returned; the value at a row -1
+            has no meaning.
+
+    Returns:
+        The gradient at ``hidden``, float32 [B, T, d], and the logit gradients, [B, T, U]. What was not
+        asked for is an empty tensor.
     """
     below = torch.zeros_like(hidden, dtype=torch.float32) if backward else hidden.new_zeros(0)
     picked = []
@@ -91,7 +96,7 @@ def output_layer(
 
 
 def _blocks(layer: nn.Linear, hidden: Tensor, products: Products | None) -> Iterator[slice]:
-    """Samples taken together: as many as fit, at least one; all where pairs of samples are wanted."""
+    """Slices of samples: as many as fit into a chunk, at least one; all where pairs are wanted."""
     samples, length, _ = hidden.shape
     count = max(1, _chunk(hidden) // (length * len(layer.weight)))
     if products is not None and products.pairs:
@@ -111,9 +116,10 @@ def _with_ones(hidden: Tensor) -> Tensor:
 class _Errors:
     """The errors ``e_t`` of a block of samples, chunk by chunk over the vocabulary.
 
-    One walk finds the softmax's normalizer, a second gives the errors; where the vocabulary is one
-    chunk, its exponentials are kept and the logits are computed once. The chosen token's error is had
-    from the sum over the others, so that a token of probability near 1 keeps its relative precision.
+    A first walk over the vocabulary finds the softmax's normalizer, and a second gives the errors.
+    Where the vocabulary is one chunk, its exponentials are kept, and the logits are computed once. The
+    chosen token's error is the sum over the other tokens, so that it is precise also for a probability
+    near 1.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class _Errors:
         self.mask = batch.completion_mask[rows].unsqueeze(2)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the vocabulary with their errors [b, T, slice]."""
+        """Slices of the vocabulary, each with its errors [b, T, slice]."""
         samples, length, _ = self.hidden.shape
         vocabulary = len(self.layer.weight)
         width = max(1, _chunk(self.hidden) // (samples * length))
@@ -140,7 +146,7 @@ class _Errors:
             yield chunk, error
 
     def at(self, rows: Tensor) -> Tensor:
-        """Errors at the entries [b, U] of the vocabulary, [b, T, U]; after ``chunks``."""
+        """Errors at the entries [b, U] of the vocabulary, [b, T, U]. Call it after :meth:`chunks`."""
         entries = rows.clamp(min=0)
         logits = product(self.hidden, self.layer.weight[entries].mT.to(self.hidden.dtype))
         if self.layer.bias is not None:
@@ -172,7 +178,7 @@ class _Errors:
         return logits if self.temperature == 1 else logits.div_(self.temperature)
 
     def _index(self, chunk: slice) -> tuple[Tensor, Tensor]:
-        """Which tokens chose an entry of the chunk, and its index (any, for the others)."""
+        """Which tokens chose an entry of the chunk, and the entry's index; else an arbitrary index."""
         inside = (self.chosen >= chunk.start) & (self.chosen < chunk.stop)
         return inside, (self.chosen - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
 

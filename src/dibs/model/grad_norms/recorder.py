@@ -1,14 +1,15 @@
 """Per-sample squared gradient norms, recorded while one backward pass of a batch runs.
 
-Every function of torch that reads a trainable parameter is intercepted, whatever module calls it, and
-replaced by one whose backward pass passes the gradient on to its input as usual but, in place of the
-parameter's gradient, adds each sample's share of the squared norm. No ``.grad`` is written, so a
-parameter that does get one was used in a way not covered here, and the caller can say so.
+Every function of torch that reads a trainable parameter is intercepted, whatever module calls it. In its
+place runs one with another backward pass: the gradient goes on to the function's input as usual, but
+each sample's share of the squared norm is recorded in place of the parameter's gradient. No ``.grad``
+is written. So a parameter that has one afterwards was used in a way that is not covered here, and the
+caller can raise an error.
 
 For a matrix ``W`` [out, in] with inputs ``x_t`` and output gradients ``g_t``, t over a sample's tokens,
-the sample's gradient is ``sum_t g_t x_t^T``. Its squared norm is had from T x T Gram matrices,
+the sample's gradient is ``sum_t g_t x_t^T``. Its squared norm comes from T x T Gram matrices,
 ``sum_{t,u} (g_t . g_u)(x_t . x_u)`` (Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv
-2110.05679), or by forming the gradient a few rows at a time, whichever costs less for the shapes.
+2110.05679), or from the gradient itself, a few rows at a time, whichever costs less for the shapes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from dibs.types import InputError
 
 _BLOCK = 2**20
-"""Entries of per-sample gradients held at once: fits the cache of a CPU core."""
+"""Entries of per-sample gradients held at once, which fit the cache of a CPU core."""
 _BLOCK_ON_DEVICE = 2**27
 """The same on an accelerator, where larger products run faster (512 MiB)."""
 
@@ -42,7 +43,7 @@ class Products:
         self.total = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, gradients: Tensor, sign: float = 1.0, rows: slice = slice(None)) -> None:
-        """Add (or take off) gradients [B, ...] of some parameter entries of the samples ``rows``."""
+        """Add gradients [B, ...] of some parameter entries, times ``sign``, for the samples ``rows``."""
         flat = gradients.flatten(1).float()
         if self.pairs:
             self.total[rows, rows] += sign * (flat @ flat.T).double()
@@ -71,7 +72,7 @@ class Products:
 
 
 def _squares(flat: Tensor) -> Tensor:
-    """Squared norms [B] in float64; one float32 norm of millions of entries would be off by 1e-5."""
+    """Squared norms, float64 [B]. A float32 norm of millions of entries would be off by 1e-5."""
     samples, size = flat.shape
     whole = size - size % 1024
     pieces = torch.linalg.vector_norm(flat[:, :whole].reshape(samples, whole // 1024, 1024), dim=2)
@@ -90,7 +91,7 @@ def gram_is_cheaper(length: int, outputs: int, inputs: int) -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """Product in float32, also of bfloat16 factors: of two matrices, or of two batches of them."""
+    """The float32 product of two matrices or batches of matrices, also where these are bfloat16."""
     if left.is_cuda and left.dtype == right.dtype != torch.float32:
         multiply = torch.mm if left.ndim == 2 else torch.bmm
         return multiply(left, right, out_dtype=torch.float32)
@@ -102,10 +103,10 @@ class Recorder(TorchFunctionMode):
 
     Args:
         tracked: parameters by name.
-        products: where the shares go. Its samples must be the first axis of every activation, which is
-            checked by shape alone.
+        products: where shares are added. The first axis of every activation must be its samples, which
+            is checked by shape alone.
 
-    Raises InputError, naming the parameter, where one is used in a way that has no closed form here.
+    Raises InputError, with the parameter's name, where one is used in a way that is not covered.
     """
 
     def __init__(self, tracked: Mapping[str, Tensor], products: Products) -> None:
@@ -141,7 +142,7 @@ class Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function`` with this recorder entered: for code that runs later, maybe in another thread."""
+        """``function`` with this recorder entered, for code that runs later or in another thread."""
 
         def inside(*args: Any, **kwargs: Any) -> Any:
             with self:
@@ -150,7 +151,7 @@ class Recorder(TorchFunctionMode):
         return inside
 
     def close(self) -> None:
-        """Add what had to wait for the end of the backward pass.
+        """Add what is complete only at the end of the backward pass.
 
         Raises InputError for a parameter used without gradients and never again with them.
         """
@@ -168,7 +169,7 @@ class Recorder(TorchFunctionMode):
         """The name of a tracked parameter, None for any other tensor."""
         return self.names.get(id(parameter))
 
-    # What replaces the functions of torch.
+    # These replace functions of torch.
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         name = self.name_of(weight)
@@ -231,7 +232,7 @@ class Recorder(TorchFunctionMode):
         return torch.mul(left, right)
 
     def _per_sample(self, vector: Any, activations: Any) -> Any:
-        """A tracked vector as one copy a sample, so that its gradient comes one a sample."""
+        """A tracked vector, copied for each sample so that each copy has its own gradient."""
         name = self.name_of(vector)
         if name is None:
             return vector
@@ -251,10 +252,10 @@ class Recorder(TorchFunctionMode):
                 f"the batch of {self.samples},",
             )
 
-    # What the backward passes report.
+    # The backward passes call these.
 
     def add_matrix(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
-        """Share of a matrix from inputs [B, ..., in] and output gradients [B, ..., out]."""
+        """Add a matrix's share from its inputs [B, ..., in] and output gradients [B, ..., out]."""
         inputs = inputs.reshape(self.samples, -1, inputs.shape[-1])
         gradient = gradient.reshape(self.samples, -1, gradient.shape[-1])
         self.finish(name)
@@ -266,14 +267,15 @@ class Recorder(TorchFunctionMode):
         self.products.add_outer(gradient, inputs)
 
     def keep_for_embedding(self, name: str, gradient: Tensor, inputs: Tensor) -> None:
-        """Logit gradients [B, T, U] at the rows that an embedding with the same weight looked up."""
+        """Keep logit gradients [B, T, U] at the rows that an embedding of the same weight looked up."""
         self.output_gradients[name] = (gradient, inputs)
 
     def add_embedding(self, name: str, slots: Tensor, size: int, gradient: Tensor) -> None:
-        """Share of an embedding from output gradients [B, S, d]; with the output layer's if tied.
+        """Add an embedding's share from its output gradients [B, S, d], also where it is tied.
 
-        Only looked-up rows have a gradient E, so of ``||L + E||^2``, L the output layer's gradient,
-        ``||L||^2`` is known and the difference lies in those rows.
+        A tied matrix has the gradient ``L + E``, where L is the output layer's and E the embedding's. E
+        is zero but for the looked-up rows. So ``||L + E||^2`` differs from ``||L||^2``, which was added
+        before, in those rows only.
         """
         width = gradient.shape[2]
         embedding = gradient.new_zeros(self.samples, size, width, dtype=torch.float32)
@@ -290,12 +292,12 @@ class Recorder(TorchFunctionMode):
         self.products.add(embedding)
 
     def add_vector(self, name: str, gradient: Tensor) -> None:
-        """Share of a vector from per-sample gradients [B, ..., d]; uses add up."""
+        """Add per-sample gradients [B, ..., d] of one use of a vector to those of its other uses."""
         flat = gradient.reshape(self.samples, -1).float()
         self.vectors[name] = self.vectors[name] + flat if name in self.vectors else flat
 
     def finish(self, name: str) -> None:
-        """Note that a matrix has had its share added; InputError for a second time."""
+        """Note that a matrix's share was added. Raises InputError the second time."""
         if name in self.finished:
             raise uncovered(name, "a matrix used more than once in a forward pass")
         self.finished.add(name)
@@ -304,8 +306,9 @@ class Recorder(TorchFunctionMode):
 def distinct_rows(ids: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """Number the distinct values in each row of ``ids`` [B, S], or in all rows together if ``shared``.
 
-    Returns ``slots`` [B, S], the number of each id, and ``rows`` [B, U], the id of each number; -1 where
-    a row has fewer than U distinct ids.
+    Returns:
+        ``slots`` [B, S], the number of each id, and ``rows`` [B, U], the id of each number. ``rows`` is
+        -1 where a row has fewer than U distinct ids.
     """
     if shared:
         values, slots = ids.unique(return_inverse=True)

@@ -1,36 +1,6 @@
-"""Writing completions. Knows no rewards."""
+"""Writing completions: from prompts and counts to sampled tokens. Knows no rewards."""
 
-from dibs.config import Config
-from dibs.model.policy import Policy
-from dibs.rollouts.sampling.sampler import IdleSampler, Sampled, Sampler, SampleRequest, collected
-from dibs.rollouts.sampling.transformers import TransformersSampler
-from dibs.types import InputError, NonFiniteError
+from dibs.rollouts.sampling.engines import build_sampler
+from dibs.rollouts.sampling.sampler import Sampled, Sampler, SampleRequest, collected
 
 __all__ = ["SampleRequest", "Sampled", "Sampler", "build_sampler", "collected"]
-
-
-def build_sampler(config: Config, policy: Policy, main: bool = True) -> Sampler:
-    """The engine that the configuration asks for, with the policy's weights.
-
-    ``main``: whether this is the first process of a run, which alone talks to servers. Raises
-    InputError where it cannot be started or reached, or does not sample from the policy.
-    """
-    sampling = config.sampling
-    try:
-        if sampling.engine == "vllm":
-            from dibs.rollouts.sampling.vllm import VllmSampler
-
-            return VllmSampler(policy, config)
-        if sampling.engine == "vllm_server" and not main:
-            return IdleSampler(sampling.batch_tokens)
-        if sampling.engine == "vllm_server":
-            try:
-                from dibs.rollouts.sampling.vllm_server import VllmServerSampler
-            except ModuleNotFoundError as error:
-                raise InputError(
-                    f"sampling.engine vllm_server needs {error.name}; pip install 'dibs-rl[vllm-server]'"
-                ) from None
-            return VllmServerSampler(policy, sampling)
-    except NonFiniteError as error:
-        raise InputError(f"policy.model {config.policy.model}: {error}") from None
-    return TransformersSampler(policy, sampling.max_completion_length, sampling.batch_tokens)

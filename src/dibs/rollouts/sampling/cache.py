@@ -1,4 +1,4 @@
-"""Keys and values of rows that come and go while they are decoded."""
+"""The cache of keys and values for rows that join and leave a batch while it is decoded."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 _ROOM = 16
-"""Columns a buffer grows by at least, and a quarter of those it has: fresh memory is what costs."""
+"""Least columns by which a buffer grows; a long one grows by a quarter, since new memory is slow."""
 
 
 class GrowingLayer(DynamicLayer):
     """Keys and values [B, H, L, D] of one layer, in buffers with room for more columns.
 
-    transformers' own layer copies all of them with every token.
+    The layer of transformers would copy all columns with every token.
     """
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append columns; all of them, as views of the buffers."""
+        """Append columns, and return all keys and values as views of the buffers."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers = [key_states, value_states]
@@ -40,16 +40,16 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def select(self, rows: Tensor, lead: int = 0) -> None:
-        """Keep these rows (a row may be kept several times) without their first ``lead`` columns."""
+        """Keep ``rows``, without their first ``lead`` columns; a row may be kept several times."""
         length = self.keys.shape[2] - lead
         self._buffers = [buffer[rows, :, lead:] for buffer in self._buffers]
         self._show(length)
 
     def join(self, other: GrowingLayer) -> None:
-        """Take in the rows of another layer; the shorter ones are padded on the left."""
+        """Append the rows of another layer; the shorter rows are padded on the left."""
         length = max(self.keys.shape[2], other.keys.shape[2])
         for i, (mine, theirs) in enumerate(((self.keys, other.keys), (self.values, other.values))):
-            # Zeros: what is masked must still be a number.
+            # Padding is zeros, since masked keys and values must be finite.
             buffer = mine.new_zeros(
                 len(mine) + len(theirs), mine.shape[1], _with_room(length), mine.shape[3]
             )
@@ -67,7 +67,7 @@ def _with_room(length: int) -> int:
 
 
 def new_cache(model: PreTrainedModel) -> tuple[Cache, bool]:
-    """An empty cache, and whether rows can join and leave it: every layer attends to everything."""
+    """An empty cache, and whether rows can join and leave it: where no layer has a window or state."""
     usual = DynamicCache(config=model.config)
     if all(type(layer) is DynamicLayer for layer in usual.layers):
         return Cache(layers=[GrowingLayer() for _ in usual.layers]), True

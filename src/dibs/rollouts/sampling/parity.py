@@ -1,8 +1,8 @@
-"""Does an engine that holds its own copy of the weights sample from the policy?
+"""A check that an engine with its own copy of the weights samples from the policy.
 
-A copy can be wrong without a word: weights that were not loaded, a kernel that keeps its own packed
-version of them, log-probabilities at another temperature. So a few tokens are drawn by the engine and
-scored by the learner, at the start and after each weight update.
+A copy can be wrong without an error: weights were not loaded, a kernel kept a packed version of the old
+ones, or log-probabilities are at another temperature. So the engine draws a few tokens and the learner
+scores them, at the start and after each weight update.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dibs.rollouts.sampling.sampler import Sampled, SampleRequest
 from dibs.types import InputError, NonFiniteError, Prompt, TrainingExample
 
 _EXACT_TOLERANCE = 1e-3
-"""In float32."""
+"""Accepted difference of log-probabilities in float32, in nats."""
 _TOLERANCE = 0.5
-"""Of lower precision: a single token may be far off, a wrong copy is off by more on some."""
+"""The same in lower precision. One token may be far off; a wrong copy is off by more on some token."""
 _PROMPT_LENGTH = 8
 _COMPLETIONS = 4
 _LENGTH = 8
 
 Draw = Callable[[Sequence[SampleRequest], int], Iterable[Sampled]]
-"""Draws completions of at most so many tokens, at the policy's temperature."""
+"""``draw(requests, length)``: completions of at most ``length`` tokens, at the policy's temperature."""
 
 
 class ParityCheck:
     """Compares an engine's log-probabilities with the learner's.
 
-    ``difference``: the largest of the last check, in nats; None before the first.
+    ``difference``: the largest difference in the last check, in nats; None before the first check.
     """
 
     def __init__(self, policy: Policy, config: SamplingConfig) -> None:
@@ -47,9 +47,12 @@ class ParityCheck:
         self._prompt = Prompt("0", "", _token_ids(policy), "")
 
     def __call__(self, engine: str, draw: Draw, advice: str) -> None:
-        """InputError, with both numbers and ``advice``, where they differ by more than the tolerance.
+        """Check the engine named ``engine``.
 
-        Raises NonFiniteError, before the engine is asked, where the policy itself is NaN or infinite.
+        Raises:
+            InputError: a log-probability differs by more than the tolerance, or the engine draws
+                nothing; the message ends with ``advice``.
+            NonFiniteError: the learner's own log-probabilities are NaN or infinite.
         """
         if self.tolerance is None:
             return
@@ -84,7 +87,7 @@ class ParityCheck:
 
 
 def _token_ids(policy: Policy) -> tuple[int, ...]:
-    """A fixed prompt: ordinary tokens from all over the vocabulary."""
+    """The tokens of a fixed prompt: ordinary ones, spread over the vocabulary."""
     size = min(len(policy.tokenizer), policy.model.get_input_embeddings().num_embeddings)
     special = {*policy.tokenizer.all_special_ids, *policy.eos_ids}
     ordinary = [token for token in range(size) if token not in special]

@@ -16,8 +16,8 @@ from dibs.types import Completion, NonFiniteError, Prompt
 class SampleRequest:
     """Completions ``first`` to ``first + count - 1`` of one prompt (a count of 0 is legal).
 
-    ``seed`` fixes all of them: completion k of a prompt depends on the policy, the prompt and
-    ``(seed, k)`` only, not on what else is sampled beside it (up to rounding of the logits).
+    ``seed`` determines all of them. Completion k of a prompt depends only on the policy, the prompt and
+    ``(seed, k)``, up to rounding of the logits, and not on what is sampled beside it.
     """
 
     prompt: Prompt
@@ -27,7 +27,7 @@ class SampleRequest:
 
 
 class Sampled(NamedTuple):
-    """A finished completion: the index of its request, its number k, and what was written."""
+    """A finished completion, with the index of its request and its number k."""
 
     request: int
     number: int
@@ -37,10 +37,10 @@ class Sampled(NamedTuple):
 class Sampler(Protocol):
     """An engine that draws completions from the policy.
 
-    ``batch_tokens``: decoded together; it shrinks where memory does not suffice. ``context``: tokens of
-    a prompt and its completion at most; None where only the policy's own limit counts. ``shared``: it
-    serves all processes of a run, and the first alone asks it. ``description``: the engine and what was
-    found out about it, for the user.
+    ``batch_tokens``: tokens that are decoded together; it shrinks where memory does not suffice.
+    ``context``: most tokens of a prompt and its completion; None where only the policy's own limit
+    holds. ``shared``: whether the engine serves all processes of a run, so that only the first process
+    uses it. ``description``: a phrase for the user about the engine.
     """
 
     batch_tokens: int
@@ -53,15 +53,15 @@ class Sampler(Protocol):
     def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
-        """Completions as they are finished, in any order; an engine that fails on some leaves them out.
+        """Yield completions as they are finished, in any order.
 
-        Pure sampling: the policy's own distribution at the temperature, with no top-k, top-p or
-        penalty. ``temperature`` defaults to the policy's.
+        They are drawn from the policy's own distribution at ``temperature`` (None: the policy's),
+        without top-k, top-p or penalties. Completions on which the engine fails are missing.
         """
         ...
 
     def update_weights(self) -> None:
-        """Sample from the policy as it is now; for engines that hold a copy of its weights."""
+        """Bring the engine's copy of the weights, if it has one, up to date with the policy."""
         ...
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Sampler(Protocol):
 
 @dataclass
 class IdleSampler:
-    """In a process that leaves all sampling to another."""
+    """The sampler of a process that leaves all sampling to the first process of the run."""
 
     batch_tokens: int
     context: int | None = None
@@ -81,7 +81,7 @@ class IdleSampler:
     def sample(
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
-        """Nothing."""
+        """Yield nothing."""
         return iter(())
 
     def update_weights(self) -> None:
@@ -94,7 +94,7 @@ class IdleSampler:
 def collected(
     requests: Sequence[SampleRequest], stream: Iterable[Sampled]
 ) -> list[list[Completion]]:
-    """The completions of each request, by number."""
+    """The completions of each request, sorted by number."""
     groups: list[list[Sampled]] = [[] for _ in requests]
     for sampled in stream:
         groups[sampled.request].append(sampled)
@@ -105,17 +105,17 @@ def collected(
 
 
 def engine_seed(request: SampleRequest, part: int = 0) -> int:
-    """vLLM's seed of the request's completion ``first + part``, below 2**63.
+    """The seed, below 2**63, with which vLLM draws completion ``first + part`` of a request.
 
-    Completions of a prompt have consecutive seeds, as vLLM itself gives them to the ``n`` completions of
-    one request: so it does not matter how they are parted into requests.
+    Completions of a prompt have consecutive seeds. vLLM itself gives such seeds to the ``n``
+    completions of one of its requests, so the split into requests does not matter.
     """
     (state,) = np.random.SeedSequence(request.seed).generate_state(1, np.uint64)
     return (int(state) >> 2) + request.first + part
 
 
 def as_completion(policy: Policy, tokens: Sequence[int], logprobs: Sequence[float]) -> Completion:
-    """What was drawn, with its text; NonFiniteError where a log-probability is NaN or infinite."""
+    """Tokens as a completion. Raises NonFiniteError where a log-probability is NaN or infinite."""
     if not np.isfinite(logprobs).all():
         raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
     finished = tokens[-1] in policy.eos_ids

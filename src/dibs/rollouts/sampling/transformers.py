@@ -1,8 +1,8 @@
-"""Sampling with the very model that is trained: a decoding loop around its forward pass.
+"""Sampling with the model that is trained: a decoding loop around its forward pass.
 
-Unlike ``generate``, the loop reads the prompt of a group once, drops rows that have finished, lets
-waiting rows take their places, and draws from the softmax alone, whatever the model ships (top-k, top-p,
-penalties). A row's random numbers are its own, so what it says does not depend on its neighbors.
+Unlike ``generate``, the loop reads the prompt of a group once and gives the places of finished rows to
+waiting ones. It draws from the softmax alone and ignores the model's generation settings (top-k, top-p,
+penalties). A row has its own random numbers, so its tokens do not depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion
 
 _FREE_SHARE = 4
-"""Rows are admitted when a place in so many is free: each admission copies the cache."""
+"""Rows are admitted when 1 place in this many is free, since each admission copies the cache."""
 _FINISHED_SHARE = 8
-"""Finished rows are dropped when a row in so many has finished: that copies it too."""
+"""Finished rows are dropped when 1 row in this many has finished, since that copies the cache too."""
 _BLOCK = 2**24
-"""Probabilities held at once in drawing tokens."""
+"""Probabilities held at once while tokens are drawn."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class _Row:
     seed: tuple[int, ...]
 
     def uniforms(self, length: int) -> np.ndarray:
-        """What decides its tokens, float64 [length]."""
+        """The random numbers in [0, 1) that its tokens are drawn with, float64 [length]."""
         return np.random.default_rng([*self.seed, self.number]).random(length)
 
 
 class TransformersSampler:
-    """Decodes rows together; prompts and longest completions come to ``batch_tokens`` at most."""
+    """Decodes rows together: so many that prompts and longest completions fit in ``batch_tokens``."""
 
     context: int | None = None
     shared = False
@@ -85,7 +85,7 @@ class TransformersSampler:
             rows = [row for row in rows if row not in done]
 
     def update_weights(self) -> None:
-        """Nothing to do: these are the policy's weights."""
+        """Nothing to do, since the sampler uses the policy's own weights."""
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -93,7 +93,7 @@ class TransformersSampler:
     def _decoded(
         self, rows: Sequence[_Row], drawing: _Drawing
     ) -> Iterator[tuple[_Row, Completion]]:
-        """Every row's completion as it is finished."""
+        """Yield each row with its completion as it is finished."""
         waiting = deque(rows)
         batch: _Batch | None = None
         with in_evaluation_mode(self.policy.model):
@@ -111,7 +111,7 @@ class TransformersSampler:
                         batch = rest if batch is None else batch.joined(rest)
 
     def _admitted(self, waiting: deque[_Row], batch: _Batch | None) -> list[_Row]:
-        """Waiting rows for which there is a place now."""
+        """Take the waiting rows for which there is a place now."""
         if not waiting or (batch is not None and not batch.flexible):
             return []
         going = [] if batch is None else batch.unfinished
@@ -124,7 +124,7 @@ class TransformersSampler:
 
 
 class _Drawing:
-    """How tokens are drawn: the inverse CDF of the softmax at a row's own uniform numbers."""
+    """Draws tokens: the inverse CDF of the softmax at a row's own uniform numbers."""
 
     def __init__(self, sampler: TransformersSampler, temperature: float) -> None:
         self.policy = sampler.policy
@@ -133,7 +133,7 @@ class _Drawing:
         self.ends = torch.tensor(self.policy.eos_ids, device=self.policy.device)
 
     def tokens(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """A token a row and its log-probability, [B] each, from logits [B, V]."""
+        """Each row's token and its log-probability, [B] each, from logits [B, V] and uniforms [B]."""
         size = max(1, _BLOCK // logits.shape[1])
         drawn = [
             self._tokens(*each)
@@ -154,9 +154,10 @@ class _Drawing:
 class _Batch:
     """Rows that are decoded together.
 
-    ``mask``: bool [B, L], true where a row has a token. ``positions``: of each row's last token, which
-    the model has not seen yet. ``tokens`` and ``logprobs``: [B, length], of which ``written`` are valid.
-    ``left``: rows that were harvested and wait to be dropped.
+    ``mask``: bool [B, L], true where a row has a token. ``positions``: position of each row's last
+    token, [B]; the model has not read that token yet. ``tokens`` and ``logprobs``: [B, length], of
+    which the first ``written`` [B] are valid. ``left``: whether each row was harvested and waits to be
+    dropped.
     """
 
     def __init__(self, drawing: _Drawing, rows: Sequence[_Row]) -> None:
@@ -164,7 +165,7 @@ class _Batch:
         self.rows = list(rows)
         policy = drawing.policy
         self.cache, self.flexible = new_cache(policy.model)
-        # A prompt that several rows share is read once.
+        # A prompt of several rows is read once.
         prompts = list(dict.fromkeys(row.prompt for row in rows)) if self.flexible else None
         place = {prompt: i for i, prompt in enumerate(prompts or ())}
         shown = [row.prompt for row in rows] if prompts is None else prompts
@@ -198,13 +199,13 @@ class _Batch:
         return [row for row, left in zip(self.rows, self.left, strict=True) if not left]
 
     def advance(self) -> None:
-        """One more token for every row."""
+        """Draw one more token for every row."""
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
         last = self.tokens.gather(1, (self.written - 1).unsqueeze(1))
         self._write(self._logits(last, self.positions.unsqueeze(1)))
 
     def harvest(self) -> Iterator[tuple[_Row, Completion]]:
-        """Rows that ended with the last token, and what they say."""
+        """Yield the rows that ended with the last token, each with its completion."""
         ended = [i for i, end in enumerate(self.ended.tolist()) if end and not self.left[i]]
         if not ended:
             return
@@ -216,7 +217,7 @@ class _Batch:
             yield self.rows[i], as_completion(self.drawing.policy, ids[:length], values[:length])
 
     def without_finished(self) -> _Batch | None:
-        """The batch without finished rows, where dropping them pays; None where none is left."""
+        """The batch, without finished rows where dropping them pays; None where all have finished."""
         finished = sum(self.left)
         if finished == len(self.rows):
             return None
@@ -225,7 +226,7 @@ class _Batch:
         return self
 
     def joined(self, other: _Batch) -> _Batch:
-        """This batch with the rows of another, which have not all finished."""
+        """This batch with the rows of another; neither has only finished rows."""
         for batch in (self, other):
             if any(batch.left):
                 batch._drop_finished()
@@ -271,10 +272,10 @@ class _Batch:
 
     @torch.no_grad()
     def _write(self, logits: Tensor) -> None:
-        """Draw the next token of every row; rows that have ended stay as they are."""
+        """Draw the next token of every row; rows that have ended do not change."""
         place = self.written.clamp(max=self.drawing.length - 1).unsqueeze(1)
         token, logprob = self.drawing.tokens(logits, self.uniforms.gather(1, place).squeeze(1))
-        # What lands behind the end of a finished row is never read.
+        # Tokens after the end of a finished row are never read.
         self.tokens.scatter_(1, place, token.unsqueeze(1))
         self.logprobs.scatter_(1, place, logprob.unsqueeze(1))
         going = ~self.ended

@@ -1,9 +1,9 @@
 """Sampling with vLLM in this process.
 
-The engine is started without weights and gets the policy's from memory, then and after every update;
-nothing is written but its configuration. Completions are requests of their own, each with its own seed:
-one request for ``n`` of them would only answer when the last is finished. vLLM reads their prompt once,
-thanks to its prefix cache.
+The engine is started without weights. It loads the policy's from memory, at the start and after every
+update; only its configuration is written to a file. Each completion is a request with its own seed,
+since a request for ``n`` completions would answer only when the last is finished. vLLM's prefix cache
+makes it read the prompt once.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import InputError, NonFiniteError
 
 _CPU_CACHE = 2**30
-"""Bytes of keys and values on a CPU, where the environment variable of vLLM does not say otherwise."""
+"""Bytes of keys and values on a CPU, where vLLM's environment variable does not set them."""
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 _ADVICE = (
-    "vLLM's own version of this model may differ; use sampling.engine transformers, or say what "
-    "difference you accept"
+    "vLLM's own version of this model may differ; use sampling.engine transformers, or set "
+    "sampling.parity_tolerance to the difference that you accept"
 )
 
 
 class VllmSampler:
     """A vLLM engine with its own copy of the policy's weights.
 
-    ``batch_tokens`` has no effect here: vLLM fills its own batches.
+    ``batch_tokens`` has no effect, since vLLM fills its own batches.
     """
 
     shared = False
@@ -90,7 +90,7 @@ class VllmSampler:
         return self._drawn(requests, self.max_completion_length, temperature)
 
     def update_weights(self) -> None:
-        """Load the policy's weights from memory, forget cached prefixes and compare."""
+        """Load the policy's weights from memory, clear the prefix cache and check parity."""
         version = str(next(self._updates))
         self._engine.collective_rpc("dibs_load", args=(_weights(self.policy), version))
         if not self._engine.reset_prefix_cache():
@@ -98,7 +98,7 @@ class VllmSampler:
         self._parity("sampling.engine vllm", self._drawn, _ADVICE)
 
     def close(self) -> None:
-        """Stop the engine and give its memory back."""
+        """Stop the engine and free its memory."""
         self._engine.engine_core.shutdown()
         del self._engine
         if self._owns_process_group:
@@ -118,7 +118,7 @@ class VllmSampler:
                         temperature=self.policy.temperature if temperature is None else temperature,
                         max_tokens=length,
                         stop_token_ids=self.policy.eos_ids,
-                        ignore_eos=True,  # those of stop_token_ids, and no other
+                        ignore_eos=True,  # only stop_token_ids end a completion
                         logprobs=0,  # of the drawn token alone
                         detokenize=False,
                     )
@@ -129,7 +129,7 @@ class VllmSampler:
                     if output.finished:
                         yield self._sampled(*waiting.pop(output.request_id), output.outputs[0])
         finally:
-            if waiting:  # the reader has left
+            if waiting:  # the caller stopped early
                 self._engine.abort_request(list(waiting))
 
     def _sampled(self, request: int, number: int, output: Any) -> Sampled:
@@ -140,7 +140,7 @@ class VllmSampler:
         return Sampled(request, number, as_completion(self.policy, tokens, logprobs))
 
     def _started(self, config: Config) -> Any:
-        """The engine, with weights that mean nothing yet."""
+        """The engine, whose weights have no meaning yet."""
         model = self.policy.base_model
         shape = copy.deepcopy(model.config)
         shape.architectures = [type(model).__name__]
@@ -159,7 +159,7 @@ class VllmSampler:
                 dtype="bfloat16" if self.policy.mixed else str(model.dtype).removeprefix("torch."),
                 max_model_len=self.context,
                 trust_remote_code=config.policy.trust_remote_code,
-                generation_config="vllm",  # nothing of what the model ships
+                generation_config="vllm",  # ignores the model's generation settings
                 logprobs_mode="processed_logprobs",  # at the sampling temperature
                 max_logprobs=1,
                 enforce_eager=on_cpu,
@@ -172,7 +172,7 @@ class VllmSampler:
 
 
 def _imported() -> Any:
-    """The vllm package, set up for this process; InputError where it is not installed."""
+    """The vllm package, set up for this process. Raises InputError where it is not installed."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over in memory
@@ -189,7 +189,7 @@ def _imported() -> Any:
 
 
 def _context(policy: Policy, config: Config) -> int:
-    """Tokens of the longest prompt that the data may hold and its completion, if the model has them."""
+    """Tokens of the longest prompt and completion that the configuration allows and the model has."""
     if config.sampling.max_model_len is not None:
         return config.sampling.max_model_len
     needed = config.data.max_prompt_length + config.sampling.max_completion_length
@@ -198,7 +198,7 @@ def _context(policy: Policy, config: Config) -> int:
 
 
 def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names of a checkpoint; one that has several names comes once."""
+    """The weights by the names of a checkpoint; a weight with several names comes once."""
     model = policy.base_model
     weights = dict(policy.merged_weights())
     for name in model.all_tied_weights_keys:  # each an alias of another
@@ -208,7 +208,7 @@ def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def _process_as_it_is() -> Iterator[None]:
-    """Undo what starting vLLM does to the whole process: it seeds, and takes set_num_threads away."""
+    """Undo what starting vLLM does to the process: it sets seeds and replaces set_num_threads."""
     state, set_threads = random.getstate(), torch.set_num_threads
     threads = torch.get_num_threads()
     with torch.random.fork_rng():

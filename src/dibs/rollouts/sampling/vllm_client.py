@@ -1,4 +1,4 @@
-"""One vLLM server, over HTTP: what it serves, completions, new weights."""
+"""A client of one vLLM server, over HTTP: what it serves, completions, new weights."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ WAITS = (0.25, 0.5, 1.0, 2.0)
 """Seconds before each further attempt at a request."""
 _CONNECT_TIMEOUT = 5.0
 _KEEP_ALIVE = 2.0
-"""Seconds an idle connection is kept: below uvicorn's 5, lest it is closed under a request."""
+"""Seconds an idle connection is kept: fewer than uvicorn's 5, so that no request meets a closed one."""
 _SETUP = "start it with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls dibs.WeightLoader"
 
 
 class FaultyServerError(Exception):
-    """A server that cannot be used now; the message says why."""
+    """A server cannot be used now; the message is the reason."""
 
 
 class _TransientError(Exception):
-    """What another attempt may mend."""
+    """A request failed, and another attempt may succeed."""
 
 
 class Server:
     """A server at an address.
 
-    ``model``: the name it serves the policy under, known after :meth:`check`. ``fault``: why it is not
-    used; None while it is. ``version``: of the weights it must hold.
+    ``model``: the name under which it serves the policy, known after :meth:`check`. ``fault``: why the
+    server is not used; None while it is used. ``version``: version of the weights that it must hold.
     """
 
     def __init__(self, address: str, model: str | None, timeout: float) -> None:
@@ -47,7 +47,7 @@ class Server:
         )
 
     async def check(self) -> None:
-        """Find the model and the length of its context. Raises FaultyServerError."""
+        """Find the model and the length of its context. Raises FaultyServerError where that fails."""
         response = await self._send("GET", "/v1/models")
         try:
             served = {model["id"]: model.get("max_model_len") for model in response.json()["data"]}
@@ -65,10 +65,10 @@ class Server:
         self.max_model_len = served[self.model]
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a request for completions.
+        """The server's answer to a request for completions.
 
-        Raises FaultyServerError when it fails at every attempt, and InputError for a request that no
-        server would take.
+        Raises FaultyServerError when every attempt fails, and InputError for a request that no server
+        would accept.
         """
         response = await self._send(
             "POST", "/v1/completions", {"model": self.model, **body}, WAITS, verify=True
@@ -81,14 +81,14 @@ class Server:
         return answer
 
     async def verify(self) -> None:
-        """FaultyServerError where it does not hold the weights that it was last sent."""
+        """Raise FaultyServerError where the server does not hold the weights that it was last sent."""
         try:
             await self._verify()
         except _TransientError as error:
             raise FaultyServerError(str(error)) from None
 
     async def load(self, folder: str, version: str) -> None:
-        """Load weights and forget what was computed with the old ones. Raises FaultyServerError."""
+        """Load weights and clear the prefix cache. Raises FaultyServerError where that fails."""
         self.version = None
         body = {"method": "dibs_load_folder", "args": [folder, version]}
         response = await self._send("POST", "/collective_rpc", body, WAITS)
@@ -115,10 +115,10 @@ class Server:
             return
         response = await self._once("POST", "/collective_rpc", {"method": "dibs_weights"})
         if response.is_error:
-            raise FaultyServerError(f"does not say what weights it holds ({_short(response)})")
+            raise FaultyServerError(f"does not report its weights ({_short(response)})")
         if any(held != [self.version] for held in response.json()["results"]):
             raise FaultyServerError(
-                "holds other weights than it was sent: it was restarted, or another run uses it"
+                "holds other weights than it was sent; it was restarted, or another run uses it"
             )
 
     async def _send(
@@ -129,7 +129,10 @@ class Server:
         waits: tuple[float, ...] = (),
         verify: bool = False,
     ) -> httpx2.Response:
-        """A response, after further attempts where it failed; ``verify``: the weights before each."""
+        """A response; failed attempts are repeated after each of ``waits``, in seconds.
+
+        ``verify``: check the server's weights before each further attempt.
+        """
         reason = ""
         for wait in (0.0, *waits):
             if wait:

@@ -1,9 +1,9 @@
 """Sampling from vLLM servers that the user has started.
 
-Requests are parts of prompts' groups, shared out among the servers by who is free. A server that fails
-is left out, and its requests go to the others, until it takes the next weights; when none is left the
-run ends. Before its samples are used a server must say that it holds the weights it was sent: one that
-crashed and came back holds those it was started with.
+A request is a part of a prompt's group, and it goes to the least busy server. A server that fails is
+left out until it loads the next weights, and its requests go to the others. When no server is left the
+run ends. Before samples are drawn, every server must confirm that it holds the weights it was sent,
+since one that crashed and was restarted holds those it was started with.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from dibs.rollouts.sampling.vllm_client import FaultyServerError, Server
 from dibs.types import InputError
 
 _PART = 8
-"""Completions of one HTTP request, which answers when the last of them is finished."""
+"""Completions of one HTTP request, whose answer comes when the last of them is finished."""
 _ADVICE = (
-    "start the server with the policy's --dtype and --logprobs-mode processed_logprobs, or say in "
-    "sampling.parity_tolerance what difference you accept"
+    "start the server with the policy's --dtype and --logprobs-mode processed_logprobs, or set "
+    "sampling.parity_tolerance to the difference that you accept"
 )
 
 _Result = TypeVar("_Result")
@@ -50,7 +50,7 @@ class _Job:
 
 @dataclass
 class _Pool:
-    """The servers that can be used now, and how busy they are. Lives in the event loop."""
+    """The servers and how busy they are. Its methods run in the event loop."""
 
     concurrency: int
     servers: list[Server] = field(default_factory=list)
@@ -69,7 +69,7 @@ class _Pool:
             server.fault = fault
 
     async def run(self, job: _Job) -> dict[str, Any]:
-        """What a server answers to a job; InputError where none is left."""
+        """A server's answer to a job. Raises InputError where no server is left."""
         while True:
             server = await self._free()
             try:
@@ -94,13 +94,13 @@ class _Pool:
             return server
 
     def _least_busy(self) -> Server | None:
-        """A server with a place, if there is one."""
+        """The least busy server, or None where none has room for a request."""
         free = [s for s in self.alive if self.busy.get(s.address, 0) < self.concurrency]
         return min(free, key=lambda s: self.busy.get(s.address, 0), default=None)
 
 
 class VllmServerSampler:
-    """Servers that hold the policy's weights. ``batch_tokens`` has no effect: they batch themselves."""
+    """Servers that hold the policy's weights. ``batch_tokens`` has no effect: they fill own batches."""
 
     shared = True
 
@@ -146,10 +146,11 @@ class VllmServerSampler:
         yield from self._drawn(self._pool, requests, self.config.max_completion_length, temperature)
 
     def update_weights(self) -> None:
-        """Write the policy where the servers see it, have all of them load it, and compare.
+        """Write the policy to a folder that the servers read, let all of them load it, and check parity.
 
-        A server that cannot load it is left out, and one that could not before but can now is taken in
-        again. Raises InputError where none is left, or one loads it and does not sample from it.
+        A server that cannot load the weights is left out. A server that was left out is used again once
+        it loads them. Raises InputError where no server is left, or one does not sample from the
+        policy.
         """
         self._updates += 1
         version = f"{self._run}-{self._updates}"
@@ -169,7 +170,7 @@ class VllmServerSampler:
             raise nobody_left(self._servers)
 
     def close(self) -> None:
-        """Close connections; the servers go on."""
+        """Close connections; the servers keep running."""
         if self._loop.is_closed():
             return
         self._wait(_closed(self._servers))
@@ -208,10 +209,10 @@ class VllmServerSampler:
                 yield from self._sampled(*answer)
             sending.result()
         finally:
-            sending.cancel()  # the reader has left: closed connections stop the servers
+            sending.cancel()  # the caller stopped early: closed connections stop the servers' work
 
     def _options(self, length: int, temperature: float | None) -> dict[str, Any]:
-        """Everything that decides what is drawn, so that no server's defaults do."""
+        """Options of a request; all that affect sampling are given, so that no server's defaults do."""
         return {
             "temperature": self.policy.temperature if temperature is None else temperature,
             "top_p": 1.0,
@@ -222,13 +223,13 @@ class VllmServerSampler:
             "frequency_penalty": 0.0,
             "max_tokens": length,
             "stop_token_ids": self.policy.eos_ids,
-            "ignore_eos": True,  # those of stop_token_ids, and no other
+            "ignore_eos": True,  # only stop_token_ids end a completion
             "logprobs": 0,  # of the drawn token alone
             "return_token_ids": True,
         }
 
     def _sampled(self, job: _Job, answer: dict[str, Any]) -> Iterator[Sampled]:
-        """The completions in an answer; there may be fewer than were asked for."""
+        """The completions in an answer, which may be fewer than were requested."""
         for choice in answer["choices"]:
             if choice["finish_reason"] not in ("stop", "length") or not choice["token_ids"]:
                 continue
@@ -237,7 +238,7 @@ class VllmServerSampler:
             yield Sampled(job.request, job.first + int(choice["index"]), completion)
 
     async def _connect(self) -> None:
-        """Check all servers, each of which must answer at the start."""
+        """Check all servers. Raises InputError where one cannot be used at the start."""
         faults = await asyncio.gather(*(_fault_of(server.check()) for server in self._servers))
         for server, fault in zip(self._servers, faults, strict=True):
             if fault is not None:
@@ -263,7 +264,7 @@ class VllmServerSampler:
 async def _all_sent(
     pool: _Pool, jobs: Sequence[_Job], deliver: Callable[[_Job, dict[str, Any]], None]
 ) -> None:
-    """Send all jobs and deliver each answer as it comes. InputError where no server is left."""
+    """Send all jobs and deliver each answer as it comes. Raises InputError where no server is left."""
 
     async def send(job: _Job) -> None:
         deliver(job, await pool.run(job))
@@ -278,7 +279,7 @@ async def _all_sent(
 
 
 def nobody_left(servers: Sequence[Server]) -> InputError:
-    """The error that ends a run."""
+    """The error that ends a run: why each server cannot be used."""
     reasons = "; ".join(f"{server.address}: {server.fault}" for server in servers)
     return InputError(f"sampling.engine vllm_server: no server is left: {reasons}")
 
@@ -297,7 +298,7 @@ async def _fault_of(work: Coroutine[Any, Any, None]) -> str | None:
 
 @contextmanager
 def _folder_for_weights(parent: Path | None) -> Iterator[Path]:
-    """A folder that exists while servers read it. InputError where it cannot be made."""
+    """A folder that exists while servers read it. Raises InputError where it cannot be made."""
     try:
         if parent is not None:
             parent.mkdir(parents=True, exist_ok=True)

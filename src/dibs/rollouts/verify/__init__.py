@@ -1,1 +1,1 @@
-"""Gold answer and completion to a verdict. Knows no tokens."""
+"""Judging completions: from a gold answer and a completion's text to a verdict. Knows no tokens."""

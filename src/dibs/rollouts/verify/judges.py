@@ -21,12 +21,12 @@ NO_ANSWER = Verdict(0.0, "no_answer")
 
 
 def unreached(status: str, reason: str) -> Verdict:
-    """No verdict: the reward is not known."""
+    """A verdict without a judgment: the reward is NaN."""
     return Verdict(float("nan"), status, " ".join(reason.split())[:200])
 
 
 def judged(judge: Judge, answer: str, text: str) -> Verdict:
-    """The judge's verdict; what it raises is a verdict too."""
+    """The judge's verdict; an exception that it raises becomes a verdict of status ``error``."""
     try:
         return judge(answer, text)
     except MemoryError:
@@ -46,7 +46,7 @@ _LETTER = re.compile(
 
 
 def judge_arithmetic(answer: str, completion: str) -> Verdict:
-    """The embedded task: whatever follows the first ``#`` must be the answer, nothing more."""
+    """Judge the embedded task: all text after the first ``#`` must be the gold answer."""
     _, mark, given = completion.partition(ANSWER_MARK)
     if not mark or not given:
         return NO_ANSWER
@@ -54,7 +54,7 @@ def judge_arithmetic(answer: str, completion: str) -> Verdict:
 
 
 def judge_exact(answer: str, completion: str, anywhere: bool = False) -> Verdict:
-    """The final answer must be written like the gold one, but for spacing, or be the same decimal."""
+    """Accept a final answer that is the gold one as text, spacing aside, or the same decimal."""
     given = final_answer(completion, anywhere)
     if given is None:
         return NO_ANSWER
@@ -64,7 +64,10 @@ def judge_exact(answer: str, completion: str, anywhere: bool = False) -> Verdict
 def judge_numeric(
     answer: str, completion: str, anywhere: bool = False, tolerance: float = 1e-6
 ) -> Verdict:
-    """The final answer must be the gold number, to a relative tolerance (absolute below 1)."""
+    """Accept the gold number, up to a relative tolerance, which is absolute for numbers below 1.
+
+    Raises ValueError where the gold answer is no number.
+    """
     given = final_answer(completion, anywhere)
     if given is None:
         return NO_ANSWER
@@ -77,11 +80,14 @@ def judge_numeric(
 
 
 def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdict:
-    """The final answer must name the gold letter: ``B``, ``(B)``, ``B. because ...``."""
+    """Accept a final answer that names the gold letter: ``B``, ``(B)``, ``B. because ...``.
+
+    Raises ValueError where the gold answer is no letter.
+    """
     given = final_answer(completion, anywhere)
     if given is None:
         return NO_ANSWER
-    # Runs of spaces would make the pattern slow.
+    # Long runs of spaces would make the pattern slow.
     gold, letter = (_LETTER.fullmatch(" ".join(t.split())) for t in (clean(answer), given))
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no letter")
@@ -101,7 +107,7 @@ def _same_decimal(one: str, other: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """A decimal, fraction, mixed number or percentage; commas in thousands and a dollar are fine."""
+    """The value of a decimal, fraction, mixed number or percentage; commas and dollars are skipped."""
     text = clean(text).replace(r"\$", "").replace("$", "").replace(r"\!", "").replace("\\%", "%")
     text = _FRACTION.sub(lambda m: f" {m[1]}{m[2].strip('{}')}/{m[3].strip('{}')}", text).strip()
     number = text.removesuffix("%").strip()

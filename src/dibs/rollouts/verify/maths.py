@@ -1,6 +1,6 @@
-"""Equality of mathematical answers: math-verify, with what it lets pass and should not.
+"""Equality of mathematical answers: math-verify, and checks for wrong answers that it accepts.
 
-Runs in the workers of ``pool``: parsing and comparing may hang or exhaust memory, and are stopped there.
+This runs in the workers of ``pool``, which stop it where parsing or comparing hangs or exhausts memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dibs.data.answers import clean, final_answer, same_text
 from dibs.rollouts.verify.judges import ACCEPTED, NO_ANSWER, REJECTED
 from dibs.types import Verdict
 
-# Its notices that it sets no time limit are meant for those who set none.
+# It warns that it sets no time limit; the workers set one.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
 
@@ -35,16 +35,17 @@ _CONNECTIVE = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])|\\(?:lor|vee)(?
 _EXPONENT = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?!\w)")
 _SEVERAL = (FiniteSet, Tuple, Interval, Union, And)
 _DIGITS = 2e-6
-"""Relative difference of decimals that are equal."""
+"""Largest relative difference of decimals that count as equal."""
 
 
 def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
-    """The final answer must be equal to the gold one in value: numbers, expressions, sets, matrices.
+    """Accept a final answer of the same value as the gold one: numbers, expressions, sets, matrices.
 
-    Beyond math-verify: an answer that is written like the gold one needs no parsing; a false statement
-    (``1=2=3``) answers nothing; number bases and units, where both name one, must be the same.
+    Three rules go beyond math-verify. An answer that is the gold one as text is accepted without
+    parsing. A false statement (``1=2=3``) is rejected. Number bases and units must be the same where
+    both answers have one.
 
-    Raises MemoryError and RecursionError where the comparison could not be made.
+    Raises MemoryError or RecursionError where the answers could not be compared.
     """
     given = final_answer(completion, anywhere)
     if given is None:
@@ -52,13 +53,13 @@ def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     gold = clean(answer)
     if same_text(given, gold):
         return ACCEPTED
-    # Words are compared as text; a box within an answer hides another.
+    # Words are compared as text. An answer with a box inside hides another answer.
     by_text = _WORD.fullmatch(gold) is not None or r"\boxed" in given
     if by_text or _differ(_BASE, gold, given) or _differ(_UNIT, gold, given):
         return REJECTED
     given = _APPROXIMATELY.split(given)[0]
     targets = _parsed(given)
-    # Of several things said, perhaps only one was understood.
+    # Of several answers joined by "or", perhaps only one was parsed.
     half_read = _CONNECTIVE.search(given) and not any(isinstance(t, _SEVERAL) for t in targets)
     if half_read or any(_is_false(target) for target in targets):
         return REJECTED
@@ -76,8 +77,8 @@ def _differ(pattern: re.Pattern[str], gold: str, given: str) -> bool:
         return False
     plain = ["".join(filter(str.isalnum, "".join(m.groups("")))).lower() for m in (one, other)]
     if sorted(plain[0]) == sorted(plain[1]):
-        return False  # ab and ba: a product, not a unit
-    # Plurals are the same unit.
+        return False  # ab and ba are a product, not units
+    # A plural is the same unit.
     return re.sub("e?s$", "", plain[0]) != re.sub("e?s$", "", plain[1])
 
 
@@ -87,7 +88,7 @@ def _parsed_gold(answer: str) -> list[Any]:
 
 
 def _parsed(answer: str) -> list[Any]:
-    """Expressions and the text that an answer may be read as; none where it is no mathematics."""
+    """What math-verify parses an answer to: expressions and text; empty where it is no mathematics."""
     try:
         written = _EXPONENT.sub(_scientific, answer)
         found: list[Any] = parse(
@@ -96,13 +97,13 @@ def _parsed(answer: str) -> list[Any]:
     except (MemoryError, RecursionError):
         raise
     except Exception:
-        # math-verify raises whatever its parser trips over.
+        # math-verify raises exceptions of many kinds from its parser.
         return []
     return found
 
 
 def _is_false(expression: Any) -> bool:
-    """A statement that cannot be true, or a chain of them of which one cannot."""
+    """Whether an expression is a false statement, or a chain of statements of which one is false."""
     if not isinstance(expression, Boolean):
         return False
     if isinstance(expression, And):
@@ -129,16 +130,17 @@ def _equal(gold: Any, target: Any) -> bool:
 
 
 def _close(gold: Any, target: Any) -> bool:
-    """Whether decimals are equal to six digits; math-verify looks at six decimals, however small.
+    """Whether decimals are equal to six significant digits.
 
-    True for what holds no decimals, and where the parts do not match one to one.
+    math-verify compares six places after the point, however small the numbers are. True where there are
+    no decimals, and where the parts of both do not match one to one.
     """
     if isinstance(gold, str) or not (gold.has(Float) or target.has(Float)):
         return True
     if getattr(gold, "is_number", False) and getattr(target, "is_number", False):
         try:
             one, other = complex(gold.evalf(20)), complex(target.evalf(20))
-        except TypeError:  # a percentage, which math-verify keeps unevaluated
+        except TypeError:  # a percentage, which math-verify does not evaluate
             return True
         return abs(one - other) <= _DIGITS * max(abs(one), abs(other))
     if isinstance(gold, _SEVERAL) and len(gold.args) == len(target.args):

@@ -1,7 +1,7 @@
-"""A judge in worker processes that are killed at a deadline and replaced.
+"""A judge in worker processes, which are killed at a deadline and replaced.
 
-Comparing answers can hang or take all memory, and Python cannot stop that from within; so it happens in
-processes of their own, with a wall-clock limit for every item and a memory limit for every worker.
+Comparing answers can hang or use up memory, and Python cannot stop that within a process. So it happens
+in worker processes, with a limit on the wall-clock time of each item and on the memory of each worker.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dibs.rollouts.verify.judges import Judge, judged, unreached
 from dibs.types import Verdict
 
 _IN_FLIGHT = 4096
-"""Items given to the workers ahead of the one whose verdict is due."""
+"""Items that wait in the workers' queue before the next one is read."""
 _TASKS_A_WORKER = 20_000
 
 
 class VerifierPool:
-    """Verdicts of a judge from worker processes, which start with the first item.
+    """A verifier whose judge runs in worker processes, which start with the first item.
 
     Args:
-        judge: a function that can be pickled; it runs in the workers.
-        workers: processes.
-        seconds: wall-clock limit of one item; its worker is killed then.
+        judge: a function that can be pickled.
+        workers: number of processes.
+        seconds: wall-clock limit of one item, after which its worker is killed.
         megabytes: limit on a worker's address space.
-        longest: characters at the end of a completion that the judge looks at; the rest need not travel.
+        longest: characters at the end of a completion that are sent to the judge.
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class VerifierPool:
         self._pool: ProcessPool | None = None
 
     def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
-        """A verdict for each (gold answer, completion text), in order.
+        """Yield a verdict for each (gold answer, completion text), in order.
 
-        Items are handed to the workers as they come, so that a slow source is scored meanwhile. One that
-        exceeds its time is a ``timeout``; one whose worker dies or runs out of memory an ``error``.
+        Items go to the workers as they are read, so that they are judged while a slow source makes
+        more. An item that exceeds its time has the status ``timeout``. One whose worker dies or runs
+        out of memory has the status ``error``.
         """
         pending: deque[Any] = deque()
         try:
@@ -68,11 +69,11 @@ class VerifierPool:
             while pending:
                 yield self._outcome(pending.popleft())
         finally:
-            for future in pending:  # nobody waits for them any more
+            for future in pending:  # their verdicts are not needed any more
                 future.cancel()
 
     def close(self) -> None:
-        """Stop the workers; what they still had to do is dropped."""
+        """Stop the workers; items without a verdict are dropped."""
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
@@ -80,8 +81,9 @@ class VerifierPool:
 
     def _started(self) -> ProcessPool:
         if self._pool is None:
-            # Forked from a small server that has imported the judges: safe beside threads, and quick.
-            # There is one server a process, so what it imports must not depend on who comes first.
+            # Workers are forked from a small server that has imported the judges. That is fast, and safe
+            # beside threads. A process has one server, so every pool must let it import the same
+            # modules.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["dibs.rollouts.verify.maths", _module_of(self.judge)])
             self._pool = ProcessPool(
@@ -106,8 +108,8 @@ class VerifierPool:
 
 
 def _prepare(megabytes: int) -> None:
-    """Limits of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    """Set the limits of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     size = megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -115,9 +117,10 @@ def _prepare(megabytes: int) -> None:
 
 
 def _bounded(judge: Judge, answer: str, text: str, seconds: float) -> Verdict:
-    """In a worker: the judge's verdict, whatever it raises.
+    """The judge's verdict, in a worker; any exception becomes a verdict of status ``error``.
 
-    The parent kills a worker at its deadline. Should the parent be gone, an alarm does, also within C.
+    The parent kills a worker at its deadline. An alarm kills the worker where the parent has died, even
+    while C code runs.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 5)
@@ -130,6 +133,6 @@ def _bounded(judge: Judge, answer: str, text: str, seconds: float) -> Verdict:
 
 
 def _module_of(judge: Judge) -> str:
-    # Of a partial, or of a user's function.
+    # A partial or OwnJudge holds the function whose module is wanted.
     function = getattr(judge, "func", getattr(judge, "function", judge))
     return str(function.__module__)

@@ -1,7 +1,7 @@
-"""(gold answer, completion text) to Verdict. Knows no tokens.
+"""Verifiers: the verdicts of many completions, in order, and the groups that they make.
 
-Judges compare one answer with one completion; a verifier gives the verdicts of many, in order. Judges of
-mathematics and of users run in worker processes, because nobody knows how long they take.
+A judge compares one gold answer with the text of one completion; a verifier runs a judge on many. The
+judge of mathematics and users' own judges run in worker processes, because they may take any time.
 """
 
 from __future__ import annotations
@@ -45,11 +45,14 @@ def verified(
     accept_threshold: float,
     keep_unreached: bool,
 ) -> list[Group]:
-    """Completions to a group of rollouts a prompt; they are judged as they come.
+    """Judge completions as they are sampled, and return one group of rollouts for each prompt.
 
-    ``sampled``: index of the prompt, number of the completion in its group, and the completion, in any
-    order. ``keep_unreached``: completions without a verdict are rollouts of reward 0; else they are left
-    out, and the group notes their statuses.
+    Args:
+        sampled: for each completion the index of its prompt, its number in the group, and the completion
+            itself; in any order.
+        accept_threshold: least reward of an accepted completion.
+        keep_unreached: whether a completion without a verdict is a rollout of reward 0. If not, it is
+            left out, and the group notes its status.
     """
     drawn: list[tuple[int, int, Completion]] = []
 
@@ -77,13 +80,13 @@ def verified(
 
 
 class InlineVerifier:
-    """A quick judge in this process."""
+    """A verifier whose judge is quick and runs in this process."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
 
     def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
-        """One verdict an item; an exception of the judge is an ``error``."""
+        """Yield a verdict for each item; an exception of the judge has the status ``error``."""
         return (judged(self.judge, answer, text) for answer, text in items)
 
     def close(self) -> None:
@@ -91,7 +94,7 @@ class InlineVerifier:
 
 
 def build_verifier(config: VerifyConfig, source: str) -> Verifier:
-    """The configured verifier; ``auto`` picks the one that fits the data ``source``.
+    """The configured verifier; with ``auto``, the one that fits the data ``source``.
 
     Raises InputError for an unknown name or a function that cannot be imported.
     """
@@ -121,7 +124,10 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
 
 
 def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | None]:
-    """What a completion answers, in a form that is equal for answers written alike; None if nothing."""
+    """A function from a completion's text to its answer, in a form in which like answers are equal.
+
+    The function returns None where the completion gives no answer.
+    """
     if _resolved(config, source) == "arithmetic":
         return lambda text: text.partition(ANSWER_MARK)[2] or None
     return partial(reading, anywhere=config.answer_from == "anywhere")
@@ -134,14 +140,14 @@ def _resolved(config: VerifyConfig, source: str) -> str:
 
 
 class OwnJudge:
-    """A user's function of (answer, completion) that returns a reward, a truth value or a Verdict."""
+    """A judge from a user's function of (answer, completion) that returns a reward, bool or Verdict."""
 
     def __init__(self, function: Callable[[str, str], Any], accept_threshold: float) -> None:
         self.function = function
         self.accept_threshold = accept_threshold
 
     def __call__(self, answer: str, completion: str) -> Verdict:
-        """Its result as a verdict; at the threshold and above it is accepted."""
+        """The function's result as a verdict; a reward of at least the threshold is accepted."""
         given = self.function(answer, completion)
         if isinstance(given, Verdict):
             return given

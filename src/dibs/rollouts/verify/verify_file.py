@@ -1,4 +1,4 @@
-"""Verdicts of a file of completions: what ``dibs verify`` does."""
+"""Judge a file of completions, as ``dibs verify`` does."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ STATUSES = ("accepted", "rejected", "no_answer", "timeout", "error")
 def verify_file(
     path: Path, config: VerifyConfig, out: Path | None, console: Console
 ) -> dict[str, Any]:
-    """Judge every row; items by status and the seconds they took.
+    """Judge every row, and return the number of items, of each status, and the seconds taken.
 
-    ``out`` is written whole or not at all. Raises InputError, with the line, for a bad row.
+    ``out``: file for the verdicts, one JSON object a line; it is written whole or not at all. Raises
+    InputError, with the row, for a bad one.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -80,13 +81,13 @@ def _items(path: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _finished_or_nothing(path: Path | None) -> Iterator[IO[str] | None]:
-    """A file that takes its name once it is whole."""
+    """A file that gets the name ``path`` once it is whole; None where ``path`` is None."""
     if path is None:
         yield None
         return
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
-    if path.exists() and not path.is_file():  # a device or a pipe keeps its place
+    if path.exists() and not path.is_file():  # a device or a pipe is not replaced
         with path.open("w", encoding="utf-8") as lines:
             yield lines
         return
