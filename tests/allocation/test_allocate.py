@@ -123,7 +123,7 @@ def problems(draw):
     return trials, successes, norms, budget, lower, upper
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(problems(), st.sampled_from(["uniform", "gvm"]))
 def test_counts_sum_to_the_budget_within_bounds(problem, name):
     trials, successes, norms, budget, lower, upper = problem

@@ -137,6 +137,7 @@ def test_names_that_no_figure_can_hold_are_escaped(tmp_path, capsys, allocator):
     assert len(drawn) == 3
 
 
+@pytest.mark.slow
 def test_folders_whose_names_are_not_text_are_reported(tmp_path, capsys):
     folders = [tmp_path / os.fsdecode(name) for name in (b"r\xff", b"r\xfe")]
     for folder in folders:
@@ -152,6 +153,7 @@ def test_folders_whose_names_are_not_text_are_reported(tmp_path, capsys):
     assert (folders[0] / "out" / "figures" / "budget.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_step_that_no_run_reaches_costs_nothing(tmp_path):
     path = make_run(tmp_path / "run")
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -203,6 +205,7 @@ def test_held_out_ln_p_is_drawn_where_all_arms_have_it(tmp_path):
     assert "log-accept-rate" not in {figure.name for figure in page_figures(arms)}
 
 
+@pytest.mark.slow
 def test_tuning_runs_are_left_out_with_a_remark(tmp_path, capsys):
     make_run(tmp_path / "out" / "runs" / "task" / "algorithm" / "arm" / "lr-1" / "seed-0")
     make_run(tmp_path / "out" / "tuning" / "task" / "seed-7", seed=7)
@@ -236,7 +239,9 @@ def test_json_within_a_script_element():
     assert not set("<>&") & set(in_script(text))
 
 
-@pytest.mark.parametrize("words", [8, 700], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "words", [8, pytest.param(700, marks=pytest.mark.slow)], ids=["short", "long"]
+)
 def test_a_run_of_ten_thousand_rollouts_stays_small(tmp_path, words):
     completion = " ".join(f"<step {i}> so that x = {i * i} & y" for i in range(words))
     path = make_run(
