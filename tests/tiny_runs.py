@@ -37,6 +37,7 @@ WORDS = [
     "--tracking.samples_interval=1",
     *(f"--policy.warm_start.{key}={value}" for key, value in EASY_WARM_START.items()),
 ]
+PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]
 ONLINE = ["--estimate.mode=online", "--estimate.interval=1"]
 
 
