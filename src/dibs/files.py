@@ -51,10 +51,11 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """An empty folder to fill, which takes the name ``path`` once all of it is on disk.
 
-    A folder that had the name before is replaced. If the block raises, that folder stays.
+    A folder that has the name by then is replaced; without ``replace`` it stays, and the new one is
+    dropped. If the block raises, it stays too.
     """
     unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent))
     try:
@@ -62,10 +63,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for each in (*unfinished.rglob("*"), unfinished):
             sync(each)
         unfinished.chmod(0o755)
-        if path.exists():
+        if replace and path.exists():
             shutil.rmtree(path)
-        unfinished.rename(path)
-        sync(path.parent)
+        if not path.exists():
+            unfinished.rename(path)
+            sync(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

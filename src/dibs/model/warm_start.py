@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -35,6 +33,7 @@ from dibs.data.arithmetic import (
     TASKS,
     draw_problem,
 )
+from dibs.files import whole_folder
 from dibs.types import InputError
 
 Progress = Callable[[int, int, float], None]
@@ -59,19 +58,14 @@ def warm_started_policy(task: str, config: WarmStartConfig, progress: Progress) 
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{task}-", dir=cache))
+        with whole_folder(folder, replace=False) as unfinished:  # another run may have made it too
+            model, tokenizer = _train(task, config, progress)
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
     except OSError as error:
         raise InputError(
             f"cannot write the warm-started policy to {cache}: {error.strerror}; set DIBS_CACHE"
         ) from None
-    try:
-        model, tokenizer = _train(task, config, progress)
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        if not folder.exists():
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

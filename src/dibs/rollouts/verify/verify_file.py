@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dibs.config import VerifyConfig
 from dibs.data.questions import json_rows
+from dibs.files import whole_file
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.types import InputError
 
@@ -91,15 +91,7 @@ def _finished_or_nothing(path: Path | None) -> Iterator[IO[str] | None]:
         with path.open("w", encoding="utf-8") as lines:
             yield lines
         return
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    unfinished = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as lines:
-            yield lines
-        unfinished.chmod(0o644)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission in {path.parent}, or no such folder")
+    with whole_file(path) as lines:
+        yield lines
