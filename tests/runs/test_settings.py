@@ -99,3 +99,19 @@ def test_an_online_run_learns_what_tokens_a_completion_costs(tmp_path):
         assert counts[:2] == ([20, 20] if more else [32, 32])
         if more:
             assert np.mean(spent[2:]) == pytest.approx(250, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "baseline"),
+    [("log_likelihood", "mean"), ("expected_reward", "none"), ("expected_reward", "leave_one_out")],
+)
+def test_a_group_learns_unless_its_baseline_leaves_nothing(tmp_path, objective, baseline):
+    """With a baseline a group must hold both kinds; without one, every accepted completion teaches."""
+    out = tmp_path / "run"
+    summary = run(out, f"--algorithm.objective={objective}", f"--algorithm.baseline={baseline}")
+    learned = 0
+    for line in read_lines(out / "allocations.jsonl"):
+        for judged, accepted in zip(line["judged"], line["accepted"], strict=True):
+            mixed = 0 < accepted < judged
+            learned += accepted if baseline == "none" else judged * mixed
+    assert summary["learned_rollouts"] == learned > 0
