@@ -226,10 +226,10 @@ class BudgetTrainer(PPOTrainerSync):
         return groups.spread(parts, padding=1.0), groups.spread(advantages)
 
     def _regrown(self, size: int) -> float:
-        """Return the factor that makes verl's mean baseline shrink a group as at the uniform size.
+        """The factor that gives a group of ``size`` the gradient of a group of the uniform size n.
 
-        The mean of n rewards includes a completion's own reward, so the prompt's gradient is (n - 1)/n
-        of the target's.
+        verl subtracts the mean of all rewards of a group, a completion's own included. So the gradient of
+        a group of k is (k - 1)/k of the target's, and uniform groups have (n - 1)/n of it.
         """
         options = self.budget.config
         verls = self.config.algorithm.adv_estimator != ESTIMATOR and options.estimator != "flat"
