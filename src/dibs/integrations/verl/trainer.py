@@ -228,8 +228,8 @@ class BudgetTrainer(PPOTrainerSync):
     def _regrown(self, size: int) -> float:
         """The factor that gives a group of ``size`` the gradient of a group of the uniform size n.
 
-        verl subtracts the mean of all rewards of a group, a completion's own included. So the gradient of
-        a group of k is (k - 1)/k of the target's, and uniform groups have (n - 1)/n of it.
+        verl subtracts the mean of all rewards of a group, a completion's own included. So the gradient
+        of a group of k is (k - 1)/k of the target's, and uniform groups have (n - 1)/n of it.
         """
         options = self.budget.config
         verls = self.config.algorithm.adv_estimator != ESTIMATOR and options.estimator != "flat"
