@@ -23,7 +23,7 @@ from dibs.data.prompts import (
     render_all,
 )
 from dibs.data.questions import read_questions_of
-from dibs.files import write_json, write_text
+from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
@@ -235,17 +235,9 @@ def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
     """Records kept so far; a line that was cut off is done again."""
     if path is None or not path.exists():
         return {}
-    records = {}
-    whole = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            records[record["prompt_id"]] = record
-        except (ValueError, TypeError, KeyError):
-            continue
-        whole.append(line.rstrip("\n") + "\n")
-    write_text(path, "".join(whole))
-    return records
+    whole = [(line, each) for line, each in read_whole_lines(path) if "prompt_id" in each]
+    write_text(path, b"".join(line for line, _ in whole).decode("utf-8"))
+    return {record["prompt_id"]: record for _, record in whole}
 
 
 def run_evaluation(

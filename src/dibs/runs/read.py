@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from dibs.files import parsed_record
 from dibs.runs.safe_text import as_json_types
 from dibs.types import printable
 
@@ -145,7 +146,7 @@ def _records(path: Path, fits: Callable[[Record], bool], notes: list[str]) -> li
     lines = content.split(b"\n")
     records, bad = [], []
     for i, line in enumerate(lines, 1):
-        record = _parsed(line)
+        record = parsed_record(line)
         if record is not None and fits(record):
             records.append(record)
         elif line.strip() and i < len(lines):
@@ -155,14 +156,6 @@ def _records(path: Path, fits: Callable[[Record], bool], notes: list[str]) -> li
         plural = "s" if bad[1:] else ""
         notes.append(f"{path.name}: {len(bad)} damaged line{plural} left out ({named})")
     return records
-
-
-def _parsed(line: bytes) -> Record | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _rising(records: Sequence[Record]) -> list[Record]:
