@@ -1,0 +1,150 @@
+"""The figures of the report: what they draw, and in which colors."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dibs.report.arms import group_runs
+from dibs.report.figures import draw_figures, page_figures
+from dibs.report.panels import (
+    COLORS,
+    INK,
+    PART_COLORS,
+    STEPS,
+    STYLE,
+    accept_rates_panel,
+    short_number,
+    wrapped,
+)
+from dibs.report.svg import inline_svg, svg_bytes
+from dibs.report.write import write_report
+from dibs.runs.read import read_run
+from dibs.types import InputError
+from run_folders import make_run, write_lines
+
+
+def test_a_column_of_accept_rates_is_a_step_or_as_many_as_there_is_no_room_for(tmp_path):
+    def image(steps: list[int]) -> tuple[np.ndarray, list[float]]:
+        run = read_run(make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}"))
+        counts = [[1, 0, 0, 0, 3], [2, 0, 0, 0, 0]] * len(steps)
+        lines = [
+            {"step": step, "accept_rate_histogram": found}
+            for step, found in zip(steps, counts, strict=False)
+        ]
+        axes = Figure().subplots()
+        accept_rates_panel(axes, [replace(run, metrics=lines)])
+        (drawn,) = axes.get_images()
+        return np.ma.getdata(drawn.get_array()), drawn.get_extent()
+
+    columns, extent = image([1, 2, 4])
+    assert columns.T[:, 0].tolist()[:2] == [0.25, 1]
+    assert np.isnan(columns.T[2]).all()
+    assert columns.T[3].tolist() == [0.25, 0, 0, 0, 0.75]
+    assert extent == [0.5, 4.5, 0, 1]
+    # 2,000 steps: two a column, (1 + 2) of (4 + 2) prompts in the lowest bin
+    columns, extent = image(list(range(1, 2001)))
+    assert columns.shape == (5, 1000)
+    assert columns[:, 0].tolist() == [0.5, 0, 0, 0, 0.5]
+    assert extent == [0.5, 2000.5, 0, 1]
+
+
+def test_held_out_ln_p_is_drawn_where_all_arms_have_it(tmp_path):
+    for name in ("even", "chosen"):
+        make_run(tmp_path / "runs" / name, allocator=name)
+    arms = group_runs([read_run(tmp_path / "runs" / name) for name in ("even", "chosen")])
+    drawn = {figure.name: figure for figure in page_figures(arms)}
+    (axes,) = drawn["log-accept-rate"].figure.axes
+    assert axes.get_ylabel() == "held-out mean ln p_i"
+    told = [line.get_ydata()[-1] for line in axes.get_lines()]
+    assert told == [arm.runs[0].metrics[-1]["log_accept_rate"] for arm in arms]
+    for line in arms[0].runs[0].metrics:
+        line.pop("log_accept_rate", None)
+    assert "log-accept-rate" not in {figure.name for figure in page_figures(arms)}
+
+
+def test_runs_with_little_in_them_are_drawn(tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write_lines(bare / "metrics.jsonl", [{"step": 0}])
+    one = make_run(tmp_path / "one", steps=1, prompts=1)
+    write_lines(
+        one / "allocations.jsonl",
+        [{"step": 1, "accept_rate": [None], "count": [0], "accepted": [0]}],
+    )
+    written = write_report([bare, one], tmp_path / "out")
+    assert [row["state"] for row in written["runs"]] == ["damaged", "finished"]
+
+
+def test_the_page_and_a_run_folder_share_their_drawings(tmp_path):
+    path = make_run(tmp_path / "run")
+    paths = draw_figures({"$\\odd": path, "even": path}, tmp_path / "figures")
+    assert [each.name for each in paths] == ["accuracy.png", "counts.png", "accept_rates.png"]
+    assert all(each.stat().st_size > 5000 for each in paths)
+    with pytest.raises(InputError, match="none: does not exist"):
+        draw_figures({"none": tmp_path / "none"}, tmp_path / "figures")
+
+
+def test_figures_take_the_ink_of_the_page_and_are_the_same_every_time(tmp_path):
+    arms = group_runs([read_run(make_run(tmp_path / "run"))])
+    with rc_context(STYLE):
+        first, second = ({f.name: f for f in page_figures(arms)} for _ in range(2))
+        assert svg_bytes(first["counts-1"].figure) == svg_bytes(second["counts-1"].figure)
+        drawn = inline_svg(first["counts-1"].figure, "counts-1", 'say "it" & <more>')
+    assert INK not in drawn
+    assert "currentColor" in drawn
+    assert 'aria-label="say &quot;it&quot; &amp; &lt;more&gt;"' in drawn
+    assert first["counts-1"].steps == [1, 2, 3, 4]
+    for step in (1, 2, 3, 4):
+        assert drawn.count(f'class="step-{step}"') == 1
+
+
+def test_colors_stand_out_from_both_grounds():
+    style = (
+        Path(sys.modules["dibs.report.page"].__file__).parent / "templates" / "page.css"
+    ).read_text()
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in style.split("@media", 1)
+    )
+    for ground in (light, dark):
+        for name in ("ink", "muted", "link", "good", "warn", "bad"):
+            for behind in ("ground", "raised"):
+                assert contrast(ground[name], ground[behind]) >= 4.5, (name, behind)
+        steps = [matplotlib.colors.to_hex(STEPS(x)) for x in np.linspace(0, 1, 9)]
+        for color in (*COLORS, *PART_COLORS, *steps, ground["field"]):
+            assert contrast(color, ground["ground"]) >= 3, color
+    assert light["ink"] == INK
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2: relative luminances' ratio."""
+
+    def luminance(color: str) -> float:
+        parts = np.array(matplotlib.colors.to_rgb(color))
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_labels_and_numbers_by_hand():
+    assert wrapped("min_variance, raft++, mode pilot", 24) == "min_variance, raft++,\nmode pilot"
+    assert wrapped("runs/a-name/longer-than-a-line", 24) == "runs/a-name/longer-than-\na-line"
+    assert wrapped("x" * 10, 2, 3) == "...\nxx\nxx"
+    assert [short_number(x) for x in (0, 0.5, 999, 1500, 2e6, 3e9)] == [
+        "0",
+        "0.5",
+        "999",
+        "1.5k",
+        "2M",
+        "3G",
+    ]
