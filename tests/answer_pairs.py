@@ -204,3 +204,8 @@ NEAR = [
     (r"5\text{ cm}", "5 m"),
     ("1,000", "1"),
 ]
+
+
+def boxed(answer: str) -> str:
+    """The end of a completion that gives this answer."""
+    return f"So the answer is $\\boxed{{{answer}}}$."
