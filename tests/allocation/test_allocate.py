@@ -63,6 +63,8 @@ def test_a_penalty_beyond_floating_point_is_a_weight_of_nothing():
 def test_prompt_ids_may_be_an_array():
     ids = np.array(["a", "b"])
     assert gvm([1, 1], [1, 1], [1, 1], budget=2, prompt_ids=ids).tolist() == [1, 1]
+    with pytest.raises(InputError, match=r"prompt 'b': successes = 2\.0 exceeds trials"):
+        gvm([1, 1], [1, 2], [1, 1], budget=2, prompt_ids=ids)
 
 
 def test_gvm_starves_a_prompt_without_an_accepted_pilot():

@@ -9,7 +9,7 @@ prompt that comes first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -167,7 +167,7 @@ def allocate(
     upper: ArrayLike | None = None,
     grad_norm_rejected: ArrayLike | None = None,
     mean_tokens: ArrayLike | None = None,
-    prompt_ids: Sequence[str] | None = None,
+    prompt_ids: Iterable[str] | None = None,
     objective: str = "log_likelihood",
     baseline: str | None = None,
     accept_rate_penalty: float = 1e-3,
@@ -199,8 +199,9 @@ def allocate(
         InputError: statistics that cannot be, or bounds that no allocation meets.
     """
     trials = np.asarray(trials, dtype=np.float64)
+    names = range(trials.size) if prompt_ids is None else prompt_ids
     stats = PromptStats(
-        prompt_ids=[str(i) for i in range(trials.size)] if prompt_ids is None else prompt_ids,
+        prompt_ids=[str(name) for name in names],
         trials=trials,
         successes=np.asarray(successes, dtype=np.float64),
         grad_norm=np.asarray(grad_norm, dtype=np.float64),

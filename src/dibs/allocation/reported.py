@@ -9,8 +9,8 @@ import numpy as np
 from dibs.allocation.statistics import completion_sums
 from dibs.types import InputError
 
-Numbers = Sequence[Sequence[float]]
-"""One number a completion, one sequence a prompt."""
+Numbers = Sequence[Sequence[float] | np.ndarray]
+"""One number a completion, one sequence or array [n_i] a prompt."""
 _UNKNOWN = {"lengths": 0.0, "logprobs": 0.0, "grad_norms": 1.0}
 """The value of numbers that were not reported."""
 
@@ -65,7 +65,9 @@ def checked_sums(
     return sums
 
 
-def _measured(what: str, name: str, numbers: Sequence[float], expected: int) -> np.ndarray:
+def _measured(
+    what: str, name: str, numbers: Sequence[float] | np.ndarray, expected: int
+) -> np.ndarray:
     one = what.removesuffix("s")
     found = _checked(one, name, numbers)
     if len(found) != expected:
@@ -75,7 +77,7 @@ def _measured(what: str, name: str, numbers: Sequence[float], expected: int) -> 
     return found
 
 
-def _checked(what: str, name: str, numbers: Sequence[float]) -> np.ndarray:
+def _checked(what: str, name: str, numbers: Sequence[float] | np.ndarray) -> np.ndarray:
     try:
         found = np.asarray(numbers, dtype=np.float64)
     except (TypeError, ValueError):
