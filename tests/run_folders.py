@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from dibs.runs.read import Run, read_run
+
 NASTY = "</script><script>document.title = 'in'</script><img src=x onerror=alert(1)> & <!-- \u2028"
 
 
@@ -101,6 +103,13 @@ def make_run(
     if finished:
         finish(path, steps)
     return path
+
+
+def reported_run(path: Path) -> Run:
+    """The run that the report reads from a folder, of which it must make something."""
+    run = read_run(path)
+    assert isinstance(run, Run), run.reason
+    return run
 
 
 def finish(path: Path, steps: int) -> None:

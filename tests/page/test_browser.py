@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dibs.report.write import write_report
-from dibs.runs.read import read_run
-from run_folders import NASTY, make_run, write_lines
+from run_folders import NASTY, make_run, reported_run, write_lines
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page, Request
 
 pytestmark = pytest.mark.page
 SHOTS = Path(__file__).parents[2] / "runs" / "page"
@@ -63,12 +62,19 @@ def opened(browser: Browser, report: Path, request: pytest.FixtureRequest) -> It
     context = browser.new_context(offline=True, **options)
     page = context.new_page()
     wrong: list[str] = []
+
+    def dismiss(dialog: Dialog) -> None:
+        wrong.append("a dialog")
+        dialog.dismiss()
+
+    def note_outside(made: Request) -> None:
+        if not made.url.startswith(("file:", "data:")):
+            wrong.append(made.url)
+
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append("a dialog"), dialog.dismiss()))
-    page.on(
-        "request", lambda made: made.url.startswith(("file:", "data:")) or wrong.append(made.url)
-    )
+    page.on("dialog", dismiss)
+    page.on("request", note_outside)
     page.goto(report.as_uri())
     yield page
     assert wrong == []
@@ -165,7 +171,7 @@ def test_the_slider_shows_single_steps(opened):
 
 
 def test_dots_are_all_there(opened, report):
-    run = read_run(report.parents[1] / "even")
+    run = reported_run(report.parents[1] / "even")
     assert opened.locator("#counts-2 use").count() >= sum(len(x["count"]) for x in run.allocations)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
+from importlib.resources import files
 
 import matplotlib.colors
 import numpy as np
@@ -27,14 +26,13 @@ from dibs.report.panels import (
 )
 from dibs.report.svg import inline_svg, svg_bytes
 from dibs.report.write import write_report
-from dibs.runs.read import read_run
 from dibs.types import InputError
-from run_folders import make_run, write_lines
+from run_folders import make_run, reported_run, write_lines
 
 
 def test_a_column_of_accept_rates_is_a_step_or_as_many_as_there_is_no_room_for(tmp_path):
-    def image(steps: list[int]) -> tuple[np.ndarray, list[float]]:
-        run = read_run(make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}"))
+    def image(steps: list[int]) -> tuple[np.ndarray, tuple[float, ...]]:
+        run = reported_run(make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}"))
         counts = [[1, 0, 0, 0, 3], [2, 0, 0, 0, 0]] * len(steps)
         lines = [
             {"step": step, "accept_rate_histogram": found}
@@ -43,28 +41,30 @@ def test_a_column_of_accept_rates_is_a_step_or_as_many_as_there_is_no_room_for(t
         axes = Figure().subplots()
         accept_rates_panel(axes, [replace(run, metrics=lines)])
         (drawn,) = axes.get_images()
-        return np.ma.getdata(drawn.get_array()), drawn.get_extent()
+        columns = drawn.get_array()
+        assert columns is not None
+        return np.ma.getdata(columns), tuple(drawn.get_extent())
 
     columns, extent = image([1, 2, 4])
     assert columns.T[:, 0].tolist()[:2] == [0.25, 1]
     assert np.isnan(columns.T[2]).all()
     assert columns.T[3].tolist() == [0.25, 0, 0, 0, 0.75]
-    assert extent == [0.5, 4.5, 0, 1]
+    assert extent == (0.5, 4.5, 0, 1)
     # 2,000 steps: two a column, (1 + 2) of (4 + 2) prompts in the lowest bin
     columns, extent = image(list(range(1, 2001)))
     assert columns.shape == (5, 1000)
     assert columns[:, 0].tolist() == [0.5, 0, 0, 0, 0.5]
-    assert extent == [0.5, 2000.5, 0, 1]
+    assert extent == (0.5, 2000.5, 0, 1)
 
 
 def test_held_out_ln_p_is_drawn_where_all_arms_have_it(tmp_path):
     for name in ("even", "chosen"):
         make_run(tmp_path / "runs" / name, allocator=name)
-    arms = group_runs([read_run(tmp_path / "runs" / name) for name in ("even", "chosen")])
+    arms = group_runs([reported_run(tmp_path / "runs" / name) for name in ("even", "chosen")])
     drawn = {figure.name: figure for figure in page_figures(arms)}
     (axes,) = drawn["log-accept-rate"].figure.axes
     assert axes.get_ylabel() == "held-out mean ln p_i"
-    told = [line.get_ydata()[-1] for line in axes.get_lines()]
+    told = [np.asarray(line.get_ydata())[-1] for line in axes.get_lines()]
     assert told == [arm.runs[0].metrics[-1]["log_accept_rate"] for arm in arms]
     for line in arms[0].runs[0].metrics:
         line.pop("log_accept_rate", None)
@@ -94,7 +94,7 @@ def test_the_page_and_a_run_folder_share_their_drawings(tmp_path):
 
 
 def test_figures_take_the_ink_of_the_page_and_are_the_same_every_time(tmp_path):
-    arms = group_runs([read_run(make_run(tmp_path / "run"))])
+    arms = group_runs([reported_run(make_run(tmp_path / "run"))])
     with rc_context(STYLE):
         first, second = ({f.name: f for f in page_figures(arms)} for _ in range(2))
         assert svg_bytes(first["counts-1"].figure) == svg_bytes(second["counts-1"].figure)
@@ -108,9 +108,7 @@ def test_figures_take_the_ink_of_the_page_and_are_the_same_every_time(tmp_path):
 
 
 def test_colors_stand_out_from_both_grounds():
-    style = (
-        Path(sys.modules["dibs.report.page"].__file__).parent / "templates" / "page.css"
-    ).read_text()
+    style = (files("dibs.report") / "templates" / "page.css").read_text(encoding="utf-8")
     light, dark = (
         dict(re.findall(r"--(\w+): (#\w{6})", part)) for part in style.split("@media", 1)
     )

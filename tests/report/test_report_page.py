@@ -19,8 +19,7 @@ from dibs.report.figures import draw_figures
 from dibs.report.tables import arm_row
 from dibs.report.write import default_folder, write_report
 from dibs.runs.find import run_folders
-from dibs.runs.read import read_run
-from run_folders import NASTY, make_run, write_lines
+from run_folders import NASTY, make_run, reported_run, write_lines
 
 SMALL = 5_000_000
 
@@ -209,7 +208,7 @@ def test_many_arms_and_long_runs_stay_small(tmp_path):
 
 def test_completions_are_thinned_evenly_and_long_ones_cut(tmp_path):
     path = make_run(tmp_path / "run", steps=50, samples=20, completion="x" * 50)
-    arms = group_runs([read_run(path)])
+    arms = group_runs([reported_run(path)])
     packed = pack_completions(arms, limit=20_000)
     found = json.loads(packed.json)
     assert packed.kept == 1000
@@ -220,7 +219,7 @@ def test_completions_are_thinned_evenly_and_long_ones_cut(tmp_path):
     assert max(np.diff(steps)) <= 1
     assert pack_completions(arms, limit=10).shown == 0
     long = make_run(tmp_path / "long", samples=1, completion="a" * TEXT + "b" * TEXT)
-    text = json.loads(pack_completions(group_runs([read_run(long)])).json)["rows"][0][3]
+    text = json.loads(pack_completions(group_runs([reported_run(long)])).json)["rows"][0][3]
     half = TEXT // 2
     assert text == "a" * half + f"\n[{TEXT:,} characters left out]\n" + "b" * half
 

@@ -14,20 +14,14 @@ from dibs.report.panels import has_score
 from dibs.report.spending import PARTS, mean_spending, spending, total_spending
 from dibs.report.tables import arm_row
 from dibs.runs.find import run_folders
-from dibs.runs.read import NoRun, Run, finite_number, read_run
+from dibs.runs.read import NoRun, finite_number, read_run
 from dibs.runs.safe_text import as_json_types
 from dibs.types import printable
-from run_folders import make_run, write_lines
-
-
-def read(path) -> Run:
-    run = read_run(path)
-    assert isinstance(run, Run), run
-    return run
+from run_folders import make_run, reported_run, write_lines
 
 
 def test_a_finished_run_is_read_whole(tmp_path):
-    run = read(make_run(tmp_path / "run", steps=4))
+    run = reported_run(make_run(tmp_path / "run", steps=4))
     assert (run.state, list(run.notes)) == ("finished", [])
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
     assert len(run.allocations) == 4
@@ -40,7 +34,7 @@ def test_a_run_that_goes_on_is_unfinished_and_its_last_half_line_is_passed_over(
     path = make_run(tmp_path / "run", steps=3, finished=False)
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "accu')
-    run = read(path)
+    run = reported_run(path)
     assert run.state == "unfinished"
     assert run.metrics[-1]["step"] == 3
     (note,) = run.notes
@@ -51,7 +45,7 @@ def test_a_file_without_a_last_line_feed_is_whole(tmp_path):
     path = make_run(tmp_path / "run")
     for name in ("metrics.jsonl", "samples.jsonl"):
         (path / name).write_text((path / name).read_text().rstrip("\n"))
-    run = read(path)
+    run = reported_run(path)
     assert run.state == "finished"
     assert run.metrics[-1]["step"] == 4
     assert len(run.samples) == 12
@@ -124,7 +118,7 @@ def test_damage_is_told_and_the_rest_is_read(tmp_path, name, content, told):
     (path / name).unlink()
     if content is not None:
         (path / name).write_text(content)
-    run = read(path)
+    run = reported_run(path)
     assert run.state == "damaged"
     assert any(note.startswith(told) for note in run.notes), run.notes
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
@@ -144,7 +138,7 @@ def test_damaged_metrics_are_told_and_steps_that_were_done_again_count_once(tmp_
         '{"step": 1000000001}',
     ]
     (path / "metrics.jsonl").write_text("\n".join([*lines[:3], *bad, again, lines[4], ""]))
-    run = read(path)
+    run = reported_run(path)
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 4]
     assert run.metrics[2]["accuracy"] == 0.75
     assert list(run.notes) == ["metrics.jsonl: 6 damaged lines left out (4, 5, 6 ...)"]
@@ -241,7 +235,7 @@ def test_values_of_a_configuration_become_plain_ones():
 def test_keys_of_a_configuration_that_are_no_text(tmp_path):
     path = make_run(tmp_path / "run")
     (path / "config.yaml").write_text("data: [{2001-01-01: 1, 2: 3}]\nseed: 2001-01-01\n")
-    run = read(path)
+    run = reported_run(path)
     assert run.state == "finished"
     assert run.config == {"data": [{"2001-01-01": 1, "2": 3}], "seed": "2001-01-01"}
     arm_row(group_runs([run])[0])
@@ -256,11 +250,11 @@ def test_numbers_that_are_none(tmp_path):
 
 def test_runs_that_differ_in_the_seed_are_an_arm(tmp_path):
     runs = [
-        read(make_run(tmp_path / "a0")),
-        read(make_run(tmp_path / "u0", allocator="uniform", mode="none")),
-        read(make_run(tmp_path / "a1", seed=1, tracking={"project": "other"})),
-        read(make_run(tmp_path / "c0", mode="cross_fit")),
-        read(make_run(tmp_path / "again")),
+        reported_run(make_run(tmp_path / "a0")),
+        reported_run(make_run(tmp_path / "u0", allocator="uniform", mode="none")),
+        reported_run(make_run(tmp_path / "a1", seed=1, tracking={"project": "other"})),
+        reported_run(make_run(tmp_path / "c0", mode="cross_fit")),
+        reported_run(make_run(tmp_path / "again")),
     ]
     arms = group_runs(runs)
     assert [(arm.label, [run.path.name for run in arm.runs]) for arm in arms] == [
@@ -280,7 +274,9 @@ def test_runs_without_a_configuration_are_arms_of_their_own(tmp_path):
     paths = [make_run(tmp_path / name) for name in "ab"]
     for path in paths:
         (path / "config.yaml").unlink()
-    assert [arm.label for arm in group_runs([read(path) for path in paths])] == [*map(str, paths)]
+    assert [arm.label for arm in group_runs([reported_run(path) for path in paths])] == [
+        *map(str, paths)
+    ]
 
 
 def test_intervals_over_seeds_by_hand():
@@ -294,13 +290,13 @@ def test_intervals_over_seeds_by_hand():
 
 def test_the_curve_of_an_arm_ends_where_its_first_seed_does(tmp_path):
     runs = [
-        read(make_run(tmp_path / "a", steps=6)),
-        read(make_run(tmp_path / "b", steps=6, seed=1)),
+        reported_run(make_run(tmp_path / "a", steps=6)),
+        reported_run(make_run(tmp_path / "b", steps=6, seed=1)),
     ]
     (tmp_path / "b" / "metrics.jsonl").write_text(
         "".join(f"{json.dumps(line)}\n" for line in runs[1].metrics[:5])
     )
-    (arm,) = group_runs([runs[0], read(tmp_path / "b")])
+    (arm,) = group_runs([runs[0], reported_run(tmp_path / "b")])
     curve = arm_curve(arm, "seconds")
     # 2 s a step, 0.5 of them evaluation
     assert curve.x.tolist() == [0, 3.0, 6.0]
@@ -310,7 +306,7 @@ def test_the_curve_of_an_arm_ends_where_its_first_seed_does(tmp_path):
 
 
 def test_any_score_of_the_evaluations_has_a_curve(tmp_path):
-    runs = [read(make_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
+    runs = [reported_run(make_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
     (arm,) = group_runs(runs)
     single = arm_curve(Arm("one", runs[:1]), "rollouts", "log_accept_rate")
     last = [run.metrics[-1]["log_accept_rate"] for run in runs]
@@ -329,7 +325,7 @@ def test_any_score_of_the_evaluations_has_a_curve(tmp_path):
 def test_a_run_that_was_never_evaluated(tmp_path):
     path = make_run(tmp_path / "run", steps=1)
     write_lines(path / "metrics.jsonl", [{"step": 1, "rollouts": 7, "accuracy": None}])
-    row = arm_row(group_runs([read(path)])[0])
+    row = arm_row(group_runs([reported_run(path)])[0])
     assert (row["step"], row["rollouts"], row["accuracy"]) == (1, 7, None)
 
 
@@ -358,19 +354,19 @@ def test_where_the_budget_went_by_hand(tmp_path):
         "groups all rejected",
         "pilots, thrown away",
     )
-    found = spending(read(path))
+    found = spending(reported_run(path))
     assert found.parts.T.tolist() == [[2, 3, 4, 32], [0, 1, 1, 0]]
     assert found.learned.tolist() == [5, 0]
-    parts, learned = total_spending([read(path)])
+    parts, learned = total_spending([reported_run(path)])
     assert (parts.tolist(), learned) == ([2, 4, 5, 32], 5)
     other = make_run(tmp_path / "kept", mode="cross_fit")
     write_lines(other / "metrics.jsonl", lines[:2])
     write_lines(other / "allocations.jsonl", allocations[:1])
-    assert spending(read(other)).parts.T.tolist() == [[2, 3, 4, 0]]
-    both = mean_spending([read(path), read(other)])
+    assert spending(reported_run(other)).parts.T.tolist() == [[2, 3, 4, 0]]
+    both = mean_spending([reported_run(path), reported_run(other)])
     assert both.parts.T.tolist() == [[2, 3, 4, 16], [0, 1, 1, 0]]
     (other / "allocations.jsonl").unlink()
-    assert total_spending([read(other)])[0].tolist() == [0, 0, 0, 0]
+    assert total_spending([reported_run(other)])[0].tolist() == [0, 0, 0, 0]
 
 
 def test_completions_without_a_verdict_do_not_make_a_group_one_of_both_outcomes(tmp_path):
@@ -384,7 +380,7 @@ def test_completions_without_a_verdict_do_not_make_a_group_one_of_both_outcomes(
         "accepted": [3, 0, 0, 4, 0],
     }
     write_lines(path / "allocations.jsonl", [line])
-    assert spending(read(path)).parts[:, 0].tolist() == [8, 4, 7, 0]
+    assert spending(reported_run(path)).parts[:, 0].tolist() == [8, 4, 7, 0]
     del line["judged"]
     write_lines(path / "allocations.jsonl", [line])
-    assert spending(read(path)).parts[:, 0].tolist() == [12, 0, 7, 0]
+    assert spending(reported_run(path)).parts[:, 0].tolist() == [12, 0, 7, 0]

@@ -60,6 +60,7 @@ def test_ctrl_c_leaves_a_whole_page_that_does_not_reload(tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as watching:
+        assert watching.stdout is not None
         assert watching.stdout.readline().startswith("wrote ")
         page = tmp_path / "run" / "report" / "index.html"
         assert "load this page again" in page.read_text()
