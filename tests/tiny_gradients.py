@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import peft
 import torch
@@ -38,7 +41,11 @@ FAMILIES = {
 
 
 def make_policy(
-    template: Policy, family: str = "qwen2", tied: bool = False, temperature: float = 1.0, **options
+    template: Policy,
+    family: str = "qwen2",
+    tied: bool = False,
+    temperature: float = 1.0,
+    **options: Any,
 ) -> Policy:
     torch.manual_seed(0)
     config, model = FAMILIES[family]
@@ -49,7 +56,7 @@ def make_policy(
     return Policy(made.eval(), template.tokenizer, temperature)
 
 
-def with_lora(policy: Policy, **options) -> Policy:
+def with_lora(policy: Policy, **options: Any) -> Policy:
     config = peft.LoraConfig(r=3, lora_dropout=0.2, init_lora_weights=False, **options)
     return Policy(
         peft.get_peft_model(policy.model, config).eval(), policy.tokenizer, policy.temperature
@@ -73,16 +80,20 @@ def reference(policy: Policy, example: TrainingExample) -> dict[str, torch.Tenso
     return grad(logprob)(trainable)
 
 
-def reference_products(policy: Policy, made, names=None) -> np.ndarray:
-    flat = [
+def reference_products(
+    policy: Policy, made: Sequence[TrainingExample], names: Sequence[str] | None = None
+) -> np.ndarray:
+    rows = [
         torch.cat([g.flatten() for n, g in reference(policy, e).items() if not names or n in names])
         for e in made
     ]
-    flat = torch.stack(flat).double()
+    flat = torch.stack(rows).double()
     return (flat @ flat.T).numpy()
 
 
-def check_exact(policy: Policy, made, rtol: float = 1e-5, **options) -> None:
+def check_exact(
+    policy: Policy, made: Sequence[TrainingExample], rtol: float = 1e-5, **options: Any
+) -> None:
     expected = np.sqrt(np.diag(reference_products(policy, made)))
     measured = gradient_norms(policy, made, "exact", **options).norms
     np.testing.assert_allclose(measured, expected, rtol=rtol)

@@ -43,6 +43,7 @@ def test_steps_add_up_and_old_ones_count_less():
     assert_equal_arrays(stats.successes, [1 / 2, 1 / 4, 0])
     assert_equal_arrays(stats.grad_norm, [5, 5, np.nan])
     assert_equal_arrays(stats.grad_norm_rejected, [(3 / 4 + 9) / (1 / 4 + 1), 0, np.nan])
+    assert stats.accepted is not None
     assert_equal_arrays(stats.accepted.log_norm, [np.log(16) / 2, np.log(5), np.nan])
     later = history.statistics(["a"], step=7)
     assert_equal_arrays(later.trials, [(3 / 4 + 1) / 2])
@@ -100,10 +101,13 @@ def test_discounting_does_not_change_how_precise_a_mean_is():
     norms = np.array([1.0, 2.0, 4.0])
     history.add([make_group([1, 1, 1], make_prompt("a"))], [norms], step=0)
     fresh, old = history.statistics(["a"], step=0), history.statistics(["a"], step=2)
+    assert fresh.accepted is not None
+    assert old.accepted is not None
     assert_equal_arrays(old.accepted.count, [3 / 4])
     assert_equal_arrays(old.accepted.effective_count, [3])
     assert_equal_arrays(old.accepted.log_norm_scatter, fresh.accepted.log_norm_scatter / 4)
     history.add([make_group([1, 1, 1], make_prompt("a"))], [norms], step=1)
     mixed = history.statistics(["a"], step=1)
+    assert mixed.accepted is not None
     # Weights 1/2 and 1, three each: (3/2 + 3)^2 / (3/4 + 3).
     assert_equal_arrays(mixed.accepted.effective_count, [4.5**2 / 3.75])

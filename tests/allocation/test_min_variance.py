@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def test_min_variance_never_starves_and_learns_from_the_batch():
 
 def test_min_variance_allocates_for_its_objective():
     """Rare outcomes have large norms: what GVM gives hard prompts, GRPO should not."""
-    statistics = {
+    statistics: dict[str, Any] = {
         "trials": [64] * 4,
         "successes": [60, 32, 16, 4],
         "grad_norm": [1.0, 4.0, 6.0, 8.0],
@@ -67,9 +69,9 @@ def test_gains_by_hand():
     starving = Allocation(["a", "b"], np.array([0, 16]), "gvm")
     assert describe([problem], [starving])["expected_gain"] == 0
     flat = pose(PromptStats(["a", "b"], np.ones(2), np.ones(2), np.ones(2)), 16)
-    assert describe([flat], [solve(flat, "min_variance")])["allocation_note"].startswith(
-        "uniform: "
-    )
+    note = describe([flat], [solve(flat, "min_variance")])["allocation_note"]
+    assert isinstance(note, str)
+    assert note.startswith("uniform: ")
     unknown = pose(PromptStats(["a"], np.zeros(1), np.zeros(1), np.array([NAN])), 4)
     assert describe([unknown], [solve(unknown, "uniform")])["expected_gain"] is None
 
@@ -136,7 +138,7 @@ def test_a_group_baseline_gets_pairs():
     """A group of one has advantage 0, which its variance does not show."""
     arguments = ([8] * 4, [4] * 4, [9.0, 1.0, 1.0, 1.0])
     rejected = {"grad_norm_rejected": [9.0, 1.0, 1.0, 1.0]}
-    options = {"objective": "expected_reward", "budget": 12, **rejected}
+    options: dict[str, Any] = {"objective": "expected_reward", "budget": 12, **rejected}
     alone = allocate(*arguments, **options)
     assert alone.min() == 1
     assert allocate(*arguments, **options, baseline="leave_one_out").min() == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,8 +108,9 @@ def test_grpo_as_other_trainers_have_it():
     divisor = math.sqrt(0.3) + 0.1  # the squares add up to 1.2, over n - 1 = 4
     assert_equal_arrays(found, np.array([0.6, -0.4, -0.4, 0.6, -0.4]) / divisor)
     for degenerate in ([], [1.0], [0.3, 0.3, 0.3]):
-        options = {"bessel": True, "epsilon": 1e-4}
-        none = Target("grpo", "mean").advantages(np.array(degenerate), 0.5, **options)
+        none = Target("grpo", "mean").advantages(
+            np.array(degenerate), 0.5, bessel=True, epsilon=1e-4
+        )
         assert none.tolist() == [0.0] * len(degenerate)
 
 
@@ -184,7 +186,7 @@ def test_all_rejected_and_all_empty_steps_weigh_nothing():
 
 def test_log_likelihood_looks_at_acceptance_and_expected_reward_at_rewards():
     groups = [make_group([2.5, 0.5])]
-    options = {"estimator": "prompt_mean", "accept_rates": np.array([0.5])}
+    options: dict[str, Any] = {"estimator": "prompt_mean", "accept_rates": np.array([0.5])}
     by_acceptance, _ = weigh(groups, LOG_LIKELIHOOD, **options)
     by_reward, _ = weigh(groups, Target("expected_reward", "none"), **options)
     assert_equal_arrays(by_acceptance[0], [2, 0])

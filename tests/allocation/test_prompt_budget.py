@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from dibs.types import InputError
 from tiny_groups import make_group, make_prompt
 
 NAMES = [f"p{i}" for i in range(6)]
-REWARDS = [
+REWARDS: list[list[float]] = [
     [1.0] * 8,
     [0.0] * 8,
     [1, 0, 0, 0, 0, 0, 0, 0],
@@ -38,7 +39,9 @@ def test_nothing_known_is_uniform_and_what_is_learned_counts():
     assert counts.sum() == 48
     assert counts[3] == counts.max() > counts[0]
     assert budget.metrics()["count_max"] == counts.max()
-    assert budget.metrics()["expected_gain"] > 1
+    gain = budget.metrics()["expected_gain"]
+    assert isinstance(gain, float)
+    assert gain > 1
 
 
 def test_the_budget_is_exact_whatever_it_is():
@@ -70,6 +73,7 @@ def test_weights_are_those_of_the_trainer(objective, estimator):
     budget.allocate(NAMES[:3])
     rewards = [[1.0, 0.0, 1.0], [0.0], []]
     groups = [make_group(values, make_prompt(n)) for n, values in zip(NAMES, rewards, strict=False)]
+    assert budget._problem is not None
     expected = weigh(
         groups,
         target=Target(objective, baseline),
@@ -246,30 +250,32 @@ def test_bad_input():
     with pytest.raises(InputError, match="grad_norms of 3 prompts, but 1 prompt ids"):
         budget.update(["a"], [[1.0]], grad_norms=[[1.0]] * 3)
     with pytest.raises(InputError, match=r"rewards have shape \(\); give a sequence"):
-        budget.update(["a"], [1.0])
+        budget.update(["a"], [1.0])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"a length is -1\.0; it must be at least 0"):
         budget.update(["a"], [[1.0]], lengths=[[-1]])
     for what in ("lengths", "logprobs", "grad_norms"):
         for bad in (np.nan, np.inf):
+            reported: dict[str, Any] = {what: [[bad]]}
             with pytest.raises(InputError, match=f"prompt 'a': a {what[:-1]} is {bad}; leave out"):
-                budget.update(["a"], [[1.0]], **{what: [[bad]]})
+                budget.update(["a"], [[1.0]], **reported)
     assert len(budget.history) == 0
     budget.allocate(["a"])
-    for bad in (np.nan, np.inf, None):
+    for reward in (np.nan, np.inf, None):
         with pytest.raises(InputError, match=r"prompt 'a': a reward is (nan|inf)"):
-            budget.weights([[1.0, bad]])
+            budget.weights([[1.0, reward]])  # type: ignore[list-item]
     with pytest.raises(InputError, match="a reward is no number"):
-        budget.weights([["good"]])
-    for bad, why in (
+        budget.weights([["good"]])  # type: ignore[list-item]
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"objective": "grpo", "baseline": "none"}, "has no baseline none"),
         ({"allocator": "best"}, "unknown allocator 'best'"),
         ({"allocator": "gvm"}, "needs pilots"),
         ({"mode": "none"}, "needs accept rates"),
         ({"lower": 9}, "num_generations 8 is not between lower 9"),
         ({"number": 9}, "Extra inputs"),
-    ):
+    ]
+    for options, why in refused:
         with pytest.raises(ValidationError, match=why):
-            BudgetConfig(**bad)
+            BudgetConfig(**options)
 
 
 def test_the_example_learns():

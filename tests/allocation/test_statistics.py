@@ -32,6 +32,8 @@ def test_algorithm_2_by_hand():
     assert_equal_arrays(stats.grad_norm, [4, np.nan, 7, np.nan])
     assert_equal_arrays(stats.grad_norm_rejected, [15, 1.5, np.nan, np.nan])
     assert_equal_arrays(stats.mean_tokens, [5, 2, 3, np.nan])
+    assert stats.rejected is not None
+    assert stats.accepted is not None
     # Of b's two norms, 1 and 2: mean of ln is ln(2)/2, squares about it add up to ln(2)^2 / 2.
     assert_equal_arrays(stats.rejected.count, [2, 2, 0, 0])
     assert_equal_arrays(stats.rejected.log_norm[1], np.log(2) / 2)
@@ -254,6 +256,7 @@ def test_real_rewards_where_a_class_is_missing_stay_finite():
         assert (np.isfinite(moment) & (moment > 0)).all()
     # Rewards of 0 and 1 keep no moments of their own.
     plain = pilot_statistics([make_group([1, 0])], [np.ones(2)])
+    assert plain.accepted is not None
     assert plain.accepted.rewards is None
 
 

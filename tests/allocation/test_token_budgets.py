@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,11 @@ NAN = float("nan")
 
 
 def test_a_budget_of_tokens():
-    statistics = {"trials": [8] * 4, "successes": [4] * 4, "grad_norm": [1.0] * 4}
+    statistics: dict[str, Any] = {
+        "trials": [8] * 4,
+        "successes": [4] * 4,
+        "grad_norm": [1.0] * 4,
+    }
     lengths = [100.0, 100.0, 400.0, 400.0]
     even = allocate(**statistics, mean_tokens=lengths, token_budget=8000, allocator="uniform")
     assert even.tolist() == [8, 8, 8, 8]  # 100 + 100 + 400 + 400 tokens a round

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dibs.config import GradNormMethod
 from dibs.model.grad_norms import gradient_norms, output_layer, recorder
 from dibs.model.policy import Policy
 from dibs.types import InputError
@@ -75,13 +76,11 @@ def test_bfloat16(policy):
     single = make_policy(policy, "qwen3", temperature=0.9)
     single.model.to(torch.bfloat16).float()
     made = examples(single, 24)
-    expected = gradient_norms(single, made).norms
     half = Policy(copy.deepcopy(single.model).to(torch.bfloat16), single.tokenizer, 0.9)
-    for method, reference_norms in (
-        ("exact", expected),
-        ("last_layer", gradient_norms(single, made, "last_layer").norms),
-    ):
-        ratio = gradient_norms(half, made, method).norms / reference_norms
+    methods: tuple[GradNormMethod, ...] = ("exact", "last_layer")
+    for method in methods:
+        expected = gradient_norms(single, made, method).norms
+        ratio = gradient_norms(half, made, method).norms / expected
         assert np.abs(ratio - 1).max() < 0.03
         assert abs(ratio.mean() - 1) < 0.01
 
@@ -97,7 +96,8 @@ def test_checkpointed_layers_that_ask_for_dropout_themselves(policy):
     )  # fmt: skip
     policy = with_lora(Policy(OPTForCausalLM(config), policy.tokenizer), target_modules=["q_proj"])
     made = examples(policy, 3)
-    expected = {m: gradient_norms(policy, made, m).norms for m in ("exact", "exact_slow")}
+    methods: tuple[GradNormMethod, ...] = ("exact", "exact_slow")
+    expected = {method: gradient_norms(policy, made, method).norms for method in methods}
     policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     policy.model.train()
     state = torch.get_rng_state()
@@ -120,6 +120,7 @@ def test_products_get_factors_that_a_gpu_takes(policy, monkeypatch):
     policy = make_policy(policy, tied=True)
     policy.model.to(torch.bfloat16)
     made = examples(policy, 5)
-    for options in ({}, {"group_sizes": [5]}):
-        for method in ("exact", "last_layer"):
-            assert (gradient_norms(policy, made, method, **options).norms > 0).all()
+    methods: tuple[GradNormMethod, ...] = ("exact", "last_layer")
+    for sizes in (None, [5]):
+        for method in methods:
+            assert (gradient_norms(policy, made, method, group_sizes=sizes).norms > 0).all()
