@@ -144,7 +144,7 @@ def test_the_warm_start_is_deterministic_and_cached(tmp_path, monkeypatch):
     assert heard[:30] == heard[30:]
     weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
-    assert warm_started_policy("arithmetic", config, heard.append) == folders[1]
+    assert warm_started_policy("arithmetic", config, lambda *note: heard.append(note)) == folders[1]
     assert len(heard) == 60  # from the cache, no training
     other = warm_started_policy(
         "arithmetic", config.model_copy(update={"seed": 1}), lambda *note: None

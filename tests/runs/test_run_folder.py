@@ -51,8 +51,11 @@ def test_checkpoints_are_ordered_by_number(tmp_path, policy):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step in (999_999, 1_000_000, 10_000_000):
         folder.save_checkpoint(policy, {"step": step, "accuracy": 0.0}, STATE, keep=2)
-    assert folder.checkpoints.newest().name == "step-10000000"
-    assert folder.checkpoints.newest_whole()[0].step == 10_000_000
+    newest, (whole, _) = folder.checkpoints.newest(), folder.checkpoints.newest_whole()
+    assert newest is not None
+    assert whole is not None
+    assert newest.name == "step-10000000"
+    assert whole.step == 10_000_000
     names = {path.name for path in (folder.path / "checkpoints").iterdir()}
     assert names == {"step-1000000", "step-10000000"}
 
@@ -75,7 +78,9 @@ def test_weights_that_are_saved_under_other_names_are_loaded(tmp_path):
     saved, fresh = (Policy(Qwen2MoeForCausalLM(shape), tokenizer) for _ in range(2))
     folder = RunFolder.create(config(tmp_path / "run"))
     folder.save_checkpoint(saved, {"step": 1, "accuracy": None}, STATE, keep=1)
-    fresh.load(folder.checkpoints.newest_whole()[0].folder)
+    whole, _ = folder.checkpoints.newest_whole()
+    assert whole is not None
+    fresh.load(whole.folder)
     for name, weights in saved.model.state_dict().items():
         assert torch.equal(weights, fresh.model.state_dict()[name]), name
 
@@ -88,6 +93,7 @@ def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
     found = sorted(p.name for p in (folder.path / "checkpoints").iterdir())
     assert found == ["step-000000", "step-000010", "step-000100"]  # the best, and the newest two
     whole, broken = folder.checkpoints.newest_whole()
+    assert whole is not None
     assert whole.facts == {"step": 100, "accuracy": 1 / 101}
     assert torch.equal(whole.trainer_state()["random"], STATE["random"])
     assert broken == []
@@ -110,7 +116,9 @@ def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damag
     folder = RunFolder.create(config(tmp_path / "run"))
     for step in (1, 2):
         folder.save_checkpoint(policy, {"step": step, "accuracy": None}, STATE, keep=2)
-    path = folder.checkpoints.newest() / name
+    newest = folder.checkpoints.newest()
+    assert newest is not None
+    path = newest / name
     content = bytearray(path.read_bytes())
     if damage == "removed":
         path.unlink()
@@ -119,6 +127,7 @@ def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damag
         cut = {"cut": len(content) - 1, "emptied": 0, "flipped": len(content)}[damage]
         path.write_bytes(content[:cut])
     whole, (told,) = folder.checkpoints.newest_whole()
+    assert whole is not None
     assert whole.step == 1
     assert f"step-000002 is broken: {name} is " in told
     (folder.path / "checkpoints" / "step-000001" / "checksums.json").write_text("{}")
@@ -144,11 +153,15 @@ def test_broken_checkpoints_do_not_count(tmp_path, policy):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step, accuracy in ((2, 0.1), (6, 0.9)):
         folder.save_checkpoint(policy, {"step": step, "accuracy": accuracy}, STATE, keep=2)
-    (folder.checkpoints.newest() / "trainer.pt").write_bytes(b"")
+    newest = folder.checkpoints.newest()
+    assert newest is not None
+    (newest / "trainer.pt").write_bytes(b"")
     found, _ = folder.checkpoints.newest_whole()
+    assert found is not None
     folder.checkpoints.set_aside_newer(found.step)
     folder.save_checkpoint(policy, {"step": 4, "accuracy": 0.2}, STATE, keep=1)
     found, broken = folder.checkpoints.newest_whole()
+    assert found is not None
     assert (found.step, broken) == (4, [])
 
 

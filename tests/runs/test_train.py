@@ -180,25 +180,25 @@ def test_pilots_at_intervals_measure_all_prompts_up_to_the_next(tmp_path):
     assert summary["rollouts"] == 3 * 32 + 96
 
 
-def test_pilots_of_one_phase_are_all_different_draws(tmp_path):
+def test_pilots_of_one_phase_are_all_different_draws(tmp_path, monkeypatch):
     words = ["--estimate.interval=2", "--data.size=8", "--train.steps=2"]
     config = load_config(*split_config(options(tmp_path / "run", *words)))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
-    seeds = []
+    seeds: list[int] = []
     inner = trainer.source.sampler.sample
 
     def stream(requests, temperature=None):
         seeds.extend(request.seed for request in requests)
         return inner(requests, temperature)
 
-    trainer.source.sampler.sample = stream
+    monkeypatch.setattr(trainer.source.sampler, "sample", stream)
     next(trainer.run())
     # Two batches of pilots over the same 8 prompts, one of training, one of evaluation.
     assert len(seeds) == len(set(seeds)) == 32
 
 
 @pytest.mark.parametrize("mode", ["pilot", "cross_fit", "online", "none"])
-def test_completions_that_do_not_come_are_counted_and_done_without(tmp_path, mode):
+def test_completions_that_do_not_come_are_counted_and_done_without(tmp_path, monkeypatch, mode):
     """Every fifth completion is lost on the way; one prompt's are lost altogether."""
     uniform = ["--allocate.allocator=uniform"] if mode == "none" else []
     words = [f"--estimate.mode={mode}", "--allocate.num_generations=8", *uniform]
@@ -214,7 +214,7 @@ def test_completions_that_do_not_come_are_counted_and_done_without(tmp_path, mod
                 continue
             yield sampled
 
-    trainer.source.sampler.sample = stream
+    monkeypatch.setattr(trainer.source.sampler, "sample", stream)
     total = 0
     for record in trainer.run():
         total += record.metrics["missing_completions"]

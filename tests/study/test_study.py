@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
 from dibs.study.results import rows
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "policy": {
         "model": "arithmetic",
         "threads": 1,
@@ -146,9 +147,8 @@ def test_an_arm_that_never_gets_there_has_no_speed_up():
     ],
 )
 def test_what_cannot_be_measured_has_no_speed_up(reference, arm):
-    (found,) = compare_evaluations(
-        *([curve([0, 100], v) for v in each] for each in (reference, arm))
-    )
+    references, arms = ([curve([0, 100], v) for v in each] for each in (reference, arm))
+    (found,) = compare_evaluations(references, arms)
     for each in found.speed_up.values():
         assert (each.value, each.low, each.high) == (None, None, None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from dibs.allocation.posterior import fit_posterior
 from dibs.config.load import load_config, split_config
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from dibs.types import Group
+from dibs.training.update_metrics import UpdateMetrics
+from dibs.types import Group, TrainingExample
 from tiny_runs import options
 
 PROMPTS, LONGEST = 8, 12
@@ -81,13 +82,20 @@ def flat(group: Group, _: float, __: int, accepted: int) -> np.ndarray:
         ((PROMPT_MEAN, "--algorithm.length_normalization=constant"), accepted_by_rate, LONGEST),
     ],
 )
-def test_the_updates_see_the_gradient_the_estimator_promises(tmp_path, more, shares, divisor):
+def test_the_updates_see_the_gradient_the_estimator_promises(
+    tmp_path, monkeypatch, more, shares, divisor
+):
     """``divisor``: of each completion; 0: its length, None: 1."""
     config = load_config(*split_config(options(tmp_path / "run", *more)))
     trainer = build_trainer(config, PlainView(Console(quiet=True)))
-    seen = []
+    seen: list[TrainingExample] = []
     update = trainer.updater.step
-    trainer.updater.step = lambda examples: (seen.extend(examples), update(examples))[1]
+
+    def noted(examples: Sequence[TrainingExample]) -> UpdateMetrics:
+        seen.extend(examples)
+        return update(examples)
+
+    monkeypatch.setattr(trainer.updater, "step", noted)
     record = next(trainer.run())
     trainer.source.close()
     rates = fit_posterior(record.stats).accept_rate

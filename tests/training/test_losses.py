@@ -91,5 +91,6 @@ def test_importance_weights_carry_no_gradient_and_leave_the_kl_alone():
     ones = torch.ones(1)
     value, _ = loss(logprobs, mask, ones, ones, old, ref, torch.zeros(1, 1))
     value.backward()
+    assert logprobs.grad is not None
     # 1.5 x -logprob, and 0.5 x KL whose slope at d = ln 2 is 1 - 2.
     assert logprobs.grad.item() == pytest.approx(-1.5 + 0.5 * (1 - 2))

@@ -198,6 +198,8 @@ def test_noise_of_the_gradient_by_monte_carlo(policy):
     for _ in range(300):
         hand = [replace(pool[i], weight=1 / drawn) for i in rng.integers(0, 12, drawn)]
         made = maker.step(hand)
+        assert made.gradient_square is not None
+        assert made.gradient_variance is not None
         told.append((made.gradient_square, made.gradient_variance))
     exact = np.array([square, spread * updates / drawn])
     error = np.std(told, axis=0, ddof=1) / np.sqrt(len(told))
@@ -225,7 +227,9 @@ def test_noise_is_told_also_where_rejected_completions_have_no_gradient(policy):
             replace(pool[i], advantage=float(rng.integers(0, 2)))
             for i in np.repeat(np.arange(8), 4)
         ]
-        told.append(maker.step(hand).gradient_square)
+        square = maker.step(hand).gradient_square
+        assert square is not None
+        told.append(square)
     error = np.std(told, ddof=1) / np.sqrt(len(told))
     assert abs(np.mean(told) - exact) < 5 * error
 
@@ -336,6 +340,7 @@ def test_what_a_sampler_off_by_a_known_amount_shows(policy):
     assert metrics.sampler_gap_max == pytest.approx(gap, abs=1e-4)
     assert metrics.token_ratios == [0, 0, 0, 0, tokens, 0, 0]
     lengths = [len(e.completion_ids) for e in made]
+    assert metrics.sequence_ratios is not None
     assert metrics.sequence_ratios[5] == sum(1.1 < 1.05**n <= 2 for n in lengths)
     plain = updater(policy, RAFT, updates_per_step=1).step(made)
     assert plain.sampler_gap is None

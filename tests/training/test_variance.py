@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,13 +60,17 @@ def test_gains_by_hand():
     assert told.value == pytest.approx(5 * 125 / 400)
 
 
+def ratio(weights: np.ndarray, above: np.ndarray, below: np.ndarray) -> float:
+    return float((weights @ above) / (weights @ below))
+
+
 def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     inside = 0
     for seed in range(200):
         above = rng.gamma(2, 1, 60)
         below = above * rng.gamma(4, 0.25, 60)
-        told = bootstrap(lambda w, a=above, b=below: (w @ a) / (w @ b), 60, seed)
+        told = bootstrap(partial(ratio, above=above, below=below), 60, seed)
         assert told.low is not None
         assert told.high is not None
         inside += told.low <= 1 <= told.high
@@ -78,7 +83,7 @@ def test_noise_estimates_are_unbiased(monkeypatch):
     rng = np.random.default_rng(0)
     m, dimension, per_half, step = 30, 40, 4, 50
     g = rng.normal(0, 1, dimension)
-    told = []
+    draws = []
     for _ in range(400):
         means = g + rng.normal(0, 2, (m, dimension))
         halves = means[:, None] + rng.normal(0, 3, (m, 2, dimension)) / np.sqrt(per_half)
@@ -86,13 +91,14 @@ def test_noise_estimates_are_unbiased(monkeypatch):
         own = (halves[:, 0] * halves[:, 1]).sum(1)
         uniform = np.full(m, 9 * dimension / 8)
         found = noise_scale(uniform, average @ average.T, own, 8 * m, step)
-        told.append((found.square.value, own.mean()))
-    told = np.array(told)
+        assert found.square.value is not None
+        draws.append((found.square.value, own.mean()))
+    told = np.array(draws)
     error = told.std(0, ddof=1) / np.sqrt(len(told))
     exact = np.array([g @ g, g @ g + 4 * dimension])
     assert (np.abs(told.mean(0) - exact) < 5 * error).all()
     # The last draw's ratios, from its own numbers.
-    square = found.square.value
+    square = draws[-1][0]
     completions = 9 * dimension / 8 / step / square
     prompts = (own.mean() - square) / step / square
     assert found.completions.value == pytest.approx(completions)
@@ -135,12 +141,12 @@ def test_the_measurement_matches_plain_autograd(tmp_path, objective, baseline):
             "grpo": (r - p) / max(np.sqrt(p * (1 - p)), 1e-9),
         }[objective]
         a = a / [len(rollout.completion.token_ids) for rollout in group.rollouts]
-        scores = []
+        rows = []
         for rollout in group.rollouts:
             model.zero_grad()
             meter.policy.logprobs(meter.policy.collate([rollout.example()])).sum().backward()
-            scores.append(torch.cat([q.grad.flatten() for q in model.parameters()]).double())
-        scores = torch.stack(scores)
+            rows.append(torch.cat([q.grad.flatten() for q in model.parameters()]).double())
+        scores = torch.stack(rows)
         x = scores * torch.tensor(a)[:, None]
         np.testing.assert_allclose(measured.squares[i], (x**2).sum(1), rtol=1e-4, atol=1e-8)
         order = np.argsort(r, kind="stable")
