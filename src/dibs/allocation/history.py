@@ -26,10 +26,13 @@ class History:
 
     Args:
         half_life: steps after which a completion counts half; above 0.
+        length_normalization: what the gradients of completions were divided by before their norms were
+            taken: ``none``, ``constant`` or ``sequence``, as ``algorithm.length_normalization`` has it.
     """
 
-    def __init__(self, half_life: float) -> None:
+    def __init__(self, half_life: float, length_normalization: str = "none") -> None:
         self.half_life = half_life
+        self.length_normalization = length_normalization
         # Ordered by the step of the last visit: what is to be forgotten comes first.
         self._sums: dict[str, tuple[int, np.ndarray]] = {}
 
@@ -93,9 +96,21 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """What is known of each prompt, as JSON takes it: the step of its last visit, and its sums."""
         prompts = {name: [step, *sums.tolist()] for name, (step, sums) in self._sums.items()}
-        return {"half_life": self.half_life, "prompts": prompts}
+        return {
+            "half_life": self.half_life,
+            "length_normalization": self.length_normalization,
+            "prompts": prompts,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave; the half-life stays as it was set."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> int:
+        """Take over what :meth:`state_dict` gave; the half-life stays as it was set.
+
+        Norms of gradients that were divided by something else cannot be compared with those to come, so
+        their prompts are left out. Return how many were. A state that names no division has none.
+        """
         prompts = sorted(state["prompts"].items(), key=lambda item: item[1][0])
+        if state.get("length_normalization", "none") != self.length_normalization:
+            self._sums = {}
+            return len(prompts)
         self._sums = {name: (int(step), np.array(sums)) for name, (step, *sums) in prompts}
+        return 0

@@ -142,11 +142,21 @@ class PromptBudget:
     Args:
         warns: whether to log, once, that ``half_life`` is too short for the data. With several
             processes, set it in one of them.
+        length_normalization: ``sequence`` if the loss divides every completion's gradient by the
+            completion's own length, as the norms given to :meth:`update` then must be too; ``none`` if
+            all completions have the same divisor. Norms of one kind are not mixed with the other.
     """
 
-    def __init__(self, config: BudgetConfig, *, warns: bool = True) -> None:
+    def __init__(
+        self,
+        config: BudgetConfig,
+        *,
+        warns: bool = True,
+        length_normalization: Literal["none", "sequence"] = "none",
+    ) -> None:
         self.config = config
-        self.history = History(config.half_life)
+        self.length_normalization = length_normalization
+        self.history = History(config.half_life, length_normalization)
         self.step = 0
         self.pilots = 0
         self._measured: bool | None = None
@@ -260,9 +270,10 @@ class PromptBudget:
         Args:
             rewards: of each prompt's completions.
             lengths: in tokens. logprobs: ``ln pi(y|x)``, summed over tokens. grad_norms: ``||grad log pi
-                (y|x)||``. Each as ``rewards``; left out, lengths and log-probabilities are unknown, and
-                every gradient counts as one of norm 1. A norm of 0 is that of a completion without a
-                gradient, whose log-probability says nothing.
+                (y|x)||``, divided by the completion's length where the loss divides by it. Each as
+                ``rewards``; left out, lengths and log-probabilities are unknown, and every gradient
+                counts as one of norm 1, whatever its length. A norm of 0 is that of a completion
+                without a gradient, whose log-probability says nothing.
 
         Raises InputError for numbers of other prompts or completions, or not finite.
         """
@@ -307,7 +318,13 @@ class PromptBudget:
         """Go on from what :meth:`state` gave."""
         self.step, self.pilots = int(state["step"]), int(state["pilots"])
         self._measured = state.get("measured")
-        self.history.load_state_dict(state["history"])
+        dropped = self.history.load_state_dict(state["history"])
+        if dropped:
+            logger.warning(
+                "what was known of %d prompts is forgotten: its gradient norms are of a loss that "
+                "divides completions by other lengths",
+                dropped,
+            )
 
     def _known(self, names: Sequence[str]) -> np.ndarray:
         """What decides the counts of these prompts, [m, SUMS]. Pilots decide once."""
@@ -333,7 +350,7 @@ class PromptBudget:
                 len(self.history),
                 *(("with", "without") if self._measured else ("without", "with")),
             )
-            self.history = History(self.config.half_life)
+            self.history = History(self.config.half_life, self.length_normalization)
         self._measured = measured
 
     def _warn(self, what: str) -> None:

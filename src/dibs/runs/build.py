@@ -109,7 +109,7 @@ def _assembled(
             processes=processes,
         ),
         prompts=prompts,
-        history=History(config.estimate.half_life),
+        history=History(config.estimate.half_life, algorithm.length_normalization),
         gradients=RolloutGradients(policy, config, processes),
         phase=PhaseTimer(view.phase),
     )

@@ -63,14 +63,25 @@ def examples_of_part(
         baseline_only=baseline_only,
     )
     return [
-        rollout.example(advantage, share * weight / length_divisor(rollout, config))
+        normalized_example(rollout, advantage, share * weight, config)
         for group, *both in zip(groups, advantages, weights, strict=True)
         for rollout, advantage, weight in zip(group.rollouts, *both, strict=True)
     ]
 
 
+def normalized_example(
+    rollout: Rollout, advantage: float, weight: float, config: Config
+) -> TrainingExample:
+    """The rollout with its share of the gradient, ``weight * advantage * s / divisor``.
+
+    ``divisor``: :func:`length_divisor`. Norms of gradients are divided by the same number, in
+    :class:`.RolloutGradients` alone.
+    """
+    return rollout.example(advantage, weight / length_divisor(rollout, config))
+
+
 def length_divisor(rollout: Rollout, config: Config) -> int:
-    """What ``algorithm.length_normalization`` divides the gradient of a completion by."""
+    """What ``algorithm.length_normalization`` divides the gradient of a completion by; at least 1."""
     normalization = config.algorithm.length_normalization
     if normalization == "none":
         return 1

@@ -26,6 +26,10 @@ from dibs.types import Group
 class RolloutGradients:
     """Measures gradients of the policy's rollouts as the configuration says.
 
+    The gradient of a rollout is the one that is trained, but for its advantage and weight: ``s /
+    divisor`` with ``s = grad log pi(y|x)`` and the divisor of :func:`.length_divisor`. All norms here,
+    and so all statistics and measured variances, are of that gradient.
+
     ``micro_batch_tokens`` shrinks where memory does not suffice.
     """
 
@@ -46,7 +50,10 @@ class RolloutGradients:
         self.micro_batch_tokens = int(state["micro_batch_tokens"])
 
     def norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
-        """Norm of the gradient of each rollout's log-probability, one array [n_i] a group."""
+        """Norm of each rollout's gradient, one array [n_i] a group.
+
+        With ``estimate.grad_norm`` none it is taken as 1, whatever a rollout's length.
+        """
         options = self.config.estimate
         if options.grad_norm == "none":
             return [np.ones(len(group.rollouts)) for group in groups]
@@ -79,6 +86,7 @@ class RolloutGradients:
         norms = np.zeros(len(examples))
         for indices, values in self.processes.all_gather((mine, measured.norms)):
             norms[indices] = values
+        norms /= [length_divisor(r, self.config) for group in groups for r in group.rollouts]
         ends = np.cumsum([len(group.rollouts) for group in groups])
         return np.split(norms, ends[:-1])
 
@@ -93,8 +101,10 @@ class RolloutGradients:
         chosen, even = np.zeros((2, len(groups_of_parts[0])))
         for groups, problem in zip(groups_of_parts, problems, strict=True):
             moments = zip(*problem.posterior.reward_moments(self.target), strict=True)
-            factors = [self.factors(g, *each) for g, each in zip(groups, moments, strict=True)]
-            squares = self._second_moments(groups, factors)
+            advantages = [
+                self.advantages(g, *each) for g, each in zip(groups, moments, strict=True)
+            ]
+            squares = self._second_moments(groups, advantages)
             chosen += variance_shares(
                 squares, [np.array([len(group.rollouts) for group in groups])]
             )
@@ -106,22 +116,22 @@ class RolloutGradients:
             "measured_gain_high": found.high,
         }
 
-    def _second_moments(self, groups: Sequence[Group], factors: Sequence[np.ndarray]) -> np.ndarray:
-        """Mean of ``a^2 ||s||^2`` over each group, [m]; NaN where it is empty."""
+    def _second_moments(
+        self, groups: Sequence[Group], advantages: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """Mean over each group of ``a^2`` times the squared norm, [m]; NaN where it is empty."""
         # Where a is 0 the norm does not matter.
         felt = [
             Group(group.prompt, tuple(compress(group.rollouts, each != 0)))
-            for group, each in zip(groups, factors, strict=True)
+            for group, each in zip(groups, advantages, strict=True)
         ]
         return np.array(
             [
                 ((each[each != 0] * norms) ** 2).sum() / len(each) if len(each) else np.nan
-                for norms, each in zip(self.exact_norms(felt), factors, strict=True)
+                for norms, each in zip(self.exact_norms(felt), advantages, strict=True)
             ]
         )
 
-    def factors(self, group: Group, mean: float, deviation: float) -> np.ndarray:
-        """What multiplies each rollout's gradient, at moments of its prompt's reward; float64 [n_i]."""
-        rewards = self.target.rewards(group)
-        advantages = self.target.expected_advantages(rewards, mean, deviation)
-        return advantages / [length_divisor(rollout, self.config) for rollout in group.rollouts]
+    def advantages(self, group: Group, mean: float, deviation: float) -> np.ndarray:
+        """``a(r)`` of each rollout, at moments of its prompt's reward; float64 [n_i]."""
+        return self.target.expected_advantages(self.target.rewards(group), mean, deviation)

@@ -39,6 +39,7 @@ from dibs.data.prompts import batches
 from dibs.model.gradient_vector import Projection
 from dibs.model.policy import Policy
 from dibs.rollouts.source import Purpose, RolloutSource
+from dibs.training.examples import normalized_example
 from dibs.training.losses import PolicyLoss
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
@@ -54,11 +55,12 @@ _NUMBERS_HELD = 2**28
 class MeasuredGradients:
     """K completions of each of m prompts and what their gradients are.
 
-    ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``squares``: ``a^2 ||s||^2``
-    over all trainable parameters, [m, K], where a is the objective's factor at the prompt's own
-    moments. ``products``: inner products of the prompts' mean gradients, [m, m]; ``own``:
-    ``||E[a s]||^2``, nearly without bias where two completions or more were accepted, [m]. ``tokens``:
-    mean length, [m].
+    Below ``s`` is a completion's gradient as it is trained, divided as
+    ``algorithm.length_normalization`` says (:class:`.RolloutGradients`). ``norms``: ``||s||`` as the
+    allocator's estimates have it, [K] a prompt. ``squares``: ``a^2 ||s||^2`` over all trainable
+    parameters, [m, K], where a is the objective's factor at the prompt's own moments. ``products``:
+    inner products of the prompts' mean gradients, [m, m]; ``own``: ``||E[a s]||^2``, nearly without
+    bias where two completions or more were accepted, [m]. ``tokens``: mean length, [m].
     """
 
     groups: Sequence[Group]
@@ -167,9 +169,8 @@ def _measure(meter: VarianceMeter, config: Config, prompts: Sequence[Prompt]) ->
     for group in groups:
         (seen,) = meter.gradients.norms([group], 0)
         (full,) = (seen,) if whole else meter.gradients.exact_norms([group])
-        factors = _factors(meter, group)
         norms.append(seen)
-        squares.append((factors * full) ** 2)
+        squares.append((_advantages(meter, group) * full) ** 2)
         halves.append(_half_gradients(meter, updater, project, group))
         meter.on_progress("gradients", len(norms), m)
     products, own = _products(torch.stack(halves))
@@ -190,20 +191,20 @@ def _products(halves: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return products.cpu().numpy(), own.cpu().numpy()
 
 
-def _factors(meter: VarianceMeter, group: Group) -> np.ndarray:
+def _advantages(meter: VarianceMeter, group: Group) -> np.ndarray:
     """a(r) of each completion at the group's own moments, [K]."""
     rewards = meter.gradients.target.rewards(group)
-    return meter.gradients.factors(group, float(rewards.mean()), float(rewards.std()))
+    return meter.gradients.advantages(group, float(rewards.mean()), float(rewards.std()))
 
 
 def _half_gradients(
     meter: VarianceMeter, updater: Updater, project: Projection, group: Group
 ) -> Tensor:
-    """Mean of ``a s`` over each half of a group, [2, D].
+    """Mean over each half of a group of a completion's gradient times ``a``, [2, D].
 
     Halves share neither completions nor moments, so products across them have no noise in common. Where
-    factors are relative to the half's own moments, both have their part of the accepted ones: otherwise
-    that many are accepted would be noise in common.
+    advantages are relative to the half's own moments, both have their part of the accepted ones:
+    otherwise that many are accepted would be noise in common.
     """
     vectors = []
     order = np.arange(len(group.rollouts))
@@ -213,9 +214,9 @@ def _half_gradients(
         half = Group(group.prompt, tuple(group.rollouts[i] for i in picked))
         updater.optimizer.zero_grad(set_to_none=True)
         examples = [
-            rollout.example(factor, 1 / len(picked))
-            for rollout, factor in zip(half.rollouts, _factors(meter, half), strict=True)
-            if factor != 0
+            normalized_example(rollout, advantage, 1 / len(picked), meter.config)
+            for rollout, advantage in zip(half.rollouts, _advantages(meter, half), strict=True)
+            if advantage != 0
         ]
         if examples:
             updater.gradient(examples)

@@ -1,4 +1,4 @@
-"""Gradient norms of the completions that a TRL trainer holds."""
+"""Norms of the gradients that a TRL trainer trains with, one a completion."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dibs.integrations.loss_lengths import trained_norms, trl_normalization
 from dibs.integrations.trl.config import DIBSConfig
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.memory import with_smaller_batches
@@ -24,9 +25,14 @@ class Tokens:
 
 
 class NormMeter:
-    """Measures ``||grad log pi(y|x)||`` with the trainer's own model, by the method of its config.
+    """Measures norms with the trainer's own model, by the method of its config.
 
-    Raises InputError if the model's weights are divided among devices.
+    They are of the gradients that the trainer's ``loss_type`` trains with, before advantage and weight:
+    ``||grad log pi(y|x)||``, divided by the completion's length where the loss divides by it.
+    ``normalization`` says whether it does.
+
+    Raises InputError if the model's weights are divided among devices, and for a ``loss_type`` that is
+    not known.
     """
 
     def __init__(self, trainer: Any, config: DIBSConfig) -> None:
@@ -36,6 +42,7 @@ class NormMeter:
                 "do not keep; set it to none"
             )
         self.config = config
+        self.normalization = trl_normalization(trainer.loss_type)
         self.tokens = config.grad_norm_tokens
         # DistributedDataParallel's hooks expect a backward pass after every forward one.
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -68,4 +75,5 @@ class NormMeter:
             self.tokens,
             longest,
         )
-        return measured.norms
+        lengths = np.array([len(sequence.completion_ids) for sequence in sequences])
+        return trained_norms(measured.norms, lengths, self.normalization)

@@ -85,8 +85,14 @@ class DIBSGRPOTrainer(GRPOTrainer):
                 "GRPOConfig.router_aux_loss_coef to 0.0"
             )
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
-        self.budget = PromptBudget(self.dibs, warns=self.processes.main)
         self.norm_meter = NormMeter(self, self.dibs) if self.dibs.measures_norms else None
+        self.budget = PromptBudget(
+            self.dibs,
+            warns=self.processes.main,
+            length_normalization="none"
+            if self.norm_meter is None
+            else self.norm_meter.normalization,
+        )
         self.counts: list[int] = []
         self.rollouts = 0
         self._rewards = torch.zeros(0)

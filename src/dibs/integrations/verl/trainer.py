@@ -29,14 +29,22 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_to_nested
 
 import dibs.integrations.verl.registered_losses  # noqa: F401  registers the advantage estimator
-from dibs.allocation.prompt_budget import PromptBudget
+from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
 from dibs.data.prompts import prompt_id
 from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
+from dibs.integrations.loss_lengths import trained_norms, verl_normalization
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.hooks import HOOKS
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
 from dibs.integrations.verl.loss_factors import loss_factors
-from dibs.integrations.verl.options import DR_GRPO, ESTIMATOR, TRAINER, aggregation, read_block
+from dibs.integrations.verl.options import (
+    DR_GRPO,
+    ESTIMATOR,
+    TRAINER,
+    VerlOptions,
+    aggregation,
+    read_block,
+)
 from dibs.integrations.verl.worker import BudgetWorker
 
 logger = logging.getLogger(__name__)
@@ -66,6 +74,15 @@ def _row_sums(values: torch.Tensor) -> np.ndarray:
     return sums
 
 
+def make_budget(config: Any, options: VerlOptions, budget: BudgetConfig) -> PromptBudget:
+    """Make the budget whose gradient norms are those of the loss that verl's configuration chooses."""
+    mode = aggregation(config.actor_rollout_ref.actor)
+    measured = options.grad_norm == "last_layer"
+    return PromptBudget(
+        budget, length_normalization=verl_normalization(mode) if measured else "none"
+    )
+
+
 @register_trainer(TRAINER)
 class BudgetTrainer(PPOTrainerSync):
     """PPO with per-prompt counts.
@@ -79,7 +96,7 @@ class BudgetTrainer(PPOTrainerSync):
         self.options, budget = read_block(config)
         if self.options.counts_path is not None:
             Path(self.options.counts_path).parent.mkdir(parents=True, exist_ok=True)
-        self.budget = PromptBudget(budget)
+        self.budget = make_budget(config, self.options, budget)
         self.uids: list[str] = []
         self.names: list[str] = []
         self.counts = np.zeros(0, dtype=np.int64)
@@ -271,7 +288,11 @@ class BudgetTrainer(PPOTrainerSync):
         }
         if not measured:
             return observed
-        norms = groups.last(_row_sums(data[NORMS].reshape(groups.rows, 1)))
+        tokens = _row_sums(data["response_mask"])
+        rows = _row_sums(data[NORMS].reshape(groups.rows, 1))
+        # The gradients of a completion's outputs are uncorrelated, so their squared norms add up.
+        squares = groups.total(trained_norms(rows, tokens, self.budget.length_normalization) ** 2)
+        norms = [np.sqrt(each).tolist() for each in squares]
         finite = [np.isfinite(each) for each in norms]
         if not np.concatenate(finite).any():
             self._take_norms_as_constant(
