@@ -68,6 +68,18 @@ def test_the_state_survives_json():
     same(again.statistics(["b", "a"], step=4), history.statistics(["b", "a"], step=4))
 
 
+def test_norms_of_gradients_that_were_divided_otherwise_are_left_out():
+    history = History(3, "sequence")
+    history.add(groups(), NORMS, step=2)
+    state = json.loads(json.dumps(history.state_dict()))
+    again, other = History(3, "sequence"), History(3)
+    assert (again.load_state_dict(state), len(again)) == (0, 2)
+    assert (other.load_state_dict(state), len(other)) == (2, 0)
+    del state["length_normalization"]  # as states were that had plain sums only
+    assert (again.load_state_dict(state), len(again)) == (2, 0)
+    assert (other.load_state_dict(state), len(other)) == (0, 2)
+
+
 def test_what_is_very_old_is_forgotten():
     history = History(half_life=1)
     history.add(groups(), NORMS, step=0)

@@ -320,3 +320,18 @@ def test_measured_norms_and_the_constant_one_are_kept_apart(caplog):
         each.update(first, [[1.0] * 8] * 4)
         assert each.metrics()["known_prompts"] == 6
         assert not caplog.records
+
+
+def test_norms_of_losses_that_divide_otherwise_are_kept_apart(caplog):
+    config = BudgetConfig(objective="expected_reward", baseline="none")
+    budget = PromptBudget(config, length_normalization="sequence")
+    budget.update(NAMES[:4], [[1.0] * 8] * 4, grad_norms=[[0.3] * 8] * 4)
+    state = json.loads(json.dumps(budget.state()))
+    resumed = PromptBudget(config, length_normalization="sequence")
+    resumed.load_state(state)
+    assert resumed.state() == budget.state()
+    assert not caplog.records
+    other = PromptBudget(config)
+    other.load_state(state)
+    assert other.metrics()["known_prompts"] == 0
+    assert "4 prompts is forgotten: its gradient norms are of a loss that divides" in caplog.text

@@ -23,6 +23,7 @@ from dibs.allocation.variance import (
 )
 from dibs.cli import main
 from dibs.config.load import load_config, split_config
+from dibs.model.grad_norms import gradient_norms
 from dibs.report.terminal import variance_findings, variance_table, variance_title
 from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
@@ -147,6 +148,10 @@ def test_the_measurement_matches_plain_autograd(tmp_path, objective, baseline):
             meter.policy.logprobs(meter.policy.collate([rollout.example()])).sum().backward()
             rows.append(torch.cat([q.grad.flatten() for q in model.parameters()]).double())
         scores = torch.stack(rows)
+        lengths = [len(rollout.completion.token_ids) for rollout in group.rollouts]
+        made = [rollout.example() for rollout in group.rollouts]
+        seen = gradient_norms(meter.policy, made, "last_layer").norms / lengths
+        np.testing.assert_allclose(measured.norms[i], seen, rtol=1e-6)
         x = scores * torch.tensor(a)[:, None]
         np.testing.assert_allclose(measured.squares[i], (x**2).sum(1), rtol=1e-4, atol=1e-8)
         order = np.argsort(r, kind="stable")

@@ -18,6 +18,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "gradient of every loss, ragged groups, uneven lengths": (
         "test_the_gradient_is_that_of_the_loss",
     ),
+    "gradient norms are of that gradient, every loss": (
+        "test_norms_are_those_of_trls_loss",
+        "test_the_budget_gets_these_norms",
+    ),
     "the same in 2 processes (torchrun, gloo, DDP)": ("test_uniform.test_two_processes",),
     "ragged counts, requested = received": ("test_counts_requested",),
     "the same in 2 processes": ("test_ragged.test_two_processes",),

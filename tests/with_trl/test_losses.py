@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ from trl import GRPOTrainer
 from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.target import Target
 from dibs.training.losses import kl_to_reference
-from training import SKEWED, Reward, build, judge
+from training import SKEWED, TARGET, Reward, build, judge, uneven
 
 pytestmark = pytest.mark.trl
-TARGET = {"objective": "expected_reward", "baseline": "leave_one_out"}
 RERUN = {"steps_per_generation": 8, "num_iterations": 2, "max_steps": 4, "beta": 0.5}
 """A generation batch of 64 rows, 2 updates of it, each twice, with a KL."""
 GATHERED = {"steps_per_generation": 2, "max_steps": 2}
@@ -32,18 +30,6 @@ class Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
         self.found.append({n: p.grad.clone() for n, p in model.named_parameters()})
-
-
-def uneven(seed: int) -> Any:
-    """A rollout function that draws anything, of 1 to 8 tokens."""
-    draw = random.Random(seed)
-
-    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
-        completions = [[draw.randrange(250) for _ in range(draw.randint(1, 8))] for _ in prompts]
-        contexts = trainer.processing_class(prompts)["input_ids"]
-        return {"prompt_ids": contexts, "completion_ids": completions, "logprobs": None}
-
-    return rollout
 
 
 def divisors(loss_type: str, lengths: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 
 PROMPTS = 8
 UNIFORM = {"allocator": "uniform"}
+TARGET = {"objective": "expected_reward", "baseline": "leave_one_out"}
 SKEWED = {"allocator": "training:skewed", "grad_norm": "none"}
 
 
@@ -51,6 +53,18 @@ def first(problem: AllocationProblem) -> np.ndarray:
 def judge(completion: str, level: int) -> float:
     """Easy at high levels, hopeless at 0."""
     return float(sum(not c.isalpha() for c in completion) > len(completion) * (1 - level / PROMPTS))
+
+
+def uneven(seed: int) -> Any:
+    """A rollout function that draws anything, of 1 to 8 tokens."""
+    draw = random.Random(seed)
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        completions = [[draw.randrange(250) for _ in range(draw.randint(1, 8))] for _ in prompts]
+        contexts = trainer.processing_class(prompts)["input_ids"]
+        return {"prompt_ids": contexts, "completion_ids": completions, "logprobs": None}
+
+    return rollout
 
 
 class Reward:

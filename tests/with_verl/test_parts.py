@@ -155,13 +155,12 @@ def test_the_command_says_it_in_one_line(tmp_path):
 
 def bare_trainer(config):
     """A trainer that has been told of its configuration and no more."""
-    from dibs.allocation.prompt_budget import PromptBudget
-    from dibs.integrations.verl.trainer import BudgetTrainer
+    from dibs.integrations.verl.trainer import BudgetTrainer, make_budget
 
     trainer = object.__new__(BudgetTrainer)
     trainer.config = config
     trainer.options, options = read(config)
-    trainer.budget = PromptBudget(options)
+    trainer.budget = make_budget(config, trainer.options, options)
     return trainer
 
 
@@ -255,6 +254,83 @@ def test_completions_without_a_norm_tell_nothing(compose):
     told = trainer._observed(groups, {**data, NORMS: torch.full((8, 1), torch.nan)}, True)
     assert "grad_norms" not in told
     assert not trainer.measures_norms
+
+
+def test_norms_are_of_the_gradient_that_is_trained(compose):
+    """Norms 10 and 30 of completions of 2 and 4 tokens; the last has outputs of 1 and 3."""
+    from dibs.integrations.verl.groups import Groups
+    from dibs.integrations.verl.last_layer import NORMS
+
+    groups = Groups(["0", "1"], ["0_0_0", "0_1_0", "1_0_0", "1_0_1"])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
+    data = {
+        "rm_scores": torch.ones(4, 4),
+        "response_mask": mask,
+        "old_log_probs": -torch.ones(4, 4),
+        NORMS: torch.tensor([[10.0], [30.0], [3.0], [12.0]]),
+    }
+    mode = "actor_rollout_ref.actor.loss_agg_mode"
+    for word, expected in (
+        ("token-mean", [[10, 30], [153**0.5]]),
+        ("seq-mean-token-sum-norm", [[10, 30], [153**0.5]]),
+        ("seq-mean-token-mean", [[5, 7.5], [5]]),
+    ):
+        trainer = bare_trainer(compose(*GRPO, f"{mode}={word}"))
+        told = trainer._observed(groups, data, True)
+        assert [pytest.approx(each) for each in told["grad_norms"]] == expected
+        assert told["lengths"] == [[2, 4], [4]]
+    unmeasured = compose(*GRPO, f"{mode}=seq-mean-token-mean", "dibs.grad_norm=none")
+    assert bare_trainer(unmeasured).budget.length_normalization == "none"
+
+
+MODES = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "seq-mean-token-mean",
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", ["vanilla", "gspo", "sapo", "geo_mean", "cispo", "dibs_raft++"])
+def test_norms_are_those_of_verls_loss(compose, loss, mode):
+    """Up to a factor that all completions share, of scores of one token with norm 1 at right angles."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.utils.config import omega_conf_to_dataclass
+
+    import dibs.integrations.verl.registered_losses  # noqa: F401
+    from dibs.integrations.loss_lengths import trained_norms, verl_normalization
+    from dibs.integrations.verl.options import aggregation
+
+    config = compose(
+        *GRPO,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+        f"actor_rollout_ref.actor.loss_agg_mode={mode}",
+        f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}",
+    ).actor_rollout_ref.actor
+    OmegaConf.resolve(config)
+    actor = omega_conf_to_dataclass(config)
+    lengths = torch.tensor([1, 2, 5, 6])
+    mask = (torch.arange(6) < lengths.unsqueeze(1)).float()
+    old = -torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+    found = []
+    for row in torch.eye(4):
+        new = old.clone().requires_grad_()
+        get_policy_loss_fn(loss)(
+            old_log_prob=old,
+            log_prob=new,
+            advantages=row.unsqueeze(1).expand(4, 6),
+            response_mask=mask,
+            loss_agg_mode=mode,
+            config=actor,
+        )[0].backward()
+        found.append(float(new.grad.norm()))
+    tokens = lengths.numpy()
+    told = trained_norms(np.sqrt(tokens), tokens, verl_normalization(aggregation(config)))
+    ratios = np.array(found) / told
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
 
 
 def test_a_group_of_one_has_no_advantage(compose):
