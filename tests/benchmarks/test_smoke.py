@@ -15,6 +15,8 @@ FEW_UPDATES = "--warm-start-updates=5"
 BENCHMARKS = {
     "allocation": "--prompts=4 --samples=6 --steps=1 --repeats=2 --timed-prompts=1000",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
+    "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
+    "--policies=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
     "plug_in": "--replicates=3",
     "sampling": "--prompts=3 --rounds=1",
@@ -34,7 +36,7 @@ OTHER_ENVIRONMENTS = {
     "verl_overhead": (".venv-verl", "--steps=6"),
 }
 """Those that need another: its folder and the options."""
-PARTS = {"step_trl", "verl_alternate"}
+PARTS = {"step_trl", "two_lengths", "verl_alternate"}
 """Files that belong to one of the others."""
 STUDIES = {
     "embedded": [
