@@ -14,12 +14,12 @@ A row is a trainer, a loss of its, a target and a mode:
     cross_fit  4 pilots a prompt, of which each half decides one part of the gradient
     online     8 earlier completions a prompt decide
 
-The package measures the norms of the deciding completions, for that loss, and decides the counts: 8 a
-prompt on average. The truth knows nothing of that: groups of n completions are drawn from its
-completions again and again, the trainer's formula gives their advantages, and the variance of the mean
-of advantage x gradient over each group is measured. It is divided by the squared share of the target
-gradient that a group of n keeps (by enumeration; 1 where the estimate is unbiased), so that a small
-group gains nothing by learning less.
+The package measures the norms of the deciding completions, for that loss and by its default method, and
+decides the counts: 8 a prompt on average. The truth knows nothing of that: groups of n completions are
+drawn from its completions again and again, the trainer's formula gives their advantages, and the
+variance of the mean of advantage x gradient over each group is measured. It is divided by the squared
+share of the target gradient that a group of n keeps (by enumeration; 1 where the estimate is unbiased),
+so that a small group gains nothing by learning less.
 
 ``gain`` is the variance of uniform counts over the mean variance of 100 draws, the mean over three
 policies; ``lowest`` is the least of the three. ``oracle`` is the gain of the best counts for the true
@@ -83,6 +83,7 @@ def dibs_config(case: Case, prompts: int, normalization: str) -> Config:
             "estimate.mode": case.mode,
             "estimate.num_pilots": str(PILOTS),
             "estimate.interval": "1",
+            "estimate.grad_norm": "exact",
             "allocate.allocator": "min_variance",
             "allocate.num_generations": str(PER_PROMPT),
             "train.prompts_per_step": str(prompts),
@@ -92,9 +93,15 @@ def dibs_config(case: Case, prompts: int, normalization: str) -> Config:
 
 def norms_by_the_package(scene: Scene, case: Case, *, plain: bool) -> list[np.ndarray]:
     """Norms of the pool's completions, as the trainer measures them; ``plain``: of sums over tokens."""
+    key = case.trainer, "plain" if plain else case.loss
+    if key not in scene.norms:
+        scene.norms[key] = _measured_norms(scene, case, plain=plain)
+    return scene.norms[key]
+
+
+def _measured_norms(scene: Scene, case: Case, *, plain: bool) -> list[np.ndarray]:
     if case.trainer == "dibs":
-        normalization = "none" if plain else case.loss
-        config = dibs_config(case, len(scene.pool), normalization)
+        config = dibs_config(case, len(scene.pool), "none" if plain else case.loss)
         return RolloutGradients(scene.policy, config).norms(scene.pool, 0)
     found = []
     for group in scene.pool:

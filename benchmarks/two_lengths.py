@@ -111,6 +111,7 @@ class Scene:
     seed: int
     groups: int
     variances: dict[tuple[object, ...], float] = field(default_factory=dict)
+    norms: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)
 
     def variance(self, case: Case, i: int, n: int, others: int) -> float:
         """Variance of prompt i's gradient from a group of n, over the squared share that n keeps.

@@ -206,9 +206,10 @@ class PromptStats:
 
     ``trials`` and ``successes``: pilot completions that were drawn and accepted, [m]. Old ones count
     less than 1, so these need not be whole numbers. ``grad_norm``: mean of ``||grad log pi(y|x)||``
-    over accepted pilots, float64 [m]; NaN where none was accepted. ``grad_norm_rejected``: the same
-    over rejected pilots. ``mean_tokens``: mean length of completions in tokens, [m]. ``accepted`` and
-    ``rejected``: moments of both classes. The last four are optional.
+    over accepted pilots, each divided by what the loss divides its gradient by, float64 [m]; NaN where
+    none was accepted. ``grad_norm_rejected``: the same over rejected pilots. ``mean_tokens``: mean
+    length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments of both classes. The
+    last four are optional.
 
     Raises InputError, with the prompt's id, for impossible values.
     """

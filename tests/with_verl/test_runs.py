@@ -105,7 +105,12 @@ def uniform(folder):
 
 @pytest.fixture(scope="module")
 def two_ranks(folder):
-    return run(folder, "two", PLUG_IN, ranks=2, given=UNEVEN)
+    given = {
+        **UNEVEN,
+        "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-mean",
+        "dibs.state_path": folder / "two.json",
+    }
+    return run(folder, "two", PLUG_IN, ranks=2, given=given)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +215,9 @@ def test_grpo_in_one_process_goes_on_after_a_kill(resumed):
 
 def test_grpo_in_two_processes(two_ranks):
     check_counts(two_ranks, 5)
+    state = json.loads((two_ranks.folder.parent / "two.json").read_text("utf-8"))
+    assert state["measured"]
+    assert state["history"]["length_normalization"] == "sequence"
 
 
 def test_raft_plus_plus_with_pilots(raft):
@@ -240,7 +248,8 @@ def test_the_table_is_what_was_seen(stock, uniform, resumed, two_ranks, raft):
         ("`uniform` against the stock trainer, GRPO", "1", uniform, "largest difference of losses "
          f"{'0' if largest_difference(stock, uniform) == 0 else 'below 1e-5'}"),
         ("GRPO, mode `online`, killed and resumed", "1", resumed, "same online state"),
-        ("GRPO, mode `online`", "2 (FSDP2)", two_ranks, "norms from the output layer"),
+        ("GRPO, mode `online`, `seq-mean-token-mean`", "2 (FSDP2)", two_ranks,
+         "norms from the output layer, over lengths"),
         ("RAFT++, mode `pilot`, allocator `gvm`", "1", raft, "norms from the output layer"),
     ]  # fmt: skip
     lines = [

@@ -24,7 +24,8 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
 
     Args:
         groups: pilot rollouts of each prompt.
-        grad_norms: ``||grad log pi(y|x)||`` of each pilot, one array [n_i] a group, same order.
+        grad_norms: ``||grad log pi(y|x)||`` of each pilot, divided by what the loss divides its gradient
+            by; one array [n_i] a group, same order.
 
     Returns:
         PromptStats with norms averaged as plain means, as in Algorithm 2 (the variance bound of Lemma 2

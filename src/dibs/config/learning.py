@@ -60,7 +60,8 @@ class AlgorithmConfig(Section):
         "none",
         description="Divides a completion's gradient by nothing, by "
         "sampling.max_completion_length (constant), or by its own length (sequence). "
-        "sequence changes the objective.",
+        "sequence changes the objective. Gradient norms, and so the counts, are of the "
+        "divided gradient.",
     )
     epsilon: float = Field(
         0.2,
@@ -142,7 +143,7 @@ class EstimateConfig(Section):
         description="How the gradient norm of a completion is computed. exact takes one forward "
         "and backward pass a batch; exact_slow takes one a completion and works for "
         "any model; last_layer uses the output layer only and needs no backward pass; "
-        "none takes 1 for every completion.",
+        "none takes 1 for every completion, whatever its length.",
     )
     grad_norm_parameters: GradNormParameters = Field(
         "all",
