@@ -4,23 +4,23 @@ Counts are decided for the gradient that is trained, so the norms that a plug-in
 gradient. Before its advantage and weight, that of a completion of L tokens is ``s = grad log pi(y|x)``
 over a divisor. As the two trainers compute their losses, at an importance ratio of 1:
 
-====================================================  ======================  =====================
-TRL's ``loss_type``                                   divided by              norm to report
-====================================================  ======================  =====================
-``grpo``, ``sapo``                                    L                       ``||s|| / L``
-``dr_grpo``                                           a constant              ``||s||``
-``luspo``                                             nothing                 ``||s||``
-``bnpo``, ``dapo``, ``cispo``, ``vespo``              the batch's tokens      ``||s||``
-====================================================  ======================  =====================
+========================================================  =======================  ==============
+TRL's ``loss_type``                                       divided by               norm to report
+========================================================  =======================  ==============
+``grpo``, ``sapo``                                        L                        ``||s|| / L``
+``dr_grpo``                                               a constant               ``||s||``
+``luspo``                                                 nothing                  ``||s||``
+``bnpo``, ``dapo``, ``cispo``, ``vespo``                  the batch's tokens       ``||s||``
+========================================================  =======================  ==============
 
-====================================================  ======================  =====================
-verl's ``actor.loss_agg_mode``                        divided by              norm to report
-====================================================  ======================  =====================
-``seq-mean-token-mean``; losses ``sapo``, ``geo_mean``  L                     ``||s|| / L``
-``seq-mean-token-sum-norm``                           a constant              ``||s||``
-``seq-mean-token-sum``, ``token-sum``                 nothing                 ``||s||``
-``token-mean``                                        the mini-batch's tokens  ``||s||``
-====================================================  ======================  =====================
+========================================================  =======================  ==============
+verl's ``actor.loss_agg_mode``                            divided by               norm to report
+========================================================  =======================  ==============
+``seq-mean-token-mean``; losses ``sapo``, ``geo_mean``    L                        ``||s|| / L``
+``seq-mean-token-sum-norm``                               a constant               ``||s||``
+``seq-mean-token-sum``, ``token-sum``                     nothing                  ``||s||``
+``token-mean``                                            the mini-batch's tokens  ``||s||``
+========================================================  =======================  ==============
 
 A divisor that all completions of a batch share changes no count, so nothing is divided by it.
 ``importance_sampling_level sequence`` of TRL and verl's ``gspo`` change the ratio only, whose gradient
