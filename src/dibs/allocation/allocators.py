@@ -76,8 +76,25 @@ def min_variance(problem: AllocationProblem) -> np.ndarray:
     counts are near uniform. They are uniform where the expected variance is not at least 1.05 times
     lower. No prompt is starved while the budget has one completion for each.
     """
-    worthwhile = expected_gain(problem, problem.best) >= WORTHWHILE_GAIN
-    return problem.best if worthwhile else uniform(problem)
+    best, sure = uniform(problem), 1.0
+    for share in _SHARES:
+        counts = problem.counts_for(problem.sigma**share)
+        gain = min(_gain(problem, counts, sigma) for sigma in problem.doubts)
+        if gain > sure:
+            best, sure = counts, gain
+    return best
+
+
+_SHARES = (1.0, 0.75, 0.5, 0.25)
+
+
+def _gain(problem: AllocationProblem, counts: np.ndarray, sigma: np.ndarray) -> float:
+    (even_out, even), (out, chosen) = (
+        _variance(problem, each, sigma) for each in (uniform(problem), counts)
+    )
+    if even_out != out:
+        return 0.0 if out > even_out else np.inf
+    return even / chosen if chosen > 0 else 1.0
 
 
 def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
@@ -86,12 +103,7 @@ def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
     A prompt that could have completions and has none makes the variance infinite: the gain is 0 where
     ``counts`` leave out more (in sigma^2) than uniform ones, infinite where less.
     """
-    (even_out, even), (out, chosen) = (
-        _variance(problem, each) for each in (uniform(problem), counts)
-    )
-    if even_out != out:
-        return 0.0 if out > even_out else np.inf
-    return even / chosen if chosen > 0 else 1.0
+    return _gain(problem, counts, problem.sigma)
 
 
 def describe(
@@ -114,9 +126,9 @@ def describe(
     }
 
 
-def _variance(problem: AllocationProblem, counts: np.ndarray) -> tuple[float, float]:
+def _variance(problem: AllocationProblem, counts: np.ndarray, sigma: np.ndarray) -> tuple[float, float]:
     """``sum sigma_i^2`` of prompts left out, and ``sum sigma_i^2 / n_i`` of the others."""
-    square = np.where(problem.upper > 0, problem.sigma**2, 0.0)
+    square = np.where(problem.upper > 0, sigma**2, 0.0)
     left_out = counts == 0
     return float(square[left_out].sum()), float((square[~left_out] / counts[~left_out]).sum())
 

@@ -13,6 +13,8 @@ from dibs.allocation.posterior import Posterior, expected_tokens, fit_posterior
 from dibs.allocation.target import LOG_LIKELIHOOD, Target
 from dibs.types import InputError, PromptStats
 
+_DOUBT = float(np.log(10))
+"""How far a squared norm may be from the one inferred, on the log scale."""
 _LARGEST_COUNT = 2**52
 """Sums of counts are exact in float64."""
 
@@ -57,6 +59,12 @@ class Penalty:
         if not 1 <= self.beta < np.inf:
             raise InputError(f"accept_rate_power is {self.beta}; it must be at least 1")
 
+    def factor(self, accept_rate: np.ndarray) -> np.ndarray:
+        """What the variance of prompts of some accept rates, above 0, is multiplied by."""
+        power = accept_rate**self.beta
+        share: np.ndarray = power / np.maximum(power + self.alpha, 1e-300)
+        return share
+
 
 UNBOUNDED = Bounds()
 GVM_PENALTY = Penalty()
@@ -95,11 +103,26 @@ class AllocationProblem:
         weighs the variance. Without that factor a prompt would get the more completions, the less hope
         it has. With the default penalty, prompts of p = 0.03 get most.
         """
-        square = self.posterior.second_moment(self.target)
-        if self.target.fits_accepted:
-            power = self.posterior.accept_rate**self.penalty.beta
-            square *= power / np.maximum(power + self.penalty.alpha, 1e-300)
-        return np.maximum(np.sqrt(square), 1e-150)
+        return np.maximum(np.sqrt(self._class_variances.sum(0)), 1e-150)
+
+    @cached_property
+    def _class_variances(self) -> np.ndarray:
+        """What accepted and rejected completions add to ``sigma^2``, [2, m]."""
+        penalized = self.target.fits_accepted and self.penalty.alpha > 0
+        factor = self.penalty.factor if penalized else None
+        return self.posterior.class_moments(self.target, factor)
+
+    @cached_property
+    def doubts(self) -> np.ndarray:
+        """``sigma`` if norms that were not seen are larger or smaller than expected, [4, m].
+
+        All prompts err alike: their accepted norms by a factor of 2 or 1/2, and their rejected norms,
+        as far as they are inferred from other prompts and not seen.
+        """
+        inferred = self.posterior.norms.inferred
+        shifts = [[[yes], [no]] for yes in (-_DOUBT, _DOUBT) for no in (-_DOUBT, _DOUBT)]
+        squares = (self._class_variances * np.exp(np.array(shifts) * inferred)).sum(1)
+        return np.maximum(np.sqrt(squares), 1e-150)
 
     @cached_property
     def best(self) -> np.ndarray:
@@ -108,11 +131,14 @@ class AllocationProblem:
         Under a group baseline every prompt gets at least 2, if the budget allows that: a group of one
         has advantage 0, which the variance does not show.
         """
+        return self.counts_for(self.sigma)
+
+    def counts_for(self, sigma: np.ndarray) -> np.ndarray:
         lower = self.lower
         if self.target.has_baseline:
             pairs = np.maximum(lower, np.minimum(self.upper, 2))
             lower = pairs if pairs @ self.cost <= self.budget else lower
-        return least_variance(self.sigma, self.budget, lower, self.upper, self.cost)
+        return least_variance(sigma, self.budget, lower, self.upper, self.cost)
 
 
 def pose(

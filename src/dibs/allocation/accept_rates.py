@@ -1,0 +1,131 @@
+"""Accept rates of prompts from a few completions each: a Beta posterior for every prompt.
+
+A prompt borrows from the others of its batch (beta-binomial regression). Three things keep a small batch
+from claiming more than it shows:
+
+- The mean accept rate of the batch has a Beta(1, 1) prior. So a batch without any success has a small
+  accept rate, and not none.
+- What log-probabilities may say of a prompt is bounded: ``_MOST_SHIFT`` on the logit scale.
+- A prompt's completions bound its accept rate. The probability of an accepted completion is part of the
+  accept rate, and that of a rejected one is not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import optimize, special
+from scipy import stats as distributions
+
+from dibs.types import CompletionMoments, PromptStats
+
+_MOST_SHIFT = 2.0
+"""Most by which the log-probabilities of a prompt's completions move its prior accept rate; logits."""
+_EDGE = 1e-4
+"""Accept rates are taken to be at least so far from 0 and 1."""
+
+
+def accept_rates(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
+    """The posterior accept rate of each prompt: alpha and beta of its Beta distribution, [m] each."""
+    successes = np.asarray(stats.successes, dtype=np.float64)
+    failures = np.asarray(stats.trials) - successes
+    a, b = _prior(successes, failures, _likelihood_covariate(stats))
+    return _within(*_bounds(stats), a + successes, b + failures)
+
+
+def _prior(
+    successes: np.ndarray, failures: np.ndarray, covariate: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """alpha and beta of every prompt's prior, [m] each.
+
+    Its mean, as a function of the covariate, and its concentration are the most likely ones, under
+    priors of their own: ``mean ~ Beta(1, 1)``, on the logit scale ``slope ~ N(0, 1)``, and
+    ``ln concentration ~ N(ln 8, 1.5^2)``.
+    """
+    # Without a covariate equal prompts are one row with a multiplicity.
+    rows = successes + 1j * failures if not covariate.any() else np.arange(len(successes))
+    _, first, multiplicity = np.unique(rows, return_index=True, return_counts=True)
+
+    def prior(parameters: np.ndarray, covariate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        level, slope, log_concentration = parameters
+        shift = np.clip(slope * covariate, -_MOST_SHIFT, _MOST_SHIFT)
+        mean = special.expit(level + shift).clip(_EDGE, 1 - _EDGE)
+        concentration = np.exp(log_concentration)
+        return mean * concentration, (1 - mean) * concentration
+
+    def loss(parameters: np.ndarray) -> float:
+        a, b = prior(parameters, covariate[first])
+        evidence = special.betaln(a + successes[first], b + failures[first])
+        likelihood = multiplicity @ (evidence - special.betaln(a, b))
+        level, slope, log_concentration = parameters
+        prior_of_level = special.log_expit(level) + special.log_expit(-level)
+        doubt = 0.5 * ((log_concentration - np.log(8.0)) / 1.5) ** 2 + 0.5 * slope**2
+        return doubt - float(prior_of_level) - float(likelihood)
+
+    overall = (successes.sum() + 1) / (successes.sum() + failures.sum() + 2)
+    start = np.array([special.logit(overall), 0.0, np.log(5.0)])
+    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-9, 9), (-3, 3), (-3, 7)])
+    return prior(found.x, covariate)
+
+
+def _bounds(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest accept rate of each prompt that its own completions allow, [m] each.
+
+    By Jensen's inequality the geometric mean of the probabilities of the accepted completions is at most
+    that of the likeliest of them, and so at most the accept rate.
+    """
+    low, high = np.zeros(len(stats)), np.ones(len(stats))
+    if knows_likelihood(stats):
+        assert stats.accepted is not None
+        assert stats.rejected is not None
+        low = np.exp(np.where(stats.accepted.count > 0, stats.accepted.logprob, -np.inf))
+        high = 1 - np.exp(np.where(stats.rejected.count > 0, stats.rejected.logprob, -np.inf))
+    return np.minimum(low, 1 - _EDGE), np.maximum(high, _EDGE)
+
+
+def _within(
+    low: np.ndarray, high: np.ndarray, alpha: np.ndarray, beta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """alpha and beta with means within bounds. Where a mean moves, its variance stays that of the mean."""
+    mean = alpha / (alpha + beta)
+    # Old and rounded log-probabilities may contradict each other; then neither counts.
+    held = np.where(low <= high, np.clip(mean, low, high), mean)
+    size = alpha + beta
+    return held * size, (1 - held) * size
+
+
+def knows_likelihood(stats: PromptStats) -> bool:
+    """Whether the log-probabilities of the prompts' completions are known."""
+    classes = (stats.accepted, stats.rejected)
+    return all(c is not None and not _unknown(c) for c in classes)
+
+
+def _unknown(moments: CompletionMoments) -> bool:
+    has = moments.count > 0
+    return bool(np.isnan(moments.logprob[has]).any() or (has.any() and not moments.logprob.any()))
+
+
+def _likelihood_covariate(stats: PromptStats) -> np.ndarray:
+    """A standardized covariate of the accept rate, [m]: how likely the prompt's completions were.
+
+    Accepted completions are the likelier ones, so a plain mean over the pilots would count their
+    successes a second time and overstate the fit of the regression. The usual difference between the
+    classes is therefore subtracted first. Ranks then limit outliers. The covariate is all zeros where
+    log-probabilities are not known.
+    """
+    m = len(stats)
+    if not knows_likelihood(stats):
+        return np.zeros(m)
+    yes, no = stats.accepted, stats.rejected
+    assert yes is not None
+    assert no is not None
+    both = (yes.count > 0) & (no.count > 0)
+    weight = (yes.count * no.count / (yes.count + no.count).clip(min=1e-9))[both]
+    difference = (yes.logprob - no.logprob)[both]
+    gap = float((weight * difference).sum() / weight.sum()) if weight.sum() > 0 else 0.0
+    total = yes.count + no.count
+    known = total > 0
+    sums = np.nan_to_num(yes.logprob - gap) * yes.count + np.nan_to_num(no.logprob) * no.count
+    result = np.zeros(m)
+    ranks = distributions.rankdata(sums[known] / total[known])
+    result[known] = special.ndtri((ranks - 0.5) / max(int(known.sum()), 1))
+    return result
