@@ -42,7 +42,7 @@ _POLAR = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a policy is made: settings beside those of the demo, and steps of training with uniform counts."""
+    """How a policy is made: settings beside the demo's, and training steps with uniform counts."""
 
     settings: Mapping[str, str]
     steps: int
@@ -97,7 +97,7 @@ class Truth:
 def measured(
     name: str, recipe: Recipe, prompts: int, samples: int, *, again: bool = False, keep: bool = True
 ) -> Truth:
-    """The truth of a policy, measured or, if it was kept under this name, read; it takes some minutes."""
+    """The truth of a policy: measured, which takes some minutes, or read if it was kept."""
     torch.set_num_threads(1)
     default = user_cache_dir("dibs", appauthor=False)
     short = f"{name.replace(', ', '-').replace(' ', '-')}-{prompts}x{samples}"

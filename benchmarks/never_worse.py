@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from dibs.allocation.cross_fit import GradientPart, cross_fit
 from dibs.allocation.history import History
 from dibs.allocation.least_variance import least_variance
 from dibs.allocation.problem import AllocationProblem, Bounds, pose
-from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.target import Target
 from dibs.types import PromptStats
 
@@ -51,10 +50,10 @@ MODES = ("cross_fit", "online")
 def simulated(kind: str, seed: int = 0) -> Truth:
     """Prompts with accept rates Beta(.3, .6) that follow no policy, 512 completions each.
 
-    ``hard``: norms grow with the rarity of the class. ``tails``: the same with norms of Student's t (4) on
-    the log scale. ``flat``: norms are unrelated to accept rates and vary from prompt to prompt. ``easy``:
-    norms fall with the rarity, against what is usual. A log-probability is that of the class, less an
-    exponential amount.
+    ``hard``: norms grow with the rarity of the class. ``tails``: the same, with norms of Student's t (4)
+    on the log scale. ``flat``: norms are unrelated to accept rates and vary from prompt to prompt.
+    ``easy``: norms fall with the rarity, against what is usual. A log-probability is that of the class,
+    less an exponential amount.
     """
     rng = np.random.default_rng(seed)
     p = rng.beta(0.3, 0.6, PROMPTS).clip(0.01, 0.99)
@@ -63,7 +62,9 @@ def simulated(kind: str, seed: int = 0) -> Truth:
     level = {"hard": 2.0, "tails": 2.0, "flat": 0.0, "easy": -1.0}[kind] * np.log(rarity)
     own = rng.normal(0, 1.0 if kind == "flat" else 0.4, (PROMPTS, 1))
     noise = (
-        rng.standard_t(4, accepted.shape) if kind == "tails" else rng.standard_normal(accepted.shape)
+        rng.standard_t(4, accepted.shape)
+        if kind == "tails"
+        else rng.standard_normal(accepted.shape)
     )
     squares = np.exp((level + own + 0.5 * noise).clip(-30, 30))
     logprobs = -rarity - rng.exponential(np.where(accepted, 0.2, 1.0))
@@ -105,9 +106,7 @@ def parts_of_step(mode: str, pilots: Pilots, chosen: Sequence[int]) -> list[Prom
     return [history.statistics([str(i) for i in chosen], step=1)]
 
 
-def play(
-    truth: Truth, mode: str, steps: int, allocator: str, seed: int = 1
-) -> dict[str, Steps]:
+def play(truth: Truth, mode: str, steps: int, allocator: str, seed: int = 1) -> dict[str, Steps]:
     """Play steps, and judge the counts of every target by the truth."""
     rng = np.random.default_rng(seed)
     pilots = Pilots(truth, seed)
@@ -130,7 +129,10 @@ def judge(
 ) -> None:
     """Add a step whose gradient is the mean of parts with the same true sigma^2, [m]."""
     parts = len(problems)
-    variance: Callable[[np.ndarray], float] = lambda n: float((square / n).sum()) / parts**2
+
+    def variance(n: np.ndarray) -> float:
+        return float((square / n).sum()) / parts**2
+
     counts = [solve(problem, allocator).counts for problem in problems]
     best = [least_variance(np.sqrt(square), p.budget, p.lower, p.upper, p.cost) for p in problems]
     found.even.append(sum(variance(uniform(p)) for p in problems))
@@ -148,7 +150,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="steps of a cell (default: 300)")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="measured prompts of a policy")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each prompt")
-    parser.add_argument("--policies", nargs="*", default=list(RECIPES), help="of measured_policies.py")
+    parser.add_argument(
+        "--policies", nargs="*", default=list(RECIPES), help="of measured_policies.py"
+    )
     parser.add_argument("--model", help="also a language model: its folder; 32 prompts x 32")
     parser.add_argument("--data", help="questions for it, a file of JSON Lines")
     parser.add_argument("--allocator", default="min_variance")
@@ -158,9 +162,7 @@ def main() -> None:
     args = parser.parse_args()
     keep = (args.prompts, args.samples) == (PROMPTS, SAMPLES)
     truths = {
-        name: measured(
-            name, RECIPES[name], args.prompts, args.samples, again=args.again, keep=keep
-        )
+        name: measured(name, RECIPES[name], args.prompts, args.samples, again=args.again, keep=keep)
         for name in args.policies
     }
     truths |= {f"simulated, {kind}": simulated(kind) for kind in ("hard", "tails", "flat", "easy")}
@@ -179,7 +181,9 @@ def main() -> None:
     if args.json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("policy", "target", "mode", "true gain", "95%", "believed", "achievable", "captured")
+    table = Table(
+        "policy", "target", "mode", "true gain", "95%", "believed", "achievable", "captured"
+    )
     for row in rows:
         table.add_row(
             *(str(row[key]) for key in ("policy", "target", "mode")),

@@ -34,7 +34,8 @@ REWARDS: list[list[float]] = [
 def test_nothing_known_is_uniform_and_what_is_learned_counts():
     budget = PromptBudget(BudgetConfig(objective="expected_reward", baseline="leave_one_out"))
     assert budget.allocate(NAMES).tolist() == [8] * 6
-    budget.update(NAMES, REWARDS)
+    for _ in range(3):
+        budget.update(NAMES, REWARDS)
     counts = budget.allocate(NAMES)
     assert counts.sum() == 48
     assert counts[3] == counts.max() > counts[0]

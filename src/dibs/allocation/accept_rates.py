@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize, special
 from scipy import stats as distributions
 
-from dibs.types import CompletionMoments, PromptStats
+from dibs.types import PromptStats
 
 _MOST_SHIFT = 2.0
 """Most by which the log-probabilities of a prompt's completions move its prior accept rate; logits."""
@@ -85,7 +85,7 @@ def _bounds(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
 def _within(
     low: np.ndarray, high: np.ndarray, alpha: np.ndarray, beta: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """alpha and beta with means within bounds. Where a mean moves, its variance stays that of the mean."""
+    """alpha and beta with means within bounds. Where a mean moves, alpha + beta stays."""
     mean = alpha / (alpha + beta)
     # Old and rounded log-probabilities may contradict each other; then neither counts.
     held = np.where(low <= high, np.clip(mean, low, high), mean)
@@ -94,14 +94,11 @@ def _within(
 
 
 def knows_likelihood(stats: PromptStats) -> bool:
-    """Whether the log-probabilities of the prompts' completions are known."""
-    classes = (stats.accepted, stats.rejected)
-    return all(c is not None and not _unknown(c) for c in classes)
-
-
-def _unknown(moments: CompletionMoments) -> bool:
-    has = moments.count > 0
-    return bool(np.isnan(moments.logprob[has]).any() or (has.any() and not moments.logprob.any()))
+    """Whether the log-probabilities of the prompts' completions are known; 0 for all means unknown."""
+    if stats.accepted is None or stats.rejected is None:
+        return False
+    known = np.concatenate([c.logprob[c.count > 0] for c in (stats.accepted, stats.rejected)])
+    return bool(np.isfinite(known).all() and known.any())
 
 
 def _likelihood_covariate(stats: PromptStats) -> np.ndarray:

@@ -22,8 +22,8 @@ from dibs.types import Allocation, InputError, PromptStats
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
-WORTHWHILE_GAIN = 1.05
-"""``min_variance`` stays uniform where it expects to lower the variance by less than this factor."""
+_POWERS = (1.0, 0.75, 0.5, 0.25)
+"""Powers of sigma that ``min_variance`` considers: from its optimum towards uniform counts."""
 
 
 def allocator(name: str) -> Callable[[Allocator], Allocator]:
@@ -69,32 +69,19 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
 
 @allocator("min_variance")
 def min_variance(problem: AllocationProblem) -> np.ndarray:
-    """Counts of least expected variance for the target: n_i about sigma_i / sqrt(cost_i).
+    """Counts of least expected variance for the target, as far as they are surely better than uniform.
 
-    The integers are optimal for a budget of completions. ``sigma_i`` is expected from the statistics
-    (``posterior.fit_posterior``). Where the statistics hold little, all prompts look alike and the
-    counts are near uniform. They are uniform where the expected variance is not at least 1.05 times
-    lower. No prompt is starved while the budget has one completion for each.
+    The optimum is n_i about sigma_i / sqrt(cost_i); its integers are optimal for a budget of
+    completions. ``sigma_i`` is expected from the statistics (``posterior.fit_posterior``), and it may be
+    wrong in the same way for all prompts. So counts for several powers of sigma are judged by what they
+    gain over uniform counts in the worst of ``problem.doubts``, and the best are taken. The lower the
+    power, the nearer to uniform they are. Where none is a gain in all cases, counts are uniform. No
+    prompt is starved while the budget has one completion for each.
     """
-    best, sure = uniform(problem), 1.0
-    for share in _SHARES:
-        counts = problem.counts_for(problem.sigma**share)
-        gain = min(_gain(problem, counts, sigma) for sigma in problem.doubts)
-        if gain > sure:
-            best, sure = counts, gain
-    return best
-
-
-_SHARES = (1.0, 0.75, 0.5, 0.25)
-
-
-def _gain(problem: AllocationProblem, counts: np.ndarray, sigma: np.ndarray) -> float:
-    (even_out, even), (out, chosen) = (
-        _variance(problem, each, sigma) for each in (uniform(problem), counts)
-    )
-    if even_out != out:
-        return 0.0 if out > even_out else np.inf
-    return even / chosen if chosen > 0 else 1.0
+    candidates = [problem.counts_for(problem.sigma**power) for power in _POWERS]
+    gains = [_gains(problem, counts, problem.doubts).min() for counts in candidates]
+    best = int(np.argmax(gains))
+    return candidates[best] if gains[best] > 1 else uniform(problem)
 
 
 def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
@@ -103,7 +90,25 @@ def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
     A prompt that could have completions and has none makes the variance infinite: the gain is 0 where
     ``counts`` leave out more (in sigma^2) than uniform ones, infinite where less.
     """
-    return _gain(problem, counts, problem.sigma)
+    return float(_gains(problem, counts, problem.sigma[None])[0])
+
+
+def _gains(problem: AllocationProblem, counts: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """The same, [k], if each of ``sigmas`` [k, m] is true."""
+    squares = np.where(problem.upper > 0, sigmas**2, 0.0)
+    left_out, even = _variances(squares, uniform(problem))
+    out, chosen = _variances(squares, counts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gains = np.where(chosen > 0, even / chosen, 1.0)
+    # A variance that is infinite decides alone.
+    same = np.isclose(out, left_out, rtol=1e-12, atol=0)
+    return np.where(same, gains, np.where(out > left_out, 0.0, np.inf))
+
+
+def _variances(squares: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``sum sigma_i^2`` of prompts left out, and ``sum sigma_i^2 / n_i`` of the others; [k] each."""
+    shares = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
+    return squares @ (counts == 0), squares @ shares
 
 
 def describe(
@@ -116,21 +121,16 @@ def describe(
     if not any(np.any(problem.stats.trials) for problem in problems):
         return {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
     achievable = float(np.mean([expected_gain(p, p.best) for p in problems]))
-    chosen = [expected_gain(p, a.counts) for p, a in zip(problems, allocations, strict=True)]
-    stayed = allocations[0].allocator == "min_variance" and achievable < WORTHWHILE_GAIN
-    note = f"uniform: an expected gain of {achievable:.3f} is below {WORTHWHILE_GAIN}"
+    pairs = list(zip(problems, allocations, strict=True))
+    stayed = all(
+        a.allocator == "min_variance" and np.array_equal(a.counts, uniform(p)) for p, a in pairs
+    )
+    note = f"uniform: an expected gain of {achievable:.3f} is not sure, or there is none"
     return {
-        "expected_gain": float(np.mean(chosen)),
+        "expected_gain": float(np.mean([expected_gain(p, a.counts) for p, a in pairs])),
         "achievable_gain": achievable,
         "allocation_note": note if stayed else None,
     }
-
-
-def _variance(problem: AllocationProblem, counts: np.ndarray, sigma: np.ndarray) -> tuple[float, float]:
-    """``sum sigma_i^2`` of prompts left out, and ``sum sigma_i^2 / n_i`` of the others."""
-    square = np.where(problem.upper > 0, sigma**2, 0.0)
-    left_out = counts == 0
-    return float(square[left_out].sum()), float((square[~left_out] / counts[~left_out]).sum())
 
 
 def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarray:

@@ -74,11 +74,11 @@ class _Line:
 class ClassNorms:
     """The posterior of ``E[||s||^2]`` in each class of each prompt, which is log-normal.
 
-    All arrays are [2, m] or broadcast to it; row 0 is that of accepted completions, row 1 of rejected ones.
-    ``log_square``, ``deviation``: mean and standard deviation of ``ln E[||s||^2]`` at the expected accept
-    rate. ``slope``, ``beyond``: at another accept rate ``E[||s||^2]`` is proportional to
-    ``(beyond - ln P(class))^slope``. ``inferred``: how far a norm is that of the line and not the prompt's
-    own, from 0 to 1.
+    All arrays are [2, m] or broadcast to it; row 0 is of accepted completions, row 1 of rejected ones.
+    ``log_square``, ``deviation``: mean and standard deviation of ``ln E[||s||^2]`` at the expected
+    accept rate. ``slope``, ``beyond``: at another accept rate ``E[||s||^2]`` is proportional to
+    ``(beyond - ln P(class))^slope``. ``inferred``: how far a norm is that of the line and not the
+    prompt's own, from 0 to 1.
     """
 
     log_square: np.ndarray
@@ -129,7 +129,7 @@ def class_norms(
 
 
 def _slope(line: _Line, classes: _Classes) -> np.ndarray:
-    """How ``ln ||s||^2`` grows with the logarithm of a class's surprisal where its rarity changes, [2, m]."""
+    """Growth of ``ln ||s||^2`` with ln surprisal, where a class's rarity changes; [2, m]."""
     if line.kind == "surprisal":
         return np.where(classes.count > 0, 0.0, line.coefficients[2])
     slopes = line.coefficients[2:] if line.kind == "rarity" else np.zeros(2)
@@ -159,7 +159,7 @@ def _gathered(
 def _surprisal(
     logprob: np.ndarray, count: np.ndarray, rarity: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean surprisal of each class of each prompt, [2, m], and what is usual beyond its rarity, [2, 1].
+    """Mean surprisal of each class, [2, m], and what is usual beyond the class's rarity, [2, 1].
 
     A class without completions has the rarity of the class and what is usual beyond it.
     """
@@ -171,7 +171,7 @@ def _surprisal(
 
 
 def _designs(classes: _Classes) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """The descriptions: name, regressors [2, m, k], and mean and variance of the coefficients' prior, [k].
+    """The descriptions: name, regressors [2, m, k], mean and variance of the prior [k].
 
     One line in ln surprisal for both classes; a line of its own for each class in ``ln -ln P(class)``,
     for which log-probabilities need not be known; no line, that is one level for each class.
@@ -208,9 +208,9 @@ def _lines(classes: _Classes) -> list[_Line]:
     y, noise = classes.own[:, chosen][has], classes.noise[:, chosen][has]
     center = float(y.mean())
     found: list[tuple[float, _Line]] = []
-    for kind, design, prior, variance in _designs(classes):
+    for kind, design, usual, variance in _designs(classes):
         x = design[:, chosen][has]
-        prior = prior.copy()
+        prior = usual.copy()
         prior[0] = center - (x[:, 1:] @ prior[1:]).mean()
         rest = y - x @ prior
         for spread in _SPREADS:
@@ -228,7 +228,5 @@ def _lines(classes: _Classes) -> list[_Line]:
     weights = np.where(weights < _NEGLIGIBLE * weights.max(), 0, weights)
     weights /= weights.sum()
     return [
-        replace(line, weight=float(w))
-        for w, (_, line) in zip(weights, found, strict=True)
-        if w > 0
+        replace(line, weight=float(w)) for w, (_, line) in zip(weights, found, strict=True) if w > 0
     ]

@@ -29,9 +29,9 @@ Factor = Callable[[np.ndarray], np.ndarray]
 class Posterior:
     """Distributions of the unknown moments of each of m prompts.
 
-    The accept rate is Beta(``alpha``, ``beta``), float64 [m] each. ``norms``: of ``E[||s||^2]`` of accepted
-    and of rejected completions. ``rewards``: expected moments of the rewards of accepted and of rejected
-    completions; None where they are 1 and 0.
+    The accept rate is Beta(``alpha``, ``beta``), float64 [m] each. ``norms``: of ``E[||s||^2]`` of
+    accepted and of rejected completions. ``rewards``: expected moments of the rewards of accepted and of
+    rejected completions; None where they are 1 and 0.
     """
 
     alpha: np.ndarray
@@ -88,10 +88,10 @@ class Posterior:
         for rate, weight in self._rates():
             grown = (self._surprisals(rate) / usual) ** self.norms.slope
             p = rate.clip(_LEAST_RATE, 1 - _LEAST_RATE)
-            weight = weight if factor is None else weight * factor(p)
+            share = weight if factor is None else weight * factor(p)
             for c, powers in enumerate(target.square_powers):
                 if powers is not None:
-                    parts[c] += weight * p ** powers[0] * (1 - p) ** powers[1] * grown[c]
+                    parts[c] += share * p ** powers[0] * (1 - p) ** powers[1] * grown[c]
         return parts * squares
 
     def _surprisals(self, rate: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ class Posterior:
         return (self.norms.beyond + rarity).clip(min=1e-4)
 
     def _rates(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Accept rates of each prompt [m] and their posterior probabilities [m], one node after another."""
+        """Accept rates of each prompt [m] and their posterior probabilities [m], node by node."""
         center = special.digamma(self.alpha) - special.digamma(self.beta)
         spread = np.sqrt(special.polygamma(1, self.alpha) + special.polygamma(1, self.beta))
 

@@ -13,8 +13,8 @@ from dibs.allocation.posterior import Posterior, expected_tokens, fit_posterior
 from dibs.allocation.target import LOG_LIKELIHOOD, Target
 from dibs.types import InputError, PromptStats
 
-_DOUBT = float(np.log(10))
-"""How far a squared norm may be from the one inferred, on the log scale."""
+_DOUBT = 10.0
+"""The factor by which what was not seen may differ from what is expected of it."""
 _LARGEST_COUNT = 2**52
 """Sums of counts are exact in float64."""
 
@@ -114,14 +114,19 @@ class AllocationProblem:
 
     @cached_property
     def doubts(self) -> np.ndarray:
-        """``sigma`` if norms that were not seen are larger or smaller than expected, [4, m].
+        """``sigma`` if what was not seen is otherwise than expected, [5, m].
 
-        All prompts err alike: their accepted norms by a factor of 2 or 1/2, and their rejected norms,
-        as far as they are inferred from other prompts and not seen.
+        All prompts err alike, which a batch cannot show. In the first four cases squared norms are
+        ``_DOUBT`` times larger or smaller: those of accepted completions and those of rejected ones, as
+        far as they are inferred from other prompts. In the last, prompts without a success have almost
+        none.
         """
         inferred = self.posterior.norms.inferred
-        shifts = [[[yes], [no]] for yes in (-_DOUBT, _DOUBT) for no in (-_DOUBT, _DOUBT)]
-        squares = (self._class_variances * np.exp(np.array(shifts) * inferred)).sum(1)
+        shifts = [[[yes], [no]] for yes in (-1, 1) for no in (-1, 1)]
+        factors = np.exp(np.log(_DOUBT) * np.array(shifts) * inferred)
+        squares = (self._class_variances * factors).sum(1)
+        hopeless = np.where(np.asarray(self.stats.successes) > 0, 1.0, 1 / _DOUBT)
+        squares = np.vstack([squares, self._class_variances.sum(0) * hopeless])
         return np.maximum(np.sqrt(squares), 1e-150)
 
     @cached_property
@@ -134,6 +139,7 @@ class AllocationProblem:
         return self.counts_for(self.sigma)
 
     def counts_for(self, sigma: np.ndarray) -> np.ndarray:
+        """Counts of least variance if ``sigma`` [m] were true; int64 [m]."""
         lower = self.lower
         if self.target.has_baseline:
             pairs = np.maximum(lower, np.minimum(self.upper, 2))

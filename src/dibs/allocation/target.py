@@ -129,11 +129,6 @@ class Target:
         row = _ROWS[self.objective, self.baseline]
         return row.accepted, row.rejected
 
-    @property
-    def mean_powers(self) -> Powers:
-        """What multiplies M in ``||E[a s]||^2``."""
-        return _ROWS[self.objective, self.baseline].mean
-
     def signal(self, accepted: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """The r of completions, float64 [n]: whether each was accepted, or its reward."""
         return accepted.astype(np.float64) if self.fits_accepted else rewards
