@@ -9,6 +9,7 @@ A policy is measured once and kept in the user's cache folder (``DIBS_CACHE``).
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dibs.allocation.target import Target
+from dibs.config import WarmStartConfig
 from dibs.config.load import load_config
 from dibs.model.grad_norms import gradient_norms
 from dibs.rollouts.source import Purpose
@@ -92,6 +94,32 @@ class Truth:
             for chosen in (self.accepted, ~self.accepted)
         ]
         return target.variance(rate, *moments, self.mean_square)
+
+
+PROMPTS, SAMPLES = 96, 256
+"""Measured prompts of a policy of the embedded task, and completions of each."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a benchmark that measures policies; :func:`policy` reads them."""
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="measured prompts of a policy")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each prompt")
+    parser.add_argument(
+        "--warm-start-updates",
+        type=int,
+        default=WarmStartConfig().updates,
+        help="updates of the policies' warm start; fewer for a quick try",
+    )
+    parser.add_argument("--again", action="store_true", help="measure the policies again")
+
+
+def policy(name: str, args: argparse.Namespace) -> Truth:
+    """The truth of a policy of ``RECIPES``; kept if it is of the usual size."""
+    recipe, updates = RECIPES[name], str(args.warm_start_updates)
+    recipe = Recipe({**recipe.settings, "policy.warm_start.updates": updates}, recipe.steps)
+    size = (args.prompts, args.samples)
+    usual = (*size, args.warm_start_updates) == (PROMPTS, SAMPLES, WarmStartConfig().updates)
+    return measured(name, recipe, *size, again=args.again, keep=usual)
 
 
 def measured(

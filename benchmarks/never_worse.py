@@ -9,8 +9,8 @@ and 8 completions a prompt. Its counts are decided by what an allocator would se
 
 ``true_gain`` is the variance of uniform counts, summed over steps, over that of the chosen counts, by
 the moments of all completions. ``achievable`` is the same of the best counts within the same bounds.
-``believed_gain`` is what the allocator expected, pooled in the same way. ``low`` and ``high`` are 95% of
-a bootstrap over steps.
+``believed_gain`` is what the allocator expected, the geometric mean over steps. ``low`` and ``high`` are
+95% of a bootstrap over steps.
 
     python benchmarks/never_worse.py [--json]
 """
@@ -24,7 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from measured_policies import RECIPES, Pilots, Truth, language_model, measured
+from measured_policies import (
+    PROMPTS,
+    RECIPES,
+    SAMPLES,
+    Pilots,
+    Truth,
+    add_options,
+    language_model,
+    measured,
+    policy,
+)
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -37,7 +47,7 @@ from dibs.allocation.problem import AllocationProblem, Bounds, pose
 from dibs.allocation.target import Target
 from dibs.types import PromptStats
 
-PROMPTS, SAMPLES, PER_STEP, PER_PROMPT, PILOTS, EARLIER = 96, 256, 16, 8, 4, 8
+PER_STEP, PER_PROMPT, PILOTS, EARLIER = 16, 8, 4, 8
 TARGETS = {
     "log_likelihood": Target("log_likelihood", "none"),
     "expected_reward": Target("expected_reward", "none"),
@@ -78,11 +88,10 @@ class Steps:
     even: list[float]
     chosen: list[float]
     best: list[float]
-    believed: list[tuple[float, float]]
+    believed: list[float]
 
     def row(self) -> dict[str, float]:
         even, chosen, best = map(np.array, (self.even, self.chosen, self.best))
-        believed = np.array(self.believed)
         draws = np.random.default_rng(0).multinomial(len(even), [1 / len(even)] * len(even), 1000)
         low, high = np.quantile((draws @ even) / (draws @ chosen), (0.025, 0.975))
         gain, achievable = even.sum() / chosen.sum(), even.sum() / best.sum()
@@ -90,7 +99,7 @@ class Steps:
             "true_gain": float(gain),
             "low": float(low),
             "high": float(high),
-            "believed_gain": float(np.exp(np.log(believed[:, 0] / believed[:, 1]).mean())),
+            "believed_gain": float(np.exp(np.log(self.believed).mean())),
             "achievable": float(achievable),
             "captured": float((gain - 1) / (achievable - 1)),
         }
@@ -139,7 +148,7 @@ def judge(
     found.chosen.append(sum(map(variance, counts)))
     found.best.append(sum(map(variance, best)))
     gain = np.mean([expected_gain(p, n) for p, n in zip(problems, counts, strict=True)])
-    found.believed.append((float(gain), 1.0))
+    found.believed.append(float(gain))
 
 
 def main() -> None:
@@ -148,31 +157,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=300, help="steps of a cell (default: 300)")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="measured prompts of a policy")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each prompt")
+    add_options(parser)
     parser.add_argument(
         "--policies", nargs="*", default=list(RECIPES), help="of measured_policies.py"
     )
     parser.add_argument("--model", help="also a language model: its folder; 32 prompts x 32")
     parser.add_argument("--data", help="questions for it, a file of JSON Lines")
     parser.add_argument("--allocator", default="min_variance")
-    parser.add_argument("--again", action="store_true", help="measure the policies again")
     parser.add_argument("--json", action="store_true", help="print a list of rows")
     parser.add_argument("--output", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    keep = (args.prompts, args.samples) == (PROMPTS, SAMPLES)
-    truths = {
-        name: measured(name, RECIPES[name], args.prompts, args.samples, again=args.again, keep=keep)
-        for name in args.policies
-    }
+    truths = {name: policy(name, args) for name in args.policies}
     truths |= {f"simulated, {kind}": simulated(kind) for kind in ("hard", "tails", "flat", "easy")}
     if args.model:
         name = Path(args.model).name
         recipe = language_model(args.model, args.data)
         truths[name] = measured(name, recipe, 32, 32, again=args.again)
     rows = [
-        {"policy": policy, "target": target, "mode": mode, **steps.row()}
-        for policy, truth in track(truths.items(), "policies", console=Console(stderr=True))
+        {"policy": name, "target": target, "mode": mode, **steps.row()}
+        for name, truth in track(truths.items(), "policies", console=Console(stderr=True))
         for mode in MODES
         for target, steps in play(truth, mode, args.steps, args.allocator).items()
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ def means(
     trials: np.ndarray, successes: np.ndarray, logprobs: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
     m = len(trials)
-    classes = {}
+    classes: dict[str, Any] = {}
     if logprobs is not None:
         counts = (successes, trials - successes)
         names = ("accepted", "rejected")

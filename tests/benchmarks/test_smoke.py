@@ -13,11 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FEW_UPDATES = "--warm-start-updates=5"
 BENCHMARKS = {
-    "allocation": "--prompts=4 --samples=6 --steps=1 --repeats=2 --timed-prompts=1000",
+    "accept_rates": "--steps=2",
+    "allocation": "--prompts=4 --samples=6 --repeats=2 --timed-prompts=1000",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
     "--policies=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
+    "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "plug_in": "--replicates=3",
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
@@ -26,7 +28,7 @@ BENCHMARKS = {
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
 }
 """Those that run in this environment, with options that make them tiny."""
-WARM_STARTED = {"allocation", "sampling", "saving", "step"}
+WARM_STARTED = {"allocation", "never_worse", "sampling", "saving", "step"}
 OTHER_ENVIRONMENTS = {
     "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),
     "trl_overhead": (
@@ -36,7 +38,7 @@ OTHER_ENVIRONMENTS = {
     "verl_overhead": (".venv-verl", "--steps=6"),
 }
 """Those that need another: its folder and the options."""
-PARTS = {"step_trl", "two_lengths", "verl_alternate"}
+PARTS = {"measured_policies", "step_trl", "two_lengths", "verl_alternate"}
 """Files that belong to one of the others."""
 STUDIES = {
     "embedded": [
