@@ -34,7 +34,7 @@ def world(slope: float, likelihood: bool, m: int = 200, trials: int = 4, seed: i
     truth = 2 + slope * np.log(rarity) + rng.normal(0, 0.3, (2, m))
     counts = (successes, trials - successes)
     classes = [moments(rng, n, t, -r) for n, t, r in zip(counts, truth, rarity, strict=True)]
-    norms = class_norms(classes[0], classes[1], rate, likelihood)
+    norms = class_norms(classes[0], classes[1], rate, np.ones(m), likelihood)
     return truth + NOISE**2 / 2, norms, np.array(counts)
 
 
@@ -72,7 +72,7 @@ def test_one_completion_of_one_prompt():
     one, none = np.array([1, 0]), np.array([0, 0])
     accepted = moments(rng, one, np.array([3.0, 3.0]), np.array([-1.0, -1.0]))
     rejected = moments(rng, none, np.zeros(2), np.zeros(2))
-    norms = class_norms(accepted, rejected, np.array([0.5, 0.5]), likelihood=True)
+    norms = class_norms(accepted, rejected, np.array([0.5, 0.5]), np.ones(2), likelihood=True)
     assert np.isfinite(norms.log_square).all()
     assert (np.abs(norms.log_square - 3.0) < 2).all()
     assert norms.deviation[0, 0] < norms.deviation[0, 1] <= 2
@@ -87,3 +87,21 @@ def test_lines_of_many_prompts_are_fitted_to_an_even_choice_of_them():
         assert np.isfinite(found.log_square).all()
         error = found.log_square - truth
         assert (error[:, :4096][unseen] ** 2).mean() < 1
+
+
+def test_long_completions_are_surprising_in_both_classes():
+    """Surprisal is a tenth of a nat a token; half of the prompts have ten times the length."""
+    rng = np.random.default_rng(0)
+    m, slope = 100, 1.3
+    length = np.where(np.arange(m) % 2, 10.0, 100.0)
+    rate = np.full(m, 0.5)
+    truth = np.tile(2 + slope * np.log(0.1 * length - np.log(0.5)), (2, 1))
+    successes = rng.choice([0, 2], m)
+    counts = np.array([successes, 2 - successes])
+    logprob = -(0.1 * length - np.log(0.5))
+    classes = [moments(rng, n, t, logprob) for n, t in zip(counts, truth, strict=True)]
+    norms = class_norms(classes[0], classes[1], rate, length, likelihood=True)
+    error = (norms.log_square - truth - NOISE**2 / 2)[counts == 0]
+    assert np.abs(error).mean() < 0.4
+    blind = class_norms(classes[0], classes[1], rate, np.ones(m), likelihood=True)
+    assert np.abs((blind.log_square - truth - NOISE**2 / 2)[counts == 0]).mean() > 0.8

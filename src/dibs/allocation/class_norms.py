@@ -28,7 +28,7 @@ _OFFSET_VARIANCE = 0.5
 """Of what a class is above or below the line that both share."""
 _LEVEL_VARIANCE = 100.0
 _EXTRA = 0.3
-"""Surprisal, in nats, that one completion has beyond that of its class, before any was seen."""
+"""Surprisal, in nats, of a completion of mean length beyond that of its class, before any was seen."""
 _LEAST_SURPRISAL = 1e-4
 _FITTED = 4096
 """Prompts that decide on a line; of more, an even choice."""
@@ -45,8 +45,8 @@ class _Classes:
     ``own``: mean of ``ln ||s||^2``, 0 where ``count`` is 0. ``noise``: variance of that mean.
     ``within``: variance of ``ln ||s||^2`` inside a class of a prompt, [2, 1]. ``surprisal``: of a
     completion in nats, None where log-probabilities are not known. ``rarity``: ``-ln P(class)``.
-    ``beyond``: surprisal that completions usually have beyond the rarity of their class, [2, 1]; 0
-    where log-probabilities are not known.
+    ``beyond``: surprisal that completions usually have beyond the rarity of their class; 0 where
+    log-probabilities are not known.
     """
 
     own: np.ndarray
@@ -91,11 +91,15 @@ class ClassNorms:
     def unknown(cls, m: int) -> ClassNorms:
         """Norms of 1, where none was measured."""
         zero = np.zeros((2, m))
-        return cls(zero, zero, zero, np.zeros((2, 1)), np.ones((2, m)))
+        return cls(zero, zero, zero, zero, np.ones((2, m)))
 
 
 def class_norms(
-    accepted: CompletionMoments, rejected: CompletionMoments, rate: np.ndarray, likelihood: bool
+    accepted: CompletionMoments,
+    rejected: CompletionMoments,
+    rate: np.ndarray,
+    tokens: np.ndarray,
+    likelihood: bool,
 ) -> ClassNorms:
     """What is known of the gradient norms of both classes of m prompts.
 
@@ -106,9 +110,10 @@ def class_norms(
     Args:
         accepted, rejected: moments of m prompts; at least one class of one prompt has completions.
         rate: expected accept rate of each prompt, in (0, 1), [m].
+        tokens: expected length of a completion of each prompt, above 0, [m].
         likelihood: whether the moments' log-probabilities are known.
     """
-    classes = _gathered((accepted, rejected), rate, likelihood)
+    classes = _gathered((accepted, rejected), rate, tokens / tokens.mean(), likelihood)
     mean, square, slope, inferred = np.zeros((4, *classes.own.shape))
     for line in _lines(classes):
         expected = line.design @ line.coefficients
@@ -137,7 +142,10 @@ def _slope(line: _Line, classes: _Classes) -> np.ndarray:
 
 
 def _gathered(
-    moments: tuple[CompletionMoments, CompletionMoments], rate: np.ndarray, likelihood: bool
+    moments: tuple[CompletionMoments, CompletionMoments],
+    rate: np.ndarray,
+    length: np.ndarray,
+    likelihood: bool,
 ) -> _Classes:
     count = np.array([each.count for each in moments])
     effective = np.array([each.effective_count for each in moments])
@@ -148,25 +156,27 @@ def _gathered(
     freedom = np.where(has & ~np.isnan(scatter), count * (1 - 1 / effective.clip(min=1)), 0.0)
     within = (np.where(has, np.nan_to_num(scatter), 0).sum(1) + 0.5) / (freedom.sum(1) + 1)
     rarity = -np.log(np.array([rate, 1 - rate]).clip(1e-12, 1))
-    surprisal, beyond = None, np.zeros((2, 1))
+    surprisal, beyond = None, np.zeros(count.shape)
     if likelihood:
-        surprisal, beyond = _surprisal(np.array([each.logprob for each in moments]), count, rarity)
+        logprob = np.array([each.logprob for each in moments])
+        surprisal, beyond = _surprisal(logprob, count, rarity, length)
     within = within[:, None]
     noise = np.where(has, within / effective.clip(min=1e-9), np.inf)
     return _Classes(own, count, noise, within, surprisal, rarity, beyond)
 
 
 def _surprisal(
-    logprob: np.ndarray, count: np.ndarray, rarity: np.ndarray
+    logprob: np.ndarray, count: np.ndarray, rarity: np.ndarray, length: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean surprisal of each class, [2, m], and what is usual beyond the class's rarity, [2, 1].
+    """Mean surprisal of each class, and what is usual beyond the class's rarity; [2, m] each.
 
-    A class without completions has the rarity of the class and what is usual beyond it.
+    A class without completions has the rarity of the class and what is usual beyond it. That is in
+    proportion to the prompt's ``length`` [m], relative to the others: each token has its surprisal.
     """
     has = count > 0
     own = np.where(has, -np.nan_to_num(logprob), 0.0)
     beyond = (np.where(has, own - rarity, 0.0).clip(min=0) * count).sum(1, keepdims=True)
-    usual = (beyond + _EXTRA) / (count.sum(1, keepdims=True) + 1)
+    usual = (beyond + _EXTRA) / ((count * length).sum(1, keepdims=True) + 1) * length
     return np.where(has, own, rarity + usual).clip(min=_LEAST_SURPRISAL), usual
 
 

@@ -133,7 +133,8 @@ def fit_posterior(stats: PromptStats) -> Posterior:
     if not (accepted.count > 0).any() and not (rejected.count > 0).any():
         return Posterior(alpha, beta, ClassNorms.unknown(len(stats)))
     rate = alpha / (alpha + beta)
-    norms = class_norms(accepted, rejected, rate, knows_likelihood(stats))
+    tokens = expected_tokens(stats, otherwise=1.0)
+    norms = class_norms(accepted, rejected, rate, tokens, knows_likelihood(stats))
     rewards = None
     if accepted.rewards is not None and rejected.rewards is not None:
         counts = (np.asarray(stats.successes), rejections)
