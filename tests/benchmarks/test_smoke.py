@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 FEW_UPDATES = "--warm-start-updates=5"
 BENCHMARKS = {
     "allocation": "--prompts=4 --samples=6 --steps=1 --repeats=2 --timed-prompts=1000",
+    "count_factors": "--replicates=2",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
     "plug_in": "--replicates=3",
