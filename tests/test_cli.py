@@ -45,6 +45,14 @@ def test_allocate_prints_counts_in_input_order(stats, capsys):
     assert [line["count"] for line in lines] == expected.tolist()
 
 
+def test_allocate_for_a_truncated_target(stats, capsys):
+    assert main(["allocate", str(stats), "--budget", "100", "--order", "12"]) == 0
+    counts = [json.loads(line)["count"] for line in capsys.readouterr().out.splitlines()]
+    known = [8] * 4, [8, 2, 0, 4], [1, 4, float("nan"), 2]
+    assert counts == allocate(*known, budget=100, order=12).tolist()
+    assert min(counts) >= 12
+
+
 def test_allocate_reads_standard_input_in_a_real_process(stats):
     command = [sys.executable, "-m", "dibs", "allocate", "-", "--budget", "9"]
     command += ["--allocator", "uniform", "--lower", "1", "--upper", "3"]
@@ -64,6 +72,8 @@ def test_allocate_reads_standard_input_in_a_real_process(stats):
         (None, ["--budget", "-4"], "budget -4 is not a whole number"),
         (None, ["--lower", "50"], "smaller than the sum of the lower bounds, 200"),
         (None, ["--upper", "2"], "larger than the sum of the upper bounds, 8"),
+        (None, ["--order", "30"], "estimator order_k gives every prompt at least its order, 30"),
+        (None, ["--order", "2", "--objective", "grpo"], "only log_likelihood has one"),
         (None, ["--allocator", "best"], "unknown allocator 'best'"),
     ],
 )

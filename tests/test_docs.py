@@ -83,7 +83,7 @@ def test_paths_of_the_repository_exist(document):
 def test_dotted_names_of_the_package_resolve(document):
     options = {"json"}  # dibs.json: a file of verl's checkpoints
     if "integrations" in document.name:
-        from dibs.allocation.prompt_budget import BudgetConfig
+        from dibs.allocation.budget_config import BudgetConfig
 
         own = {"algorithm", "grad_norm", "num_pilots", "state_path", "counts_path"}
         options |= {*BudgetConfig.model_fields, *own}

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from dibs.allocation.allocators import allocate, allocator
-from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs.allocation.budget_config import BudgetConfig
+from dibs.allocation.prompt_budget import PromptBudget
 from dibs.types import InputError
 
 if TYPE_CHECKING:

@@ -313,6 +313,14 @@ def allocate(
     ] = "min_variance",
     objective: ObjectiveName = "log_likelihood",
     baseline: BaselineName = None,
+    order: Annotated[
+        int | None,
+        typer.Option(
+            help="Order of estimator order_k, for log_likelihood: terms that are kept of it. No "
+            "prompt gets fewer completions.",
+            show_default="all terms",
+        ),
+    ] = None,
     lower: Annotated[int, typer.Option(help="Fewest completions that a prompt gets.")] = 0,
     upper: Annotated[
         int | None,
@@ -342,6 +350,7 @@ def allocate(
         upper=upper,
         objective=objective,
         baseline=baseline,
+        order=order,
         accept_rate_penalty=accept_rate_penalty,
         accept_rate_power=accept_rate_power,
     )

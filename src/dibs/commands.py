@@ -202,6 +202,7 @@ def allocate(
     upper: int | None,
     objective: str,
     baseline: str | None,
+    order: int | None,
     accept_rate_penalty: float,
     accept_rate_power: float,
 ) -> None:
@@ -209,14 +210,14 @@ def allocate(
 
     Args:
         amounts: completions in all, and tokens in all; one of them is None.
-        lower, upper, objective, baseline, accept_rate_penalty, accept_rate_power: as for
+        lower, upper, objective, baseline, order, accept_rate_penalty, accept_rate_power: as for
             :func:`dibs.allocate`.
     """
     rows = read_statistics(stats)
     problem = pose(
         rows,
         spendable(rows, *amounts),
-        Target.named(objective, baseline),
+        Target.named(objective, baseline, order),
         bounds=Bounds(lower, upper),
         penalty=Penalty(accept_rate_penalty, accept_rate_power),
     )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.estimators import weigh, weigh_rewards
-from dibs.allocation.prompt_budget import BudgetConfig
 from dibs.allocation.target import BASELINES, LOG_LIKELIHOOD, Target, unbiased_baseline
 from dibs.types import InputError, RewardMoments
 from tiny_groups import assert_equal_arrays, make_group

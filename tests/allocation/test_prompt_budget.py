@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.estimators import weigh
-from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs.allocation.prompt_budget import PromptBudget
 from dibs.allocation.statistics import completion_sums, group_sums
 from dibs.allocation.target import BASELINES, Target
 from dibs.types import InputError
@@ -29,6 +30,11 @@ REWARDS: list[list[float]] = [
     [0] * 8,
     [1] * 8,
 ]
+ORDER_K: dict[str, Any] = {
+    "objective": "log_likelihood",
+    "baseline": "none",
+    "estimator": "order_k",
+}
 
 
 def test_nothing_known_is_uniform_and_what_is_learned_counts():
@@ -92,6 +98,39 @@ def test_the_deviation_is_the_trainers():
     advantages, _ = budget.weights([[1.0, 0.0]])
     np.testing.assert_allclose(advantages[0], np.array([0.5, -0.5]) / (np.sqrt(0.5) + 0.5))
     assert budget.metrics()["count_min"] == budget.metrics()["count_max"] == 8
+
+
+def test_order_k_needs_groups_of_its_order_and_weighs_by_subsets():
+    budget = PromptBudget(BudgetConfig(**ORDER_K))
+    budget.update(["a", "b"], [[1.0] * 8, [0.0] * 7 + [1.0]])
+    assert budget.allocate(["a", "b"]).min() >= 4
+    advantages, weights = budget.weights([[1.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    # 1/|D| times the pass@4 of 2 in 5; and the order of 3 where only 3 came.
+    np.testing.assert_allclose(advantages[0] * weights[0] * 2, [0.5, 0, 0, 0, 0.5])
+    np.testing.assert_allclose(advantages[1] * weights[1] * 2, [0, 0, 1])
+    with pytest.raises(InputError, match="its order, 4"):
+        budget.allocate(["a", "b"], 7)
+
+
+def test_an_expected_deviation_is_that_of_earlier_completions():
+    budget = PromptBudget(BudgetConfig(deviation="expected", half_life=1e9))
+    budget.update(["a", "b"], [[1.0, 0.0] * 5000, [1.0] + [0.0] * 9999])
+    budget.allocate(["a", "b"])
+    advantages, weights = budget.weights([[1.0, 0.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(advantages[0], [2, -1, -1], rtol=1e-3)
+    assert advantages[1][1] == -advantages[1][0]
+    assert 60 < advantages[1][1] < 140
+    np.testing.assert_allclose(weights[0], 1 / 6)
+    found, _ = budget.weights([[1.0], [1.0, 1.0]])
+    assert [each.tolist() for each in found] == [[0.0], [0.0, 0.0]]
+
+
+def test_real_rewards_have_an_expected_deviation_too():
+    budget = PromptBudget(BudgetConfig(deviation="expected", half_life=1e9))
+    budget.update(["a", "b"], [[3.0, -1.0] * 5000, [3.0, -1.0] * 5000])
+    budget.allocate(["a", "b"])
+    advantages, _ = budget.weights([[3.0, -1.0], [3.0]])
+    np.testing.assert_allclose(advantages[0], [2, -2], rtol=1e-3)
 
 
 def test_a_group_of_one_has_no_advantage():
@@ -271,6 +310,18 @@ def test_bad_input():
         ({"allocator": "best"}, "unknown allocator 'best'"),
         ({"allocator": "gvm"}, "needs pilots"),
         ({"mode": "none"}, "needs accept rates"),
+        ({"estimator": "order_k"}, "order_k is for objective log_likelihood, not grpo"),
+        (
+            {**ORDER_K, "order": 9},
+            "order 9 needs groups of 9 completions, but num_generations is 8",
+        ),
+        ({**ORDER_K, "upper": 3}, "order 4 needs groups of 4 .* upper 3; lower order"),
+        ({"order": 3}, "order 3 needs estimator: order_k"),
+        ({"deviation": "expected", "objective": "log_likelihood"}, "is for objective grpo"),
+        (
+            {"deviation": "expected", "mode": "none", "allocator": "uniform"},
+            "deviation expected needs accept rates",
+        ),
         ({"lower": 9}, "num_generations 8 is not between lower 9"),
         ({"number": 9}, "Extra inputs"),
     ]

@@ -13,6 +13,7 @@ from dibs.config.load import config_keys, load_config, split_config
 from dibs.types import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CROSS_FIT = ["--estimate.mode=cross_fit", "--estimate.num_pilots=4"]
 
 
 def load(words: list[str]) -> Config:
@@ -182,6 +183,34 @@ def test_algorithms_bring_their_objective_and_baseline():
                 "prompt_mean",
             ],
             "allocator uniform with algorithm.estimator prompt_mean needs accept rates",
+        ),
+        (
+            ["--algorithm.estimator=order_k", "--algorithm.order=9"],
+            "algorithm.order 9 x 64 prompts = 576 exceeds the budget of 512; .* lower algorithm.order",
+        ),
+        (
+            ["--algorithm.estimator=order_k", "--algorithm.order=5", *CROSS_FIT],
+            "order x 2 parts of cross_fit = 10 x 64 prompts = 640 exceeds the budget of 512",
+        ),
+        (
+            ["--algorithm.estimator=order_k", "--allocate.upper=3", "--allocate.budget=192"],
+            "algorithm.order 4 x 64 prompts = 256 exceeds the budget of 192",
+        ),
+        (
+            ["--algorithm.estimator=order_k", "--algorithm.objective=expected_reward"],
+            "estimator order_k is for objective log_likelihood, not expected_reward",
+        ),
+        (["--algorithm.order=2"], "order 2 needs estimator: order_k"),
+        (["--algorithm.order=0"], "greater than or equal to 1"),
+        (["--algorithm.deviation=expected"], "deviation expected is for objective grpo"),
+        (
+            [
+                "--algorithm.name=grpo",
+                "--algorithm.deviation=expected",
+                "--estimate.mode=none",
+                "--allocate.allocator=uniform",
+            ],
+            "algorithm.deviation expected needs accept rates",
         ),
         (["--data.template", "no placeholder"], "template must contain {prompt}"),
         (["--policy.warm_start.heads", "5"], "hidden_size must be a multiple of 2 \\* heads"),

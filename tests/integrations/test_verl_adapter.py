@@ -13,13 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs.allocation.budget_config import BudgetConfig
+from dibs.allocation.prompt_budget import PromptBudget
+from dibs.allocation.target import Target
 from dibs.integrations.budget_state import load_budget, write_state
 from dibs.integrations.check_methods import TrainerHooks
 from dibs.integrations.requirement import require
 from dibs.integrations.verl.groups import Groups
 from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
 from dibs.integrations.verl.loss_factors import loss_factors
+from dibs.integrations.verl.options import read_block
 from dibs.model.grad_norms import gradient_norms
 from dibs.types import InputError, TrainingExample
 
@@ -182,6 +185,43 @@ def test_engines_that_give_no_norms():
     plain.engine_config.use_fused_kernels = False
     plain.module = SimpleNamespace(get_output_embeddings=lambda: None)
     assert "no plain Linear" in why_no_norms(plain)
+
+
+class Keys(dict):
+    """A part of verl's configuration: keys as attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+def verls(adv_estimator: str, /, **block: object) -> Keys:
+    return Keys(
+        dibs=block,
+        algorithm=Keys(adv_estimator=adv_estimator, use_kl_in_reward=False),
+        actor_rollout_ref=Keys(rollout=Keys(n=8)),
+    )
+
+
+ORDER_K = {"objective": "log_likelihood", "baseline": "mean", "estimator": "order_k"}
+
+
+def test_targets_that_no_count_changes_are_the_budgets_own():
+    assert read_block(verls("dibs", **ORDER_K))[1].target == Target("log_likelihood", "mean", 4)
+    raft = verls("grpo", algorithm="raft++", estimator="order_k", order=2)
+    assert read_block(raft)[1].target == Target("log_likelihood", "none", 2)
+    own = verls("dibs", deviation="expected")
+    assert read_block(own)[1].target == Target("grpo", "mean", known_deviation=True)
+    refused = [
+        (
+            verls("grpo", deviation="expected"),
+            r"divides by the group's own deviation; set it to dibs",
+        ),
+        (verls("grpo", estimator="order_k"), "order_k is for objective log_likelihood, not grpo"),
+        (verls("grpo", **ORDER_K), "is not that of algorithm.adv_estimator grpo"),
+        (verls("dibs", **ORDER_K, order=9), "order 9 needs groups of 9 completions"),
+    ]
+    for config, why in refused:
+        with pytest.raises(InputError, match=why):
+            read_block(config)
 
 
 def test_the_state_is_whole_or_not_there(tmp_path):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from dibs.allocation.intervals import mean_with_interval
+from dibs.allocation.order_k import pass_at_k
 from dibs.cli import main
 from dibs.files import read_lines
-from dibs.rollouts.scores import majority, pass_at_k, score
+from dibs.rollouts.scores import majority, score
 from dibs.types import Completion, Group, Prompt, Rollout
 from tiny_groups import make_group
 from tiny_runs import run, untimed

@@ -119,6 +119,21 @@ def test_every_algorithm_works_with_every_allocator_and_estimator(
     assert line["update_grad_norm"] > 0
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--algorithm.estimator=order_k", "--algorithm.order=2", "--estimate.mode=online"),
+        ("--algorithm.name=grpo", "--algorithm.deviation=expected", "--estimate.mode=pilot"),
+    ],
+)
+def test_targets_that_no_count_changes_are_trained_on(tmp_path, more):
+    run(tmp_path / "run", *more, "--train.steps=2", "--variance.interval=1")
+    for line in untimed(tmp_path / "run")[1:3]:
+        assert line["update_grad_norm"] > 0
+        assert line["count_min"] >= (2 if "--algorithm.order=2" in more else 0)
+        assert line["measured_gain"] is None or line["measured_gain"] > 0
+
+
 def test_cross_fit_spends_no_more_than_the_budget_and_trains_on_all_of_it(tmp_path):
     out, pilots = tmp_path / "run", 2
     more = ("--estimate.mode=cross_fit", "--algorithm.objective=expected_reward")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from numpy.polynomial.legendre import leggauss
 from rich.console import Console
 
 from dibs.allocation.posterior import fit_posterior
@@ -19,6 +21,9 @@ from tiny_runs import options
 PROMPTS, LONGEST = 8, 12
 LIKELIHOOD = "--algorithm.objective=log_likelihood"
 REWARD = "--algorithm.objective=expected_reward"
+ORDER_K = "--algorithm.estimator=order_k"
+DEVIATIONS: dict[float, float] = {}
+"""Expected deviations by expected accept rates; those of a run."""
 PROMPT_MEAN = "--algorithm.estimator=prompt_mean"
 Shares = Callable[[Group, float, int, int], np.ndarray]
 """A group, the accept rate that the pilots gave, all completions and all accepted ones of the step to
@@ -63,8 +68,36 @@ def by_deviation(group: Group, *_: float) -> np.ndarray:
     return (centered / spread if spread else centered) / (PROMPTS * len(group.rollouts))
 
 
+def by_subsets(group: Group, *_: float) -> np.ndarray:
+    n = len(group.rollouts)
+    assert n >= 2
+    total, pairs = np.zeros(n), list(itertools.combinations(range(n), 2))
+    for pair in pairs:
+        chosen = list(pair)
+        total[chosen] += group.accepted[chosen] / max(group.accepted[chosen].sum(), 1)
+    return total / len(pairs) / PROMPTS
+
+
+def by_known_deviation(group: Group, rate: float, *_: int) -> np.ndarray:
+    n = len(group.rollouts)
+    others = (group.rewards.sum() - group.rewards) / max(n - 1, 1)
+    return (group.rewards - others) / DEVIATIONS[rate] / (PROMPTS * n)
+
+
 def flat(group: Group, _: float, __: int, accepted: int) -> np.ndarray:
     return group.accepted / accepted
+
+
+def quad_deviation(alpha: float, beta: float) -> float:
+    """E[sqrt(p (1 - p))] of a Beta distribution, by quadrature over the logit of p."""
+    points, weights = leggauss(400)
+    logits = 40 * points
+    p = 1 / (1 + np.exp(-logits))
+    logs = alpha * np.log(p) - beta * np.logaddexp(0, logits)
+    density = np.exp(logs - logs.max()) * weights
+    return float(
+        (density * np.sqrt(p) * np.exp(-np.logaddexp(0, logits) / 2)).sum() / density.sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,6 +106,8 @@ def flat(group: Group, _: float, __: int, accepted: int) -> np.ndarray:
         ((), accepted_by_own_rate, None),
         ((PROMPT_MEAN,), accepted_by_rate, None),
         (("--algorithm.estimator=flat",), flat, None),
+        ((ORDER_K, "--algorithm.order=2"), by_subsets, None),
+        (("--algorithm.name=grpo", "--algorithm.deviation=expected"), by_known_deviation, None),
         ((LIKELIHOOD, "--algorithm.baseline=mean"), centered_by_own_rate, None),
         ((LIKELIHOOD, "--algorithm.baseline=mean", PROMPT_MEAN), centered_by_rate, None),
         ((REWARD,), rewards, None),
@@ -98,7 +133,10 @@ def test_the_updates_see_the_gradient_the_estimator_promises(
     monkeypatch.setattr(trainer.updater, "step", noted)
     record = next(trainer.run())
     trainer.source.close()
-    rates = fit_posterior(record.stats).accept_rate
+    known = fit_posterior(record.stats)
+    rates = known.accept_rate
+    deviations = [quad_deviation(a, b) for a, b in zip(known.alpha, known.beta, strict=True)]
+    DEVIATIONS.update(zip(rates.tolist(), deviations, strict=True))
     assert len(set(rates.round(6))) > 1
     total = sum(len(group.rollouts) for group in record.groups)
     accepted = sum(int(group.accepted.sum()) for group in record.groups)

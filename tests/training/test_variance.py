@@ -236,6 +236,7 @@ def test_an_allocator_that_drops_prompts_has_no_variance(tmp_path):
             "--estimate.num_pilots=2",
         ),
         ("--allocate.budget_unit=tokens", "--allocate.budget=30", "--allocate.lower=4"),
+        ("--algorithm.estimator=order_k", "--algorithm.order=2"),
     ],
 )
 def test_odd_configurations_are_measured_at_one_budget(tmp_path, more):

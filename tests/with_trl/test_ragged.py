@@ -15,6 +15,7 @@ from launching import launched
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
+from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh_rewards
 from dibs.training.losses import kl_to_reference
 from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
@@ -84,6 +85,14 @@ def test_two_processes(byte_model, tmp_path):
     assert ids[0] != ids[1]
 
 
+ORDER_K = {
+    "objective": "log_likelihood",
+    "estimator": "order_k",
+    "order": 2,
+    "allocator": "training:first",
+}
+
+
 class Gradient(TrainerCallback):
     """Keeps the gradient of the first update, before it is applied."""
 
@@ -115,6 +124,7 @@ def slow_gradient(
         options.target,
         options.estimator,
         accept_rates=trainer.budget._problem.posterior.accept_rate,
+        deviations=expected_deviations(trainer.budget._problem.posterior, options.target),
         bessel=True,
         epsilon=1e-4,
     )
@@ -150,6 +160,9 @@ def slow_gradient(
         {"objective": "expected_reward", "baseline": "leave_one_out"},
         {"objective": "log_likelihood"},
         {"objective": "log_likelihood", "estimator": "self_normalized"},
+        {**ORDER_K, "baseline": "mean"},
+        {**ORDER_K, "algorithm": "raft"},
+        {"deviation": "expected"},
         {"algorithm": "raft"},
         {"algorithm": "raft++", "estimator": "flat"},
     ],

@@ -24,7 +24,8 @@ import psutil  # noqa: E402  where there is no verl, nothing of this is imported
 import scene  # noqa: E402
 import torch  # noqa: E402
 
-from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget  # noqa: E402
+from dibs.allocation.budget_config import BudgetConfig  # noqa: E402
+from dibs.allocation.prompt_budget import PromptBudget  # noqa: E402
 
 STOCK, PLUG_IN = "verl.trainer.main_ppo", "dibs.integrations.verl.main"
 UNEVEN = {"dibs.allocator": "uneven:by_successes"}

@@ -182,6 +182,7 @@ def allocate(
     prompt_ids: Iterable[str] | None = None,
     objective: str = "log_likelihood",
     baseline: str | None = None,
+    order: int | None = None,
     accept_rate_penalty: float = 1e-3,
     accept_rate_power: float = 2.0,
 ) -> np.ndarray:
@@ -201,8 +202,10 @@ def allocate(
         prompt_ids: names used in error messages; the prompt's position by default.
         objective, baseline: the target gradient that ``min_variance`` allocates for (the table in
             ``dibs.allocation.target``); by default the first baseline that the objective has.
+        order: of the truncated ``log_likelihood``, as estimator ``order_k`` has it; no prompt gets fewer
+            completions. None: not truncated.
         accept_rate_penalty, accept_rate_power: alpha and beta of GVM's eq. (5), :class:`.Penalty`.
-            ``min_variance`` uses them for ``log_likelihood`` only.
+            ``min_variance`` uses them for ``log_likelihood`` without an order only.
 
     Returns:
         int64 counts [m]. They sum to ``budget``, or are expected to take at most ``token_budget``.
@@ -223,7 +226,7 @@ def allocate(
     problem = pose(
         stats,
         spendable(stats, budget, token_budget),
-        Target.named(objective, baseline),
+        Target.named(objective, baseline, order),
         bounds=Bounds(lower, upper),
         penalty=Penalty(accept_rate_penalty, accept_rate_power),
     )

@@ -94,21 +94,24 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Step
 def allocation_problems(parts: Sequence[GradientPart], config: Config) -> list[AllocationProblem]:
     """The allocation problem of every part: an equal share of the step's budget and bounds.
 
-    Reused completions count as spent, so their number is the least that a prompt can have. A budget of
-    tokens is raised to what the lower bounds cost.
+    Reused completions count as spent, so their number is the least that a prompt can have, and so is the
+    target's order. A budget of tokens is raised to what the lower bounds cost.
     """
-    options = config.allocate
+    options, target = config.allocate, Target.of(config.algorithm)
 
     def share(total: int, index: int) -> int:
         return total // len(parts) + (index < total % len(parts))
 
-    lower = [np.maximum(share(options.lower, i), p.reused_counts) for i, p in enumerate(parts)]
+    lower = [
+        np.maximum(max(share(options.lower, i), target.least_count), part.reused_counts)
+        for i, part in enumerate(parts)
+    ]
     upper = [None if options.upper is None else share(options.upper, i) for i in range(len(parts))]
     return [
         pose(
             part.stats,
             budget,
-            Target.of(config.algorithm),
+            target,
             bounds=Bounds(low, high),
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )

@@ -9,6 +9,9 @@ An estimator chooses the weight of a rollout and, for targets that divide by it,
 ``self_normalized``
     weight 1/(m n_i), ``p_i`` the group's own accept rate, so that accepted rollouts weigh
     1/(m |D_i|): the paper's meta algorithm. It is biased where groups are small.
+``order_k``
+    weight 1/(m n_i), and no ``p_i``: advantages of the truncated log-likelihood (``order_k``). It is
+    unbiased where groups have k completions or more, so its target does not depend on the counts.
 ``flat``
     weight 1/N for all N rollouts of the step, one pooled ``p``: what GVM's released code does. A
     prompt with more samples counts for more, so the counts change the objective.
@@ -23,7 +26,7 @@ import numpy as np
 from dibs.allocation.target import NOTHING, Target
 from dibs.types import Group, InputError
 
-ESTIMATORS = ("prompt_mean", "self_normalized", "flat")
+ESTIMATORS = ("prompt_mean", "self_normalized", "order_k", "flat")
 
 
 def weigh(
@@ -32,6 +35,7 @@ def weigh(
     estimator: str,
     *,
     accept_rates: np.ndarray,
+    deviations: np.ndarray | None = None,
     baseline_only: Sequence[Group] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Advantages and estimator weights of every rollout of a step.
@@ -43,6 +47,7 @@ def weigh(
         estimator: see the module's list.
         accept_rates: ``p_i`` from the estimate step, [m], above 0; used by ``prompt_mean`` on
             ``log_likelihood`` only.
+        deviations: what ``grpo`` divides by, [m]; needed where the target says that it is known.
         baseline_only: further completions of each prompt, which enter its baseline only; see
             :meth:`.Target.advantages`.
 
@@ -56,6 +61,7 @@ def weigh(
         target,
         estimator,
         accept_rates=accept_rates,
+        deviations=deviations,
         baseline_only=None
         if baseline_only is None
         else [target.rewards(group) for group in baseline_only],
@@ -68,6 +74,7 @@ def weigh_rewards(
     estimator: str,
     *,
     accept_rates: np.ndarray,
+    deviations: np.ndarray | None = None,
     bessel: bool = False,
     epsilon: float = 0.0,
     baseline_only: Sequence[np.ndarray] | None = None,
@@ -78,9 +85,14 @@ def weigh_rewards(
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
+    if (estimator == "order_k") != (target.order is not None):
+        raise InputError(
+            f"estimator {estimator} with order {target.order}: order_k needs a target with an order, "
+            "and the others one without"
+        )
     total = sum(map(len, signals))
     others = [NOTHING] * len(signals) if baseline_only is None else baseline_only
-    if estimator == "prompt_mean":
+    if estimator in ("prompt_mean", "order_k"):
         rates = np.asarray(accept_rates, dtype=np.float64)
     elif estimator == "self_normalized":
         # Over the same completions as the baseline: divided by another rate, it would not cancel.
@@ -91,9 +103,10 @@ def weigh_rewards(
         rates = np.array([r.mean() if len(r) else 0.0 for r in over])
     else:
         rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
+    known = [None] * len(signals) if deviations is None else [float(each) for each in deviations]
     advantages = [
-        target.advantages(r, float(p), bessel=bessel, epsilon=epsilon, baseline_only=o)
-        for r, p, o in zip(signals, rates, others, strict=True)
+        target.advantages(r, float(p), bessel=bessel, epsilon=epsilon, deviation=d, baseline_only=o)
+        for r, p, d, o in zip(signals, rates, known, others, strict=True)
     ]
     rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
     weights = [

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dibs.allocation.least_variance import least_variance
-from dibs.allocation.posterior import Posterior, expected_tokens, fit_posterior
+from dibs.allocation.posterior import Factor, Posterior, expected_tokens, fit_posterior
 from dibs.allocation.target import LOG_LIKELIHOOD, Target
 from dibs.types import InputError, PromptStats
 
@@ -101,16 +101,24 @@ class AllocationProblem:
         The estimate is an upper bound because the prompt's mean gradient is not subtracted. For
         ``log_likelihood`` it is multiplied by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5)
         weighs the variance. Without that factor a prompt would get the more completions, the less hope
-        it has. With the default penalty, prompts of p = 0.03 get most.
+        it has. With the default penalty, prompts of p = 0.03 get most. A target with an ``order`` needs
+        no such factor: its second moment itself is small where p is.
         """
         return np.maximum(np.sqrt(self._class_variances.sum(0)), 1e-150)
 
     @cached_property
     def _class_variances(self) -> np.ndarray:
         """What accepted and rejected completions add to ``sigma^2``, [2, m]."""
-        penalized = self.target.fits_accepted and self.penalty.alpha > 0
-        factor = self.penalty.factor if penalized else None
+        factor: Factor | None = None
+        if self.target.order is not None:
+            # Hopeless prompts have little gradient already, so no penalty keeps them from the budget.
+            factor = self._squared_truncation
+        elif self.target.fits_accepted and self.penalty.alpha > 0:
+            factor = self.penalty.factor
         return self.posterior.class_moments(self.target, factor)
+
+    def _squared_truncation(self, rate: np.ndarray) -> np.ndarray:
+        return np.asarray(self.target.truncation(rate)) ** 2
 
     @cached_property
     def doubts(self) -> np.ndarray:
@@ -161,6 +169,7 @@ def pose(
         stats: what is known of m prompts.
         budget: completions, a whole number that is spent exactly; or tokens, of which those that the
             bounds leave no use for are not spent.
+        target: with an ``order``, no lower bound is below it.
 
     Raises InputError where no allocation exists.
     """
@@ -174,7 +183,7 @@ def pose(
     _check_budget(total, cost, m, exact)
     if exact:
         total = int(total)
-    low = _bound("lower", bounds.lower, m)
+    low = np.maximum(_bound("lower", bounds.lower, m), target.least_count)
     # At least the lower bound, which rounding could put beyond what is affordable.
     affordable = np.maximum(np.minimum(total // cost, _LARGEST_COUNT).astype(np.int64), low)
     high = affordable if bounds.upper is None else _bound("upper", bounds.upper, m)
@@ -182,13 +191,14 @@ def pose(
     if total < least:
         raise InputError(
             f"budget {total:.16g} is smaller than the {'sum' if exact else 'cost'} of the lower "
-            f"bounds, {least:.0f}; raise the budget or lower the bounds"
+            f"bounds, {least:.0f}; raise the budget or lower the bounds{_order_bound(target)}"
         )
     crossed = low > high
     if crossed.any():
         i = int(np.argmax(crossed))
         raise InputError(
             f"prompt {stats.prompt_ids[i]!r}: lower bound {low[i]} exceeds upper bound {high[i]}"
+            + _order_bound(target)
         )
     if exact and total > most:
         raise InputError(
@@ -212,6 +222,13 @@ def spendable(stats: PromptStats, budget: int | None, token_budget: float | None
     if stats.mean_tokens is None or not (np.asarray(stats.mean_tokens) > 0).any():
         raise InputError("a budget of tokens needs mean_tokens, at least of some prompts")
     return Tokens(token_budget, expected_tokens(stats, otherwise=1.0))
+
+
+def _order_bound(target: Target) -> str:
+    """The end of a message about lower bounds."""
+    if target.order is None:
+        return ""
+    return f" (estimator order_k gives every prompt at least its order, {target.order})"
 
 
 def _check_budget(total: float, cost: np.ndarray, m: int, exact: bool) -> None:

@@ -25,115 +25,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from dibs.allocation.allocators import check_allocator, describe, solve
+from dibs.allocation.allocators import describe, solve
+from dibs.allocation.budget_config import BudgetConfig
+from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.history import History
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
 from dibs.allocation.statistics import SUMS, filled_in, statistics
-from dibs.allocation.target import Target
-from dibs.config import Baseline, Estimator, Objective, Section, needs_statistics
 from dibs.types import InputError
 
 logger = logging.getLogger(__name__)
-
-
-class BudgetConfig(Section):
-    """A trainer's target gradient and budget; the keys mean what they mean under ``dibs train``."""
-
-    num_generations: int = Field(8, ge=1, description="Completions that a prompt gets on average.")
-    mode: Literal["online", "pilot", "none"] = Field(
-        "online",
-        description="What decides the counts. online uses the completions of earlier steps; pilot "
-        "uses fresh completions that are then thrown away; none uses nothing, and the "
-        "counts must be uniform.",
-    )
-    allocator: str = Field(
-        "min_variance",
-        description="Decides how many completions each prompt gets: min_variance, gvm (for mode "
-        "pilot), uniform, or your own function as module:function.",
-    )
-    objective: Objective = Field(
-        "grpo",
-        description="Target gradient of the trainer: log_likelihood, expected_reward or grpo.",
-    )
-    baseline: Baseline = Field(
-        "mean",
-        description="Value subtracted from the rewards of a group: nothing, its mean, or the mean "
-        "of the other completions.",
-    )
-    estimator: Estimator = Field(
-        "prompt_mean",
-        description="Weight of each completion. prompt_mean weighs every prompt alike, whatever "
-        "its count; self_normalized, for log_likelihood, weighs every prompt with "
-        "accepted completions alike; flat weighs every completion alike.",
-    )
-    deviation: Literal["population", "sample"] = Field(
-        "population",
-        description="Standard deviation that objective grpo divides by. sample divides the "
-        "squares by n - 1, population by n.",
-    )
-    deviation_epsilon: float = Field(
-        0.0, ge=0, description="Added to that deviation, so that it is never 0."
-    )
-    lower: int = Field(0, ge=0, description="Fewest completions that a prompt gets.")
-    upper: int | None = Field(
-        None, ge=1, description="Most completions that a prompt gets. null sets no limit."
-    )
-    half_life: float = Field(
-        20.0,
-        gt=0,
-        description="For mode online: a completion counts half after this many steps. Lower it "
-        "where the policy changes fast.",
-    )
-    accept_threshold: float = Field(
-        1.0, description="Lowest reward at which a completion is accepted."
-    )
-    accept_rate_penalty: float = Field(
-        1e-3,
-        ge=0,
-        description="Alpha of GVM, for objective log_likelihood: raise it to give fewer "
-        "completions to prompts that are hardly ever solved.",
-    )
-    accept_rate_power: float = Field(
-        2.0, ge=1, description="Beta of GVM: the power of the accept rate in that penalty."
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> BudgetConfig:
-        try:
-            Target.of(self)
-            check_allocator(self.allocator)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        if self.allocator == "gvm" and self.mode != "pilot":
-            raise ValueError(
-                "allocator gvm needs pilots of every prompt; set mode to pilot, or choose min_variance"
-            )
-        if self.mode == "none" and needs_statistics(self.allocator, self.objective, self.estimator):
-            raise ValueError(
-                f"allocator {self.allocator} with estimator {self.estimator} needs accept rates; set "
-                "mode to online or pilot, or choose allocator uniform and another estimator"
-            )
-        most = self.upper or self.num_generations
-        if self._knows_its_budget and not self.lower <= self.num_generations <= most:
-            raise ValueError(
-                f"num_generations {self.num_generations} is not between lower {self.lower} and upper "
-                f"{self.upper}"
-            )
-        return self
-
-    @property
-    def target(self) -> Target:
-        """The target gradient."""
-        return Target.of(self)
-
-    @property
-    def _knows_its_budget(self) -> bool:
-        """Whether ``num_generations`` is final; a trainer's own arguments may still decide it."""
-        return True
 
 
 class PromptBudget:
@@ -160,9 +63,7 @@ class PromptBudget:
         self.step = 0
         self.pilots = 0
         self._measured: bool | None = None
-        self._warns = warns and needs_statistics(
-            config.allocator, config.objective, config.estimator
-        )
+        self._warns = warns and config.uses_statistics
         self._pilots: tuple[list[str], np.ndarray] = [], np.zeros((0, SUMS))
         self._names: list[str] = []
         self._problem: AllocationProblem | None = None
@@ -247,11 +148,13 @@ class PromptBudget:
             target.signal(is_accepted(group, self.config.accept_threshold), group)
             for group in checked_rewards(self._names, rewards)
         ]
+        known = self._problem.posterior
         return weigh_rewards(
             signals,
             target,
             self.config.estimator,
-            accept_rates=self._problem.posterior.accept_rate,
+            accept_rates=known.accept_rate,
+            deviations=expected_deviations(known, target),
             bessel=self.config.deviation == "sample",
             epsilon=self.config.deviation_epsilon,
         )

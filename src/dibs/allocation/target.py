@@ -14,6 +14,11 @@ objective            baseline           a_i(r)              known as
 ``grpo``             ``mean``           (r - mean) / std    GRPO
 ===================  =================  ==================  =======================================
 
+Two variants have a target that does not depend on the counts. With an ``order`` k, ``log_likelihood``
+is cut off after k terms, and ``1 / p_i`` becomes ``(1 - (1 - p_i)^k) / p_i`` (:mod:`.order_k`). With
+``known_deviation``, ``grpo`` divides by a standard deviation that is known before the group is drawn
+(:mod:`.deviations`), and the mean is that of the other completions.
+
 For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under a group baseline
 a group of one has advantage 0, and a group of equal rewards has advantages 0.
 
@@ -32,6 +37,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dibs.allocation.order_k import expected_pass, order_k_advantages
 from dibs.types import Group, InputError, RewardMoments
 
 Powers = tuple[int, int]
@@ -74,13 +80,33 @@ class NamesTarget(Protocol):
     def baseline(self) -> str:
         """One of the objective's ``BASELINES``."""
 
+    @property
+    def estimator(self) -> str:
+        """``order_k``, or another for which ``order`` means nothing."""
+
+    @property
+    def order(self) -> int:
+        """k of ``order_k``."""
+
+    @property
+    def deviation(self) -> str:
+        """``expected``, or another for which ``grpo`` divides by the group's own."""
+
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the module's table. Raises InputError for a pair that is not in it."""
+    """A row of the module's table, or a variant of it.
+
+    ``order``: of the truncated ``log_likelihood``; None: not truncated. ``known_deviation``: whether
+    ``grpo`` divides by a deviation that is given.
+
+    Raises InputError for a pair that is not in the table, or a variant of another objective.
+    """
 
     objective: str
     baseline: str
+    order: int | None = None
+    known_deviation: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -92,16 +118,24 @@ class Target:
                 f"objective {self.objective} has no baseline {self.baseline}; choose baseline "
                 + " or ".join(BASELINES[self.objective])
             )
+        if self.order is not None and not (self.fits_accepted and self.order >= 1):
+            raise InputError(
+                f"order {self.order} of objective {self.objective}: an order is at least 1, and only "
+                "log_likelihood has one"
+            )
+        if self.known_deviation and not self.divides_by_deviation:
+            raise InputError(f"objective {self.objective} divides by no deviation; only grpo does")
 
     @classmethod
     def of(cls, options: NamesTarget) -> Target:
         """The target that a configuration names."""
-        return cls(options.objective, options.baseline)
+        order = options.order if options.estimator == "order_k" else None
+        return cls(options.objective, options.baseline, order, options.deviation == "expected")
 
     @classmethod
-    def named(cls, objective: str, baseline: str | None = None) -> Target:
+    def named(cls, objective: str, baseline: str | None = None, order: int | None = None) -> Target:
         """The target of two names. Without a baseline it has the first that the objective allows."""
-        return cls(objective, first_baseline(objective) if baseline is None else baseline)
+        return cls(objective, first_baseline(objective) if baseline is None else baseline, order)
 
     @property
     def fits_accepted(self) -> bool:
@@ -124,6 +158,15 @@ class Target:
         return not (self.fits_accepted or self.divides_by_deviation or self.has_baseline)
 
     @property
+    def least_count(self) -> int:
+        """Fewest completions of a prompt of which the target can be estimated without bias."""
+        return self.order or 0
+
+    def truncation(self, accept_rate: np.ndarray | float) -> np.ndarray | float:
+        """What an order multiplies advantages with, in [0, 1]: ``1 - (1 - p)^k``; 1 without one."""
+        return 1.0 if self.order is None else expected_pass(accept_rate, self.order)
+
+    @property
     def square_powers(self) -> tuple[Powers | None, Powers | None]:
         """What multiplies Q1 and Q0 in ``E[a^2 ||s||^2]``; None: the moment does not enter."""
         row = _ROWS[self.objective, self.baseline]
@@ -144,16 +187,18 @@ class Target:
         *,
         bessel: bool = False,
         epsilon: float = 0.0,
+        deviation: float | None = None,
         baseline_only: np.ndarray = NOTHING,
     ) -> np.ndarray:
         """``a_i(r)`` for one group.
 
         Args:
             rewards: r of each completion, float [n_i].
-            accept_rate: the ``p_i`` that divides ``log_likelihood``, in [0, 1]; unused elsewhere. It is
-                0 where no completion was accepted; the advantages are then 0.
+            accept_rate: the ``p_i`` that divides ``log_likelihood``, in [0, 1]; unused elsewhere and
+                with an ``order``. It is 0 where no completion was accepted; the advantages are then 0.
             bessel: whether ``grpo`` divides by the standard deviation with n_i - 1, as TRL and verl do.
             epsilon: added to that deviation, as TRL and verl do.
+            deviation: what ``grpo`` divides by under ``known_deviation``; unused elsewhere.
             baseline_only: r of further completions of the prompt. They get no advantage themselves, but
                 they enter the baseline and the deviation, as if the group were larger.
 
@@ -161,8 +206,17 @@ class Target:
             float64 [n_i]. By default ``grpo`` divides by the population standard deviation. Where the
             deviation is 0, the advantages are 0.
         """
+        if self.order is not None:
+            return order_k_advantages(
+                rewards, self.order, baseline=self.has_baseline, baseline_only=baseline_only
+            )
         known = np.concatenate([rewards, baseline_only]).astype(np.float64)
         centered = self._centered(known)[: len(rewards)]
+        if self.known_deviation:
+            if deviation is None:
+                raise ValueError("a target of known deviation needs that deviation")
+            divisor = deviation + epsilon
+            return centered / divisor if divisor > 0 else np.zeros(len(centered))
         if self.fits_accepted:
             return centered / accept_rate if accept_rate > 0 else np.zeros(len(centered))
         if self.divides_by_deviation:
@@ -185,7 +239,9 @@ class Target:
         if not (self.fits_accepted or self.divides_by_deviation):
             return np.asarray(centered, dtype=np.float64)
         divisor = deviation if self.divides_by_deviation else mean
-        return centered / divisor if divisor > 0 else np.zeros(len(rewards))
+        if divisor <= 0:
+            return np.zeros(len(rewards))
+        return np.asarray(centered / divisor * self.truncation(mean), dtype=np.float64)
 
     def variance(
         self,
@@ -216,6 +272,7 @@ class Target:
         for powers, moment in zip(_ROWS[self.objective, self.baseline], moments, strict=True):
             if powers is not None:
                 total += inside ** powers[0] * (1 - inside) ** powers[1] * np.nan_to_num(moment)
+        total *= self.truncation(inside) ** 2
         return np.where(varied, np.maximum(total, 0.0), 0.0)
 
     def second_moment(
@@ -264,7 +321,7 @@ class Target:
             return rewards
         if n < 2:
             return np.zeros(n)
-        if self.baseline == "leave_one_out":
+        if self.baseline == "leave_one_out" or self.known_deviation:
             return rewards - (rewards.sum() - rewards) / (n - 1)
         if np.ptp(rewards) == 0:
             return np.zeros(n)

@@ -5,6 +5,7 @@ all. ``dibs.config.load`` reads a configuration from a file and the command line
 """
 
 from dibs.config.learning import (
+    DEFAULT_ORDER,
     AlgorithmConfig,
     AllocateConfig,
     Baseline,
@@ -19,6 +20,7 @@ from dibs.config.learning import (
     TrainConfig,
     UpdateConfig,
     VarianceConfig,
+    check_variant,
     needs_statistics,
 )
 from dibs.config.rollouts import (
@@ -36,6 +38,7 @@ from dibs.config.whole import Config
 
 __all__ = [
     "BENCHMARKS",
+    "DEFAULT_ORDER",
     "TEMPLATES",
     "AlgorithmConfig",
     "AllocateConfig",
@@ -59,5 +62,6 @@ __all__ = [
     "VarianceConfig",
     "VerifyConfig",
     "WarmStartConfig",
+    "check_variant",
     "needs_statistics",
 ]

@@ -10,14 +10,32 @@ from dibs.config.section import Section
 
 Objective = Literal["log_likelihood", "expected_reward", "grpo"]
 Baseline = Literal["none", "mean", "leave_one_out"]
-Estimator = Literal["prompt_mean", "self_normalized", "flat"]
+Estimator = Literal["prompt_mean", "self_normalized", "order_k", "flat"]
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
 
 
-def needs_statistics(allocator: str, objective: str, estimator: str) -> bool:
-    """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
-    return allocator != "uniform" or (objective, estimator) == ("log_likelihood", "prompt_mean")
+DEFAULT_ORDER = 4
+"""Half of the default ``num_generations``, so that cross_fit can have it too."""
+
+
+def needs_statistics(allocator: str, objective: str, estimator: str, deviation: str) -> bool:
+    """Whether statistics decide the counts or, as in Lemma 1, the weights."""
+    divides = (objective, estimator) == ("log_likelihood", "prompt_mean")
+    return allocator != "uniform" or divides or deviation == "expected"
+
+
+def check_variant(objective: str, estimator: str, order: int, deviation: str) -> None:
+    """ValueError for an order or a deviation that the objective or the estimator has no use for."""
+    if estimator == "order_k" and objective != "log_likelihood":
+        raise ValueError(
+            f"estimator order_k is for objective log_likelihood, not {objective}; choose another "
+            "estimator"
+        )
+    if estimator != "order_k" and order != DEFAULT_ORDER:
+        raise ValueError(f"order {order} needs estimator: order_k")
+    if deviation == "expected" and objective != "grpo":
+        raise ValueError(f"deviation expected is for objective grpo, not {objective}")
 
 
 def _objective_of_name(values: dict[str, Any]) -> Objective:
@@ -53,8 +71,24 @@ class AlgorithmConfig(Section):
         "self_normalized",
         description="Weight of each completion. self_normalized divides by a prompt's accepted "
         "completions (1/|D_i|). prompt_mean divides by its count and accept rate "
-        "(1/(n_i p_i), Lemma 1). flat weighs every completion alike, as GVM's "
-        "released code does.",
+        "(1/(n_i p_i), Lemma 1). order_k averages self_normalized over all subsets of "
+        "algorithm.order completions, so that counts do not change the objective. flat "
+        "weighs every completion alike, as GVM's released code does.",
+    )
+    order: int = Field(
+        DEFAULT_ORDER,
+        ge=1,
+        description="For estimator order_k: terms of the log-likelihood that are kept (k). Every "
+        "prompt gets at least so many completions, in cross_fit twice as many. Raise it "
+        "to learn more from prompts that are rarely solved; lower it to leave more of "
+        "the budget to allocate.",
+    )
+    deviation: Literal["population", "expected"] = Field(
+        "population",
+        description="Standard deviation that objective grpo divides by. population is that of the "
+        "group, so that counts change the objective. expected is what the completions "
+        "that decided the counts let expect; counts then change nothing, and a reward's "
+        "baseline is the mean of the others.",
     )
     length_normalization: Literal["none", "constant", "sequence"] = Field(
         "none",
@@ -96,6 +130,11 @@ class AlgorithmConfig(Section):
         description="Largest ratio of importance_sampling. The mask choices also leave out ratios "
         "below 1 / importance_sampling_cap.",
     )
+
+    @model_validator(mode="after")
+    def _variant_has_a_use(self) -> AlgorithmConfig:
+        check_variant(self.objective, self.estimator, self.order, self.deviation)
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -82,15 +82,28 @@ class Config(Section):
 
     @property
     def lower(self) -> int:
-        """Fewest completions a prompt: cross_fit trains on all pilots."""
-        pilots = self.estimate.num_pilots if self.estimate.mode == "cross_fit" else 0
-        return max(self.allocate.lower, pilots)
+        """Fewest completions a prompt."""
+        return max(self._lower_bounds.values())
+
+    @property
+    def _lower_bounds(self) -> dict[str, int]:
+        """The same by reason: cross_fit trains on all pilots, and order_k needs groups of its order."""
+        crossed, ordered = self.estimate.mode == "cross_fit", self.algorithm.estimator == "order_k"
+        parts = 2 if crossed else 1
+        order = "algorithm.order" + (" x 2 parts of cross_fit =" if crossed else "")
+        return {
+            "allocate.lower": self.allocate.lower,
+            "estimate.num_pilots": self.estimate.num_pilots if crossed else 0,
+            order: parts * self.algorithm.order if ordered else 0,
+        }
 
     @property
     def uses_statistics(self) -> bool:
-        """Whether accept rates decide the counts or, as in Lemma 1, the weights."""
-        algorithm = self.algorithm
-        return needs_statistics(self.allocate.allocator, algorithm.objective, algorithm.estimator)
+        """Whether statistics decide the counts or, as in Lemma 1, the weights."""
+        own = self.algorithm
+        return needs_statistics(
+            self.allocate.allocator, own.objective, own.estimator, own.deviation
+        )
 
     def measures_at(self, step: int) -> bool:
         """Whether a step measures what its counts gain over uniform ones; never if they are."""
@@ -105,7 +118,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         m, grouped = self.train.prompts_per_step, self.algorithm.baseline != "none"
-        reason = "estimate.num_pilots" if self.lower > self.allocate.lower else "allocate.lower"
+        reason = max(self._lower_bounds, key=self._lower_bounds.__getitem__)
         if self.budget is not None and self.budget < m * self.lower:
             raise ValueError(
                 f"{reason} {self.lower} x {m} prompts = {m * self.lower} exceeds the budget of "
@@ -142,6 +155,11 @@ class Config(Section):
                 f"estimate.mode cross_fit trains on its pilots, and {self.estimate.num_pilots} a prompt "
                 f"spend the whole budget of {self.budget}; lower estimate.num_pilots to half of "
                 "allocate.num_generations, say"
+            )
+        if self.estimate.mode == "none" and self.algorithm.deviation == "expected":
+            raise ValueError(
+                "algorithm.deviation expected needs accept rates; set estimate.mode to pilot, "
+                "cross_fit or online"
             )
         if self.estimate.mode == "none" and self.uses_statistics:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dibs.allocation.intervals import clustered_interval
+from dibs.allocation.order_k import pass_at_k
 from dibs.types import Group
 
 
@@ -82,17 +82,6 @@ def count_statuses(groups: Sequence[Group]) -> dict[str, int]:
         statuses.update(rollout.status for rollout in group.rollouts)
         statuses.update(group.unreached)
     return dict(statuses)
-
-
-def pass_at_k(n: int, accepted: int, k: int) -> float:
-    """Chance that one of k completions is accepted, where k of n are drawn without replacement.
-
-    This is unbiased for the chance with k fresh completions (arXiv 2107.03374, eq. (1)). Where n is
-    below k, it is 1 if any completion was accepted, else 0.
-    """
-    if n < k:
-        return float(accepted > 0)
-    return 1.0 - math.comb(n - accepted, k) / math.comb(n, k)
 
 
 def majority(group: Group, answer_of: Callable[[str], str | None]) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dibs.allocation.intervals import mean_with_interval
+from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
 from dibs.data.prompts import (
     render_all,
@@ -27,7 +28,7 @@ from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
-from dibs.rollouts.scores import count_statuses, majority, pass_at_k
+from dibs.rollouts.scores import count_statuses, majority
 from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
 from dibs.runs.build import _quiet_transformers, _room_for_prompts, starting_policy
 from dibs.runs.console import View

@@ -241,7 +241,9 @@ def _with_uniform(config: Config) -> Overrides:
             "name several configurations"
         )
     algorithm = config.algorithm
-    idle = not needs_statistics("uniform", algorithm.objective, algorithm.estimator)
+    idle = not needs_statistics(
+        "uniform", algorithm.objective, algorithm.estimator, algorithm.deviation
+    )
     uniform = {"allocate.allocator": "uniform", **({"estimate.mode": "none"} if idle else {})}
     return {"uniform": uniform, f"{name.rpartition(':')[2]}-{config.estimate.mode}": {}}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from dibs.allocation.cross_fit import GradientPart
+from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh
+from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem
 from dibs.allocation.target import Target
 from dibs.config import Config
@@ -25,14 +25,15 @@ def weighted_examples(
     Args:
         groups_of_parts: of each part, a group for each of the m prompts.
         parts: what belongs to each part besides, of which only ``baseline_only`` is used.
-        problems: the allocation problem of each part, whose posterior has the accept rates.
+        problems: the allocation problem of each part, whose posterior has the accept rates and
+            deviations.
     """
     return [
         example
         for groups, part, problem in zip(groups_of_parts, parts, problems, strict=True)
         for example in examples_of_part(
             groups,
-            problem.posterior.accept_rate,
+            problem.posterior,
             config,
             baseline_only=part.baseline_only,
             share=1 / len(parts),
@@ -42,7 +43,7 @@ def weighted_examples(
 
 def examples_of_part(
     groups: Sequence[Group],
-    accept_rates: np.ndarray,
+    known: Posterior,
     config: Config,
     *,
     baseline_only: Sequence[Group] | None = None,
@@ -51,15 +52,17 @@ def examples_of_part(
     """Every rollout with its advantage and its estimator weight.
 
     Args:
-        accept_rates: of each prompt, from the estimate step, [m] in (0, 1).
+        known: of the prompts, from the estimate step.
         baseline_only: completions of each prompt that enter its baseline and nothing else.
         share: of this part in the step's gradient.
     """
+    target = Target.of(config.algorithm)
     advantages, weights = weigh(
         groups,
-        Target.of(config.algorithm),
+        target,
         config.algorithm.estimator,
-        accept_rates=accept_rates,
+        accept_rates=known.accept_rate,
+        deviations=expected_deviations(known, target),
         baseline_only=baseline_only,
     )
     return [

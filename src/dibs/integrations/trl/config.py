@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dibs.allocation.prompt_budget import BudgetConfig
+from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.target import first_baseline, unbiased_baseline
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.types import InputError
@@ -30,10 +30,13 @@ class DIBSConfig(BudgetConfig):
         "decide what is not given: objective log_likelihood, baseline none and "
         "estimator self_normalized.",
     )
-    deviation: Literal["population", "sample"] = Field(
+    deviation: Literal["population", "sample", "expected"] = Field(
         "sample",
-        description="Standard deviation that objective grpo divides by. sample, as in TRL, "
-        "divides the squares by n - 1, population by n.",
+        description="Standard deviation that objective grpo divides by. sample, as in TRL, is the "
+        "group's with squares divided by n - 1, population the same with n; counts then "
+        "change the objective. expected is what the completions that decided the counts "
+        "let expect; counts then change nothing, and the baseline is the mean of the "
+        "others.",
     )
     deviation_epsilon: float = Field(
         1e-4,

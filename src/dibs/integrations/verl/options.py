@@ -8,13 +8,12 @@ advantages, for any objective and baseline of ``dibs.*``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dibs.allocation.prompt_budget import BudgetConfig
+from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.target import OBJECTIVES, Target
 from dibs.config import Section
 from dibs.types import InputError
@@ -144,7 +143,12 @@ def _completed(
     target = _TARGETS[estimator]
     if estimator == "grpo" and not algorithm.get("norm_adv_by_std_in_grpo", True):
         target = DR_GRPO
-    for key, wanted in asdict(target).items():
+    if values.get("deviation") == "expected":
+        raise InputError(
+            f"dibs.deviation expected: algorithm.adv_estimator {estimator} divides by the group's own "
+            f"deviation; set it to {ESTIMATOR}"
+        )
+    for key, wanted in (("objective", target.objective), ("baseline", target.baseline)):
         if values.setdefault(key, wanted) != wanted:
             raise InputError(
                 f"dibs.{key} {values[key]} is not that of algorithm.adv_estimator {estimator}, which is "

@@ -29,7 +29,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_to_nested
 
 import dibs.integrations.verl.registered_losses  # noqa: F401  registers the advantage estimator
-from dibs.allocation.prompt_budget import BudgetConfig, PromptBudget
+from dibs.allocation.budget_config import BudgetConfig
+from dibs.allocation.prompt_budget import PromptBudget
 from dibs.data.prompts import prompt_id
 from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
 from dibs.integrations.loss_lengths import trained_norms, verl_normalization
