@@ -27,7 +27,7 @@ where Q1 and M are the moments of :mod:`.target`. Counts are decided with ``d = 
 second moment of ``w_k(p) r``. That is an upper bound (``M`` counts as 0, as everywhere else): for three
 kinds of completions, p of 1/16, 0.3 and 0.7 and orders of 2, 4 and 8, the variance is 0.43 to 0.94
 times the bound. What counts are decided by is the shape in n, and there n times the variance falls by a
-quarter at most from n = k to n = 4 k. Tests hold all this against enumeration. numpy only.
+quarter at most from n = k to n = 4 k. Tests hold this for orders 2 and 4 by enumeration. numpy only.
 """
 
 from __future__ import annotations
