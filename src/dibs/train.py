@@ -124,7 +124,7 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if config.measures_at(step):
             with self.phase("measure"):
-                metrics |= self.gradients.gain(groups_of_parts, problems)
+                metrics |= self.gradients.gain(groups_of_parts, problems, allocations)
         with self.phase("update"):
             updates = self.updater.step(examples)
             self.source.sampler.update_weights()

@@ -1,9 +1,9 @@
 """What the gradient's variance would be under some counts, and what that means. numpy only.
 
 For given prompts the variance of the step's gradient is ``(1/m^2) sum_i sigma_i^2 / n_i``. A prompt's
-share of it is linear in ``1 / n_i``, so the functions here work on shares [m]. They return ratios of
+share of it is linear in ``1 / n_i``, so most functions here work on shares [m]. They return ratios of
 sums of shares, with intervals from resampled prompts (a cluster bootstrap; a prompt's own noise is part
-of its share).
+of its share). :func:`pooled_gain` works on the variances of whole steps.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from dibs.allocation.intervals import Interval, bootstrap
 
@@ -25,6 +26,36 @@ def ratio_of_sums(above: np.ndarray, below: np.ndarray) -> Interval:
 def _finite(values: np.ndarray) -> np.ndarray:
     """The values, or all NaN where one is infinite: no resample may leave it out."""
     return np.where(np.isfinite(values).all(), values, np.nan)
+
+
+def pooled_gain(uniform: np.ndarray, chosen: np.ndarray) -> Interval:
+    """Gain of the counts of T steps: the sum of ``uniform`` over the sum of ``chosen``.
+
+    The ratio of a single step is heavy-tailed, since one completion with a large gradient may be most of
+    both variances. Its mean over steps is therefore no estimate of the gain; the ratio of the sums is.
+
+    The 95% interval is that of Student's t with T - 1 degrees of freedom around the logarithm of the
+    ratio. Its standard error is the jackknife's over steps, ``sqrt((T - 1) / T sum_t (l_t - mean
+    l)^2)``, where ``l_t`` is the logarithm without step t (Efron and Stein 1981). Steps with simulated
+    heavy tails are covered in 93% to 97% of cases for T from 2 to 48
+    (``tests/allocation/test_pooled_gain.py``).
+
+    Args:
+        uniform, chosen: variance of each step's gradient under uniform and under the step's own counts,
+            in one unit, at least 0, [T]; NaN where it is unknown or infinite.
+
+    Returns:
+        The gain and its ends. All are None where T is 0, a variance is NaN, or all are 0. The ends are
+        None for a single step, or where one step holds all of the variance.
+    """
+    with np.errstate(all="ignore"):
+        value = uniform.sum() / chosen.sum()
+        without = np.log(uniform.sum() - uniform) - np.log(chosen.sum() - chosen)
+        steps = len(without)
+        error = np.sqrt((steps - 1) * np.var(without)) if steps > 1 else np.nan
+        margin = np.exp(stdtrit(max(steps - 1, 1), 0.975) * error)
+        ends = (value, value / margin, value * margin)
+    return Interval(*(float(each) if np.isfinite(each) else None for each in ends))
 
 
 def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:

@@ -339,6 +339,12 @@ class VarianceConfig(Section):
         description="For dibs train: steps between measurements of how much variance the counts "
         "saved, on the completions of that step. 0 never measures.",
     )
+    window: int = Field(
+        16,
+        ge=1,
+        description="For dibs train: how many of the latest measurements are pooled into "
+        "measured_gain. One step's ratio of variances is heavy-tailed; raise it for a steadier number.",
+    )
 
 
 class EvaluateConfig(Section):

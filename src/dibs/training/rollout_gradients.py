@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -12,14 +13,15 @@ import numpy as np
 from dibs.allocation.allocators import solve
 from dibs.allocation.problem import AllocationProblem
 from dibs.allocation.target import Target
-from dibs.allocation.variance import ratio_of_sums, variance_shares
+from dibs.allocation.variance import pooled_gain, variance_shares
 from dibs.config import Config, GradNormMethod
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
 from dibs.training.examples import length_divisor
-from dibs.types import Group
+from dibs.training.judging_advantages import judging_advantages
+from dibs.types import Allocation, Group
 
 
 @dataclass
@@ -30,7 +32,8 @@ class RolloutGradients:
     divisor`` with ``s = grad log pi(y|x)`` and the divisor of :func:`.length_divisor`. All norms here,
     and so all statistics and measured variances, are of that gradient.
 
-    ``micro_batch_tokens`` shrinks where memory does not suffice.
+    ``micro_batch_tokens`` shrinks where memory does not suffice. ``window``: variances of the latest
+    measured steps, under uniform and under their own counts.
     """
 
     policy: Policy
@@ -40,14 +43,17 @@ class RolloutGradients:
     def __post_init__(self) -> None:
         self.micro_batch_tokens = self.config.update.micro_batch_tokens
         self.target = Target.of(self.config.algorithm)
+        self.window = deque[tuple[float, float]](maxlen=self.config.variance.window)
 
     def state_dict(self) -> dict[str, Any]:
-        """The size of micro-batches that fits into memory."""
-        return {"micro_batch_tokens": self.micro_batch_tokens}
+        """The size of micro-batches that fits into memory, and the window."""
+        return {"micro_batch_tokens": self.micro_batch_tokens, "window": list(self.window)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with that size."""
+        """Go on with that size and that window; checkpoints of before have no window."""
         self.micro_batch_tokens = int(state["micro_batch_tokens"])
+        self.window.clear()
+        self.window.extend(state.get("window", ()))
 
     def norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
         """Norm of each rollout's gradient, one array [n_i] a group.
@@ -91,30 +97,57 @@ class RolloutGradients:
         return np.split(norms, ends[:-1])
 
     def gain(
-        self, groups_of_parts: Sequence[Sequence[Group]], problems: Sequence[AllocationProblem]
+        self,
+        groups_of_parts: Sequence[Sequence[Group]],
+        problems: Sequence[AllocationProblem],
+        allocations: Sequence[Allocation],
     ) -> dict[str, float | None]:
-        """What the counts of a step achieved: the gain over uniform counts, by the step's completions.
+        """What the counts gained over uniform ones: the step's variances, and the window's gain.
 
-        The completions of a part are independent of the part's counts, so they may judge them. None
-        where a prompt that uniform counts would sample was left out.
+        The completions of a part are independent of the part's counts, so they may judge them. The
+        step's variances are None where a prompt that uniform counts would sample was left out; so is
+        the gain of every window with such a step (:func:`.pooled_gain`).
         """
-        chosen, even = np.zeros((2, len(groups_of_parts[0])))
-        for groups, problem in zip(groups_of_parts, problems, strict=True):
-            moments = zip(*problem.posterior.reward_moments(self.target), strict=True)
-            advantages = [
-                self.advantages(g, *each) for g, each in zip(groups, moments, strict=True)
-            ]
-            squares = self._second_moments(groups, advantages)
-            chosen += variance_shares(
-                squares, [np.array([len(group.rollouts) for group in groups])]
-            )
-            even += variance_shares(squares, [solve(problem, "uniform").counts])
-        found = ratio_of_sums(even, chosen)
+        measured = self._step_variances(groups_of_parts, problems, allocations)
+        self.window.append(measured)
+        found = pooled_gain(*np.array(self.window).T)
+        uniform, chosen = (None if np.isnan(each) else each for each in measured)
         return {
             "measured_gain": found.value,
             "measured_gain_low": found.low,
             "measured_gain_high": found.high,
+            "measured_variance": chosen,
+            "measured_variance_uniform": uniform,
         }
+
+    def _step_variances(
+        self,
+        groups_of_parts: Sequence[Sequence[Group]],
+        problems: Sequence[AllocationProblem],
+        allocations: Sequence[Allocation],
+    ) -> tuple[float, float]:
+        """Variance of a step's gradient under uniform and under the step's counts, by second moments.
+
+        A prompt none of whose completions got a verdict counts in neither. Both are NaN where a prompt
+        was left out of one of them.
+        """
+        known = [
+            self.target.rewards(Group.merged(each)) for each in zip(*groups_of_parts, strict=True)
+        ]
+        of_step = np.concatenate(known)
+        uniform, chosen = np.zeros((2, len(known)))
+        for groups, problem, allocation in zip(groups_of_parts, problems, allocations, strict=True):
+            advantages = [
+                judging_advantages(self.target, self.target.rewards(group), own, of_step)
+                for group, own in zip(groups, known, strict=True)
+            ]
+            squares = self._second_moments(groups, advantages)
+            squares[np.isnan(squares) & (allocation.counts > 0)] = 0.0
+            uniform += variance_shares(squares, [solve(problem, "uniform").counts])
+            chosen += variance_shares(squares, [allocation.counts])
+        scale = (len(problems) * len(known)) ** 2
+        found = float(uniform.sum()) / scale, float(chosen.sum()) / scale
+        return found if np.isfinite(found).all() else (np.nan, np.nan)
 
     def _second_moments(
         self, groups: Sequence[Group], advantages: Sequence[np.ndarray]
