@@ -202,13 +202,13 @@ def compare_evaluations(
     """Compute how much less an arm spends than the reference until it reaches each target.
 
     Evaluations are averaged over seeds, and scores are smoothed by isotonic regression. The speed-up is
-    the geometric mean, over the levels of a target, of the reference's cost until the level over the
-    arm's. It is symmetric: with the arms exchanged it is the inverse.
+    the reference's cost over the arm's, each the mean of the costs until the levels of a target. It is
+    symmetric: with the arms exchanged it is the inverse.
 
     Intervals are Student's t, from jackknife pseudo-values of the logarithm: each leaves out one seed of
     both arms. docs/comparing.md has their coverage for arms that do not differ.
 
-    An arm that never reaches a level has no speed-up, and neither has one that begins at the lowest.
+    An arm that never reaches a level has no speed-up, and neither has one that begins above all.
     There is no interval if that holds without some seed, or for a single seed.
 
     Args:
@@ -230,9 +230,10 @@ def _compared(theirs: MeanEvaluations, ours: MeanEvaluations, target: Target) ->
     to_target: dict[str, float | None] = {}
     speed_up, p_values = {}, {}
     for name in COSTS:
-        known = (prices[name] > 0) & (own[name] > 0)
-        ratios = np.divide(prices[name], own[name], out=np.full(known.shape, np.nan), where=known)
-        speed_up[name], p_values[name] = _jackknife(np.log(ratios).mean(1))
+        price, spent = prices[name].mean(1), own[name].mean(1)
+        known = (price > 0) & (spent > 0)
+        ratios = np.divide(price, spent, out=np.full(len(price), np.nan), where=known)
+        speed_up[name], p_values[name] = _jackknife(np.log(ratios))
         last = float(own[name][0, -1])
         to_target[name] = None if np.isnan(last) else last
     aim = float(levels[0, -1])

@@ -30,9 +30,9 @@ _COLUMNS = (
     ("verdict", "left"),
 )
 EXPLANATION = (
-    "The columns fewer are the reference's cost over the arm's, a geometric mean over values from 25% "
-    "to 90% of the way that both arms went, with a 95% interval for few seeds. The target is the last "
-    "of these values. Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
+    "The columns fewer are the reference's cost over the arm's, until values from 25% to 90% of the way "
+    "that both arms went, with a 95% interval for few seeds. The target is the last of these values. "
+    "Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
     "verdict is on rollouts, corrected for the number of arms. A star marks a learning rate at an end "
     "of its grid."
 )
