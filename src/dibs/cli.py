@@ -144,8 +144,9 @@ def compare(
     uniform counts. Every arm's learning rate is chosen on the same grid, by runs that serve no other
     purpose.
 
-    Writes results.json, results.md, figures and all runs to compare.output_dir. The same command
-    goes on where it stopped.
+    Writes results.json, results.md, curves.jsonl, figures and all runs to compare.output_dir. The same
+    command goes on where it stopped. Given that folder, the command makes no runs: it prints the
+    comparison anew from the stored curves.
     """
     commands.compare(*split_configs([*(config or ()), *context.args]), dry_run, as_json)
 

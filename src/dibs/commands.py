@@ -85,27 +85,44 @@ def compare(
     paths: Sequence[Path], overrides: Mapping[str, str], dry_run: bool, as_json: bool
 ) -> None:
     """Make the runs of a study and print its tables; with ``dry_run``, only list the runs."""
+    if len(paths) == 1 and paths[0].is_dir():
+        if overrides or dry_run:
+            raise InputError(
+                f"{paths[0]}: the curves of a folder are only compared; give no other option"
+            )
+        from dibs.study.compare import compare_again
+
+        _print_comparison(compare_again(paths[0]), as_json)
+        return
     from dibs.study.matrix import read_study
 
     study = read_study(paths, overrides)
-    from dibs.study.result_tables import EXPLANATION, failures, matrix_table, result_tables
-
-    console = _console()
     if dry_run:
-        console.print(matrix_table(study), highlight=False)
+        from dibs.study.result_tables import matrix_table
+
+        _console().print(matrix_table(study), highlight=False)
         return
     from dibs.runs.console import view_for
     from dibs.study.compare import compare
 
     with closing(view_for(_console(stderr=True))) as view:
         rows = compare(study, view)
+    _print_comparison(rows, as_json)
+    if not as_json:
+        print(f"Wrote {study.options.output_dir}")
+
+
+def _print_comparison(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    from dibs.study.result_tables import EXPLANATION, failures, result_tables
+
     if as_json:
         print(json.dumps(rows, indent=1, allow_nan=False))
         return
+    console = _console()
     for table in result_tables(rows):
         console.print(table, highlight=False)
         console.print()
-    for text in (EXPLANATION, *failures(rows), f"Wrote {study.options.output_dir}"):
+    for text in (EXPLANATION, *failures(rows)):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -11,22 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from dibs.cli import main
-from dibs.study.costs import (
-    COSTS,
-    Evaluations,
-    MeanEvaluations,
-    Target,
-    compare_evaluations,
-    mean_evaluations,
-)
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
 from dibs.study.results import rows
+from tiny_curves import curve
 
 STUDY: dict[str, Any] = {
     "policy": {
@@ -64,109 +56,6 @@ STUDY: dict[str, Any] = {
         },
     },
 }
-
-
-def curve(cost: list[float], value: list[float], **totals: float) -> Evaluations:
-    spent, reached = np.array(cost, dtype=float), np.array(value)
-    return Evaluations(dict.fromkeys(COSTS, spent), reached, reached, reached, totals, np.zeros(0))
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        (0.1, 0.0),  # where it began
-        (0.3, 100.0),  # at an evaluation
-        (0.4, 150.0),  # half way between two
-        (0.5, 200.0),  # the first time, though it falls again
-        (0.9, None),
-    ],
-)
-def test_crossings_by_hand(target, expected):
-    mean = MeanEvaluations(
-        {"rollouts": np.array([[0.0, 100, 200, 300]] * 2)},
-        {"value": np.array([[0.1, 0.3, 0.5, 0.4], [0.0, 0.0, 0.0, 1.0]])},
-    )
-    found = mean.costs_until("value", np.array([target, 0.5]))["rollouts"]
-    np.testing.assert_allclose(found, [np.nan if expected is None else expected, 250])
-
-
-def speed_ups(reference: list[Evaluations], arm: list[Evaluations]):
-    (found,) = compare_evaluations(reference, arm)
-    return found.speed_up
-
-
-def test_targets_by_hand():
-    reference = [curve([0, 100, 200], [0.2, 0.4, 0.6])] * 2
-    arm = [curve([0, 100, 200], [0.2, 0.6, 0.6])] * 2
-    targets = [
-        Target(),
-        Target(share=0.5),
-        Target("accuracy", level=0.5),
-        Target("pass_at_k", level=0.9),
-    ]
-    found = compare_evaluations(reference, arm, targets)
-    assert [each.target for each in found] == [0.6, pytest.approx(0.4), 0.5, 0.9]
-    assert [each.to_target["rollouts"] for each in found] == [
-        100,
-        pytest.approx(50),
-        pytest.approx(75),
-        None,
-    ]
-    speed_up = [each.speed_up["rollouts"] for each in found]
-    assert [each.value for each in speed_up] == [2, pytest.approx(2), pytest.approx(2), None]
-    assert (speed_up[1].low, speed_up[1].high) == (pytest.approx(2), pytest.approx(2))
-    # The reference never gets there, so nothing can be said of the arm.
-    assert (speed_up[3].low, speed_up[3].high) == (None, None)
-
-
-def test_speed_ups_by_hand():
-    uniform = [curve([0, 100, 200], [0.0, 0.2, 0.4]), curve([0, 100, 200], [0.0, 0.3, 0.6])]
-    twice = [curve([0, 50, 100], each.value.tolist()) for each in uniform]
-    found = speed_ups(uniform, twice)["rollouts"]
-    assert (found.value, found.low, found.high) == (2, 2, 2)
-    same = speed_ups(uniform, uniform)["tokens"]
-    assert (same.value, same.low, same.high) == (1, 1, 1)
-
-
-def test_an_arm_that_never_gets_there_has_no_speed_up():
-    uniform = [curve([0, 100], [0.0, 0.5]), curve([0, 100], [0.0, 0.5])]
-    mixed = [curve([0, 100], [0.0, 1.0]), curve([0, 100], [0.0, 0.2])]
-    found = speed_ups(uniform, mixed)["rollouts"]
-    assert found.value == pytest.approx(0.6 / 0.5)  # the mean curve does, at 0.6
-    assert found.low == 0.0
-    assert found.high == pytest.approx(2.0)
-    never = speed_ups(uniform, [curve([0, 100], [0.0, 0.2])] * 2)["rollouts"]
-    assert (never.value, never.low, never.high) == (None, 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("reference", "arm"),
-    [
-        ([[0.5, 0.4]] * 2, [[0.0, 1.0]] * 2),  # the reference was never below its final value
-        ([[0.0, 0.4]] * 2, [[0.5, 1.0]] * 2),  # the arm begins above it
-    ],
-)
-def test_what_cannot_be_measured_has_no_speed_up(reference, arm):
-    references, arms = ([curve([0, 100], v) for v in each] for each in (reference, arm))
-    (found,) = compare_evaluations(references, arms)
-    for each in found.speed_up.values():
-        assert (each.value, each.low, each.high) == (None, None, None)
-
-
-def test_no_interval_where_many_resamples_say_nothing_or_there_is_one_seed():
-    learns = [curve([0, 100], [0.0, value]) for value in (0.9, -0.2, -0.2, -0.2, -0.2)]
-    arm = [curve([0, 50], [0.0, 1.0])] * 5
-    found = speed_ups(learns, arm)["tokens"]
-    assert found.value is not None
-    assert (found.low, found.high) == (None, None)
-    one = speed_ups([curve([0, 100], [0.0, 0.5])], [curve([0, 50], [0.0, 0.5])])["tokens"]
-    assert (one.value, one.low, one.high) == (2, None, None)
-
-
-def test_means_are_taken_evaluation_by_evaluation():
-    mean = mean_evaluations([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
-    np.testing.assert_allclose(mean.costs["tokens"], [[0, 200]])
-    np.testing.assert_allclose(mean.scores["value"], [[0.2, 0.5]])
 
 
 def write(folder: Path, values: dict, name: str = "study.yaml") -> Path:
@@ -287,6 +176,18 @@ def test_shipped_studies_are_read(path, capsys):
     assert "uniform" in capsys.readouterr().out
 
 
+def assert_almost_equal(one: Any, other: Any) -> None:
+    """Equal but for the six digits to which curves are stored."""
+    if isinstance(one, dict | list):
+        assert type(one) is type(other)
+        keys = one if isinstance(one, dict) else range(len(one))
+        assert len(one) == len(other)
+        for key in keys:
+            assert_almost_equal(one[key], other[key])
+    else:
+        assert one == (pytest.approx(other, rel=1e-3) if isinstance(other, float) else other)
+
+
 def test_a_comparison_from_end_to_end(tmp_path, capsys):
     path, out = write(tmp_path, STUDY), tmp_path / "out"
     words = ["compare", str(path), f"--compare.output_dir={out}", "--json"]
@@ -313,9 +214,9 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys):
         assert shown == [
             ("value", 0.5, None),
             ("value", 0.9, None),
-            ("accuracy", 1.0, None),
-            ("pass_at_k", 1.0, None),
-            ("accuracy", 1.0, 0.0),
+            ("accuracy", None, None),
+            ("pass_at_k", None, None),
+            ("accuracy", None, 0.0),
         ]
         assert row["targets"][-1]["rollouts_to_target"] == 0
         assert row["variance"]["end"]["update_rollouts"] == 32
@@ -323,6 +224,16 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys):
     assert told[2]["value"] == "accuracy"
     assert "| uniform |" in (out / "results.md").read_text()
     assert {p.name for p in out.rglob("task/*.png")} == {"raft++.png", "grpo.png"}
+
+    # The same comparison from the curves alone, without runs or learning rates.
+    (tmp_path / "kept").mkdir()
+    for name in ("results.json", "curves.jsonl"):
+        shutil.copy(out / name, tmp_path / "kept" / name)
+    assert main(["compare", str(tmp_path / "kept"), "--json"]) == 0
+    assert_almost_equal(json.loads(capsys.readouterr().out), told)
+    (tmp_path / "kept/curves.jsonl").unlink()
+    assert main(["compare", str(tmp_path / "kept")]) == 2
+    assert "kept: curves.jsonl is missing" in capsys.readouterr().err
 
     # Runs of another configuration are not taken for these.
     assert main([*words, "--train.steps=3"]) == 2

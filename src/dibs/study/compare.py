@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dibs.files import to_json, write_json, write_text
+from dibs.files import read_lines, to_json, write_json, write_text
 from dibs.runs.console import View
 from dibs.runs.folder import RunFolder
 from dibs.study.make_runs import make_runs
 from dibs.study.matrix import Study
 from dibs.study.result_tables import markdown, study_figures
-from dibs.study.results import rows
+from dibs.study.results import compared_again, curves, rows
 from dibs.types import InputError
 
 
@@ -43,6 +43,7 @@ def _compared(study: Study, view: View, out: Path) -> list[dict[str, Any]]:
         out / "study.json", {"compare": study.options.model_dump(mode="json"), "arms": cells}
     )
     write_json(out / "results.json", table)
+    write_text(out / "curves.jsonl", "".join(f"{to_json(line)}\n" for line in curves(outcomes)))
     write_text(out / "results.md", markdown(table, figures, _notes(study)))
     return table
 
@@ -62,3 +63,22 @@ def _notes(study: Study) -> list[str]:
             "**Optimizer updates differ between arms: this comparison is not an even one.**"
         )
     return notes
+
+
+def compare_again(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a finished study, compared anew by the curves that its folder holds.
+
+    Raises InputError if results.json or curves.jsonl is missing or damaged.
+    """
+    try:
+        table = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        again = compared_again(table, read_lines(folder / "curves.jsonl"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder}: {Path(error.filename).name} is missing; give a study's YAML file, or the folder "
+            "that dibs compare wrote"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: results.json or curves.jsonl is damaged ({error})") from None
+    rows: list[dict[str, Any]] = json.loads(to_json(again))
+    return rows

@@ -1,4 +1,4 @@
-"""What runs cost until they reach a target, and how much less than the reference. numpy only."""
+"""What runs cost until they reach a target, and how much less than the reference."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.special import stdtr, stdtrit
 
-from dibs.allocation.intervals import Interval, percentile_ends, resampled_weights
+from dibs.allocation.intervals import Interval
 from dibs.files import read_lines
 from dibs.report.curves import AXES
 
@@ -18,10 +20,14 @@ COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 do not; arXiv 2505.02391 counts those."""
 SCORES = ("value", "accuracy", "pass_at_k")
 """Scores that a target can be in."""
-RESAMPLES = 2000
-"""Resamples of a bootstrap over seeds."""
-MOST_UNDEFINED = 0.05
-"""Largest share of resamples with an undefined speed-up for which an interval is reported."""
+NO_DIFFERENCE = "no difference shown"
+LEVELS = 16
+"""Scores, evenly spaced, whose costs a comparison averages over."""
+LOWEST, HIGHEST = 0.25, 0.9
+"""The levels are between these shares of the way that both arms went.
+
+Below, an arm has hardly begun. Above, on a plateau, noise decides when a score is reached.
+"""
 
 
 @dataclass(frozen=True)
@@ -77,27 +83,31 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
 
 @dataclass(frozen=True)
 class Target:
-    """A score to reach: a fixed ``level``, or a ``share`` of the reference's way to its final score.
+    """What is reached: a ``share`` of the way that both arms went, a fixed ``level``, or the way itself.
 
-    If the reference's scores end on a plateau, it is chance whether and when an arm reaches the final
-    score. A share such as 0.9 lies below the plateau.
+    The way goes from the arms' mean score before training to the lower of their smoothed final scores.
+    So it is the same whichever of the arms is the reference, and both went it. Without a share and a
+    level a target stands for ``LEVELS`` scores along the way.
     """
 
     score: str = "value"
-    share: float = 1.0
+    share: float | None = None
     level: float | None = None
 
-    def of(self, reference: np.ndarray) -> np.ndarray:
-        """Return the score to reach for mean scores of the reference [D, e]; float64 [D]."""
-        first, last = reference[:, 0], reference[:, -1]
+    def levels(self, reference: np.ndarray, arm: np.ndarray) -> np.ndarray:
+        """Return the scores to reach, [D, L], for smoothed mean scores of both arms, [D, e] each."""
         if self.level is not None:
-            return np.full(len(reference), self.level)
-        reached: np.ndarray = last if self.share == 1 else first + self.share * (last - first)
-        return reached
+            return np.full((len(reference), 1), self.level)
+        start = (reference[:, 0] + arm[:, 0]) / 2
+        end = np.minimum(reference[:, -1], arm[:, -1])
+        shares = np.linspace(LOWEST, HIGHEST, LEVELS) if self.share is None else [self.share]
+        along: np.ndarray = start[:, None] + (end - start)[:, None] * np.asarray(shares)
+        # An arm that ends where both began went no way.
+        return np.where((end > start)[:, None], along, np.nan)
 
 
-FINAL = Target()
-"""The reference's final value, by which arms are judged."""
+WAY = Target()
+"""The way that both arms went, by which arms are judged."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +117,24 @@ class MeanEvaluations:
     costs: Mapping[str, np.ndarray]
     scores: Mapping[str, np.ndarray]
 
-    def costs_until(self, score: str, target: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the costs until a score first reaches its target; float64 [D], NaN if it never does.
+    def smoothed(self, score: str) -> np.ndarray:
+        """Return the nearest rising curve of a score (isotonic regression), [D, e]."""
+        return np.array([isotonic_regression(row).x for row in self.scores[score]])
+
+    def costs_until(self, scores: np.ndarray, levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the costs until scores first reach their levels; float64 [D, L], NaN if they never do.
 
         Between two evaluations, costs are interpolated linearly.
 
         Args:
-            score: one of :data:`SCORES`.
-            target: [D].
+            scores: [D, e], for example smoothed ones.
+            levels: [D, L].
         """
-        place = _first_at(self.scores[score], target)
-        return {name: _at(cost, place) for name, cost in self.costs.items()}
+        places = np.stack([_first_at(scores, level) for level in levels.T], axis=1)
+        return {
+            name: np.stack([_at(cost, place) for place in places.T], axis=1)
+            for name, cost in self.costs.items()
+        }
 
 
 def mean_evaluations(
@@ -165,62 +182,97 @@ def _at(costs: np.ndarray, place: np.ndarray) -> np.ndarray:
 class Comparison:
     """An arm compared with its reference for one target.
 
-    ``target``: the score to reach. ``to_target``: the arm's cost until then, None if it never gets
-    there. ``speed_up``: the reference's cost over the arm's. Both are by the names of :data:`COSTS`.
+    ``target``: the highest score to reach; None if there is none. ``to_target``: the arm's cost until
+    then, None if it never gets there. ``speed_up``: the reference's cost over the arm's. Both are by the
+    names of :data:`COSTS`. ``p_value``: of the speed-up in rollouts, under no difference; None where it
+    has no interval.
     """
 
-    target: float
+    target: float | None
     to_target: Mapping[str, float | None]
     speed_up: Mapping[str, Interval]
+    p_value: float | None
 
 
 def compare_evaluations(
     reference: Sequence[Evaluations],
     arm: Sequence[Evaluations],
-    targets: Sequence[Target] = (FINAL,),
+    targets: Sequence[Target] = (WAY,),
 ) -> list[Comparison]:
     """Compute how much less an arm spends than the reference until it reaches each target.
 
-    Evaluations are averaged over seeds first. The speed-up is the reference's cost until its mean score
-    first reaches the target, over the arm's. Intervals are 95% percentiles over resampled seeds. Both
-    arms have the same resamples, and each resample has its own target.
+    Evaluations are averaged over seeds, and scores are smoothed by isotonic regression. The speed-up is
+    the reference's cost over the arm's, each the mean of the costs until the levels of a target. It is
+    symmetric: with the arms exchanged it is the inverse.
 
-    An arm that never reaches the target has no speed-up; a resample in which it does not counts as 0.
-    The speed-up is undefined if the reference or the arm begins at the target, or if the reference never
-    reaches it. There is no interval if more than MOST_UNDEFINED of the resamples are undefined, or for a
-    single seed.
+    Intervals are Student's t, from jackknife pseudo-values of the logarithm: each leaves out one seed of
+    both arms. docs/comparing.md has their coverage for arms that do not differ.
+
+    An arm that never reaches a level has no speed-up, and neither has one that begins above all.
+    There is no interval if that holds without some seed, or for a single seed.
 
     Args:
         reference, arm: runs of the same seeds in the same order, at least one.
     """
     k = len(arm)
-    weights = np.concatenate([np.ones((1, k)), resampled_weights(k, RESAMPLES)])
+    weights = np.concatenate([np.ones((1, k)), 1 - np.eye(k)] if k > 1 else [np.ones((1, k))])
     theirs, ours = mean_evaluations(reference, weights), mean_evaluations(arm, weights)
-    return [_compared(theirs, ours, target, k) for target in targets]
+    return [_compared(theirs, ours, target) for target in targets]
 
 
-def _compared(
-    theirs: MeanEvaluations, ours: MeanEvaluations, target: Target, seeds: int
-) -> Comparison:
-    """Compare two means, whose row 0 is that of all seeds and whose other rows are resamples."""
-    aim = target.of(theirs.scores[target.score])
-    prices, own = (each.costs_until(target.score, aim) for each in (theirs, ours))
+def _compared(theirs: MeanEvaluations, ours: MeanEvaluations, target: Target) -> Comparison:
+    """Compare two means: row 0 is that of all seeds, and each other row leaves one out."""
+    scores = [each.smoothed(target.score) for each in (theirs, ours)]
+    levels = target.levels(*scores)
+    prices, own = (
+        each.costs_until(score, levels) for each, score in zip((theirs, ours), scores, strict=True)
+    )
     to_target: dict[str, float | None] = {}
-    speed_up = {}
+    speed_up, p_values = {}, {}
     for name in COSTS:
-        ratios = _ratios(prices[name], own[name])
-        known = ratios[1:][~np.isnan(ratios[1:])]
-        low: float | None = None
-        high: float | None = None
-        if seeds > 1 and len(known) >= (1 - MOST_UNDEFINED) * RESAMPLES:
-            low, high = percentile_ends(known)
-        speed_up[name] = Interval(float(ratios[0]) if ratios[0] > 0 else None, low, high)
-        to_target[name] = None if np.isnan(own[name][0]) else float(own[name][0])
-    return Comparison(float(aim[0]), to_target, speed_up)
+        price, spent = prices[name].mean(1), own[name].mean(1)
+        known = (price > 0) & (spent > 0)
+        ratios = np.divide(price, spent, out=np.full(len(price), np.nan), where=known)
+        speed_up[name], p_values[name] = _jackknife(np.log(ratios))
+        last = float(own[name][0, -1])
+        to_target[name] = None if np.isnan(last) else last
+    aim = float(levels[0, -1])
+    return Comparison(None if np.isnan(aim) else aim, to_target, speed_up, p_values["rollouts"])
 
 
-def _ratios(price: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Divide costs [D]: 0 where the arm never reaches the target, NaN where the ratio is undefined."""
-    defined = (price > 0) & (own != 0)
-    ratios = np.divide(price, own, out=np.zeros(len(own)), where=defined & ~np.isnan(own))
-    return np.where(defined, ratios, np.nan)
+def _jackknife(logs: np.ndarray) -> tuple[Interval, float | None]:
+    """Return exp of logs[0] with Student's t interval, and the p-value of a logarithm of 0.
+
+    Args:
+        logs: of all seeds, and with each of the k seeds left out, [k + 1]; [1] for a single seed.
+    """
+    value = float(np.exp(logs[0])) if np.isfinite(logs[0]) else None
+    k = len(logs) - 1
+    if k < 2 or not np.isfinite(logs).all():
+        return Interval(value, None, None), None
+    pseudo = k * logs[0] - (k - 1) * logs[1:]
+    error = float(pseudo.std(ddof=1)) / np.sqrt(k)
+    reach = float(stdtrit(k - 1, 0.975)) * error
+    p_value = 2 * float(stdtr(k - 1, -abs(logs[0]) / error)) if error > 0 else float(logs[0] == 0)
+    ends = (float(np.exp(logs[0] - reach)), float(np.exp(logs[0] + reach)))
+    return Interval(value, *ends), p_value
+
+
+def verdicts(
+    p_values: Sequence[float | None], speed_ups: Sequence[float | None]
+) -> list[str | None]:
+    """Judge arms: ``faster``, ``slower`` or ``no difference shown``; None where there is no p-value.
+
+    Holm's correction: with it, the probability of one false verdict or more among all arms of a
+    comparison is at most 5%.
+
+    Args:
+        p_values, speed_ups: of each arm; None where it was not compared.
+    """
+    found: list[str | None] = [None if p is None else NO_DIFFERENCE for p in p_values]
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    for tried, (p, i) in enumerate(known):
+        if p > 0.05 / (len(known) - tried):
+            break
+        found[i] = "faster" if (speed_ups[i] or 0.0) > 1 else "slower"
+    return found

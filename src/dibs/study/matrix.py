@@ -62,9 +62,9 @@ class CompareConfig(Section):
     )
     shares: tuple[float, ...] = Field(
         (0.5, 0.9),
-        description="Reports the cost of reaching these shares of the reference's way from its "
-        "first to its final accuracy. A final accuracy on a plateau is reached by "
-        "chance, so shares below 1 say more.",
+        description="Also reports the cost of reaching these shares of the way that both arms went. "
+        "The end of the way is reached by chance where arms end on a plateau, so shares below 1 say "
+        "more.",
     )
     levels: tuple[float, ...] = Field(
         (), description="Reports the cost of reaching these accuracies."

@@ -27,12 +27,14 @@ _COLUMNS = (
     ("fewer rollouts", "right"),
     ("fewer tokens", "right"),
     ("fewer steps", "right"),
+    ("verdict", "left"),
 )
 EXPLANATION = (
-    "The target is the reference arm's final value, a mean over seeds. The columns fewer are the "
-    "reference's cost until the target, divided by the arm's, with a 95% interval over resampled seeds. "
-    "Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. A star marks a learning "
-    "rate at an end of its grid."
+    "The columns fewer are the reference's cost over the arm's, until values from 25% to 90% of the way "
+    "that both arms went, with a 95% interval for few seeds. The target is the last of these values. "
+    "Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
+    "verdict is on rollouts, corrected for the number of arms. A star marks a learning rate at an end "
+    "of its grid."
 )
 
 
@@ -130,10 +132,12 @@ def _target_lines(group: Sequence[Row]) -> Iterator[str]:
 
 
 def _target_name(target: Row) -> str:
-    score = {"pass_at_k": "pass@k"}.get(target["score"], target["score"])
+    score = "pass@k" if target["score"] == "pass_at_k" else str(target["score"])
     if target["level"] is not None:
         return f"{score} {target['level']:g}"
-    return f"final {score}" if target["share"] == 1 else f"{target['share']:.0%} of the way"
+    if target["share"] is None:
+        return score
+    return f"{target['share']:.0%} of the way"
 
 
 def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
@@ -200,7 +204,7 @@ def _grouped(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 def _texts(row: Row) -> list[str]:
     if row["value_after"] is None:
-        return [row["arm"], "-", *["failed"] * 5]
+        return [row["arm"], "-", *["failed"] * 5, "-"]
     spread = np.std(row["value_after_seeds"], ddof=1) if len(row["value_after_seeds"]) > 1 else 0.0
     error = spread / np.sqrt(len(row["value_after_seeds"]))
     rollouts = row["rollouts_to_target"]
@@ -211,6 +215,7 @@ def _texts(row: Row) -> list[str]:
         f"{row['value_after']:.3f} ± {error:.3f}",
         reached if rollouts is None else f"{rollouts:,.0f}",
         *(_speed_up(row, cost) for cost in ("rollouts", "tokens", "steps")),
+        row["verdict"] or "-",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The rows of a comparison: what each arm cost until the reference's final value, by cost."""
+"""The rows of a comparison: what each arm cost beside the reference, and the curves that say so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from dibs.config import Config
-from dibs.study.costs import COSTS, FINAL, Comparison, Evaluations, Target, compare_evaluations
+from dibs.study.costs import (
+    COSTS,
+    SCORES,
+    WAY,
+    Comparison,
+    Evaluations,
+    Target,
+    compare_evaluations,
+    verdicts,
+)
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import CompareConfig, Study
 
@@ -26,7 +35,14 @@ def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
     by_cell = {id(outcome.cell): outcome for outcome in outcomes}
     for reference, cells in study.groups():
         table += [_row(study, by_cell[id(reference)], by_cell[id(cell)]) for cell in cells]
-    return table
+    return _judged(table)
+
+
+def _judged(table: list[Row]) -> list[Row]:
+    """Add each arm's verdict, corrected for the number of arms that were compared."""
+    p_values = [None if row["arm"] == row["reference"] else row["p_value"] for row in table]
+    found = verdicts(p_values, [row["speedup_rollouts"] for row in table])
+    return [{**row, "verdict": verdict} for row, verdict in zip(table, found, strict=True)]
 
 
 def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
@@ -48,20 +64,30 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
         "failures": outcome.failures,
         "value": outcome.value,
         "reference": study.reference,
-        **_comparison(compared[0] if compared else None),
         **_totals(list(outcome.finished.values())),
-        "targets": [
-            {"score": each.score, "share": each.share, "level": each.level, **_comparison(found)}
-            for each, found in zip(targets[1:], (compared or [])[1:], strict=bool(compared))
-        ],
+        **_comparisons(targets, compared),
         "tuned": {str(rate): value for rate, value in outcome.tuned.items()},
         **_gains(outcome),
     }
 
 
+def _comparisons(targets: Sequence[Target], compared: Sequence[Comparison] | None) -> Row:
+    """Return the comparison by the first target, and under ``targets`` those by the others."""
+    return {
+        **_comparison(compared[0] if compared else None),
+        "targets": [
+            {"score": each.score, "share": each.share, "level": each.level, **_comparison(found)}
+            for each, found in zip(targets[1:], (compared or [])[1:], strict=bool(compared))
+        ],
+    }
+
+
 def _comparison(compared: Comparison | None) -> Row:
     """Return target, costs until it and speed-ups; all None if the arms could not be compared."""
-    row: Row = {"target": compared.target if compared else None}
+    row: Row = {
+        "target": compared.target if compared else None,
+        "p_value": compared.p_value if compared else None,
+    }
     for name in COSTS:
         row[f"{name}_to_target"] = compared.to_target[name] if compared else None
     for name in COSTS:
@@ -106,9 +132,9 @@ def _totals(runs: Sequence[Evaluations]) -> Row:
 
 
 def _targets(options: CompareConfig) -> list[Target]:
-    """Return the final value, by which arms are judged, and the other targets."""
+    """Return the way that both arms went, by which arms are judged, and the other targets."""
     return [
-        FINAL,
+        WAY,
         *(Target(share=share) for share in options.shares),
         Target("accuracy"),
         Target("pass_at_k"),
@@ -142,3 +168,64 @@ def _variance(result: Mapping[str, Any]) -> Row:
         "completion_share": result["completion_share"],
         "update_rollouts": result["update_rollouts"],
     }
+
+
+def curves(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Return the evaluations of every run that finished: one JSON object a run."""
+    return [
+        {
+            **{name: getattr(outcome.cell, name) for name in ("task", "algorithm", "arm")},
+            "seed": seed,
+            **{name: _short(run.costs[name]) for name in COSTS},
+            **{name: _short(getattr(run, name)) for name in SCORES},
+        }
+        for outcome in outcomes
+        for seed, run in sorted(outcome.finished.items())
+    ]
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+Name = tuple[str, str, str]
+"""Task, algorithm and arm."""
+
+
+def stored_runs(lines: Sequence[Row]) -> dict[Name, dict[int, Evaluations]]:
+    """Return the runs of every arm, by seed, from what :func:`curves` returned."""
+    found: dict[Name, dict[int, Evaluations]] = {}
+    for line in lines:
+        costs, scores = (
+            {name: np.array(line[name], dtype=np.float64) for name in names}
+            for names in (COSTS, SCORES)
+        )
+        run = Evaluations(costs, **scores, totals={}, gains=np.zeros(0))
+        found.setdefault((line["task"], line["algorithm"], line["arm"]), {})[line["seed"]] = run
+    return found
+
+
+def compared_again(table: Sequence[Row], lines: Sequence[Row]) -> list[Row]:
+    """Return the rows of a study with comparisons made again, from its stored curves.
+
+    Arms without curves of every seed stay without a comparison.
+
+    Args:
+        table: rows, as :func:`rows` returned them.
+        lines: as :func:`curves` returned them.
+    """
+    stored = stored_runs(lines)
+    again = []
+    for row in table:
+        arms = [
+            stored.get((row["task"], row["algorithm"], row[each]), {})
+            for each in ("reference", "arm")
+        ]
+        targets = [WAY, *(Target(t["score"], t["share"], t["level"]) for t in row["targets"])]
+        whole = bool(row["seeds"]) and all(seed in arm for arm in arms for seed in row["seeds"])
+        compared = None
+        if whole and not row["failures"]:
+            theirs, ours = ([arm[seed] for seed in row["seeds"]] for arm in arms)
+            compared = compare_evaluations(theirs, ours, targets)
+        again.append({**row, **_comparisons(targets, compared)})
+    return _judged(again)

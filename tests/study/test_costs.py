@@ -1,0 +1,160 @@
+"""What arms cost beside a reference: speed-ups by hand, and intervals that cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dibs.study.costs import (
+    Evaluations,
+    MeanEvaluations,
+    Target,
+    compare_evaluations,
+    mean_evaluations,
+    verdicts,
+)
+from tiny_curves import curve
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (0.1, 0.0),  # where it began
+        (0.3, 100.0),  # at an evaluation
+        (0.4, 150.0),  # half way between two
+        (0.5, 200.0),  # the first time, though it falls again
+        (0.9, None),
+    ],
+)
+def test_crossings_by_hand(target, expected):
+    mean = MeanEvaluations(
+        {"rollouts": np.array([[0.0, 100, 200, 300]] * 2)},
+        {"value": np.array([[0.1, 0.3, 0.5, 0.4], [0.0, 0.0, 0.0, 1.0]])},
+    )
+    levels = np.array([[target, 0.5], [0.5, 1.0]])
+    found = mean.costs_until(mean.scores["value"], levels)["rollouts"]
+    first = np.nan if expected is None else expected
+    np.testing.assert_allclose(found, np.array([[first, 200], [250, 300]]))
+
+
+def test_scores_are_smoothed_by_the_nearest_rising_curve():
+    mean = MeanEvaluations({}, {"value": np.array([[0.0, 0.6, 0.4, 0.8, 0.7, 0.6]])})
+    np.testing.assert_allclose(mean.smoothed("value"), [[0, 0.5, 0.5, 0.7, 0.7, 0.7]])
+
+
+def speed_ups(reference: list[Evaluations], arm: list[Evaluations]):
+    (found,) = compare_evaluations(reference, arm)
+    return found.speed_up
+
+
+def test_targets_by_hand():
+    """Both went from 0.2 to 0.6, along straight lines; half of the way is 0.4."""
+    reference = [curve([0, 100, 200], [0.2, 0.4, 0.6])] * 2
+    arm = [curve([0, 100, 200], [0.2, 0.6, 0.6])] * 2
+    targets = [
+        Target(),
+        Target(share=0.5),
+        Target("accuracy", level=0.5),
+        Target("pass_at_k", level=0.9),
+    ]
+    found = compare_evaluations(reference, arm, targets)
+    assert [each.target for each in found] == pytest.approx([0.56, 0.4, 0.5, 0.9])
+    assert [each.to_target["rollouts"] for each in found] == [
+        *(pytest.approx(cost) for cost in (90, 50, 75)),
+        None,
+    ]
+    speed_up = [each.speed_up["rollouts"] for each in found]
+    assert [each.value for each in speed_up] == [*([pytest.approx(2)] * 3), None]
+    assert (speed_up[1].low, speed_up[1].high) == (pytest.approx(2), pytest.approx(2))
+    assert (speed_up[3].low, speed_up[3].high) == (None, None)
+
+
+def test_speed_ups_by_hand():
+    uniform = [curve([0, 100, 200], [0.0, 0.2, 0.4]), curve([0, 100, 200], [0.0, 0.3, 0.6])]
+    twice = [curve([0, 50, 100], each.value.tolist()) for each in uniform]
+    found = speed_ups(uniform, twice)["rollouts"]
+    assert [found.value, found.low, found.high] == pytest.approx([2, 2, 2])
+    same = speed_ups(uniform, uniform)["tokens"]
+    assert [same.value, same.low, same.high] == pytest.approx([1, 1, 1])
+
+
+def test_exchanged_arms_have_the_inverse_speed_up():
+    rng = np.random.default_rng(0)
+    noisy = rng.normal(0, 0.05, (2, 5, 6)) + np.linspace(0, [0.8, 1.0], 6).T[:, None]
+    one, other = ([curve([0.0, 1, 2, 3, 4, 5], v.tolist()) for v in arm] for arm in noisy)
+    (there,), (back,) = compare_evaluations(one, other), compare_evaluations(other, one)
+    forth, inverse = there.speed_up["rollouts"], back.speed_up["rollouts"]
+    assert forth.low is not None
+    assert inverse.high is not None
+    assert forth.low * inverse.high == pytest.approx(1)
+    assert forth.value is not None
+    assert inverse.value is not None
+    assert forth.value * inverse.value == pytest.approx(1)
+    assert there.p_value == pytest.approx(back.p_value)
+
+
+def test_an_arm_that_learns_less_is_compared_by_what_both_learned():
+    """To .2 of .5 a line takes two fifths of the cost: half of the other's, at every level."""
+    uniform = [curve([0, 100], [0.0, 0.5])] * 2
+    slow = [curve([0, 100], [0.0, 0.25])] * 2
+    found = speed_ups(uniform, slow)["rollouts"]
+    assert [found.value, found.low, found.high] == pytest.approx([0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("reference", "arm"),
+    [
+        ([[0.5, 0.4]] * 3, [[0.0, 1.0]] * 3),  # the reference learned nothing
+        ([[0.0, 0.4]] * 3, [[0.5, 1.0]] * 3),  # the arm begins above the lowest level
+        ([[0.0, 0.0]] * 3, [[0.0, 0.0]] * 3),
+    ],
+)
+def test_what_cannot_be_measured_has_no_speed_up(reference, arm):
+    references, arms = ([curve([0, 100], v) for v in each] for each in (reference, arm))
+    (found,) = compare_evaluations(references, arms)
+    assert found.p_value is None
+    for each in found.speed_up.values():
+        assert (each.value, each.low, each.high) == (None, None, None)
+
+
+def test_no_interval_where_one_seed_decides_or_there_is_one():
+    learns = [curve([0, 100], [0.0, value]) for value in (2.0, -0.2, -0.2, -0.2, -0.2)]
+    arm = [curve([0, 50], [0.0, 1.0])] * 5
+    found = speed_ups(learns, arm)["tokens"]
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+    one = speed_ups([curve([0, 100], [0.0, 0.5])], [curve([0, 50], [0.0, 0.5])])["tokens"]
+    assert (one.value, one.low, one.high) == (pytest.approx(2), None, None)
+
+
+def test_intervals_cover_arms_that_do_not_differ():
+    """400 A/A tests with 5 seeds: 95%, within 3 standard errors (3.3%)."""
+    rng = np.random.default_rng(1)
+    steps = np.arange(8)
+
+    def runs() -> list[Evaluations]:
+        scales = 3 * np.exp(rng.normal(0, 0.2, 5))
+        noise = rng.normal(0, 0.03, (5, 8))
+        values = 1 - np.exp(-steps / scales[:, None]) + noise
+        return [curve(steps.tolist(), row.tolist()) for row in values]
+
+    inside = 0
+    for _ in range(400):
+        found = speed_ups(runs(), runs())["rollouts"]
+        inside += found.low <= 1 <= found.high
+    assert 0.917 <= inside / 400 <= 0.983
+
+
+def test_verdicts_by_hand():
+    """Holm: the least of four p-values against .05 / 4, the next against .05 / 3, until one fails."""
+    p_values = [0.012, 0.03, 0.001, 0.04, None]
+    found = verdicts(p_values, [2.0, 2.0, 0.5, 0.5, None])
+    unclear = "no difference shown"
+    assert found == ["faster", unclear, "slower", unclear, None]
+    assert verdicts([], []) == []
+
+
+def test_means_are_taken_evaluation_by_evaluation():
+    mean = mean_evaluations([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
+    np.testing.assert_allclose(mean.costs["tokens"], [[0, 200]])
+    np.testing.assert_allclose(mean.scores["value"], [[0.2, 0.5]])
