@@ -12,4 +12,6 @@ from dibs.study.costs import COSTS, Evaluations
 def curve(cost: Sequence[float], value: Sequence[float], **totals: float) -> Evaluations:
     """A run whose costs and scores are all the same."""
     spent, reached = np.array(cost, dtype=float), np.array(value)
-    return Evaluations(dict.fromkeys(COSTS, spent), reached, reached, reached, totals, np.zeros(0))
+    return Evaluations(
+        dict.fromkeys(COSTS, spent), reached, reached, reached, totals, np.zeros((0, 2))
+    )

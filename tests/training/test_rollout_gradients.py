@@ -22,7 +22,7 @@ from dibs.runs.resume_state import load_trainer_state, trainer_state
 from dibs.train import Trainer
 from dibs.training.examples import length_divisor, normalized_example
 from dibs.training.rollout_gradients import RolloutGradients
-from dibs.types import Completion, Group, Rollout
+from dibs.types import Allocation, Completion, Group, Rollout
 from tiny_groups import make_prompt
 from tiny_runs import options
 
@@ -150,7 +150,9 @@ def test_the_measured_gain_by_hand(build, monkeypatch):
     problem = pose(stats, 4, Target("expected_reward", "none"))
     # Undivided, they would be 64 and 36.
     expected = (16 / 2 + 1 / 2) / (16 / 1 + 1 / 3)
-    assert trainer.gradients.gain([groups], [problem])["measured_gain"] == pytest.approx(expected)
+    counts = Allocation(stats.prompt_ids, np.array([1, 3]), "min_variance")
+    found = trainer.gradients.gain([groups], [problem], [counts])
+    assert found["measured_gain"] == pytest.approx(expected)
 
 
 ONLINE = (

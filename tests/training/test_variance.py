@@ -29,7 +29,7 @@ from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.variance_meter import VarianceMeter, _measure, measure_variance
-from dibs.types import Group, InputError
+from dibs.types import Allocation, Group, InputError
 from tiny_runs import options, run, untimed
 
 
@@ -275,23 +275,38 @@ def test_the_gain_measured_in_training_matches_its_definition(tmp_path):
     groups = [
         Group(group.prompt, group.rollouts[:n]) for group, n in zip(pilots, (1, 3, 2), strict=True)
     ]
-    told = meter.gradients.gain([groups], [problem])
-    rate = problem.posterior.accept_rate
-    moments = [
-        np.mean(((group.rewards - p) * norms) ** 2)
-        for group, p, norms in zip(groups, rate, meter.gradients.exact_norms(groups), strict=True)
-    ]
-    expected = np.sum(np.array(moments) / 2) / np.sum(np.array(moments) / [1, 3, 2])
-    assert told["measured_gain"] == pytest.approx(expected)
+    counts = np.array([1, 3, 2])
+    allocation = Allocation(stats.prompt_ids, counts, "uniform")
+    told = meter.gradients.gain([groups], [problem], [allocation])
+    of_step = np.concatenate([group.rewards for group in groups]).mean()
+    moments = []
+    for group, norms in zip(groups, meter.gradients.exact_norms(groups), strict=True):
+        n = len(group.rewards)
+        # The baseline of a completion: the prompt's others, and one that is the mean of the step.
+        others = [(group.rewards.sum() - r + of_step) / n for r in group.rewards]
+        moments.append(np.mean(((group.rewards - others) * norms) ** 2))
+    uniform, chosen = np.sum(np.array(moments) / 2), np.sum(np.array(moments) / counts)
+    assert told["measured_variance_uniform"] == pytest.approx(uniform / 9)
+    assert told["measured_variance"] == pytest.approx(chosen / 9)
+    assert told["measured_gain"] == pytest.approx(uniform / chosen)
+    # A second step joins the first; one that left a prompt out leaves the window without a gain.
+    again = meter.gradients.gain(
+        [groups], [problem], [Allocation(stats.prompt_ids, np.full(3, 2), "")]
+    )
+    assert again["measured_gain"] == pytest.approx(2 * uniform / (chosen + uniform))
     starved = [Group(groups[0].prompt, ()), *groups[1:]]
-    assert meter.gradients.gain([starved], [problem])["measured_gain"] is None
+    nobody = Allocation(stats.prompt_ids, np.array([0, 3, 2]), "uniform")
+    found = meter.gradients.gain([starved], [problem], [nobody])
+    assert found["measured_gain"] is None
+    assert found["measured_variance"] is None
 
 
 def test_training_measures_at_its_interval(tmp_path):
     run(tmp_path / "run", "--variance.interval=2", "--train.steps=3", "--allocate.lower=1")
     lines = untimed(tmp_path / "run")
     assert ["measured_gain" in line for line in lines] == [False, False, True, False]
-    assert lines[2]["measured_gain_low"] <= lines[2]["measured_gain"]
+    assert lines[2]["measured_gain"] > 0
+    assert lines[2]["measured_gain_low"] is None  # one step has no interval
     totals = [line["omega"] for line in lines]
     assert totals == sorted(totals)
     assert lines[3]["delta"] == pytest.approx(

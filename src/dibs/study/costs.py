@@ -36,8 +36,9 @@ class Evaluations:
 
     ``costs``: what was spent until each evaluation, by the names of :data:`COSTS`; seconds leave out
     evaluation and measurement. ``value``: the held-out score that the run is judged by. It and the
-    other scores are float64 [e], step 0 first. ``totals``: the run's summary. ``gains``: the gains in
-    variance that training measured, [steps measured]; NaN where the counts left a prompt out.
+    other scores are float64 [e], step 0 first. ``totals``: the run's summary. ``variances``: of the
+    steps that training measured, under uniform and under their own counts, [steps, 2]; NaN where the
+    counts left a prompt out.
     """
 
     costs: Mapping[str, np.ndarray]
@@ -45,7 +46,7 @@ class Evaluations:
     accuracy: np.ndarray
     pass_at_k: np.ndarray
     totals: Mapping[str, float]
-    gains: np.ndarray
+    variances: np.ndarray
 
     @property
     def mean_value(self) -> float:
@@ -70,14 +71,18 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
 
     costs = {name: axis(lines)[marked] for name, axis in AXES.items()}
     costs["training_rollouts"] = costs["rollouts"] - pilots_thrown_away * series("pilot_rollouts")
-    gains = [line["measured_gain"] for line in lines if "measured_gain" in line]
+    variances = [
+        [line["measured_variance_uniform"], line["measured_variance"]]
+        for line in lines
+        if "measured_variance" in line
+    ]
     return Evaluations(
         costs=costs,
         value=series(value),
         accuracy=series("accuracy"),
         pass_at_k=series("pass_at_k"),
         totals=json.loads((run / "summary.json").read_text(encoding="utf-8")),
-        gains=np.array(gains, dtype=np.float64),
+        variances=np.array(variances, dtype=np.float64).reshape(-1, 2),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dibs.allocation.variance import pooled_gain
 from dibs.config import Config
 from dibs.study.costs import (
     COSTS,
@@ -145,12 +146,16 @@ def _targets(options: CompareConfig) -> list[Target]:
 def _gains(outcome: Outcome) -> Row:
     """Return the gain in variance as training measured it, and the results of the variance meter.
 
-    There is no mean gain if a measured step left a prompt out, since its variance is then infinite.
+    The gain pools all measured steps of all seeds. There is none if a step left a prompt out, since its
+    variance is then infinite.
     """
-    gains = np.concatenate([np.zeros(0), *(c.gains for c in outcome.finished.values())])
-    whole = len(gains) > 0 and not np.isnan(gains).any()
+    found = pooled_gain(
+        *np.concatenate([np.zeros((0, 2)), *(c.variances for c in outcome.finished.values())]).T
+    )
     return {
-        "measured_gain": float(gains.mean()) if whole else None,
+        "measured_gain": found.value,
+        "measured_gain_low": found.low,
+        "measured_gain_high": found.high,
         "variance": {where: _variance(result) for where, result in outcome.meters.items()},
     }
 
@@ -200,7 +205,7 @@ def stored_runs(lines: Sequence[Row]) -> dict[Name, dict[int, Evaluations]]:
             {name: np.array(line[name], dtype=np.float64) for name in names}
             for names in (COSTS, SCORES)
         )
-        run = Evaluations(costs, **scores, totals={}, gains=np.zeros(0))
+        run = Evaluations(costs, **scores, totals={}, variances=np.zeros((0, 2)))
         found.setdefault((line["task"], line["algorithm"], line["arm"]), {})[line["seed"]] = run
     return found
 

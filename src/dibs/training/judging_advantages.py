@@ -17,10 +17,9 @@ def judging_advantages(
     and of one more, which stands for the mean completion of the step. Without the completion itself,
     its ``a^2`` and its gradient are independent.
 
-    ``log_likelihood`` needs ``1 / p^2``. The accept rate is taken as Beta(mu + accepted others, 1 - mu +
-    rejected others) with mu the mean accept rate of the step, and ``1 / E[p^2]`` is used. With a prior
-    of Beta(1, 1) and the completion accepted, the mean of this is ``P(two or more of k + 1 are
-    accepted) / p^2``: right where the prompt has a few successes, and bounded where it has none.
+    ``log_likelihood`` needs ``1 / p^2``. With S of the k - 1 others accepted, ``k (k + 1) / ((S + 1)
+    (S + 2))`` is used. Its mean is ``P(two or more of k + 1 are accepted) / p^2``: right where the
+    prompt has a few successes, and bounded where it has none.
 
     Args:
         target: the objective and its baseline.
@@ -38,7 +37,8 @@ def judging_advantages(
     square = (np.square(known).sum() - np.square(rewards) + np.square(of_step).mean()) / k
     deviation = np.sqrt((square - mean**2).clip(min=0))
     if target.fits_accepted:
-        mean = np.sqrt(mean * (mean * k + 1) / (k + 1))
+        accepted = known.sum() - rewards
+        mean = np.sqrt((accepted + 1) * (accepted + 2) / (k * (k + 1)))
     return np.array(
         [
             target.expected_advantages(rewards[j : j + 1], mean[j], deviation[j])[0]
