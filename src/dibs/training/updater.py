@@ -22,6 +22,7 @@ from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
+from dibs.training.dropout import dropout_masks, set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
@@ -33,7 +34,7 @@ class Updater:
     """AdamW on a policy.
 
     ``reference``: the frozen policy of the KL penalty, needed when ``loss.beta`` > 0.
-    ``total_updates``: length of the learning-rate schedule.
+    ``total_updates``: length of the learning-rate schedule. ``seed``: of dropout masks.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Updater:
         total_updates: int,
         reference: Policy | None = None,
         processes: Processes = ALONE,
+        seed: int = 0,
     ) -> None:
         self.policy = policy
         self.processes = processes
+        self.seed = seed
         self.loss = loss
         self.config = config
         self.reference = reference
@@ -94,18 +97,21 @@ class Updater:
         Updates are made even where there is nothing to learn, so that schedules and comparisons stay
         aligned: the gradient is then 0, though AdamW's momentum may still move the weights. A gradient
         that is NaN or infinite is never applied: its update is skipped. Where memory does not suffice,
-        micro-batches are halved; the result stays the same, rounding aside.
+        micro-batches are halved; the result stays the same, rounding and dropout masks aside.
 
         Raises NonFiniteError after more than ``max_skipped`` skipped updates in a row.
         """
         updates = self.config.updates_per_step
         parts = self._parts(examples, updates)
+        set_update_mode(self.policy.model)
+        made_before = self.scheduler.last_epoch
+        masks = [(self.seed, made_before + u, self.processes.rank) for u in range(updates)]
         # The first update starts from the very weights that it would be compared with.
-        old = [None, *(self._old_logprobs(part) for part in parts[1:])]
+        old = [None, *map(self._old_logprobs, parts[1:], masks[1:])]
         tally = UpdateTally()
-        self.policy.model.train()
         for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
-            made = self._all_reduced(self._fresh_gradient(part, old_logprobs, scale=updates))
+            mine = self._fresh_gradient(part, old_logprobs, updates, masks[u])
+            made = self._all_reduced(mine)
             vector = self.projection() if updates > 1 else None
             norm = self._clip()
             if math.isfinite(made.loss) and math.isfinite(norm):
@@ -184,12 +190,14 @@ class Updater:
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
+        masks: Sequence[int],
     ) -> LossGradient:
         """:meth:`gradient` in place of what ``.grad`` held, in micro-batches that fit into memory."""
 
         def from_zero() -> LossGradient:
             self.optimizer.zero_grad(set_to_none=False)
-            return self.gradient(examples, old_logprobs, scale)
+            with dropout_masks(*masks):
+                return self.gradient(examples, old_logprobs, scale)
 
         return self._with_fitting_batches(examples, from_zero)
 
@@ -223,12 +231,18 @@ class Updater:
         )
         return result
 
-    def _old_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
+    def _old_logprobs(
+        self, examples: Sequence[TrainingExample], masks: Sequence[int]
+    ) -> list[Tensor] | None:
         """``log pi`` before the first update, [T] a completion; None if the loss has no use for it."""
         if not self.loss.needs_old_logprobs:
             return None
-        self.policy.model.train()
-        return self._with_fitting_batches(examples, lambda: self._logprobs(examples))
+
+        def masked() -> list[Tensor]:
+            with dropout_masks(*masks):
+                return self._logprobs(examples)
+
+        return self._with_fitting_batches(examples, masked)
 
     @torch.no_grad()
     def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:
