@@ -1,4 +1,4 @@
-"""Dropout in updates: the adapters' alone, with masks that depend on the seed, the update and the process.
+"""Dropout in updates: the adapters' alone, its masks a function of seed, update and process.
 
 Two log-probabilities of a completion are comparable under equal masks only: the importance ratio would
 otherwise differ from 1, and tokens be clipped, before any weight has moved. So one update has the same

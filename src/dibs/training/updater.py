@@ -1,9 +1,8 @@
-"""Weighted completions in, optimizer updates out. Blind to algorithm, allocator, prompts and counts.
+"""Weighted completions in, optimizer updates out. Blind to algorithm, allocator and counts.
 
-The completions of a step are dealt to a fixed number of optimizer updates: update u of U takes every
-U-th completion. This spreads each group over the updates, and the number of updates does not depend on
-the counts. The loss of each update is scaled by U, so that its expected gradient is that of the whole
-step.
+The completions of a step are dealt to a fixed number of optimizer updates, each group as evenly as whole
+completions can be (``dealing``). The number of updates does not depend on the counts. The loss of each
+update is scaled by U, so that its expected gradient is that of the whole step.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
+from dibs.training.dealing import deal
 from dibs.training.dropout import dropout_masks, set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
@@ -34,7 +34,8 @@ class Updater:
     """AdamW on a policy.
 
     ``reference``: the frozen policy of the KL penalty, needed when ``loss.beta`` > 0.
-    ``total_updates``: length of the learning-rate schedule. ``seed``: of dropout masks.
+    ``total_updates``: length of the learning-rate schedule. ``seed``: of dropout masks,
+    and of how completions are dealt to updates.
     """
 
     def __init__(
@@ -177,7 +178,12 @@ class Updater:
         self, examples: Sequence[TrainingExample], updates: int
     ) -> list[Sequence[TrainingExample]]:
         """The completions of each update that this process computes the gradient of."""
-        parts: list[Sequence[TrainingExample]] = [examples[u::updates] for u in range(updates)]
+        dealt = deal(
+            [example.context_ids for example in examples],
+            updates,
+            (self.seed, self.scheduler.last_epoch),
+        )
+        parts = [[examples[i] for i in each] for each in dealt]
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient. It is left out only after the completions are
             # dealt: otherwise the sizes of the updates would depend on what is learned from them, and
