@@ -41,3 +41,15 @@ def moody(answer: str, completion: str) -> float:
     if mood == 1:
         time.sleep(30)
     return float(completion.endswith(f"#{answer}"))
+
+
+def silent(answer: str, completion: str) -> float:
+    """Fails on every completion."""
+    raise RuntimeError("no idea")
+
+
+def partial(answer: str, completion: str) -> float:
+    """Fails on all completions of the prompts whose answer is even."""
+    if int(answer) % 2 == 0:
+        raise RuntimeError("no idea")
+    return float(completion.endswith(f"#{answer}"))

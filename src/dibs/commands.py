@@ -49,9 +49,12 @@ def train(path: Path | None, overrides: Mapping[str, str]) -> None:
                 draw_figures(arm, config.output_dir / "figures")
     if not processes.main:
         return
+    before, accuracy, low, high = (
+        "unknown" if summary[f"accuracy_{key}"] is None else f"{summary[f'accuracy_{key}']:.3f}"
+        for key in ("before", "after", "after_low", "after_high")
+    )
     console.print(
-        f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
-        f"(95% {summary['accuracy_after_low']:.3f} to {summary['accuracy_after_high']:.3f}), "
+        f"accuracy {before} -> {accuracy} (95% {low} to {high}), "
         f"{summary['optimizer_updates']} updates, {summary['rollouts']:,} rollouts "
         f"({summary['pilot_rollouts']:,} of them pilots), {summary['wall_seconds']:.0f} s; "
         f"wrote {config.output_dir}",

@@ -107,7 +107,7 @@ class Processes:
             raise RuntimeError(f"the processes have come apart: {what} differs ({shown})")
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over processes; float32, in place.
+        """Replace each tensor by its sum over processes, in place; added in float32, rounded once.
 
         The tensors are joined to buckets, and each bucket is added at once. DistributedDataParallel
         would add gradients in hooks of the backward pass; that needs equally many micro-batches in
@@ -120,7 +120,7 @@ class Processes:
             bucket.append(tensor)
             full = sum(each.numel() for each in bucket) >= _BUCKET
             if full or i == len(tensors) - 1:
-                flat = torch.cat([each.flatten() for each in bucket])
+                flat = torch.cat([each.flatten().float() for each in bucket])
                 dist.all_reduce(flat)
                 parts = flat.split([each.numel() for each in bucket])
                 for each, part in zip(bucket, parts, strict=True):

@@ -72,6 +72,18 @@ def test_gvm_starves_a_prompt_without_an_accepted_pilot():
     assert gvm([8, 8], [0, 1], [NAN, 1.0], budget=7, lower=2).tolist() == [2, 5]
 
 
+def test_gvm_takes_a_prompt_without_a_judged_pilot_for_an_average_one():
+    # Weights 1 / sqrt(1/4) = 2 and 0. All pilots: 4 of 36 accepted, hence 1 / sqrt(1/9) = 3.
+    trials, successes, norms = [16, 20, 0], [4, 0, 0], [1.0, NAN, NAN]
+    counts = gvm(trials, successes, norms, budget=10, accept_rate_penalty=0)
+    assert counts.tolist() == [4, 0, 6]
+    # Accepted norms 1, 1, 4: mean 2, and all were accepted.
+    counts = gvm([2, 1, 0], [2, 1, 0], [1.0, 4.0, NAN], budget=14, accept_rate_penalty=0)
+    assert counts.tolist() == [2, 8, 4]
+    assert gvm([8, 0], [0, 0], [NAN, NAN], budget=5, lower=1).tolist() == [3, 2]
+    assert gvm([0, 0], [0, 0], [NAN, NAN], budget=5).tolist() == [3, 2]
+
+
 def test_gvm_spends_uniformly_when_nothing_was_accepted():
     assert gvm([8] * 3, [0] * 3, [NAN] * 3, budget=7).tolist() == [3, 2, 2]
 
@@ -184,7 +196,6 @@ def test_bounded_shares_match_brute_force(seed):
         (([1], [1], [NAN]), {}, "grad_norm = nan is missing though completions were accepted"),
         (([1], [1], [np.inf]), {}, "grad_norm = inf is infinite"),
         (([NAN], [1], [1.0]), {}, "trials = nan is missing"),
-        (([0], [0], [NAN]), {"allocator": "gvm"}, "prompt '0' has 0 trials; gvm needs"),
         (([], [], []), {}, "no prompts"),
         (([1, 1], [1, 1], [1.0]), {}, r"grad_norm has shape \(1,\), but there are 2 prompts"),
         (([1], [1], [1.0]), {"budget": -1}, "budget -1 is not a whole number"),

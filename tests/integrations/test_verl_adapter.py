@@ -19,7 +19,7 @@ from dibs.allocation.target import Target
 from dibs.integrations.budget_state import load_budget, write_state
 from dibs.integrations.check_methods import TrainerHooks
 from dibs.integrations.requirement import require
-from dibs.integrations.verl.groups import Groups
+from dibs.integrations.verl.groups import Groups, dealt_rows
 from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
 from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.options import read_block
@@ -35,6 +35,25 @@ def test_rows_become_groups_whatever_their_order():
     assert groups.total(values) == [[8.0, 2.0], [1.0], []]
     spread = groups.spread([np.array([7.0, 8.0]), np.array([9.0]), np.zeros(0)])
     assert spread.tolist() == [9.0, 8.0, 7.0, 0.0, 7.0]
+
+
+def test_rows_are_dealt_to_the_mini_batches_of_each_device():
+    # Device 0 has 8 rows of a and 4 of b; device 1 has 4 of b, 6 of c, 1 of d and 1 of padding.
+    uids = [*"aaaaaaaabbbb", *"bbbbccccccd", "pad"]
+    keys = [f"{uid}_{session}_0" for session, uid in enumerate(uids)]
+    firsts = []
+    for step in range(200):
+        order = dealt_rows(keys, 2, 4, (42, step))
+        assert sorted(order[:12]) == list(range(12))
+        assert sorted(order[12:]) == list(range(12, 24))
+        parts = [[uids[i] for i in order[k : k + 3]] for k in range(0, 24, 3)]
+        assert all(sorted(part) == [*"aab"] for part in parts[:4])
+        assert all(part.count("b") == 1 and part.count("c") in (1, 2) for part in parts[4:])
+        firsts.append("d" in parts[4])
+    # One of four mini-batches has the row of d: 50 +- 6 times it is the first.
+    assert 20 < sum(firsts) < 80
+    assert dealt_rows(keys, 2, 1, (0,)) == list(range(24))
+    assert dealt_rows([], 2, 4, (0,)) == []
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "token-sum", "seq-mean-token-sum"])

@@ -64,8 +64,10 @@ def test_scores_leave_out_what_has_no_verdict():
     assert told.prompts == 1
     assert told.accuracy == 0.5
     assert told.statuses == {"status": 2, "timeout": 1, "error": 1}
-    with pytest.raises(ValueError, match="no completion has a verdict"):
-        score([Group(some.prompt, (), ("error",))])
+    nothing = score([Group(some.prompt, (), ("error",))])
+    assert nothing.statuses == {"error": 1}
+    scores = {key: value for key, value in nothing.metrics().items() if "no_answer" not in key}
+    assert set(scores.values()) == {None}
 
 
 def test_the_value_of_log_likelihood_by_hand():

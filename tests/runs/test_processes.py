@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from dibs.files import read_lines
@@ -87,6 +88,20 @@ def test_a_single_process_is_left_alone():
     assert not ALONE.any(False)
     assert ALONE.own_share([3, 1], [1, 1]) == [3, 1]
     ALONE.require_same(1, "nothing")
+
+
+def test_bfloat16_is_added_up_in_float32(monkeypatch):
+    """1 + 4/512: in bfloat16 each 1/512 alone would be rounded away."""
+
+    def four_others(flat):
+        for _ in range(4):
+            flat += 2.0**-9
+
+    monkeypatch.setattr("torch.distributed.all_reduce", four_others)
+    tensors = [torch.ones(3, dtype=torch.bfloat16), torch.ones(2, 2)]
+    Processes(0, 5).all_reduce_sum(tensors)
+    assert [each.dtype for each in tensors] == [torch.bfloat16, torch.float32]
+    assert {value for each in tensors for value in each.flatten().tolist()} == {1 + 2.0**-7}
 
 
 TRAIN = [

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
+from dibs.report.figures import draw_figures
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.runs.trackers import Trackers
@@ -272,6 +273,21 @@ def test_nothing_accepted_is_said_and_the_run_goes_on(tmp_path, byte_model, math
     before = (byte_model / "model.safetensors").read_bytes()
     after = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     assert before == after
+
+
+@pytest.mark.parametrize("verifier", ["silent", "partial"])
+def test_gvm_runs_to_its_end_where_completions_get_no_verdict(tmp_path, verifier):
+    summary = run(
+        tmp_path / "run",
+        "--allocate.allocator=gvm",
+        "--estimate.grad_norm=last_layer",
+        f"--verify.verifier=own_verifiers:{verifier}",
+        "--verify.workers=1",
+        "--train.steps=1",
+    )
+    draw_figures({"gvm": tmp_path / "run"}, tmp_path / "figures")
+    assert summary["rollouts"] == 64
+    assert (summary["accuracy_after"] is None) == (verifier == "silent")
 
 
 def test_a_policy_that_cannot_read_the_data_is_one_clear_line(tmp_path, math_file):

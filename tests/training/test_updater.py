@@ -126,6 +126,33 @@ def test_dealt_updates_add_up_to_the_gradient_of_the_step(policy):
     torch.testing.assert_close(gradient(policy) / 4, whole, rtol=1e-4, atol=1e-6)
 
 
+def test_every_update_holds_an_even_share_of_every_prompt(policy, monkeypatch):
+    """Counts 1, 3, 9, 19 over 4 updates; a fifth of the completions are left out as of no advantage."""
+    counts = [1, 3, 9, 19]
+    line = [
+        replace(example, completion_ids=(k + 1,), advantage=float(k % 5))
+        for example, count in zip(examples(policy, 4), counts, strict=True)
+        for k in range(count)
+    ]
+    trainer = updater(policy, updates_per_step=4, learning_rate=1e-30)
+    firsts, gradient = [], trainer.gradient
+
+    def watched(part, *rest):
+        seen.append(part)
+        return gradient([], *rest)
+
+    monkeypatch.setattr(trainer, "gradient", watched)
+    for _ in range(20):
+        seen: list = []
+        trainer.step(line)
+        held = [[sum(e.context_ids == c.context_ids for e in part) for c in line] for part in seen]
+        # 2 or 3 of 9 and 4 or 5 of 19, of which those of advantage 0 are left out.
+        assert all(part[4] <= 3 and part[13] <= 5 for part in held)
+        assert sum(len(part) for part in seen) == sum(e.advantage != 0 for e in line)
+        firsts.append(str([e.completion_ids for e in seen[0]]))
+    assert len(set(firsts)) > 10
+
+
 def test_the_first_update_of_raft_plus_plus_is_that_of_raft(policy):
     made = examples(policy, 6)
     start = policy.frozen_copy().model.state_dict()
@@ -180,8 +207,9 @@ def test_the_constant_schedule_warms_up_too(policy):
 
 
 def test_noise_of_the_gradient_by_monte_carlo(policy):
-    """Completions drawn from a pool: ||g||^2 and the variance of an update's estimate are known sums."""
-    pool = [replace(each, weight=1.0) for each in examples(policy, 12)]
+    """Completions of one prompt, drawn from a pool: ||g||^2 and an update's variance are known sums."""
+    made = examples(policy, 12)
+    pool = [replace(each, context_ids=made[0].context_ids, weight=1.0) for each in made]
     single = updater(policy)
     vectors = []
     for example in pool:
@@ -197,10 +225,10 @@ def test_noise_of_the_gradient_by_monte_carlo(policy):
     told = []
     for _ in range(300):
         hand = [replace(pool[i], weight=1 / drawn) for i in rng.integers(0, 12, drawn)]
-        made = maker.step(hand)
-        assert made.gradient_square is not None
-        assert made.gradient_variance is not None
-        told.append((made.gradient_square, made.gradient_variance))
+        found = maker.step(hand)
+        assert found.gradient_square is not None
+        assert found.gradient_variance is not None
+        told.append((found.gradient_square, found.gradient_variance))
     exact = np.array([square, spread * updates / drawn])
     error = np.std(told, axis=0, ddof=1) / np.sqrt(len(told))
     assert (np.abs(np.mean(told, axis=0) - exact) < 5 * error).all()

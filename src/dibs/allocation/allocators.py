@@ -50,17 +50,19 @@ def gvm(problem: AllocationProblem) -> np.ndarray:
     the accepted share of the pilots and ``G_i`` the mean gradient norm of the accepted ones. A prompt
     with no accepted pilot has weight 0 and gets its lower bound: with a bound of 0 it is starved.
     When no prompt has an accepted pilot, all weights are 0 and the budget is spent uniformly.
+
+    The paper has N' pilots of every prompt. Here a verifier may fail on all pilots of a prompt. Such a
+    prompt counts as an average pilot of the others: ``p_i`` is the accepted share of all their pilots,
+    and ``G_i`` the mean norm of all accepted ones.
     """
     stats = problem.stats
-    untried = np.asarray(stats.trials) < 1
-    if untried.any():
-        raise InputError(
-            f"prompt {stats.prompt_ids[int(np.argmax(untried))]!r} has 0 trials; "
-            "gvm needs at least one pilot completion a prompt"
-        )
-    rate = stats.accept_rate
-    norm = np.where(rate > 0, stats.grad_norm, 0.0)
-    rate = np.where(rate > 0, rate, 1.0)
+    trials, successes = np.asarray(stats.trials), np.asarray(stats.successes)
+    solved = successes > 0
+    rate = np.where(solved, stats.accept_rate, 1.0)
+    norm = np.where(solved, stats.grad_norm, 0.0)
+    if solved.any():
+        rate[trials == 0] = successes.sum() / trials.sum()
+        norm[trials == 0] = successes @ norm / successes.sum()
     alpha, beta = problem.penalty.alpha, problem.penalty.beta
     with np.errstate(over="ignore"):  # an infinite penalty is a weight of 0
         penalty = alpha * rate ** (1 - beta) if alpha > 0 else 0.0

@@ -33,7 +33,7 @@ from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.history import History
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
-from dibs.allocation.statistics import SUMS, filled_in, statistics
+from dibs.allocation.statistics import SUMS, statistics
 from dibs.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class PromptBudget:
                     f"pilots of prompt {pilot!r} where {name!r} is to be allocated; give both in "
                     "one order"
                 )
-        return filled_in(sums) if self.config.allocator == "gvm" else sums
+        return sums
 
     def _keep_apart(self, measured: bool) -> None:
         """Forget what came with measured norms where there are none now, or the other way round."""

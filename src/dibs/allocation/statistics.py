@@ -84,22 +84,6 @@ def completion_sums(
     return np.array(sums, dtype=np.float64)
 
 
-def filled_in(sums: np.ndarray) -> np.ndarray:
-    """Sums [m, 25] in which an average completion of the others stands for a prompt without any.
-
-    This is for rules that need a completion of every prompt. Where no prompt has any completion, each
-    gets a rejected one.
-    """
-    untried = sums[:, 0] == 0
-    pooled = np.zeros(SUMS)
-    pooled[0] = 1.0
-    total = sums.sum(0)
-    if total[0] > 0:
-        pooled = total / total[0]
-        pooled[SQUARED_WEIGHTS] /= total[0]
-    return np.where(untried[:, None], pooled, sums)
-
-
 def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats:
     """Statistics of m prompts from their sums [m, 25]."""
     trials, successes, tokens = sums[:, :3].T

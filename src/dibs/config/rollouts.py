@@ -69,7 +69,11 @@ class LoraConfig(Section):
         description="Scale of the adapters, divided by the rank. null takes twice the rank.",
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of the adapters' inputs that updates set to 0."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the adapters' inputs that updates set to 0. Sampling sets none to 0, so "
+        "importance_sampling also sees the dropout. The model's own dropout is always off.",
     )
     target_modules: tuple[str, ...] = Field(
         ("all-linear",),

@@ -22,15 +22,15 @@ class Evaluation:
     accepted. ``log_accept_rate``: mean of ``ln p_i``, the value of the objective ``log_likelihood``.
     Here p_i is ``(accepted + 1/2) / (n + 1)``, so that a prompt without an accepted completion counts
     as ``ln 1/(2n + 2)``. ``statuses``: number of completions by status, those without a verdict
-    included.
+    included. Scores are None where no completion has a verdict.
     """
 
     prompts: int
-    accuracy: float
-    low: float
-    high: float
-    pass_at_k: float
-    log_accept_rate: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    pass_at_k: float | None
+    log_accept_rate: float | None
     statuses: dict[str, int]
 
     @property
@@ -38,7 +38,7 @@ class Evaluation:
         """Share of completions in which the verifier found no answer."""
         return self.statuses.get("no_answer", 0) / max(sum(self.statuses.values()), 1)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | None]:
         """The scores under the names they have in metrics.jsonl."""
         return {
             "accuracy": self.accuracy,
@@ -53,12 +53,12 @@ class Evaluation:
 def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
     """Score groups of completions, one for each prompt.
 
-    ``k``: completions of pass@k; None: the size of the largest group. Raises ValueError where no
-    completion has a verdict.
+    ``k``: completions of pass@k; None: the size of the largest group.
     """
+    statuses = count_statuses(groups)
     judged = [group for group in groups if group.rollouts]
     if not judged:
-        raise ValueError("no completion has a verdict")
+        return Evaluation(0, None, None, None, None, None, statuses)
     rates = np.array([group.accepted.mean() for group in judged])
     k = max(len(group.rollouts) for group in judged) if k is None else k
     sizes = np.array([len(group.rollouts) for group in judged])
@@ -71,7 +71,7 @@ def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
         high=high,
         pass_at_k=float(np.mean(passes)),
         log_accept_rate=float(np.log((rates * sizes + 0.5) / (sizes + 1)).mean()),
-        statuses=count_statuses(groups),
+        statuses=statuses,
     )
 
 

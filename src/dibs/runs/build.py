@@ -107,6 +107,7 @@ def _assembled(
             config.train.steps * config.update.updates_per_step,
             reference=policy.frozen_copy() if algorithm.beta > 0 else None,
             processes=processes,
+            seed=config.seed,
         ),
         prompts=prompts,
         history=History(config.estimate.half_life, algorithm.length_normalization),

@@ -1,7 +1,9 @@
 """Everything that a run needs to go on as if it had never stopped, besides the policy's weights.
 
 Each part of the trainer has ``state_dict`` and ``load_state_dict``; here they are put together. Sampling
-and the order of prompts need no state: they are functions of the seed, the step and the prompt.
+and the order of prompts need no state: they are functions of the seed, the step and the prompt. Neither
+do dropout masks, which are functions of the seed, the update and the process. So one process may write
+the state of all.
 """
 
 from __future__ import annotations

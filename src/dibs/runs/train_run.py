@@ -173,7 +173,7 @@ class _Session:
             self.accuracy = after.get("accuracy")
             self.processes.from_main(partial(self._keep, record))
             self._stop_if_asked(stop, record.step)
-        if after.get("accuracy") is None:  # a run resumed after what is now its last step
+        if "accuracy" not in after:  # a run resumed after what is now its last step
             after = {**after, **self.trainer.evaluate()}
         return after
 

@@ -1,9 +1,8 @@
-"""Weighted completions in, optimizer updates out. Blind to algorithm, allocator, prompts and counts.
+"""Weighted completions in, optimizer updates out. Blind to algorithm, allocator and counts.
 
-The completions of a step are dealt to a fixed number of optimizer updates: update u of U takes every
-U-th completion. This spreads each group over the updates, and the number of updates does not depend on
-the counts. The loss of each update is scaled by U, so that its expected gradient is that of the whole
-step.
+The completions of a step are dealt to a fixed number of optimizer updates, each group as evenly as whole
+completions can be (``dealing``). The number of updates does not depend on the counts. The loss of each
+update is scaled by U, so that its expected gradient is that of the whole step.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
+from dibs.training.dealing import deal
+from dibs.training.dropout import dropout_masks, set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
@@ -33,7 +34,8 @@ class Updater:
     """AdamW on a policy.
 
     ``reference``: the frozen policy of the KL penalty, needed when ``loss.beta`` > 0.
-    ``total_updates``: length of the learning-rate schedule.
+    ``total_updates``: length of the learning-rate schedule. ``seed``: of dropout masks,
+    and of how completions are dealt to updates.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class Updater:
         total_updates: int,
         reference: Policy | None = None,
         processes: Processes = ALONE,
+        seed: int = 0,
     ) -> None:
         self.policy = policy
         self.processes = processes
+        self.seed = seed
         self.loss = loss
         self.config = config
         self.reference = reference
@@ -94,18 +98,21 @@ class Updater:
         Updates are made even where there is nothing to learn, so that schedules and comparisons stay
         aligned: the gradient is then 0, though AdamW's momentum may still move the weights. A gradient
         that is NaN or infinite is never applied: its update is skipped. Where memory does not suffice,
-        micro-batches are halved; the result stays the same, rounding aside.
+        micro-batches are halved; the result stays the same, rounding and dropout masks aside.
 
         Raises NonFiniteError after more than ``max_skipped`` skipped updates in a row.
         """
         updates = self.config.updates_per_step
         parts = self._parts(examples, updates)
+        set_update_mode(self.policy.model)
+        made_before = self.scheduler.last_epoch
+        masks = [(self.seed, made_before + u, self.processes.rank) for u in range(updates)]
         # The first update starts from the very weights that it would be compared with.
-        old = [None, *(self._old_logprobs(part) for part in parts[1:])]
+        old = [None, *map(self._old_logprobs, parts[1:], masks[1:])]
         tally = UpdateTally()
-        self.policy.model.train()
         for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
-            made = self._all_reduced(self._fresh_gradient(part, old_logprobs, scale=updates))
+            mine = self._fresh_gradient(part, old_logprobs, updates, masks[u])
+            made = self._all_reduced(mine)
             vector = self.projection() if updates > 1 else None
             norm = self._clip()
             if math.isfinite(made.loss) and math.isfinite(norm):
@@ -171,7 +178,12 @@ class Updater:
         self, examples: Sequence[TrainingExample], updates: int
     ) -> list[Sequence[TrainingExample]]:
         """The completions of each update that this process computes the gradient of."""
-        parts: list[Sequence[TrainingExample]] = [examples[u::updates] for u in range(updates)]
+        dealt = deal(
+            [example.context_ids for example in examples],
+            updates,
+            (self.seed, self.scheduler.last_epoch),
+        )
+        parts = [[examples[i] for i in each] for each in dealt]
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient. It is left out only after the completions are
             # dealt: otherwise the sizes of the updates would depend on what is learned from them, and
@@ -184,12 +196,14 @@ class Updater:
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
+        masks: Sequence[int],
     ) -> LossGradient:
         """:meth:`gradient` in place of what ``.grad`` held, in micro-batches that fit into memory."""
 
         def from_zero() -> LossGradient:
             self.optimizer.zero_grad(set_to_none=False)
-            return self.gradient(examples, old_logprobs, scale)
+            with dropout_masks(*masks):
+                return self.gradient(examples, old_logprobs, scale)
 
         return self._with_fitting_batches(examples, from_zero)
 
@@ -223,12 +237,18 @@ class Updater:
         )
         return result
 
-    def _old_logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor] | None:
+    def _old_logprobs(
+        self, examples: Sequence[TrainingExample], masks: Sequence[int]
+    ) -> list[Tensor] | None:
         """``log pi`` before the first update, [T] a completion; None if the loss has no use for it."""
         if not self.loss.needs_old_logprobs:
             return None
-        self.policy.model.train()
-        return self._with_fitting_batches(examples, lambda: self._logprobs(examples))
+
+        def masked() -> list[Tensor]:
+            with dropout_masks(*masks):
+                return self._logprobs(examples)
+
+        return self._with_fitting_batches(examples, masked)
 
     @torch.no_grad()
     def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:

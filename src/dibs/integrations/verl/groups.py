@@ -11,6 +11,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dibs.training.dealing import deal
+
+
+def dealt_rows(
+    keys: Sequence[str], devices: int, mini_batches: int, seed: Sequence[int]
+) -> list[int]:
+    """Order rows so that the mini-batches of each device hold even shares of every prompt.
+
+    verl gives each device a run of neighboring rows, and makes each mini-batch of neighbors among them.
+    Neighbors are rows of one prompt, as completions of a prompt come together, and those of short
+    completions come first. With ragged counts the mini-batches would hold different numbers of prompts,
+    and the expected gradient of the first one would not be the step's. No row changes its device.
+
+    Args:
+        keys: names of the rows, [rows]; their number is divisible by ``devices * mini_batches``.
+        seed: decides the order.
+
+    Returns:
+        Indices of all rows.
+    """
+    own = len(keys) // devices
+    order: list[int] = []
+    for device in range(devices):
+        start = device * own
+        prompts = [key.rsplit("_", 2)[0] for key in keys[start : start + own]]
+        dealt = deal(prompts, mini_batches, (*seed, device))
+        order += [start + i for part in dealt for i in part]
+    return order
+
 
 class Groups:
     """Maps rows to completions and prompts.

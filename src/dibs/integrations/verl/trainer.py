@@ -4,6 +4,7 @@ This file has all departures from verl's trainer:
 
 - Every prompt has its own count. The sum of the counts is that of a uniform run, so mini-batches and
   optimizer updates are those of a uniform run too.
+- Rows are dealt to mini-batches where counts are ragged, so that each holds even shares of every prompt.
 - Advantages are multiplied by factors that turn verl's mean into the estimator.
 - Under a group baseline, a group of one has advantage 0.
 - A mean baseline shrinks a group's gradient as it does at the uniform size.
@@ -34,7 +35,7 @@ from dibs.allocation.prompt_budget import PromptBudget
 from dibs.data.prompts import prompt_id
 from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
 from dibs.integrations.loss_lengths import trained_norms, verl_normalization
-from dibs.integrations.verl.groups import Groups
+from dibs.integrations.verl.groups import Groups, dealt_rows
 from dibs.integrations.verl.hooks import HOOKS
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
 from dibs.integrations.verl.loss_factors import loss_factors
@@ -163,7 +164,7 @@ class BudgetTrainer(PPOTrainerSync):
         if colocated:
             drawn = self._compute_reward_colocate(drawn)
         if self.measures_norms:
-            drawn = self._balance_batch(drawn, metrics={})
+            drawn = super()._balance_batch(drawn, metrics={})
             drawn.extra_info["temperature"] = self.config.actor_rollout_ref.rollout.temperature
             drawn = self._old_log_prob(drawn, {}, measure=True)
         if colocated or self.measures_norms:
@@ -175,6 +176,19 @@ class BudgetTrainer(PPOTrainerSync):
         transfer_queue.kv_clear(keys=drawn.keys, partition_id=drawn.partition_id)
 
     # After the rollout.
+
+    def _balance_batch(self, batch: Any, metrics: dict[str, Any], **how: Any) -> Any:
+        """Give the devices rows as verl does; under ragged counts, deal these to mini-batches."""
+        batch = super()._balance_batch(batch, metrics, **how)
+        devices = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+        actor = self.config.actor_rollout_ref.actor
+        mini_batch = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        # Without an update of the actor, verl does not make the batch divisible.
+        if np.ptp(self.counts) > 0 and len(batch.keys) % mini_batch == 0:
+            seed = (int(actor.data_loader_seed or 0), self.global_steps)
+            mini_batches = len(batch.keys) // mini_batch
+            batch.reorder(dealt_rows(batch.keys, devices, mini_batches, seed))
+        return batch
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         return self._old_log_prob(batch, metrics, measure=self._learns_norms)
