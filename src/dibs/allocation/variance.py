@@ -39,34 +39,21 @@ def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> 
     return total / len(counts) ** 2
 
 
-def achievable_gain(sigma_squared: np.ndarray, cost: np.ndarray) -> Interval:
-    """Variance of uniform counts over that of the best real counts, which cost the same.
+def gain(above: np.ndarray, below: np.ndarray, factor: float = 1.0) -> Interval:
+    """``factor sum above / sum below`` over prompts [m]."""
+    return bootstrap(lambda w: factor * (w @ above) / (w @ below), len(above))
 
-    It is ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``; for unit costs, ``1 + CV^2(sigma)``.
 
-    Args:
-        sigma_squared: ``sigma_i^2``, [m].
-        cost: ``c_i`` of one completion of each prompt, [m].
+def shrunken_gain(
+    uniform: np.ndarray, chosen: np.ndarray, kept: np.ndarray, uniform_kept: np.ndarray
+) -> Interval:
+    """The gain where both gradients are scaled to one length: times the square of ``kept`` over uniform's.
+
+    All are [m].
     """
-    sigma = np.sqrt(sigma_squared * cost)
-
-    def gain(weights: np.ndarray) -> float:
-        return float((weights @ cost) * (weights @ sigma_squared) / (weights @ sigma) ** 2)
-
-    return bootstrap(gain, len(sigma))
-
-
-def captured_gain(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Interval:
-    """``(gain - 1) / (oracle's gain - 1)`` from the shares [m] of three allocations."""
-    gain = _finite(gain)
-
-    def share(weights: np.ndarray) -> float:
-        even = weights @ uniform
-        best = even / (weights @ oracle) - 1
-        # Where nothing can be gained, the share of it means nothing.
-        return float((even / (weights @ gain) - 1) / best) if best > 0.01 else np.nan
-
-    return bootstrap(share, len(uniform))
+    return bootstrap(
+        lambda w: (w @ uniform) / (w @ chosen) * ((w @ kept) / (w @ uniform_kept)) ** 2, len(chosen)
+    )
 
 
 @dataclass(frozen=True)

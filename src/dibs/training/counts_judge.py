@@ -1,0 +1,246 @@
+"""What counts are worth by measured gradients: some completions decide, the others judge.
+
+Of many completions of each prompt some, drawn anew several times, play the pilots that an allocator would
+see. The others judge its counts by the gradient that an estimator makes of whole groups of those counts
+(``group_variance``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dibs.allocation.achievable import sigma_posterior
+from dibs.allocation.allocators import solve
+from dibs.allocation.cross_fit import allocation_problems, cross_fit, undivided
+from dibs.allocation.group_variance import (
+    GroupGradient,
+    PromptGradients,
+    coefficients,
+    shares_of_parts,
+)
+from dibs.allocation.least_variance import least_variance
+from dibs.allocation.posterior import fit_posterior
+from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.target import Target
+from dibs.config import Config, needs_statistics
+from dibs.training.measured_gradients import MeasuredGradients
+from dibs.types import Group
+
+DRAWS = 20
+"""Times that pilots are drawn from the completions of every prompt."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the completions that play the pilots decide of a step.
+
+    ``counts``: of each part of the gradient, [m] each. ``accept_rates``: by which ``prompt_mean`` divides,
+    of each part. ``others``: completions of a prompt that enter the baselines of a part only.
+    """
+
+    counts: Sequence[np.ndarray]
+    accept_rates: Sequence[np.ndarray]
+    others: int = 0
+
+
+Decide = Callable[[np.ndarray], Decision]
+"""Decides by a random order of every prompt's completions, int [m, K], of which it looks at the first."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Means over draws, [m] each: the variance and the expected gradient, and those of uniform counts."""
+
+    variance: np.ndarray
+    kept: np.ndarray
+    uniform_variance: np.ndarray
+    uniform_kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class AllocationOutcome:
+    """An allocation over the draws.
+
+    ``shares``: by estimator. ``counts``: completions of each prompt, [m]. ``extra``: completions that
+    decided the counts and were thrown away, [m]. ``complete``: whether every prompt got a completion in
+    every part.
+    """
+
+    shares: Mapping[str, Share]
+    counts: np.ndarray
+    extra: np.ndarray
+    complete: bool
+
+
+@dataclass(frozen=True)
+class CountsJudge:
+    """Judges counts on measured gradients; ``config`` is that of the measured number of prompts."""
+
+    config: Config
+    measured: MeasuredGradients
+    even: AllocationProblem
+
+    @property
+    def target(self) -> Target:
+        """The gradient that is estimated."""
+        return Target.of(self.config.algorithm)
+
+    @property
+    def deciding(self) -> int:
+        """Completions of a prompt that decide its counts or its accept rate."""
+        return deciding_completions(self.config)
+
+    @property
+    def estimators(self) -> list[str]:
+        """The configured estimator, and others of the same target that it may be compared with."""
+        names = [self.config.algorithm.estimator]
+        if self.target.fits_accepted:
+            known = self.deciding > 0
+            names += ["self_normalized", *(["prompt_mean"] if known else [])]
+        return list(dict.fromkeys(names))
+
+    @property
+    def uniform(self) -> np.ndarray:
+        """Uniform counts, [m]."""
+        return solve(self.even, "uniform").counts
+
+    def allocations(self) -> dict[str, AllocationOutcome]:
+        """Uniform counts, the configured allocator's, and those that half the completions decide."""
+        m, mode = len(self.measured.groups), self.config.estimate.mode
+        extra = np.full(m, float(self.deciding if mode == "pilot" else 0))
+        chosen = self._averaged(self._allocators_decision, self.deciding, extra)
+        needed = needs_statistics("uniform", self.target.objective, self.estimators[0])
+        found = {"uniform": self._uniform(chosen, extra if needed else np.zeros(m))}
+        if self.config.allocate.allocator != "uniform":
+            found[self.config.allocate.allocator] = chosen
+        if self.measured.is_binary:
+            half = len(self.measured.prompts[0].rewards) // 2
+            found["oracle_held_out"] = self._averaged(self._informed_decision, half, np.zeros(m))
+        return found
+
+    def _uniform(self, chosen: AllocationOutcome, extra: np.ndarray) -> AllocationOutcome:
+        shares = {
+            name: Share(s.uniform_variance, s.uniform_kept, s.uniform_variance, s.uniform_kept)
+            for name, s in chosen.shares.items()
+        }
+        counts = self.uniform
+        return AllocationOutcome(shares, counts.astype(np.float64), extra, bool((counts > 0).all()))
+
+    def _allocators_decision(self, picked: np.ndarray) -> Decision:
+        """What the configured allocator decides, seeing pilots only."""
+        if not self.deciding:
+            return Decision([self.uniform], [np.ones(len(picked))])
+        pilots, norms = self._pilots(picked, self.deciding)
+        crossed = self.config.estimate.mode == "cross_fit"
+        if crossed:
+            estimate = cross_fit(pilots, norms)
+        else:
+            prompts = [group.prompt for group in pilots]
+            estimate = undivided(pilot_statistics(pilots, norms), prompts)
+        problems = allocation_problems(estimate.parts, self.config)
+        return Decision(
+            [solve(problem, self.config.allocate.allocator).counts for problem in problems],
+            [problem.posterior.accept_rate for problem in problems],
+            self.deciding // 2 if crossed else 0,
+        )
+
+    def _informed_decision(self, picked: np.ndarray) -> Decision:
+        """What half the completions decide, by the model behind the achievable gain."""
+        half = picked.shape[1] // 2
+        measured, seen = self.measured, picked[:, :half]
+        accepted, squares = (
+            np.take_along_axis(values, seen, 1) for values in (measured.accepted, measured.squares)
+        )
+        posterior = sigma_posterior(accepted, squares, self.target, measured.signal(self.target))
+        counts = self.uniform
+        if posterior is not None:
+            even, lower = self.even, self.even.lower
+            if self.target.has_baseline:
+                lower = np.maximum(lower, np.minimum(even.upper, 2))
+                lower = lower if lower @ even.cost <= even.budget else even.lower
+            counts = least_variance(posterior.typical, even.budget, lower, even.upper, even.cost)
+        statistics = pilot_statistics(*self._pilots(picked, half))
+        return Decision([counts], [fit_posterior(statistics).accept_rate])
+
+    def _pilots(self, picked: np.ndarray, seen: int) -> tuple[list[Group], list[np.ndarray]]:
+        """The first ``seen`` completions of every prompt, and their norms."""
+        rows = picked[:, :seen]
+        groups = [
+            Group(group.prompt, tuple(group.rollouts[j] for j in row))
+            for group, row in zip(self.measured.groups, rows, strict=True)
+        ]
+        return groups, [own[row] for own, row in zip(self.measured.norms, rows, strict=True)]
+
+    def _averaged(self, decide: Decide, seen: int, extra: np.ndarray) -> AllocationOutcome:
+        """Over draws: the first ``seen`` of a random order decide, the others judge."""
+        m, per_prompt = len(self.measured.groups), len(self.measured.prompts[0].rewards)
+        rng = np.random.default_rng(0)
+        gradients = {
+            name: GroupGradient(self.target, coefficients(self.target, name))
+            for name in self.estimators
+        }
+        draws = DRAWS if seen else 1
+        total = {name: np.zeros((4, m)) for name in gradients}
+        counted, complete = np.zeros(m), True
+        for _ in range(draws):
+            picked = rng.permuted(np.tile(np.arange(per_prompt), (m, 1)), axis=1)
+            decision = decide(picked)
+            judges = [
+                prompt.of(row)
+                for prompt, row in zip(self.measured.prompts, picked[:, seen:], strict=True)
+            ]
+            for name, gradient in gradients.items():
+                total[name] += self._judged(name, gradient, judges, decision)
+            counted += np.sum(decision.counts, axis=0)
+            complete &= all((counts > 0).all() for counts in decision.counts)
+        shares = {name: Share(*(sums / draws)) for name, sums in total.items()}
+        return AllocationOutcome(shares, counted / draws, extra, complete)
+
+    def _judged(
+        self,
+        estimator: str,
+        gradient: GroupGradient,
+        judges: Sequence[PromptGradients],
+        decision: Decision,
+    ) -> np.ndarray:
+        """The four numbers of a :class:`Share`, [4, m]."""
+        scales = [
+            self._scale(estimator, judges, counts, rates)
+            for counts, rates in zip(decision.counts, decision.accept_rates, strict=True)
+        ]
+        chosen = shares_of_parts(gradient, judges, decision.counts, scales, decision.others)
+        even = [
+            shares_of_parts(
+                gradient, judges, [self.uniform], [self._scale(estimator, judges, self.uniform, rates)]
+            )
+            for rates in decision.accept_rates
+        ]
+        return np.array([*chosen, *np.mean(even, axis=0)])
+
+    def _scale(
+        self,
+        estimator: str,
+        judges: Sequence[PromptGradients],
+        counts: np.ndarray,
+        rates: np.ndarray,
+    ) -> np.ndarray:
+        """What an estimator multiplies the coefficients of each prompt's group by, [m]."""
+        divides = self.target.fits_accepted
+        if estimator == "flat":
+            share = counts / counts.sum()
+            pooled = share @ [judge.rewards.mean() for judge in judges] if divides else 1.0
+            return share * len(counts) / max(pooled, 1e-300)
+        return 1 / rates if estimator == "prompt_mean" and divides else np.ones(len(counts))
+
+
+def deciding_completions(config: Config) -> int:
+    """Completions of a prompt that its counts are decided by; online, those of one earlier step."""
+    algorithm = config.algorithm
+    if not needs_statistics(config.allocate.allocator, algorithm.objective, algorithm.estimator):
+        return 0
+    online = config.estimate.mode == "online"
+    return config.allocate.num_generations if online else config.estimate.num_pilots
