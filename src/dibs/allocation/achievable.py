@@ -26,6 +26,7 @@ _LOGITS = np.linspace(-9, 9, 121)
 _ON_GRID = np.stack([np.ones(len(_LOGITS)), log_expit(_LOGITS), log_expit(-_LOGITS)], axis=1)
 _PRIOR_DEVIATION, _PRIOR_WEIGHT = 3.0, 4.0
 """Of the logit of an accept rate before any prompt is seen, and how many prompts that is worth."""
+_SMOOTHING = np.array([[abs(i - j) <= 3 for j in range(121)] for i in range(121)], dtype=np.float64)
 _SLOPE_PRECISION = np.diag([0.0, 0.5, 0.5])
 _TEMPERED = 0.5
 """Weight of the norms as evidence of an accept rate: the regression behind it is not exact."""
@@ -48,14 +49,6 @@ class SigmaPosterior:
     draws: np.ndarray
     known: np.ndarray
     extrapolated: bool
-
-    @property
-    def typical(self) -> np.ndarray:
-        """The geometric mean of each sigma_i, [m]; of others than ``known``, at most the largest known."""
-        typical = np.exp(np.log(self.draws).mean(0))
-        if self.known.any():
-            typical = np.where(self.known, typical, np.minimum(typical, typical[self.known].max()))
-        return typical
 
     def achievable_gain(self, cost: np.ndarray) -> Interval:
         """The gain over the ``known`` prompts for costs ``c_i`` [m], with a 95% interval.
@@ -125,12 +118,10 @@ def _accept_rates(likelihood: np.ndarray) -> np.ndarray:
     before = np.exp(-0.5 * (_LOGITS / _PRIOR_DEVIATION) ** 2)
     before /= before.sum()
     prior = before
-    kernel = np.full(7, 1 / 7)
-    for _ in range(100):
+    for _ in range(60):
         chances = scaled * prior
         chances /= chances.sum(1, keepdims=True)
-        prior = chances.sum(0) + _PRIOR_WEIGHT * before
-        prior = np.convolve(np.pad(prior, 3, "edge"), kernel, "valid")
+        prior = _SMOOTHING @ (chances.sum(0) + _PRIOR_WEIGHT * before)
         prior /= prior.sum()
     chances = scaled * prior
     return chances / chances.sum(1, keepdims=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from dibs.allocation.intervals import Interval, bootstrap
 
@@ -39,21 +40,58 @@ def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> 
     return total / len(counts) ** 2
 
 
+_LEAST_ERROR = 0.005
+"""Relative standard error that a ratio has at least where decisions differ from draw to draw."""
+
+
 def gain(above: np.ndarray, below: np.ndarray, factor: float = 1.0) -> Interval:
-    """``factor sum above / sum below`` over prompts [m]."""
-    return bootstrap(lambda w: factor * (w @ above) / (w @ below), len(above))
+    """``factor sum above / sum below`` over draws and prompts [draws, m].
+
+    The interval is on the log scale: Student's t about the value, by the spread of the prompts' parts in
+    the ratio (the linearized ratio estimator) and that between draws. A few prompts often hold most of
+    the spread, and then it is itself badly known. So the degrees of freedom are half the effective number
+    of prompts, ``(sum z^2)^2 / sum z^4`` for parts z, and at least 2.
+
+    Unknown where a sum or the factor is not above 0.
+    """
+    return _on_log_scale([(above, 1), (below, -1)], factor)
 
 
-def shrunken_gain(
+def rescaled_gain(
     uniform: np.ndarray, chosen: np.ndarray, kept: np.ndarray, uniform_kept: np.ndarray
 ) -> Interval:
-    """The gain where both gradients are scaled to one length: times the square of ``kept`` over uniform's.
+    """The gain where both gradients are scaled to one length: times ``(sum kept / sum uniform_kept)^2``.
 
-    All are [m].
+    All are [draws, m]; see :func:`gain`.
     """
-    return bootstrap(
-        lambda w: (w @ uniform) / (w @ chosen) * ((w @ kept) / (w @ uniform_kept)) ** 2, len(chosen)
-    )
+    return _on_log_scale([(uniform, 1), (chosen, -1), (kept, 2), (uniform_kept, -2)], 1.0)
+
+
+def _on_log_scale(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Interval:
+    """``factor`` times the product of ``sum x ** power``, for parts (x [draws, m], power)."""
+    if not factor > 0:
+        return Interval(None, None, None)
+    if len(parts) == 2 and parts[0][0] is parts[1][0]:
+        return Interval(factor, factor, factor)
+    draws, m = parts[0][0].shape
+    log, of_prompts, of_draws = np.log(factor), np.zeros(m), np.zeros(draws)
+    for values, power in parts:
+        total = values.mean(0).sum()
+        if not total > 0:
+            return Interval(None, None, None)
+        log += power * np.log(total)
+        of_prompts += power * values.mean(0) / total
+        of_draws += power * values.sum(1) / total
+    if m < 2:
+        return Interval(float(np.exp(log)), None, None)
+    z = of_prompts - of_prompts.mean()
+    square = float(z @ z)
+    effective = square**2 / float((z**4).sum()) if square > 1e-24 else float(m)
+    error = square * m / (m - 1)
+    if draws > 1:
+        error += float(of_draws.var(ddof=1)) / draws + _LEAST_ERROR**2
+    half = stdtrit(max(effective / 2, 2.0), 0.975) * np.sqrt(error)
+    return Interval(*(float(np.exp(each)) for each in (log, log - half, log + half)))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ see. The others judge its counts by the gradient that an estimator makes of whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dibs.allocation.achievable import sigma_posterior
 from dibs.allocation.allocators import solve
 from dibs.allocation.cross_fit import allocation_problems, cross_fit, undivided
 from dibs.allocation.group_variance import (
@@ -21,16 +20,14 @@ from dibs.allocation.group_variance import (
     coefficients,
     shares_of_parts,
 )
-from dibs.allocation.least_variance import least_variance
-from dibs.allocation.posterior import fit_posterior
-from dibs.allocation.problem import AllocationProblem
-from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.problem import AllocationProblem, Bounds, Tokens, pose
+from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.target import Target
 from dibs.config import Config, needs_statistics
 from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group
 
-DRAWS = 20
+DRAWS = 10
 """Times that pilots are drawn from the completions of every prompt."""
 
 
@@ -47,13 +44,9 @@ class Decision:
     others: int = 0
 
 
-Decide = Callable[[np.ndarray], Decision]
-"""Decides by a random order of every prompt's completions, int [m, K], of which it looks at the first."""
-
-
 @dataclass(frozen=True)
 class Share:
-    """Means over draws, [m] each: the variance and the expected gradient, and those of uniform counts."""
+    """The variance and the expected gradient, and those of uniform counts: of each draw, [draws, m]."""
 
     variance: np.ndarray
     kept: np.ndarray
@@ -84,6 +77,12 @@ class CountsJudge:
     measured: MeasuredGradients
     even: AllocationProblem
 
+    @classmethod
+    def of(cls, config: Config, measured: MeasuredGradients) -> CountsJudge:
+        """For the measured number of prompts."""
+        config = scaled(config)
+        return cls(config, measured, _reference(config, measured))
+
     @property
     def target(self) -> Target:
         """The gradient that is estimated."""
@@ -109,17 +108,14 @@ class CountsJudge:
         return solve(self.even, "uniform").counts
 
     def allocations(self) -> dict[str, AllocationOutcome]:
-        """Uniform counts, the configured allocator's, and those that half the completions decide."""
+        """Uniform counts and the configured allocator's."""
         m, mode = len(self.measured.groups), self.config.estimate.mode
         extra = np.full(m, float(self.deciding if mode == "pilot" else 0))
-        chosen = self._averaged(self._allocators_decision, self.deciding, extra)
+        chosen = self._averaged(extra)
         needed = needs_statistics("uniform", self.target.objective, self.estimators[0])
         found = {"uniform": self._uniform(chosen, extra if needed else np.zeros(m))}
         if self.config.allocate.allocator != "uniform":
             found[self.config.allocate.allocator] = chosen
-        if self.measured.is_binary:
-            half = len(self.measured.prompts[0].rewards) // 2
-            found["oracle_held_out"] = self._averaged(self._informed_decision, half, np.zeros(m))
         return found
 
     def _uniform(self, chosen: AllocationOutcome, extra: np.ndarray) -> AllocationOutcome:
@@ -130,74 +126,54 @@ class CountsJudge:
         counts = self.uniform
         return AllocationOutcome(shares, counts.astype(np.float64), extra, bool((counts > 0).all()))
 
-    def _allocators_decision(self, picked: np.ndarray) -> Decision:
-        """What the configured allocator decides, seeing pilots only."""
-        if not self.deciding:
-            return Decision([self.uniform], [np.ones(len(picked))])
-        pilots, norms = self._pilots(picked, self.deciding)
+    def decision(self, pilots: np.ndarray) -> Decision:
+        """What the configured allocator decides by pilots: positions of completions, int [m, pilots]."""
+        m, deciding = pilots.shape
+        if not deciding:
+            return Decision([self.uniform], [np.ones(m)])
+        groups = [
+            Group(group.prompt, tuple(group.rollouts[j] for j in row))
+            for group, row in zip(self.measured.groups, pilots, strict=True)
+        ]
+        norms = [own[row] for own, row in zip(self.measured.norms, pilots, strict=True)]
         crossed = self.config.estimate.mode == "cross_fit"
         if crossed:
-            estimate = cross_fit(pilots, norms)
+            estimate = cross_fit(groups, norms)
         else:
-            prompts = [group.prompt for group in pilots]
-            estimate = undivided(pilot_statistics(pilots, norms), prompts)
+            prompts = [group.prompt for group in groups]
+            estimate = undivided(pilot_statistics(groups, norms), prompts)
         problems = allocation_problems(estimate.parts, self.config)
         return Decision(
             [solve(problem, self.config.allocate.allocator).counts for problem in problems],
             [problem.posterior.accept_rate for problem in problems],
-            self.deciding // 2 if crossed else 0,
+            deciding // 2 if crossed else 0,
         )
 
-    def _informed_decision(self, picked: np.ndarray) -> Decision:
-        """What half the completions decide, by the model behind the achievable gain."""
-        half = picked.shape[1] // 2
-        measured, seen = self.measured, picked[:, :half]
-        accepted, squares = (
-            np.take_along_axis(values, seen, 1) for values in (measured.accepted, measured.squares)
-        )
-        posterior = sigma_posterior(accepted, squares, self.target, measured.signal(self.target))
-        counts = self.uniform
-        if posterior is not None:
-            even, lower = self.even, self.even.lower
-            if self.target.has_baseline:
-                lower = np.maximum(lower, np.minimum(even.upper, 2))
-                lower = lower if lower @ even.cost <= even.budget else even.lower
-            counts = least_variance(posterior.typical, even.budget, lower, even.upper, even.cost)
-        statistics = pilot_statistics(*self._pilots(picked, half))
-        return Decision([counts], [fit_posterior(statistics).accept_rate])
-
-    def _pilots(self, picked: np.ndarray, seen: int) -> tuple[list[Group], list[np.ndarray]]:
-        """The first ``seen`` completions of every prompt, and their norms."""
-        rows = picked[:, :seen]
-        groups = [
-            Group(group.prompt, tuple(group.rollouts[j] for j in row))
-            for group, row in zip(self.measured.groups, rows, strict=True)
-        ]
-        return groups, [own[row] for own, row in zip(self.measured.norms, rows, strict=True)]
-
-    def _averaged(self, decide: Decide, seen: int, extra: np.ndarray) -> AllocationOutcome:
-        """Over draws: the first ``seen`` of a random order decide, the others judge."""
+    def _averaged(self, extra: np.ndarray) -> AllocationOutcome:
+        """Over draws: the first completions of a random order decide, the others judge."""
         m, per_prompt = len(self.measured.groups), len(self.measured.prompts[0].rewards)
         rng = np.random.default_rng(0)
         gradients = {
             name: GroupGradient(self.target, coefficients(self.target, name))
             for name in self.estimators
         }
-        draws = DRAWS if seen else 1
-        total = {name: np.zeros((4, m)) for name in gradients}
+        draws = DRAWS if self.deciding else 1
+        judged = {name: np.zeros((4, draws, m)) for name in gradients}
         counted, complete = np.zeros(m), True
-        for _ in range(draws):
+        for draw in range(draws):
             picked = rng.permuted(np.tile(np.arange(per_prompt), (m, 1)), axis=1)
-            decision = decide(picked)
+            decision = self.decision(picked[:, : self.deciding])
             judges = [
                 prompt.of(row)
-                for prompt, row in zip(self.measured.prompts, picked[:, seen:], strict=True)
+                for prompt, row in zip(
+                    self.measured.prompts, picked[:, self.deciding :], strict=True
+                )
             ]
             for name, gradient in gradients.items():
-                total[name] += self._judged(name, gradient, judges, decision)
+                judged[name][:, draw] = self._judged(name, gradient, judges, decision)
             counted += np.sum(decision.counts, axis=0)
             complete &= all((counts > 0).all() for counts in decision.counts)
-        shares = {name: Share(*(sums / draws)) for name, sums in total.items()}
+        shares = {name: Share(*numbers) for name, numbers in judged.items()}
         return AllocationOutcome(shares, counted / draws, extra, complete)
 
     def _judged(
@@ -244,3 +220,26 @@ def deciding_completions(config: Config) -> int:
         return 0
     online = config.estimate.mode == "online"
     return config.allocate.num_generations if online else config.estimate.num_pilots
+
+
+def scaled(config: Config) -> Config:
+    """The configuration for the measured number of prompts, its budget in proportion."""
+    wanted = config.variance.prompts or config.train.prompts_per_step
+    allocate = config.allocate
+    if allocate.budget is not None:
+        budget = round(allocate.budget * wanted / config.train.prompts_per_step)
+        allocate = allocate.model_copy(update={"budget": budget})
+    train = config.train.model_copy(update={"prompts_per_step": wanted})
+    return config.model_copy(update={"train": train, "allocate": allocate})
+
+
+def _reference(config: Config, measured: MeasuredGradients) -> AllocationProblem:
+    """The step's budget and bounds with the true costs, for uniform and for informed counts."""
+    one_each = float(measured.tokens.sum())
+    tokens = max(config.step_budget(one_each), config.lower * one_each)
+    return pose(
+        no_statistics([group.prompt for group in measured.groups]),
+        Tokens(tokens, measured.tokens) if config.budget is None else config.budget,
+        Target.of(config.algorithm),
+        bounds=Bounds(config.allocate.lower, config.allocate.upper),
+    )

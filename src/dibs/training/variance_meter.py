@@ -14,10 +14,7 @@ import numpy as np
 
 from dibs.allocation.achievable import sigma_posterior
 from dibs.allocation.intervals import Interval
-from dibs.allocation.problem import AllocationProblem, Bounds, Tokens, pose
-from dibs.allocation.statistics import no_statistics
-from dibs.allocation.target import Target
-from dibs.allocation.variance import gain, noise_scale, shrunken_gain
+from dibs.allocation.variance import gain, noise_scale, rescaled_gain
 from dibs.config import Config
 from dibs.data.prompts import batches
 from dibs.training.counts_judge import (
@@ -26,6 +23,7 @@ from dibs.training.counts_judge import (
     CountsJudge,
     Share,
     deciding_completions,
+    scaled,
 )
 from dibs.training.measured_gradients import GradientSource, MeasuredGradients
 from dibs.types import InputError, Prompt
@@ -38,7 +36,7 @@ def measure_variance(
 
     Raises InputError where there are too few completions to draw pilots from.
     """
-    config = _scaled(meter.config)
+    config = scaled(meter.config)
     deciding = deciding_completions(config)
     spare = config.variance.num_generations - deciding
     if spare < 2:
@@ -50,43 +48,20 @@ def measure_variance(
     return variance_report(meter.config, meter.measure(prompts))
 
 
-def _scaled(config: Config) -> Config:
-    """The configuration for the measured number of prompts, its budget in proportion."""
-    wanted = config.variance.prompts or config.train.prompts_per_step
-    allocate = config.allocate
-    if allocate.budget is not None:
-        budget = round(allocate.budget * wanted / config.train.prompts_per_step)
-        allocate = allocate.model_copy(update={"budget": budget})
-    train = config.train.model_copy(update={"prompts_per_step": wanted})
-    return config.model_copy(update={"train": train, "allocate": allocate})
-
-
-def _reference(config: Config, measured: MeasuredGradients) -> AllocationProblem:
-    """The step's budget and bounds with the true costs, for uniform and for informed counts."""
-    one_each = float(measured.tokens.sum())
-    tokens = max(config.step_budget(one_each), config.lower * one_each)
-    return pose(
-        no_statistics([group.prompt for group in measured.groups]),
-        Tokens(tokens, measured.tokens) if config.budget is None else config.budget,
-        Target.of(config.algorithm),
-        bounds=Bounds(config.allocate.lower, config.allocate.upper),
-    )
-
-
 def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, Any]:
     """What the measured gradients say of the configured estimator and allocator."""
-    scaled = _scaled(config)
-    judge = CountsJudge(scaled, measured, _reference(scaled, measured))
+    judge = CountsJudge.of(config, measured)
     allocations = judge.allocations()
     even, estimator = allocations["uniform"], judge.estimators[0]
     chosen = allocations.get(config.allocate.allocator, even)
     m, completions = len(measured.groups), float(even.counts.sum())
     step_rollouts = completions * config.train.prompts_per_step / m
+    uniform = even.shares[estimator]
     kept = np.divide(
-        even.shares[estimator].kept, measured.wanted, out=np.zeros(m), where=measured.wanted > 0
+        uniform.kept.mean(0), measured.wanted, out=np.zeros(m), where=measured.wanted > 0
     )
     found = noise_scale(
-        even.shares[estimator].variance,
+        uniform.variance.mean(0),
         measured.products * np.outer(kept, kept),
         measured.own * kept**2,
         completions,
@@ -117,10 +92,10 @@ def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, An
             for name in judge.estimators
         },
         **_achievable(judge),
-        "gradient_square": asdict(found.square),
+        "gradient_square": found.square.value,
         "noise_scale": asdict(found.rollouts),
-        "noise_of_completions": asdict(found.completions),
-        "noise_of_prompts": asdict(found.prompts),
+        "noise_of_completions": found.completions.value,
+        "noise_of_prompts": found.prompts.value,
         "completion_share": asdict(found.completion_share),
     }
 
@@ -145,11 +120,12 @@ def _describe(
 ) -> dict[str, Any]:
     m, own = len(tokens), each.shares[estimator]
     spent = each.counts + each.extra
-    share = own.variance if each.complete else np.full(m, np.nan)
-    variance = float(share.sum()) / m**2 if each.complete else None
+    share = own.variance if each.complete else np.full(own.variance.shape, np.nan)
+    variance = float(share.mean(0).sum()) / m**2 if each.complete else None
 
     def at_equal(cost: np.ndarray) -> dict[str, Any]:
-        ratio = (cost @ (even.counts + even.extra)) / (cost @ spent)
+        paid = float(cost @ spent)
+        ratio = float(cost @ (even.counts + even.extra)) / paid if paid > 0 else 0.0
         return asdict(gain(own.uniform_variance, share, ratio))
 
     return {
@@ -168,13 +144,13 @@ def _describe(
 
 def _describe_estimator(share: Share, wanted: np.ndarray, complete: bool) -> dict[str, Any]:
     """What an estimator keeps of its target's gradient, and its gain."""
-    nothing = Interval(None, None, None)
+    nothing, whole = Interval(None, None, None), np.tile(wanted, (len(share.kept), 1))
     return {
-        "kept_uniform": asdict(gain(share.uniform_kept, wanted)),
-        "kept": asdict(gain(share.kept, wanted)),
+        "kept_uniform": asdict(gain(share.uniform_kept, whole)),
+        "kept": asdict(gain(share.kept, whole)),
         "gain": asdict(gain(share.uniform_variance, share.variance) if complete else nothing),
-        "gain_at_equal_gradient": asdict(
-            shrunken_gain(share.uniform_variance, share.variance, share.kept, share.uniform_kept)
+        "gain_rescaled": asdict(
+            rescaled_gain(share.uniform_variance, share.variance, share.kept, share.uniform_kept)
             if complete
             else nothing
         ),
