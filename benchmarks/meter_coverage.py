@@ -1,18 +1,19 @@
 """What `dibs variance` says of simulated prompts whose true numbers are known: bias, and coverage.
 
-48 prompts with 48 completions each, drawn anew in every run. Accept rates range from 0.001 to 0.995, and
-15% of the prompts are at 1/48. Norms of gradients are heavy-tailed. Each of three worlds ties them to the
-accept rate in another way, with other tails, and none is the model that the meter fits:
+48 prompts with 48 completions each, drawn anew in every run. Accept rates range from 0.001 to
+0.995, and 15% of the prompts are at 1/48. Norms of gradients are heavy-tailed. Each of three worlds
+ties them to the accept rate in another way, with other tails, and none is the model that the meter
+fits:
 
     surprise     mean squared norm p^-0.8 of the class's probability p, prompts uniform about it; Pareto
     logarithmic  (1/2 + ln 1/p)^2, prompts gamma-distributed about it; inverse gamma
     even         the same for all p, prompts gamma-distributed; log-normal
 
-Allocator: min_variance, with 8 pilots of 48 completions and 8 completions a prompt to spend. A coverage is
-the share of runs whose 95% interval holds the truth: of gains, that of these very prompts; of noise, that of
-all prompts of the world. Truths are enumerated over the number of accepted completions, for counts that 24
-fresh draws of pilots decide. `value` and `truth` are means over the runs, `bias` is the mean of value /
-truth - 1.
+Allocator: min_variance, with 8 pilots of 48 completions and 8 completions a prompt to spend. A
+coverage is the share of runs whose 95% interval holds the truth: of gains, that of these very
+prompts; of noise, that of all prompts of the world. Truths are enumerated over the number of
+accepted completions, for counts that 24 fresh draws of pilots decide. `value` and `truth` are means
+over the runs, `bias` is the mean of value / truth - 1.
 
 The last table is one group of self_normalized at p = 1/16: how its variance falls from 8 to 22
 completions, for several shares of ||E s||^2 in E ||s||^2 of accepted completions.
@@ -186,7 +187,9 @@ def configured(name: str) -> Config:
     return validated(values, Config, "benchmark")
 
 
-def measured(world: World, target: Target, count: int, rng: np.random.Generator) -> MeasuredGradients:
+def measured(
+    world: World, target: Target, count: int, rng: np.random.Generator
+) -> MeasuredGradients:
     """Completions of the world's prompts, and what the meter would measure of them."""
     accepted, gradients = world.completions(count, rng)
     groups = []
@@ -203,7 +206,7 @@ def measured(world: World, target: Target, count: int, rng: np.random.Generator)
 
 @dataclass(frozen=True)
 class Truth:
-    """Means over fresh pilots, [m] each: variance and multiplier of d, of uniform and of chosen counts."""
+    """Means over fresh pilots, [m]: variances, what multiplies d in the mean, and chosen counts."""
 
     uniform: np.ndarray
     chosen: np.ndarray
@@ -212,9 +215,7 @@ class Truth:
     counts: np.ndarray
 
 
-def true_shares(
-    name: str, world: World, judge: CountsJudge, rng: np.random.Generator
-) -> Truth:
+def true_shares(name: str, world: World, judge: CountsJudge, rng: np.random.Generator) -> Truth:
     """What the counts that fresh pilots decide are worth."""
     uniform = judge.uniform
     even_variance, even_kept = world.of_group(name, uniform)
@@ -227,7 +228,13 @@ def true_shares(
         scale = 1 / decision.accept_rates[0] if name == "prompt_mean" else 1.0
         variance, kept = world.of_group(name, counts)
         square = scale**2
-        total += [square * even_variance, square * variance, scale * even_kept, scale * kept, counts]
+        total += [
+            square * even_variance,
+            square * variance,
+            scale * even_kept,
+            scale * kept,
+            counts,
+        ]
     return Truth(*total / TRUTH_DRAWS)
 
 

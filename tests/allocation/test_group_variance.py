@@ -101,7 +101,9 @@ def test_more_completions_of_a_rare_success_barely_lower_the_self_normalized_var
 
 def test_groups_larger_than_what_is_at_hand_are_drawn_with_replacement():
     prompt = known(REWARDS, scores(REWARDS), LL)
-    variance, kept = GroupGradient(LL, coefficients(LL, "prompt_mean")).variance_and_kept(prompt, 20)
+    variance, kept = GroupGradient(LL, coefficients(LL, "prompt_mean")).variance_and_kept(
+        prompt, 20
+    )
     p, q, m = 3 / 7, prompt.squares[REWARDS == 1].mean(), prompt.products.item()
     assert variance == pytest.approx((p * q - p**2 * m) / 20)
     assert kept == pytest.approx(p * (1 - p))

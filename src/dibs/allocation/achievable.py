@@ -1,14 +1,15 @@
 """What the best counts could gain, from a few completions of each prompt. numpy only.
 
-The gain is ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``, for unit costs ``1 + CV^2(sigma)``. Noise in an
-estimated sigma_i is spread too, so the gain of raw estimates is too high, by half and more where a rare
-class decides. Here every sigma_i has a posterior distribution, and the gain is a mean over draws.
+The gain is ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``, for unit costs ``1 + CV^2(sigma)``. Noise
+in an estimated sigma_i is spread too, so the gain of raw estimates is too high, by half and more
+where a rare class decides. Here every sigma_i has a posterior distribution, and the gain is a mean
+over draws.
 
-The model, for rewards of 0 and 1: accept rates have one smooth prior on the logit scale, fitted to the
-prompts without a shape (Laird 1978). In each class, ``ln ||s||^2`` of a prompt is normal about ``u_i`` with
-a variance that all prompts share, and ``u_i = b0 + b1 ln p_i + b2 ln(1 - p_i) + N(0, t)``: rare outcomes
-are surprising, and a surprising completion has a large gradient. An accept rate is judged by the norms
-too. b and t are fitted by restricted likelihood.
+The model, for rewards of 0 and 1: accept rates have one smooth prior on the logit scale, fitted to
+the prompts without a shape (Laird 1978). In each class, ``ln ||s||^2`` of a prompt is normal about
+``u_i`` with a variance that all prompts share, and ``u_i = b0 + b1 ln p_i + b2 ln(1 - p_i) + N(0,
+t)``: rare outcomes are surprising, and a surprising completion has a large gradient. An accept rate
+is judged by the norms too. b and t are fitted by restricted likelihood.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _ENOUGH_PROMPTS = 3
 
 @dataclass(frozen=True)
 class SigmaPosterior:
-    """``draws``: of sigma_i, float64 [draws, m]. ``known``: prompts whose sigma_i the data bound, bool [m].
+    """``draws``: of sigma_i, float64 [draws, m]. ``known``: prompts whose sigma_i the data bound,
+    bool [m].
 
     ``extrapolated``: whether prompts without any completion of a class may be among them.
     A divisor that vanishes with the accept rate leaves sigma_i without a bound for prompts of which
@@ -53,8 +55,8 @@ class SigmaPosterior:
     def achievable_gain(self, cost: np.ndarray) -> Interval:
         """The gain over the ``known`` prompts for costs ``c_i`` [m], with a 95% interval.
 
-        It is the mean over draws. Where prompts without a success are among them it is the median: what is
-        extrapolated to those has a long tail.
+        It is the mean over draws. Where prompts without a success are among them it is the median:
+        what is extrapolated to those has a long tail.
         """
         sigma, c = self.draws[:, self.known], cost[self.known]
         if len(c) < _ENOUGH_PROMPTS:
@@ -172,7 +174,7 @@ class _Class:
         return self.within / np.maximum(self.count, 1)
 
     def fit(self, covariates: np.ndarray) -> None:
-        """The regression of u_i on covariates [m, 3], and the variance about it (restricted likelihood)."""
+        """Fit the regression of u_i on covariates [m, 3], and the variance about it."""
         has = self.count > 0
         x, y, noise = covariates[has], self.own[has], self.noise[has]
         for _ in range(80):
@@ -196,9 +198,11 @@ class _Class:
         return np.where(self.count[:, None] > 0, density, 0.0)
 
     def draw(self, logit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draws of ``E[||s||^2]`` at drawn logits [draws, m]; their sum over completions is ``total``."""
+        """Draws of ``E[||s||^2]`` at drawn logits [draws, m], which add up to ``total``."""
         slopes = rng.multivariate_normal(self.slopes, self.covariance, size=len(logit))
-        level = slopes[:, :1] + slopes[:, 1:2] * log_expit(logit) + slopes[:, 2:] * log_expit(-logit)
+        level = (
+            slopes[:, :1] + slopes[:, 1:2] * log_expit(logit) + slopes[:, 2:] * log_expit(-logit)
+        )
         doubt = rng.normal(self.between, self.between_error, (len(logit), 1))
         between = np.abs(doubt).clip(min=1e-3)
         pull = np.where(self.count > 0, between / (between + self.noise), 0.0)

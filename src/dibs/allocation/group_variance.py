@@ -1,13 +1,14 @@
-"""The gradient that an estimator makes of one prompt's group: its variance, and what it keeps. numpy only.
+"""The gradient that an estimator makes of one prompt's group: variance and bias. numpy only.
 
 A group of n completions has the gradient ``sum_j c_j s_j``, where the coefficient ``c_j`` (weight times
 advantage) depends on the rewards of the whole group. Given the rewards, the ``s_j`` are independent. So
 
-    ``E ||sum_j c_j s_j||^2 = E[w' M w] + E[sum_j c_j^2 (||s_j||^2 - b_j' M b_j)]``,   ``w = sum_j c_j b_j``
+    ``E ||sum_j c_j s_j||^2 = E[w' M w] + E[sum_j c_j^2 (||s_j||^2 - b_j' M b_j)]``
 
-where ``E[s | r] = B' b(r)`` and ``M = B B'``. The features are ``b(r) = (1, r)``, and ``(r)`` alone where
-a reward of 0 has no coefficient. For rewards of 0 and 1 this is exact. For others, coefficients are
-affine in a completion's own reward, so the best linear ``E[s | r]`` gives the leading order.
+with ``w = sum_j c_j b_j``, where ``E[s | r] = B' b(r)`` and ``M = B B'``. The features are ``b(r) =
+(1, r)``, and ``(r)`` alone where a reward of 0 has no coefficient. For rewards of 0 and 1 this is
+exact. For others, coefficients are affine in a completion's own reward, so the best linear ``E[s |
+r]`` gives the leading order.
 
 The expectation is over groups drawn from the K completions at hand without replacement. That makes it
 unbiased: it is the average over all subsets of n. Groups of more than K are drawn with replacement. The
@@ -36,8 +37,8 @@ _GROUPS = 200
 class PromptGradients:
     """What is known of one prompt's completions and their gradients.
 
-    ``rewards``: r of each, [K]. ``squares``: ``||s||^2``, [K]. ``products``: M, [F, F] for the F features
-    of :func:`features`.
+    ``rewards``: r of each, [K]. ``squares``: ``||s||^2``, [K]. ``products``: M, [F, F] for the F
+    features of :func:`features`.
     """
 
     rewards: np.ndarray
@@ -65,10 +66,7 @@ class PromptGradients:
         if self.is_binary:
             levels, accepted = np.array([0.0, 1.0]), self.rewards > 0
             squares = np.array(
-                [
-                    self.squares[each].mean() if each.any() else 0.0
-                    for each in (~accepted, accepted)
-                ]
+                [self.squares[each].mean() if each.any() else 0.0 for each in (~accepted, accepted)]
             )
         basis = np.stack([np.ones_like(levels), levels], axis=-1)[:, -len(self.products) :]
         return squares - np.einsum("lf,fg,lg->l", basis, self.products, basis)
@@ -83,9 +81,10 @@ def features(rewards: np.ndarray, target: Target) -> np.ndarray:
 def mean_products(sums: np.ndarray, known: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """M without bias, from sums over completions.
 
-    With ``V = sum_j b_j s_j'``, the expectation of ``V V'`` is ``S M S`` plus ``sum_j b_j b_j' (||s_j||^2 -
-    b_j' M b_j)``, ``S = sum_j b_j b_j'``. This is linear in M. For rewards of 0 and 1 the solution is the
-    mean over pairs of completions, as in a U-statistic. What no pair determines is taken to be 0.
+    With ``V = sum_j b_j s_j'``, the expectation of ``V V'`` is ``S M S`` plus ``sum_j b_j b_j'
+    (||s_j||^2 - b_j' M b_j)``, ``S = sum_j b_j b_j'``. This is linear in M. For rewards of 0 and 1
+    the solution is the mean over pairs of completions, as in a U-statistic. What no pair determines
+    is taken to be 0.
 
     Args:
         sums: inner products ``V V'``, [F, F].
@@ -105,7 +104,7 @@ def mean_products(sums: np.ndarray, known: np.ndarray, squares: np.ndarray) -> n
     return (solved + solved.T) / 2
 
 
-def coefficients(target: Target, estimator: str, **options: float) -> Coefficients:
+def coefficients(target: Target, estimator: str) -> Coefficients:
     """The coefficients that an estimator gives a group when its prompt is the only one of the step.
 
     Where the accept rate that divides comes from elsewhere, it is 1 here. For ``flat`` the same holds.
@@ -114,7 +113,7 @@ def coefficients(target: Target, estimator: str, **options: float) -> Coefficien
 
     def of_group(rewards: np.ndarray, others: np.ndarray) -> np.ndarray:
         advantages, weights = weigh_rewards(
-            [rewards], target, own, accept_rates=np.ones(1), baseline_only=[others], **options
+            [rewards], target, own, accept_rates=np.ones(1), baseline_only=[others]
         )
         return advantages[0] * weights[0]
 
@@ -153,8 +152,8 @@ class GroupGradient:
     ) -> tuple[float, float]:
         """Variance (trace) of the gradient of a group, and its expected gradient on a scale.
 
-        The scale is ``E[sum_j c_j (r_j - p)]``: of ``E[s | r] = E[s] + (r - p) d``, what multiplies d. As
-        ``E[s] = 0`` on policy, it is all of the expected gradient. See :func:`wanted`.
+        The scale is ``E[sum_j c_j (r_j - p)]``: of ``E[s | r] = E[s] + (r - p) d``, what multiplies
+        d. As ``E[s] = 0`` on policy, it is all of the expected gradient. See :func:`wanted`.
 
         Args:
             prompt: its completions, at least one.
@@ -176,9 +175,7 @@ class GroupGradient:
             self._moments[key] = self._by_enumeration(*key)
         return self._moments[key]
 
-    def _by_enumeration(
-        self, count: int, others: int, successes: int, trials: int
-    ) -> GroupMoments:
+    def _by_enumeration(self, count: int, others: int, successes: int, trials: int) -> GroupMoments:
         """Over the numbers of accepted completions in the group and among the others."""
         table = self._table(count, others)
         inside = np.arange(count + 1.0)
@@ -191,7 +188,10 @@ class GroupGradient:
         left = trials - count - others
         if left > 0:
             # The square of a mean is too large by the mean's own variance: by the jackknife.
-            for successes_left, copies in ((successes - 1, successes), (successes, trials - successes)):
+            for successes_left, copies in (
+                (successes - 1, successes),
+                (successes, trials - successes),
+            ):
                 if copies:
                     without = _chances(count, others, successes_left, trials - 1)
                     off = np.tensordot(without, w, 2) - mean
@@ -250,9 +250,10 @@ class GroupGradient:
 def wanted(rewards: np.ndarray, target: Target) -> float:
     """The target's gradient of a prompt on the scale of :meth:`.GroupGradient.variance_and_kept`.
 
-    It is ``E[a(r) (r - p)]``: 1 - p for ``log_likelihood``, the standard deviation of r for ``grpo``, else
-    its variance; from at least two completions. The standard deviation is a jackknife estimate: a root of
-    few completions is too small, by a fifth where one of 48 was accepted.
+    It is ``E[a(r) (r - p)]``: 1 - p for ``log_likelihood``, the standard deviation of r for
+    ``grpo``, else its variance; from at least two completions. The standard deviation is a
+    jackknife estimate: a root of few completions is too small, by a fifth where one of 48 was
+    accepted.
     """
     if target.fits_accepted:
         return float(1 - rewards.mean())

@@ -47,10 +47,10 @@ _LEAST_ERROR = 0.005
 def gain(above: np.ndarray, below: np.ndarray, factor: float = 1.0) -> Interval:
     """``factor sum above / sum below`` over draws and prompts [draws, m].
 
-    The interval is on the log scale: Student's t about the value, by the spread of the prompts' parts in
-    the ratio (the linearized ratio estimator) and that between draws. A few prompts often hold most of
-    the spread, and then it is itself badly known. So the degrees of freedom are half the effective number
-    of prompts, ``(sum z^2)^2 / sum z^4`` for parts z, and at least 2.
+    The interval is on the log scale: Student's t about the value, by the spread of the prompts'
+    parts in the ratio (the linearized ratio estimator) and that between draws. A few prompts often
+    hold most of the spread, and then it is itself badly known. So the degrees of freedom are half
+    the effective number of prompts, ``(sum z^2)^2 / sum z^4`` for parts z, and at least 2.
 
     Unknown where a sum or the factor is not above 0.
     """

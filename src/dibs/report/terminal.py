@@ -171,8 +171,12 @@ def _achievable(result: Mapping[str, Any]) -> str:
             "Achievable gain: not known. It takes rewards of 0 and 1, and three prompts or more with "
             "two accepted completions each (for grpo, also two rejected ones)."
         )
-    over = "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
-    held = "oracle, held out: half the completions choose such counts, and the other half judges them."
+    over = (
+        "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
+    )
+    held = (
+        "oracle, held out: half the completions choose such counts, and the other half judges them."
+    )
     return (
         f"Achievable gain of the best counts for this target, 1 + CV^2(sigma){over}: "
         f"{_interval(found)}. In the table, {held}"

@@ -1,8 +1,8 @@
 """What counts are worth by measured gradients: some completions decide, the others judge.
 
-Of many completions of each prompt some, drawn anew several times, play the pilots that an allocator would
-see. The others judge its counts by the gradient that an estimator makes of whole groups of those counts
-(``group_variance``).
+Of many completions of each prompt some, drawn anew several times, play the pilots that an allocator
+would see. The others judge its counts by the gradient that an estimator makes of whole groups of
+those counts (``group_variance``).
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ DRAWS = 10
 class Decision:
     """What the completions that play the pilots decide of a step.
 
-    ``counts``: of each part of the gradient, [m] each. ``accept_rates``: by which ``prompt_mean`` divides,
-    of each part. ``others``: completions of a prompt that enter the baselines of a part only.
+    ``counts``: of each part of the gradient, [m] each. ``accept_rates``: by which ``prompt_mean``
+    divides, of each part. ``others``: completions of a prompt that enter the baselines of a part
+    only.
     """
 
     counts: Sequence[np.ndarray]
@@ -96,7 +97,7 @@ class CountsJudge:
     @property
     def estimators(self) -> list[str]:
         """The configured estimator, and others of the same target that it may be compared with."""
-        names = [self.config.algorithm.estimator]
+        names: list[str] = [self.config.algorithm.estimator]
         if self.target.fits_accepted:
             known = self.deciding > 0
             names += ["self_normalized", *(["prompt_mean"] if known else [])]
@@ -191,7 +192,10 @@ class CountsJudge:
         chosen = shares_of_parts(gradient, judges, decision.counts, scales, decision.others)
         even = [
             shares_of_parts(
-                gradient, judges, [self.uniform], [self._scale(estimator, judges, self.uniform, rates)]
+                gradient,
+                judges,
+                [self.uniform],
+                [self._scale(estimator, judges, self.uniform, rates)],
             )
             for rates in decision.accept_rates
         ]

@@ -33,11 +33,11 @@ _NUMBERS_HELD = 2**28
 class MeasuredGradients:
     """K completions of each of m prompts and what their gradients are.
 
-    ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``prompts``: rewards, squares
-    and mean gradients, one entry a prompt. ``products``: inner products of the target's gradients
-    ``E[a s]`` of the prompts, [m, m], where a is the objective's factor at the prompt's own moments; the
-    diagonal has noise in common. ``own``: ``||E[a s]||^2`` without that noise, [m]. ``wanted``: see
-    :func:`.wanted`, [m]. ``tokens``: mean length, [m].
+    ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``prompts``: rewards,
+    squares and mean gradients, one entry a prompt. ``products``: inner products of the target's
+    gradients ``E[a s]`` of the prompts, [m, m], where a is the objective's factor at the prompt's
+    own moments; the diagonal has noise in common. ``own``: ``||E[a s]||^2`` without that noise,
+    [m]. ``wanted``: see :func:`.wanted`, [m]. ``tokens``: mean length, [m].
     """
 
     groups: Sequence[Group]
@@ -66,7 +66,9 @@ class MeasuredGradients:
     def signal(self, target: Target) -> np.ndarray:
         """``||E[a s]||^2 / E[a^2 ||s||^2]`` of each prompt, [m]; 0 where nothing is learned."""
         moments = [np.mean(_factors(p.rewards, target) ** 2 * p.squares) for p in self.prompts]
-        share = np.divide(self.own, moments, out=np.zeros(len(moments)), where=np.array(moments) > 0)
+        share = np.divide(
+            self.own, moments, out=np.zeros(len(moments)), where=np.array(moments) > 0
+        )
         return share.clip(0, 0.9)
 
 
@@ -152,9 +154,7 @@ class GradientSource:
         self.policy.model.eval()
         updater = Updater(self.policy, PolicyLoss(None, 0.0), self.config.update, 1)
         width = 1 + target.has_baseline
-        project = Projection(
-            updater.parameters, self.config.seed, _NUMBERS_HELD // (width * m)
-        )
+        project = Projection(updater.parameters, self.config.seed, _NUMBERS_HELD // (width * m))
         options = self.config.estimate
         whole = options.grad_norm.startswith("exact") and options.grad_norm_parameters == "all"
         norms, squares, sums = [], [], []

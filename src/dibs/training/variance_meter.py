@@ -1,7 +1,8 @@
 """How noisy the configured estimator's gradient is, and what counts can do about it.
 
-The gain is that of the estimator in the configuration (``counts_judge``). What the estimator keeps of its
-target's gradient stands beside it, and so does what the best counts could gain (``achievable``).
+The gain is that of the estimator in the configuration (``counts_judge``). What the estimator keeps
+of its target's gradient stands beside it, and so does what the best counts could gain
+(``achievable``).
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ from dibs.training.measured_gradients import GradientSource, MeasuredGradients
 from dibs.types import InputError, Prompt
 
 
-def measure_variance(
-    meter: GradientSource, training_prompts: Sequence[Prompt]
-) -> dict[str, Any]:
+def measure_variance(meter: GradientSource, training_prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Everything that ``dibs variance`` prints, as one object; intervals are 95%.
 
     Raises InputError where there are too few completions to draw pilots from.
