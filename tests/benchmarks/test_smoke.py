@@ -16,6 +16,7 @@ BENCHMARKS = {
     "allocation": "--prompts=4 --samples=6 --steps=1 --repeats=2 --timed-prompts=1000",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
+    "meter_coverage": "--runs=2 --estimators self_normalized",
     "plug_in": "--replicates=3",
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",

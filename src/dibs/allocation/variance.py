@@ -1,9 +1,8 @@
 """What the gradient's variance would be under some counts, and what that means. numpy only.
 
-For given prompts the variance of the step's gradient is ``(1/m^2) sum_i sigma_i^2 / n_i``. A prompt's
-share of it is linear in ``1 / n_i``, so the functions here work on shares [m]. They return ratios of
-sums of shares, with intervals from resampled prompts (a cluster bootstrap; a prompt's own noise is part
-of its share).
+For given prompts the variance of the step's gradient is a sum of shares, one a prompt; for a mean of
+independent parts it is ``(1/m^2) sum_i sigma_i^2 / n_i``. The functions here work on shares [m] and
+return ratios of their sums. Intervals are over prompts; a prompt's own noise is part of its share.
 """
 
 from __future__ import annotations

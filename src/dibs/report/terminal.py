@@ -133,8 +133,9 @@ def _target(result: Mapping[str, Any]) -> str:
 def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the numbers mean, a sentence or two for each."""
     yield (
-        f"Keeps: the expected gradient over that of {_target(result)}, where 100% is no bias. A gain "
-        "alone counts a gradient that shrinks as less noise; rescaled, both gradients have one length."
+        f"Keeps: the expected gradient over that of {_target(result)}; 100% is no bias. A gradient that "
+        "shrinks has less variance too. So gains are also given with both gradients at one length "
+        "(rescaled)."
     )
     yield _achievable(result)
     name = result["allocator"]
@@ -174,12 +175,9 @@ def _achievable(result: Mapping[str, Any]) -> str:
     over = (
         "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
     )
-    held = (
-        "oracle, held out: half the completions choose such counts, and the other half judges them."
-    )
     return (
-        f"Achievable gain of the best counts for this target, 1 + CV^2(sigma){over}: "
-        f"{_interval(found)}. In the table, {held}"
+        f"Achievable gain of the best counts for this target with accept rates known, 1 + CV^2(sigma)"
+        f"{over}: {_interval(found)}."
     )
 
 
