@@ -48,8 +48,8 @@ def gain(above: np.ndarray, below: np.ndarray, factor: float = 1.0) -> Interval:
 
     The interval is on the log scale: Student's t about the value, by the spread of the prompts'
     parts in the ratio (the linearized ratio estimator) and that between draws. A few prompts often
-    hold most of the spread, and then it is itself badly known. So the degrees of freedom are half
-    the effective number of prompts, ``(sum z^2)^2 / sum z^4`` for parts z, and at least 2.
+    hold most of the spread, and then it is itself badly known. So the degrees of freedom are the
+    effective number of prompts, ``(sum z^2)^2 / sum z^4`` for parts z, and at least 2.
 
     Unknown where a sum or the factor is not above 0.
     """
@@ -89,7 +89,7 @@ def _on_log_scale(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Int
     error = square * m / (m - 1)
     if draws > 1:
         error += float(of_draws.var(ddof=1)) / draws + _LEAST_ERROR**2
-    half = stdtrit(max(effective / 2, 2.0), 0.975) * np.sqrt(error)
+    half = stdtrit(max(effective, 2.0), 0.975) * np.sqrt(error)
     return Interval(*(float(np.exp(each)) for each in (log, log - half, log + half)))
 
 

@@ -101,18 +101,19 @@ def estimator_table(result: Mapping[str, Any]) -> Table:
     chosen = result["allocator"] != "uniform"
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("estimator", no_wrap=True)
-    for name in ("uniform keeps", *(("chosen keeps", "gain", "gain, rescaled") if chosen else ())):
+    for name in ("uniform keeps", *(("chosen keep", "gain", "gain, rescaled") if chosen else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in result["estimators"].items():
-        cells = [_interval(row["kept_uniform"], percent=True)]
+        cells = [_percent_or_unknown(row["kept_uniform"])]
         if chosen:
-            cells += [
-                _interval(row["kept"], percent=True),
-                _interval(row["gain"]),
-                _interval(row["gain_rescaled"]),
-            ]
+            cells += [_percent_or_unknown(row["kept"])]
+            cells += [_interval(row[key]) for key in ("gain", "gain_rescaled")]
         table.add_row(name, *cells)
     return table
+
+
+def _percent_or_unknown(found: Mapping[str, float | None]) -> str:
+    return "-" if found["value"] is None else _whole_percent(found["value"])
 
 
 def variance_title(result: Mapping[str, Any]) -> str:
@@ -132,11 +133,7 @@ def _target(result: Mapping[str, Any]) -> str:
 
 def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the numbers mean, a sentence or two for each."""
-    yield (
-        f"Keeps: the expected gradient over that of {_target(result)}; 100% is no bias. A gradient that "
-        "shrinks has less variance too. So gains are also given with both gradients at one length "
-        "(rescaled)."
-    )
+    yield _kept(result)
     yield _achievable(result)
     name = result["allocator"]
     if result["allocations"][name]["variance"] is None:
@@ -161,6 +158,19 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Of the noise of a step's gradient {share} comes from completions. The rest comes from which "
         "prompts were drawn, and no allocation changes it."
+    )
+
+
+def _kept(result: Mapping[str, Any]) -> str:
+    """What the configured estimator keeps of its target."""
+    row, name = result["estimators"][result["estimator"]], result["allocator"]
+    keeps = f"{_interval(row['kept_uniform'], percent=True)} under uniform counts"
+    if name != "uniform":
+        keeps += f" and {_interval(row['kept'], percent=True)} under those of {name}"
+    return (
+        f"{result['estimator']} keeps {keeps}: its expected gradient over that of {_target(result)}, "
+        "where 100% is no bias. A gradient that shrinks has less variance too, so the last gain has "
+        "both gradients at one length."
     )
 
 
