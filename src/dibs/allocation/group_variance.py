@@ -29,8 +29,8 @@ from dibs.allocation.target import Target
 
 Coefficients = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """From r of a group [n], and of completions that enter its baseline only, to ``c`` [n]."""
-_GROUPS = 200
-"""Groups drawn where rewards are not 0 and 1."""
+_GROUPS = 64
+"""Groups, or pairs of groups, drawn where rewards are not 0 and 1."""
 
 
 @dataclass(frozen=True)

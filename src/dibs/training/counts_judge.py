@@ -60,8 +60,8 @@ class AllocationOutcome:
     """An allocation over the draws.
 
     ``shares``: by estimator. ``counts``: completions of each prompt, [m]. ``extra``: completions that
-    decided the counts and were thrown away, [m]. ``complete``: whether every prompt got a completion in
-    every part.
+    decided the counts and were thrown away, [m]. ``complete``: whether every prompt that has a gradient
+    got a completion in every part.
     """
 
     shares: Mapping[str, Share]
@@ -72,7 +72,11 @@ class AllocationOutcome:
 
 @dataclass(frozen=True)
 class CountsJudge:
-    """Judges counts on measured gradients; ``config`` is that of the measured number of prompts."""
+    """Judges counts on measured gradients; ``config`` is that of the measured number of prompts.
+
+    The two parts of a cross-fitted gradient are taken to be independent. They are not quite: the half
+    that enters one part is in the baselines of the other.
+    """
 
     config: Config
     measured: MeasuredGradients
@@ -125,7 +129,9 @@ class CountsJudge:
             for name, s in chosen.shares.items()
         }
         counts = self.uniform
-        return AllocationOutcome(shares, counts.astype(np.float64), extra, bool((counts > 0).all()))
+        matters = self.measured.second_moments(self.target) > 0
+        complete = bool((counts[matters] > 0).all())
+        return AllocationOutcome(shares, counts.astype(np.float64), extra, complete)
 
     def decision(self, pilots: np.ndarray) -> Decision:
         """What the configured allocator decides by pilots: positions of completions, int [m, pilots]."""
@@ -161,6 +167,7 @@ class CountsJudge:
         draws = DRAWS if self.deciding else 1
         judged = {name: np.zeros((4, draws, m)) for name in gradients}
         counted, complete = np.zeros(m), True
+        matters = self.measured.second_moments(self.target) > 0
         for draw in range(draws):
             picked = rng.permuted(np.tile(np.arange(per_prompt), (m, 1)), axis=1)
             decision = self.decision(picked[:, : self.deciding])
@@ -173,7 +180,7 @@ class CountsJudge:
             for name, gradient in gradients.items():
                 judged[name][:, draw] = self._judged(name, gradient, judges, decision)
             counted += np.sum(decision.counts, axis=0)
-            complete &= all((counts > 0).all() for counts in decision.counts)
+            complete &= all((counts[matters] > 0).all() for counts in decision.counts)
         shares = {name: Share(*numbers) for name, numbers in judged.items()}
         return AllocationOutcome(shares, counted / draws, extra, complete)
 

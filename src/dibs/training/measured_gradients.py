@@ -63,12 +63,16 @@ class MeasuredGradients:
         """``||s||^2`` of each completion, [m, K]."""
         return np.array([prompt.squares for prompt in self.prompts])
 
+    def second_moments(self, target: Target) -> np.ndarray:
+        """``E[a^2 ||s||^2]`` of each prompt, [m]."""
+        return np.array(
+            [np.mean(_factors(p.rewards, target) ** 2 * p.squares) for p in self.prompts]
+        )
+
     def signal(self, target: Target) -> np.ndarray:
         """``||E[a s]||^2 / E[a^2 ||s||^2]`` of each prompt, [m]; 0 where nothing is learned."""
-        moments = [np.mean(_factors(p.rewards, target) ** 2 * p.squares) for p in self.prompts]
-        share = np.divide(
-            self.own, moments, out=np.zeros(len(moments)), where=np.array(moments) > 0
-        )
+        moments = self.second_moments(target)
+        share = np.divide(self.own, moments, out=np.zeros(len(moments)), where=moments > 0)
         return share.clip(0, 0.9)
 
 
