@@ -103,10 +103,11 @@ def train(context: typer.Context, config: ConfigFile = None) -> None:
 def variance(context: typer.Context, config: ConfigFile = None, as_json: Json = False) -> None:
     """Measure how noisy the gradient is, and how much better counts could make it.
 
-    Samples completions of one step's prompts from the configured policy. Compares uniform counts, the
-    configured allocator (which sees pilots only) and an oracle at the same budget. Prints the variance
-    of the gradient, the gain over uniform counts for each rollout and each token (pilots counted), the
-    gain that is possible, the share of it that is captured, and the gradient noise scale.
+    Samples completions of one step's prompts from the configured policy. Compares uniform counts with
+    those of the configured allocator, which sees pilots only. Prints the gain in variance of the
+    configured estimator's gradient, also for each rollout and each token (pilots counted); what the
+    estimator keeps of its target's gradient; the gain that the best counts could reach; and the
+    gradient noise scale.
 
     CONFIG is that of dibs train. Writes nothing. The keys variance.* below matter most.
     """

@@ -67,7 +67,12 @@ def train(path: Path | None, overrides: Mapping[str, str]) -> None:
 def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
     """Measure the gradient's variance, and print a table or JSON."""
     config = load_config(path, overrides)
-    from dibs.report.terminal import variance_findings, variance_table, variance_title
+    from dibs.report.terminal import (
+        estimator_table,
+        variance_findings,
+        variance_table,
+        variance_title,
+    )
     from dibs.runs.console import view_for
     from dibs.runs.measure_variance import run_variance
 
@@ -80,6 +85,7 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> 
     console = _console()
     console.print(variance_title(result), markup=False, highlight=False)
     console.print(variance_table(result), highlight=False)
+    console.print(estimator_table(result), highlight=False)
     for sentence in variance_findings(result):
         console.print(sentence, markup=False, highlight=False)
 

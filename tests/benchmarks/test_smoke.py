@@ -20,6 +20,7 @@ BENCHMARKS = {
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
     "--policies=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
+    "meter_coverage": "--runs=2 --estimators self_normalized",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "plug_in": "--replicates=3",
     "sampling": "--prompts=3 --rounds=1",

@@ -1,9 +1,9 @@
 """What the gradient's variance would be under some counts, and what that means. numpy only.
 
-For given prompts the variance of the step's gradient is ``(1/m^2) sum_i sigma_i^2 / n_i``. A prompt's
-share of it is linear in ``1 / n_i``, so most functions here work on shares [m]. They return ratios of
-sums of shares, with intervals from resampled prompts (a cluster bootstrap; a prompt's own noise is part
-of its share). :func:`pooled_gain` works on the variances of whole steps.
+For given prompts the variance of the step's gradient is a sum of shares, one a prompt; for a mean of
+independent parts it is ``(1/m^2) sum_i sigma_i^2 / n_i``. Most functions here work on shares [m] and
+return ratios of their sums. Intervals are over prompts; a prompt's own noise is part of its share.
+:func:`pooled_gain` works on the variances of whole steps.
 """
 
 from __future__ import annotations
@@ -70,34 +70,58 @@ def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> 
     return total / len(counts) ** 2
 
 
-def achievable_gain(sigma_squared: np.ndarray, cost: np.ndarray) -> Interval:
-    """Variance of uniform counts over that of the best real counts, which cost the same.
+_LEAST_ERROR = 0.005
+"""Relative standard error that a ratio has at least where decisions differ from draw to draw."""
 
-    It is ``sum c sum sigma^2 / (sum sigma sqrt(c))^2``; for unit costs, ``1 + CV^2(sigma)``.
 
-    Args:
-        sigma_squared: ``sigma_i^2``, [m].
-        cost: ``c_i`` of one completion of each prompt, [m].
+def gain(above: np.ndarray, below: np.ndarray, factor: float = 1.0) -> Interval:
+    """``factor sum above / sum below`` over draws and prompts [draws, m].
+
+    The interval is on the log scale: Student's t about the value, by the spread of the prompts'
+    parts in the ratio (the linearized ratio estimator) and that between draws. A few prompts often
+    hold most of the spread, and then it is itself badly known. So the degrees of freedom are the
+    effective number of prompts, ``(sum z^2)^2 / sum z^4`` for parts z, and at least 2.
+
+    Unknown where a sum or the factor is not above 0.
     """
-    sigma = np.sqrt(sigma_squared * cost)
-
-    def gain(weights: np.ndarray) -> float:
-        return float((weights @ cost) * (weights @ sigma_squared) / (weights @ sigma) ** 2)
-
-    return bootstrap(gain, len(sigma))
+    return _on_log_scale([(above, 1), (below, -1)], factor)
 
 
-def captured_gain(gain: np.ndarray, uniform: np.ndarray, oracle: np.ndarray) -> Interval:
-    """``(gain - 1) / (oracle's gain - 1)`` from the shares [m] of three allocations."""
-    gain = _finite(gain)
+def rescaled_gain(
+    uniform: np.ndarray, chosen: np.ndarray, kept: np.ndarray, uniform_kept: np.ndarray
+) -> Interval:
+    """The gain where both gradients are scaled to one length: times ``(sum kept / sum uniform_kept)^2``.
 
-    def share(weights: np.ndarray) -> float:
-        even = weights @ uniform
-        best = even / (weights @ oracle) - 1
-        # Where nothing can be gained, the share of it means nothing.
-        return float((even / (weights @ gain) - 1) / best) if best > 0.01 else np.nan
+    All are [draws, m]; see :func:`gain`.
+    """
+    return _on_log_scale([(uniform, 1), (chosen, -1), (kept, 2), (uniform_kept, -2)], 1.0)
 
-    return bootstrap(share, len(uniform))
+
+def _on_log_scale(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Interval:
+    """``factor`` times the product of ``sum x ** power``, for parts (x [draws, m], power)."""
+    if not factor > 0:
+        return Interval(None, None, None)
+    if len(parts) == 2 and parts[0][0] is parts[1][0]:
+        return Interval(factor, factor, factor)
+    draws, m = parts[0][0].shape
+    log, of_prompts, of_draws = np.log(factor), np.zeros(m), np.zeros(draws)
+    for values, power in parts:
+        total = values.mean(0).sum()
+        if not total > 0:
+            return Interval(None, None, None)
+        log += power * np.log(total)
+        of_prompts += power * values.mean(0) / total
+        of_draws += power * values.sum(1) / total
+    if m < 2:
+        return Interval(float(np.exp(log)), None, None)
+    z = of_prompts - of_prompts.mean()
+    square = float(z @ z)
+    effective = square**2 / float((z**4).sum()) if square > 1e-24 else float(m)
+    error = square * m / (m - 1)
+    if draws > 1:
+        error += float(of_draws.var(ddof=1)) / draws + _LEAST_ERROR**2
+    half = stdtrit(max(effective, 2.0), 0.975) * np.sqrt(error)
+    return Interval(*(float(np.exp(each)) for each in (log, log - half, log + half)))
 
 
 @dataclass(frozen=True)

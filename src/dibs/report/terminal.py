@@ -96,32 +96,51 @@ def variance_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def estimator_table(result: Mapping[str, Any]) -> Table:
+    """Make a table of estimators, the configured one first: what they keep of the target, and gains."""
+    chosen = result["allocator"] != "uniform"
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("estimator", no_wrap=True)
+    for name in ("uniform keeps", *(("chosen keep", "gain", "gain, rescaled") if chosen else ())):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in result["estimators"].items():
+        cells = [_percent_or_unknown(row["kept_uniform"])]
+        if chosen:
+            cells += [_percent_or_unknown(row["kept"])]
+            cells += [_interval(row[key]) for key in ("gain", "gain_rescaled")]
+        table.add_row(name, *cells)
+    return table
+
+
+def _percent_or_unknown(found: Mapping[str, float | None]) -> str:
+    return "-" if found["value"] is None else _whole_percent(found["value"])
+
+
 def variance_title(result: Mapping[str, Any]) -> str:
     """Return a title that names what was measured."""
-    baseline = "" if result["baseline"] == "none" else f", baseline {result['baseline']}"
     return (
-        f"Gradient of {result['objective']}{baseline}, estimate.mode {result['mode']}: "
-        f"{result['prompts']} prompts, {result['completions_per_prompt']} completions each, accept rate "
-        f"{result['accept_rate']:.3f}. Gain: variance of uniform counts over that of others (95%)."
+        f"Gradient of {_target(result)}, estimator {result['estimator']}, estimate.mode "
+        f"{result['mode']}: {result['prompts']} prompts, {result['completions_per_prompt']} completions "
+        f"each, accept rate {result['accept_rate']:.3f}. Gain: the estimator's variance under uniform "
+        "counts over that under others (95%)."
     )
+
+
+def _target(result: Mapping[str, Any]) -> str:
+    baseline = "" if result["baseline"] == "none" else f" with baseline {result['baseline']}"
+    return f"{result['objective']}{baseline}"
 
 
 def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the numbers mean, a sentence or two for each."""
-    yield (
-        f"Achievable gain, 1 + CV^2(sigma): {_interval(result['achievable_gain'])}. It and the oracle "
-        "are too high by chance, since the same completions choose the counts and judge them. Held out, "
-        "one half of the completions chooses the oracle's counts and the other half judges them."
-    )
+    yield _kept(result)
+    yield _achievable(result)
     name = result["allocator"]
     if result["allocations"][name]["variance"] is None:
         yield (
             f"{name} leaves out prompts that have a gradient, so it estimates another gradient, and its "
             "variance for this one is infinite. Raise allocate.lower."
         )
-    elif name != "uniform" and result["captured"]["value"] is not None:
-        share = _interval(result["captured"], percent=True)
-        yield f"{name} captures {share} of the oracle's gain."
     scale, low = result["noise_scale"]["value"], result["noise_scale"]["low"]
     if scale is None:
         known = f" (at least {low:,.0f} rollouts)" if low is not None else ""
@@ -139,6 +158,36 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Of the noise of a step's gradient {share} comes from completions. The rest comes from which "
         "prompts were drawn, and no allocation changes it."
+    )
+
+
+def _kept(result: Mapping[str, Any]) -> str:
+    """What the configured estimator keeps of its target."""
+    row, name = result["estimators"][result["estimator"]], result["allocator"]
+    keeps = f"{_interval(row['kept_uniform'], percent=True)} under uniform counts"
+    if name != "uniform":
+        keeps += f" and {_interval(row['kept'], percent=True)} under those of {name}"
+    return (
+        f"{result['estimator']} keeps {keeps}: its expected gradient over that of {_target(result)}, "
+        "where 100% is no bias. A gradient that shrinks has less variance too, so the last gain has "
+        "both gradients at one length."
+    )
+
+
+def _achievable(result: Mapping[str, Any]) -> str:
+    """What the best counts could gain, and for how many prompts that is known."""
+    found, known = result["achievable_gain"], result["achievable_prompts"]
+    if found["value"] is None:
+        return (
+            "Achievable gain: not known. It takes rewards of 0 and 1, and three prompts or more with "
+            "two accepted completions each (for grpo, also two rejected ones)."
+        )
+    over = (
+        "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
+    )
+    return (
+        f"Achievable gain of the best counts for this target with accept rates known, 1 + CV^2(sigma)"
+        f"{over}: {_interval(found)}."
     )
 
 

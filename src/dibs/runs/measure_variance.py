@@ -8,7 +8,8 @@ from dibs.config import Config
 from dibs.data.prompts import check_batch_size
 from dibs.runs.build import build_trainer
 from dibs.runs.console import View
-from dibs.training.variance_meter import VarianceMeter, measure_variance
+from dibs.training.measured_gradients import GradientSource
+from dibs.training.variance_meter import measure_variance
 from dibs.types import InputError, NonFiniteError
 
 
@@ -20,16 +21,11 @@ def run_variance(config: Config, view: View) -> dict[str, Any]:
     wanted = config.variance.prompts or config.train.prompts_per_step
     trainer = build_trainer(config, view)
     check_batch_size(trainer.prompts.train, wanted)
-    meter = VarianceMeter(
-        config,
-        trainer.policy,
-        trainer.source,
-        trainer.gradients,
-        trainer.prompts.train,
-        view.preparing,
+    source = GradientSource(
+        config, trainer.policy, trainer.source, trainer.gradients, view.preparing
     )
     try:
-        return measure_variance(meter)
+        return measure_variance(source, trainer.prompts.train)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
     finally:

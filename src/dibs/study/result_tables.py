@@ -140,19 +140,24 @@ def _target_name(target: Row) -> str:
     return f"{target['share']:.0%} of the way"
 
 
+def _measured(found: Row, name: str) -> str:
+    """Print an interval that studies of earlier versions do not have."""
+    return _interval(found[name]) if name in found else "-"
+
+
 def _variance_lines(group: Sequence[Row]) -> Iterator[str]:
     """Yield a table of what the variance meter measured."""
     measured = [row for row in group if row["variance"]]
     if not measured:
         return
     yield from ("", "Variance of the gradient, uniform's over the arm's, first seed:", "")
-    yield "| arm | when | gain a rollout | oracle | oracle, held out | noise scale | an update |"
+    yield "| arm | when | gain a rollout | kept | achievable gain | noise scale | an update |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for row in measured:
         for when, found in row["variance"].items():
             yield (
                 f"| {row['arm']} | {when} | {_interval(found['gain_per_rollout'])} "
-                f"| {_interval(found['oracle'])} | {_interval(found['oracle_held_out'])} "
+                f"| {_measured(found, 'kept')} | {_measured(found, 'achievable')} "
                 f"| {_interval(found['noise_scale'])} | {found['update_rollouts']:,.0f} |"
             )
 

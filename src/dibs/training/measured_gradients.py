@@ -1,0 +1,210 @@
+"""Many completions of each of some prompts, and what their gradients are.
+
+Gradients are over all trainable parameters, whole or, for large models, as random projections. They are
+those that are trained on: ``algorithm.length_normalization`` is part of ``s`` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dibs.allocation.group_variance import PromptGradients, features, mean_products, wanted
+from dibs.allocation.target import Target
+from dibs.config import Config
+from dibs.model.gradient_vector import Projection
+from dibs.model.policy import Policy
+from dibs.rollouts.source import Purpose, RolloutSource
+from dibs.training.examples import normalized_example
+from dibs.training.losses import PolicyLoss
+from dibs.training.rollout_gradients import RolloutGradients
+from dibs.training.updater import Updater
+from dibs.types import Group, Prompt
+
+_NUMBERS_HELD = 2**28
+"""Of gradient sums, all prompts together: 1 GiB."""
+
+
+@dataclass(frozen=True)
+class MeasuredGradients:
+    """K completions of each of m prompts and what their gradients are.
+
+    ``norms``: ``||s||`` as the allocator's estimates have it, [K] a prompt. ``prompts``: rewards,
+    squares and mean gradients, one entry a prompt. ``products``: inner products of the target's
+    gradients ``E[a s]`` of the prompts, [m, m], where a is the objective's factor at the prompt's
+    own moments; the diagonal has noise in common. ``own``: ``||E[a s]||^2`` without that noise,
+    [m]. ``wanted``: see :func:`.wanted`, [m]. ``tokens``: mean length, [m].
+    """
+
+    groups: Sequence[Group]
+    norms: Sequence[np.ndarray]
+    prompts: Sequence[PromptGradients]
+    products: np.ndarray
+    own: np.ndarray
+    wanted: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether all rewards are 0 or 1."""
+        return all(prompt.is_binary for prompt in self.prompts)
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """Whether each completion was accepted, bool [m, K]."""
+        return np.array([group.accepted for group in self.groups])
+
+    @property
+    def squares(self) -> np.ndarray:
+        """``||s||^2`` of each completion, [m, K]."""
+        return np.array([prompt.squares for prompt in self.prompts])
+
+    def second_moments(self, target: Target) -> np.ndarray:
+        """``E[a^2 ||s||^2]`` of each prompt, [m]."""
+        return np.array(
+            [np.mean(_factors(p.rewards, target) ** 2 * p.squares) for p in self.prompts]
+        )
+
+    def signal(self, target: Target) -> np.ndarray:
+        """``||E[a s]||^2 / E[a^2 ||s||^2]`` of each prompt, [m]; 0 where nothing is learned."""
+        moments = self.second_moments(target)
+        share = np.divide(self.own, moments, out=np.zeros(len(moments)), where=moments > 0)
+        return share.clip(0, 0.9)
+
+
+def measured_gradients(
+    target: Target,
+    groups: Sequence[Group],
+    norms: Sequence[np.ndarray],
+    squares: Sequence[np.ndarray],
+    sums: Tensor,
+) -> MeasuredGradients:
+    """What :class:`MeasuredGradients` holds, from sums of gradients.
+
+    Args:
+        groups: K completions of each of m prompts.
+        norms: see :class:`MeasuredGradients`.
+        squares: ``||s||^2`` of the gradients that are trained on, [K] a prompt.
+        sums: ``sum_j b_j s_j`` of each prompt, [m, F, D]; see :func:`.features`.
+    """
+    prompts, steepness, own = [], [], []
+    for group, square, inner in zip(groups, squares, _inner_products(sums), strict=True):
+        rewards = target.rewards(group)
+        basis = features(rewards, target)
+        prompts.append(PromptGradients(rewards, square, mean_products(inner, basis, square)))
+        factors = _factors(np.array([0.0, 1.0]), target, rewards)
+        affine = np.array([factors[0], factors[1] - factors[0]])
+        steepness.append((affine if target.has_baseline else affine[1:]) / len(rewards))
+        mean = _factors(rewards, target) @ basis / len(rewards)
+        own.append(mean @ prompts[-1].products @ mean)
+    lengths = np.array([[len(r.completion.token_ids) for r in g.rollouts] for g in groups])
+    return MeasuredGradients(
+        groups,
+        norms,
+        prompts,
+        _products(sums, torch.tensor(np.array(steepness), device=sums.device)),
+        np.array(own),
+        np.array([wanted(prompt.rewards, target) for prompt in prompts]),
+        lengths.mean(1),
+    )
+
+
+def _factors(at: np.ndarray, target: Target, rewards: np.ndarray | None = None) -> np.ndarray:
+    """a(r) ``at`` rewards, at the moments of ``rewards``, which are the same by default."""
+    known = at if rewards is None else rewards
+    return target.expected_advantages(at, float(known.mean()), float(known.std()))
+
+
+def _inner_products(sums: Tensor) -> np.ndarray:
+    """Of each prompt's sums [m, F, D] with each other, float64 [m, F, F]."""
+    total = torch.zeros(*sums.shape[:2], sums.shape[1], dtype=torch.float64, device=sums.device)
+    for part in sums.split(2**16, dim=2):
+        exact = part.double()
+        total += exact @ exact.mT
+    return total.cpu().numpy()
+
+
+def _products(sums: Tensor, steepness: Tensor) -> np.ndarray:
+    """Inner products of the prompts' vectors ``sum_f steepness_f sums_f``, float64 [m, m]."""
+    m = len(sums)
+    total = torch.zeros(m, m, dtype=torch.float64, device=sums.device)
+    for part in sums.split(2**16, dim=2):
+        vectors = (steepness[:, :, None] * part.double()).sum(1)
+        total += vectors @ vectors.T
+    return total.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class GradientSource:
+    """The parts of a run that draw completions and measure their gradients.
+
+    ``on_progress`` is called with what is done, how many prompts of it, and how many there are.
+    """
+
+    config: Config
+    policy: Policy
+    source: RolloutSource
+    gradients: RolloutGradients
+    on_progress: Callable[[str, int, int], None] = lambda *_: None
+
+    def measure(self, prompts: Sequence[Prompt]) -> MeasuredGradients:
+        """Draw ``variance.num_generations`` completions of each prompt and measure their gradients."""
+        groups = self._drawn(prompts)
+        m, target = len(groups), self.gradients.target
+        self.policy.model.eval()
+        updater = Updater(self.policy, PolicyLoss(None, 0.0), self.config.update, 1)
+        width = 1 + target.has_baseline
+        project = Projection(updater.parameters, self.config.seed, _NUMBERS_HELD // (width * m))
+        options = self.config.estimate
+        whole = options.grad_norm.startswith("exact") and options.grad_norm_parameters == "all"
+        norms, squares, sums = [], [], []
+        for group in groups:
+            (seen,) = self.gradients.norms([group], 0)
+            (full,) = (seen,) if whole else self.gradients.exact_norms([group])
+            norms.append(seen)
+            squares.append(full**2)
+            sums.append(self._sums(updater, project, group))
+            self.on_progress("gradients", len(norms), m)
+        return measured_gradients(target, groups, norms, squares, torch.stack(sums))
+
+    def _drawn(self, prompts: Sequence[Prompt]) -> list[Group]:
+        per_prompt, m = self.config.variance.num_generations, len(prompts)
+        groups: list[Group] = []
+        at_once = -(-m // 20)
+        for start in range(0, m, at_once):
+            part = prompts[start : start + at_once]
+            drawn, _ = self.source.draw(
+                part, [per_prompt] * len(part), Purpose.METER, 0, failures="reject"
+            )
+            groups += drawn
+            self.on_progress("sampling", len(groups), m)
+        return groups
+
+    def _sums(self, updater: Updater, project: Projection, group: Group) -> Tensor:
+        """``sum_j b_j s_j`` over a group, [F, D]."""
+        rewards = self.gradients.target.rewards(group)
+        weighted = self._sum(updater, project, group, rewards)
+        if not self.gradients.target.has_baseline:
+            return weighted[None]
+        # What the first sum has is not summed again.
+        return torch.stack([weighted + self._sum(updater, project, group, 1 - rewards), weighted])
+
+    def _sum(
+        self, updater: Updater, project: Projection, group: Group, factors: np.ndarray
+    ) -> Tensor:
+        """``sum_j factors_j s_j``, [D]."""
+        updater.optimizer.zero_grad(set_to_none=True)
+        examples = [
+            normalized_example(rollout, factor, 1.0, self.config)
+            for rollout, factor in zip(group.rollouts, factors, strict=True)
+            if factor != 0
+        ]
+        if examples:
+            updater.gradient(examples)
+        vector = project()
+        updater.optimizer.zero_grad(set_to_none=True)
+        return vector
