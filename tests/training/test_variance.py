@@ -100,34 +100,49 @@ def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
     assert inside >= 175
 
 
-def test_noise_estimates_are_unbiased(monkeypatch):
+def test_noise_estimates_are_unbiased_and_their_intervals_cover():
     """Prompts with random mean gradients about g, halves with noise: every part is known."""
-    monkeypatch.setattr("dibs.allocation.intervals.RESAMPLES", 2)  # no intervals are looked at
     rng = np.random.default_rng(0)
     m, dimension, per_half, step = 30, 40, 4, 50
     g = rng.normal(0, 1, dimension)
-    draws = []
+    draws, inside = [], np.zeros(2)
+    uniform = np.full(m, 9 * dimension / 8)
+    truth = 9 * dimension * step / (g @ g) / step, 9 / (9 + 8 * 4)
     for _ in range(400):
         means = g + rng.normal(0, 2, (m, dimension))
         halves = means[:, None] + rng.normal(0, 3, (m, 2, dimension)) / np.sqrt(per_half)
         average = halves.mean(1)
         own = (halves[:, 0] * halves[:, 1]).sum(1)
-        uniform = np.full(m, 9 * dimension / 8)
         found = noise_scale(uniform, average @ average.T, own, 8 * m, step)
-        assert found.square.value is not None
-        draws.append((found.square.value, own.mean()))
+        draws.append((found.square, own.mean()))
+        for i, each in enumerate((found.rollouts, found.completion_share)):
+            low, high = each.low or 0.0, np.inf if each.high is None else each.high
+            inside[i] += low <= truth[i] <= high
     told = np.array(draws)
     error = told.std(0, ddof=1) / np.sqrt(len(told))
     exact = np.array([g @ g, g @ g + 4 * dimension])
     assert (np.abs(told.mean(0) - exact) < 5 * error).all()
+    assert (inside >= 368).all()
     # The last draw's ratios, from its own numbers.
     square = draws[-1][0]
     completions = 9 * dimension / 8 / step / square
     prompts = (own.mean() - square) / step / square
-    assert found.completions.value == pytest.approx(completions)
-    assert found.prompts.value == pytest.approx(prompts)
+    assert found.completions == pytest.approx(completions)
+    assert found.prompts == pytest.approx(prompts)
     assert found.completion_share.value == pytest.approx(completions / (completions + prompts))
     assert found.rollouts.value == pytest.approx(completions * 8 * step)
+
+
+def test_a_gradient_that_noise_drowns_has_no_noise_scale():
+    """Mean gradients that point every way: the square is negative, and only a lower end is known."""
+    away = np.eye(4) - 0.3
+    found = noise_scale(np.ones(4), away @ away.T, np.ones(4), 8, 4)
+    assert found.square < 0
+    assert found.rollouts.value is found.rollouts.high is None
+    assert found.completions is None
+    assert found.prompts is None
+    still = noise_scale(np.zeros(4), np.eye(4), np.ones(4), 8, 4)
+    assert still.rollouts == Interval(None, None, None)
 
 
 SMALL = ("--variance.num_generations=8", "--train.prompts_per_step=6")

@@ -128,16 +128,17 @@ def _on_log_scale(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Int
 class NoiseScale:
     """How a step's gradient compares with its noise.
 
-    ``square``: ``||g||^2``. ``rollouts``: the gradient noise scale, completions of uniform counts at
-    which their noise equals the gradient (trace Cov / ||g||^2). ``completions``, ``prompts``: variance
-    of the step's gradient over ``||g||^2``, by completions and by which prompts were drawn.
+    ``square``: ``||g||^2``, estimated without bias, so it may be negative. ``rollouts``: the gradient
+    noise scale, completions of uniform counts at which their noise equals the gradient (trace Cov /
+    ||g||^2). ``completions``, ``prompts``: variance of the step's gradient over ``||g||^2``, by
+    completions and by which prompts were drawn; None where the square is not above 0.
     ``completion_share``: the first over their sum, all that counts can change.
     """
 
-    square: Interval
+    square: float
     rollouts: Interval
-    completions: Interval
-    prompts: Interval
+    completions: float | None
+    prompts: float | None
     completion_share: Interval
 
 
@@ -145,6 +146,9 @@ def noise_scale(
     uniform: np.ndarray, products: np.ndarray, own: np.ndarray, rollouts: float, step_prompts: int
 ) -> NoiseScale:
     """The noise of a step, from prompts that stand for all.
+
+    Intervals are by the jackknife over prompts, on the log scale. Degrees of freedom are half those of
+    :func:`gain`, since the jackknife misses some of a rare prompt's weight.
 
     Args:
         uniform: ``sigma_i^2 / n_i`` under uniform counts, [m].
@@ -156,26 +160,52 @@ def noise_scale(
     m = len(own)
     off = products - np.diag(np.diag(products))
 
-    def square(w: np.ndarray) -> float:
-        return float(w @ off @ w / (w.sum() ** 2 - w @ w))
+    def without(values: np.ndarray) -> np.ndarray:
+        """Means over all prompts, and over all but one, [1 + m]."""
+        return np.append(values.mean(), (values.sum() - values) / (m - 1))
 
-    def signal(w: np.ndarray) -> float:
-        found = square(w)
-        return found if found > 0 else 0.0
-
-    def by_prompts(w: np.ndarray) -> float:
-        return max(float(w @ own / w.sum()) - square(w), 0.0) / step_prompts
-
-    def by_completions(w: np.ndarray) -> float:
-        return float(w @ uniform / w.sum()) / step_prompts
-
-    per_step = rollouts * step_prompts / m
+    pairs = np.append(off.sum(), off.sum() - off.sum(0) - off.sum(1))
+    square = pairs / np.append(m * (m - 1), np.full(m, max((m - 1) * (m - 2), 1)))
+    completions = without(uniform) / step_prompts
+    prompts = (without(own) - square) / step_prompts
+    scale = _jackknife(completions, square)
+    share = _jackknife(completions, prompts)
+    factor = rollouts * step_prompts / m
+    known = square[0] > 0
     return NoiseScale(
-        square=bootstrap(square, m),
-        rollouts=bootstrap(lambda w: per_step * np.divide(by_completions(w), signal(w)), m),
-        completions=bootstrap(lambda w: np.divide(by_completions(w), signal(w)), m),
-        prompts=bootstrap(lambda w: np.divide(by_prompts(w), signal(w)), m),
-        completion_share=bootstrap(
-            lambda w: np.divide(by_completions(w), by_completions(w) + by_prompts(w)), m
-        ),
+        square=float(square[0]),
+        rollouts=Interval(*(None if end is None else factor * end for end in scale)),
+        completions=float(completions[0] / square[0]) if known else None,
+        prompts=float(max(prompts[0], 0.0) / square[0]) if known else None,
+        completion_share=Interval(*(None if end is None else end / (1 + end) for end in share)),
     )
+
+
+def _jackknife(
+    above: np.ndarray, below: np.ndarray
+) -> tuple[float | None, float | None, float | None]:
+    """``above / below`` and the ends of its interval, from both without any one of the prompts, [1 + m].
+
+    The ratio and its upper end are None where ``below`` may not be above 0.
+    """
+    m = len(above) - 1
+    if not above[0] > 0 or m < 3:
+        return None, None, None
+
+    def spread(values: np.ndarray) -> tuple[float, float]:
+        """Standard error, and the quantile of Student's t."""
+        z = values - values.mean()
+        square = float(z @ z)
+        effective = square**2 / float((z**4).sum()) if square > 0 else float(m)
+        return np.sqrt(square * (m - 1) / m), float(stdtrit(max(effective / 2, 2.0), 0.975))
+
+    inverse = below / above
+    error, quantile = spread(inverse[1:])
+    most = inverse[0] + quantile * error
+    if inverse[0] <= 0 or (inverse <= 0).any():
+        return None, float(1 / most) if most > 0 else None, None
+    logs = -np.log(inverse)
+    log_error, quantile = spread(logs[1:])
+    value, half = float(np.exp(logs[0])), float(np.exp(quantile * log_error))
+    bounded = inverse[0] > quantile * error
+    return value, value / half, value * half if bounded else None

@@ -91,10 +91,10 @@ def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, An
             for name in judge.estimators
         },
         **_achievable(judge),
-        "gradient_square": found.square.value,
+        "gradient_square": found.square,
         "noise_scale": asdict(found.rollouts),
-        "noise_of_completions": found.completions.value,
-        "noise_of_prompts": found.prompts.value,
+        "noise_of_completions": found.completions,
+        "noise_of_prompts": found.prompts,
         "completion_share": asdict(found.completion_share),
     }
 
