@@ -9,17 +9,13 @@ from dibs.config.learning import (
     AlgorithmConfig,
     AllocateConfig,
     Baseline,
-    CheckpointConfig,
     EstimateConfig,
     Estimator,
-    EvaluateConfig,
     GradNormMethod,
     GradNormParameters,
     Objective,
-    TrackingConfig,
     TrainConfig,
     UpdateConfig,
-    VarianceConfig,
     check_variant,
     needs_statistics,
 )
@@ -34,6 +30,12 @@ from dibs.config.rollouts import (
     WarmStartConfig,
 )
 from dibs.config.section import Section
+from dibs.config.watching import (
+    CheckpointConfig,
+    EvaluateConfig,
+    TrackingConfig,
+    VarianceConfig,
+)
 from dibs.config.whole import Config
 
 __all__ = [

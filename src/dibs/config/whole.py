@@ -10,17 +10,19 @@ from pydantic import Field, model_validator
 from dibs.config.learning import (
     AlgorithmConfig,
     AllocateConfig,
-    CheckpointConfig,
     EstimateConfig,
-    EvaluateConfig,
-    TrackingConfig,
     TrainConfig,
     UpdateConfig,
-    VarianceConfig,
     needs_statistics,
 )
 from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
 from dibs.config.section import Section
+from dibs.config.watching import (
+    CheckpointConfig,
+    EvaluateConfig,
+    TrackingConfig,
+    VarianceConfig,
+)
 
 
 class Config(Section):
