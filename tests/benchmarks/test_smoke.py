@@ -25,6 +25,7 @@ BENCHMARKS = {
     "plug_in": "--replicates=3",
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
+    "study_aa": "--tests=3",
     "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
     "verifier": "--rounds=1",
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
@@ -59,6 +60,7 @@ STUDIES = {
         "--sampling.engine=transformers",
         "--compare.exclude=['*/grpo/*', '*/*/uniform-16', '*/*/gvm-*']",
     ],
+    "polar": ["--compare.exclude=['*/*/online']"],
     "uneven": ["--compare.exclude=['*/small-rate/*', '*/*/gvm-8x-updates']"],
 }
 """What makes a study tiny, beside ``TINY_STUDY``."""

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dibs.allocation.intervals import Interval, interval_text
 from dibs.report.panels import COLORS, STYLE, short_numbers
-from dibs.study.costs import Evaluations, mean_evaluations
+from dibs.study.costs import NO_DIFFERENCE, Evaluations, mean_evaluations
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import Study
 
@@ -33,8 +33,8 @@ EXPLANATION = (
     "The columns fewer are the reference's cost over the arm's, until values from 25% to 90% of the way "
     "that both arms went, with a 95% interval for few seeds. The target is the last of these values. "
     "Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
-    "verdict is on rollouts, corrected for the number of arms. A star marks a learning rate at an end "
-    "of its grid."
+    "verdict is on rollouts, corrected for the number of arms; where no difference is shown, that does "
+    "not mean that there is none. A star marks a learning rate at an end of its grid."
 )
 
 
@@ -77,7 +77,8 @@ def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
         )
         for name, side in _COLUMNS:
             # Other columns may wrap: in a narrow terminal an interval stands below its value.
-            table.add_column(name, justify=side, no_wrap=name in ("arm", "lr"))  # type: ignore[arg-type]
+            whole = 11 if name.startswith("fewer") else None  # an interval such as (1.13-4.11)
+            table.add_column(name, justify=side, no_wrap=name in ("arm", "lr"), min_width=whole)  # type: ignore[arg-type]
         for row in group:
             table.add_row(*_texts(row))
         yield table
@@ -220,7 +221,7 @@ def _texts(row: Row) -> list[str]:
         f"{row['value_after']:.3f} ± {error:.3f}",
         reached if rollouts is None else f"{rollouts:,.0f}",
         *(_speed_up(row, cost) for cost in ("rollouts", "tokens", "steps")),
-        row["verdict"] or "-",
+        {None: "-", NO_DIFFERENCE: "not shown"}.get(row["verdict"], row["verdict"]),
     ]
 
 
