@@ -68,6 +68,7 @@ def make_run(
         if step % 2 == 0:
             if options["estimate"]["mode"] != "none":
                 line |= {"measured_gain": 1.4, "measured_gain_low": 1.1, "measured_gain_high": 1.7}
+                line |= {"measured_variance": 1.0, "measured_variance_uniform": 1.4}
             _evaluated(line, 0.9 - 0.4 / (1 + step) + random.normal(0, 0.01))
         metrics.append(line)
         allocations.append(

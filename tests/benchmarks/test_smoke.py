@@ -20,6 +20,7 @@ BENCHMARKS = {
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
     "--policies=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
+    "measured_gain": "--prompts=6 --samples=4 --per-step=3 --window=2 --windows=2",
     "meter_coverage": "--runs=2 --estimators self_normalized",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "plug_in": "--replicates=3",
@@ -31,7 +32,7 @@ BENCHMARKS = {
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
 }
 """Those that run in this environment, with options that make them tiny."""
-WARM_STARTED = {"allocation", "never_worse", "sampling", "saving", "step"}
+WARM_STARTED = {"allocation", "measured_gain", "never_worse", "sampling", "saving", "step"}
 OTHER_ENVIRONMENTS = {
     "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),
     "trl_overhead": (

@@ -83,7 +83,8 @@ PHASES = (
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
     """In this process: the phase of the third step raises instead, and the run goes on from step 2."""
-    words = (*WORDS[6:], "--estimate.interval=1", "--evaluate.interval=1")
+    measured = ("--variance.interval=1", "--allocate.lower=1")
+    words = (*WORDS[6:], *measured, "--estimate.interval=1", "--evaluate.interval=1")
 
     class KilledError(BaseException):
         pass
@@ -113,6 +114,9 @@ def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
     run(tmp_path / "killed", *words, "--resume=yes")
     run(tmp_path / "whole", *words)
     assert result(tmp_path / "killed") == result(tmp_path / "whole")
+    # The window of measurements went on over the kill.
+    last = read_lines(tmp_path / "whole" / "metrics.jsonl")[-1]
+    assert last["measured_gain"] != last["measured_variance_uniform"] / last["measured_variance"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dibs.allocation.intervals import over_seeds
 from dibs.report.arms import Arm
 from dibs.report.curves import arm_curve, run_curve
+from dibs.report.measured_gain import measured_variance
 from dibs.report.spending import PARTS, mean_spending, total_spending
 from dibs.runs.read import Record, Run, finite_number
 from dibs.training.records import HISTOGRAM_BINS
@@ -149,17 +149,17 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
 def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
     """Draw the gradient's variance over time, divided by that of uniform counts.
 
-    Shown are the chosen counts and the best ones, as means over seeds. The bar of a measurement is its
-    95% interval, over seeds if there are several.
+    Shown are the chosen counts and the best ones by the estimates, as means over seeds, and the chosen
+    counts as measured, pooled over seeds and over the latest steps. Bars are 95% intervals.
     """
     axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
     for key, label, color, line in (
         ("expected_gain", "chosen counts, by the estimates", COLORS[1], "-"),
         ("achievable_gain", "best counts (oracle), by the estimates", COLORS[0], "--"),
     ):
-        steps, mean, *_ = _relative_variance(runs, key)
+        steps, mean = _relative_variance(runs, key)
         axes.plot(steps, mean, color=color, linestyle=line, marker=".", label=label)
-    steps, mean, low, high = _relative_variance(runs, "measured_gain")
+    steps, mean, low, high = measured_variance(runs)
     if len(steps):
         axes.errorbar(
             steps,
@@ -178,9 +178,10 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def has_variance(runs: Sequence[Run]) -> bool:
-    """Whether any line of the runs has a variance."""
-    keys = ("expected_gain", "achievable_gain", "measured_gain")
-    return any(finite_number(line, key) > 0 for run in runs for line in run.metrics for key in keys)
+    """Whether any line of the runs has a variance that is drawn."""
+    keys = ("expected_gain", "achievable_gain")
+    believed = any(finite_number(x, key) > 0 for run in runs for x in run.metrics for key in keys)
+    return believed or len(measured_variance(runs)[0]) > 0
 
 
 def spending_panel(axes: Axes, runs: Sequence[Run]) -> None:
@@ -231,29 +232,16 @@ def short_number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _relative_variance(
-    runs: Sequence[Run], key: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return steps, and 1 / gain with its interval, of the run or over seeds; float64 [steps] each."""
-    found: dict[int, list[Record]] = {}
+def _relative_variance(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps, and the mean over seeds of 1 / gain; float64 [steps] each."""
+    found: dict[int, list[float]] = {}
     for run in runs:
         for line in run.metrics:
-            if finite_number(line, key) > 0:
-                found.setdefault(line["step"], []).append(line)
-    columns = []
-    for step in sorted(found):
-        values = np.array([_inverse(line, key) for line in found[step]])
-        mean, low, high = (float(each) for each in over_seeds(values))
-        if len(values) == 1:
-            low, high = (_inverse(found[step][0], f"{key}_{end}") for end in ("high", "low"))
-        columns.append((step, mean, low, high))
-    steps, mean_, low_, high_ = np.array(columns, dtype=float).reshape(-1, 4).T
-    return steps, mean_, low_, high_
-
-
-def _inverse(line: Record, key: str) -> float:
-    value = finite_number(line, key)
-    return 1 / value if value > 0 else np.nan
+            value = finite_number(line, key)
+            if value > 0:
+                found.setdefault(line["step"], []).append(1 / value)
+    steps = sorted(found)
+    return np.array(steps, dtype=float), np.array([np.mean(found[step]) for step in steps])
 
 
 def _evenly(values: Sequence[int], most: int) -> list[int]:
