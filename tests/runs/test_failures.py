@@ -60,3 +60,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, name
     monkeypatch.setattr(RunFolder, name, full)
     with pytest.raises(InputError, match=r"cannot write to .*run: No space left on device; "):
         run(tmp_path / "run", "--train.steps=1")
+
+
+@pytest.mark.parametrize("content", ['{"steps": 2', "[]", '{"steps": 2}', "\u00ff"])
+def test_a_damaged_summary_is_one_line(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    assert folder.summary() is None
+    (tmp_path / "summary.json").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=r"summary\.json is damaged; remove it and go on"):
+        folder.summary()
