@@ -15,13 +15,16 @@ from tiny_runs import PILOT_FREE, options, run, untimed
 
 def test_a_kl_penalty_is_measured_and_holds_the_policy_back(tmp_path):
     words = ("--algorithm.name=grpo", "--train.steps=4", "--update.schedule=constant")
-    ends = []
-    for beta in (0, 0.001, 5):
-        run(tmp_path / str(beta), *words, f"--algorithm.beta={beta}")
-        kl = [line["kl"] for line in untimed(tmp_path / str(beta))[1:]]
-        assert min(kl) > 0 if beta else max(kl) == 0
-        ends.append(kl[-1])
-    assert 0 < ends[2] < 0.8 * ends[1]
+    ends = {0.0: 0.0, 0.001: 0.0, 5.0: 0.0}
+    for beta in ends:
+        for seed in range(3 if beta else 1):
+            out = tmp_path / f"{beta}-{seed}"
+            run(out, *words, f"--algorithm.beta={beta}", f"--seed={seed}")
+            kl = [line["kl"] for line in untimed(out)[1:]]
+            assert min(kl) > 0 if beta else max(kl) == 0
+            ends[beta] += kl[-1]
+    # Ratios of single seeds are .70, .43 and .40: their mean is three standard errors below the bound.
+    assert 0 < ends[5.0] < 0.8 * ends[0.001]
 
 
 def test_the_ratio_is_clipped_on_both_sides_as_configured(tmp_path):
