@@ -259,3 +259,19 @@ def test_the_allocator_examples_of_the_readme(tmp_path, capsys):
     space: dict = {}
     exec(code, space)
     assert space["counts"].tolist() == json.loads(array)
+
+
+def test_the_version_and_the_package_need_no_scipy():
+    asked = (
+        "import sys, runpy; sys.argv = ['dibs', '--version']\n"
+        "try: runpy.run_module('dibs', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'scipy', 'torch', 'numpy'} & sys.modules.keys()\n"
+        "from dibs import InputError, PromptBudget, allocate\n"
+        "assert allocate([1], [1], [1.0], budget=2).tolist() == [2]"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", asked], check=False, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("dibs ")

@@ -1,23 +1,31 @@
 """DIBS: how many completions each prompt deserves."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dibs.allocation.allocators import allocate, allocator
-from dibs.allocation.budget_config import BudgetConfig
-from dibs.allocation.prompt_budget import PromptBudget
-from dibs.types import InputError
-
 if TYPE_CHECKING:
+    from dibs.allocation.allocators import allocate, allocator
+    from dibs.allocation.budget_config import BudgetConfig
+    from dibs.allocation.prompt_budget import PromptBudget
     from dibs.rollouts.sampling.weight_loader import WeightLoader as WeightLoader
+    from dibs.types import InputError
 
 __version__ = "0.1.0"
 __all__ = ["BudgetConfig", "InputError", "PromptBudget", "allocate", "allocator"]
 
+_HOMES = {
+    "BudgetConfig": "dibs.allocation.budget_config",
+    "InputError": "dibs.types",
+    "PromptBudget": "dibs.allocation.prompt_budget",
+    "WeightLoader": "dibs.rollouts.sampling.weight_loader",
+    "allocate": "dibs.allocation.allocators",
+    "allocator": "dibs.allocation.allocators",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """``WeightLoader`` needs vLLM and torch, so it is imported when vLLM asks for it."""
-    if name == "WeightLoader":
-        from dibs.rollouts.sampling.weight_loader import WeightLoader
-
-        return WeightLoader
-    raise AttributeError(f"module 'dibs' has no attribute {name!r}")
+    """Import a name when it is first asked for: scipy takes a second, and WeightLoader needs vLLM."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dibs' has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
+    return found

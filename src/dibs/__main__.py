@@ -1,5 +1,20 @@
-"""``python -m dibs``."""
+"""``dibs``, also as ``python -m dibs``: the version at once, all else by the command line."""
 
-from dibs.cli import main
+import sys
 
-raise SystemExit(main())
+from dibs import __version__
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    if sys.argv[1:] == ["--version"]:
+        # The command line takes more than a second to import.
+        sys.stdout.write(f"dibs {__version__}\n")
+        return 0
+    from dibs.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -53,6 +53,18 @@ _CONTENTS = (
     "figures",
     "trackers",
 )
+_TOLD = {
+    "steps",
+    "accuracy_before",
+    "accuracy_after",
+    "accuracy_after_low",
+    "accuracy_after_high",
+    "optimizer_updates",
+    "rollouts",
+    "pilot_rollouts",
+    "wall_seconds",
+}
+"""What a summary must hold, since ``dibs train`` prints it for a run that is finished already."""
 _LOCK, _HOLDER = ".lock", ".holder"
 """Files that say whether a process runs in the folder, and which one did last."""
 
@@ -229,9 +241,18 @@ class RunFolder:
         return read_whole_lines(self.path / "metrics.jsonl")[step][1]
 
     def summary(self) -> dict[str, Any] | None:
-        """What a finished run left; None where it is not finished."""
+        """What a finished run left; None where it is not finished. InputError where it is damaged."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            summary = None
+        whole = isinstance(summary, dict) and summary.keys() >= _TOLD
+        if not whole or not isinstance(summary["steps"], int):
+            raise InputError(f"{path} is damaged; remove it and go on with --resume")
+        return dict(summary)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""

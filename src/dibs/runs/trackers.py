@@ -8,6 +8,7 @@ from typing import Any
 
 from dibs.config import Config
 from dibs.config.changes import flat_keys
+from dibs.files import one_line
 from dibs.types import InputError
 
 
@@ -40,52 +41,78 @@ _GO_ON: dict[str, Callable[[str, int], dict[str, Any]]] = {
 class Trackers:
     """Logs numbers to every configured tracker; does nothing when there is none.
 
+    A tracker that fails during the run is dropped with a warning: the run, which has cost more, goes on.
+
     A resumed run goes on in the trackers' own runs. ``earlier``: their :attr:`run_ids`; a tracker
-    without one starts another run. ``first``: the step that the run goes on with.
+    without one starts another run. ``first``: the step that the run goes on with. ``warn``: is given
+    one line for each tracker that is dropped.
+
+    Raises InputError where a tracker cannot be opened.
     """
 
     def __init__(
-        self, config: Config, folder: Path, earlier: Mapping[str, str] | None = None, first: int = 0
+        self,
+        config: Config,
+        folder: Path,
+        earlier: Mapping[str, str] | None = None,
+        first: int = 0,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._accelerator: Any = None
-        known = earlier or {}
-        if not config.tracking.trackers:
-            return
-        from accelerate import Accelerator
-
-        self._accelerator = Accelerator(
-            cpu=True, log_with=list(config.tracking.trackers), project_dir=str(folder / "trackers")
-        )
-        self._accelerator.init_trackers(
-            config.tracking.project,
-            config={
-                key: value if isinstance(value, int | float | str | bool) else str(value)
-                for key, value in flat_keys(config.model_dump(mode="json")).items()
-            },
-            init_kwargs={
-                name: _GO_ON[name](known[name], first)
-                for name in config.tracking.trackers
-                if name in known and name in _GO_ON
-            },
-        )
-
-    @property
-    def run_ids(self) -> dict[str, str]:
+        self._warn = warn
+        self._used: list[Any] = []
+        self.run_ids: dict[str, str] = {}
         """What each tracker calls this run, by the tracker's name."""
-        if self._accelerator is None:
-            return {}
-        return {each.name: _run_id(each) for each in self._accelerator.trackers}
+        names = config.tracking.trackers
+        if not names:
+            return
+        try:
+            self._used = _opened(config, folder, earlier or {}, first)
+            self.run_ids = {each.name: _run_id(each) for each in self._used}
+        except Exception as error:  # whatever a tracker's package raises
+            raise InputError(
+                f"tracking.trackers: {', '.join(names)} cannot be opened: {one_line(error)}"
+            ) from error
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Log the numbers among a step's metrics."""
-        if self._accelerator is not None:
-            numbers = {key: v for key, v in metrics.items() if isinstance(v, int | float)}
-            self._accelerator.log(numbers, step=metrics["step"])
+        numbers = {key: v for key, v in metrics.items() if isinstance(v, int | float)}
+        self._each(lambda tracker: tracker.log(numbers, step=metrics["step"]))
 
     def close(self) -> None:
         """Flush and close."""
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, act: Callable[[Any], None]) -> None:
+        """Do this with every tracker that is still used."""
+        for tracker in list(self._used):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever a tracker's package raises
+                self._used.remove(tracker)
+                self._warn(
+                    f"tracker {tracker.name} failed ({one_line(error)}); the run goes on without it"
+                )
+
+
+def _opened(config: Config, folder: Path, known: Mapping[str, str], first: int) -> list[Any]:
+    """The configured trackers of accelerate, each in its earlier run where that is known."""
+    from accelerate import Accelerator
+
+    names = config.tracking.trackers
+    accelerator = Accelerator(cpu=True, log_with=list(names), project_dir=str(folder / "trackers"))
+    accelerator.init_trackers(
+        config.tracking.project,
+        config={
+            key: value if isinstance(value, int | float | str | bool) else str(value)
+            for key, value in flat_keys(config.model_dump(mode="json")).items()
+        },
+        init_kwargs={
+            name: _GO_ON[name](known[name], first)
+            for name in names
+            if name in known and name in _GO_ON
+        },
+    )
+    return list(accelerator.trackers)
 
 
 class NoTrackers:

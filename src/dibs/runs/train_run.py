@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from dibs.config import Config
+from dibs.files import one_line
 from dibs.processes import ALONE, Processes
 from dibs.runs.build import build_trainer
 from dibs.runs.checkpoints import Checkpoint
 from dibs.runs.console import NoView, View
 from dibs.runs.folder import Plan, RunFolder
-from dibs.runs.no_folder import NoFolder
 from dibs.runs.resume_state import load_trainer_state, trainer_state
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import NoTrackers, Trackers
@@ -27,6 +27,8 @@ from dibs.train import Trainer
 from dibs.training.records import StepRecord, describe_prompts, sample_records
 from dibs.types import InputError, NonFiniteError
 
+_Result = TypeVar("_Result")
+
 
 def run_training(config: Config, view: View, processes: Processes = ALONE) -> dict[str, Any]:
     """Train as configured, write ``config.output_dir`` and return the summary.
@@ -34,16 +36,15 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
     Everything that the user gave is checked before the folder is touched. With ``config.resume`` a run
     goes on from its newest whole checkpoint; if it was stopped before the first one, it starts again.
 
-    All processes of a run go through the same calls. Only the main one has a folder, trackers and a
-    view; the others have stand-ins that do nothing. What the main process alone can do is done through
-    :meth:`.Processes.from_main`, so that an error of it ends all of them.
+    All processes of a run go through the same calls. Only the main one has trackers and a view; the
+    others have stand-ins that do nothing. What the main process alone may do, such as all that happens
+    in the folder, is done through :meth:`.Processes.from_main`, so that an error of it ends all of them.
 
     Raises InputError, also when NaN or infinite gradients stopped the run. Raises KeyboardInterrupt
     after Ctrl-C or SIGTERM, once the step under way is finished and saved.
     """
     view = view if processes.main else NoView()
-    folder = RunFolder(config.output_dir) if processes.main else NoFolder(config.output_dir)
-    with folder:
+    with RunFolder(config.output_dir) as folder:
         plan = processes.from_main(lambda: folder.open(config))
         for fault in plan.faults:
             view.message(fault)
@@ -82,7 +83,7 @@ class _Session:
     config: Config
     view: View
     trainer: Trainer
-    folder: RunFolder | NoFolder
+    folder: RunFolder
     processes: Processes
     plan: Plan
     earlier_seconds: float = 0.0
@@ -97,7 +98,7 @@ class _Session:
         with StopRequest(self._heard) as stop:
             before, after = self._trained(stop)
         summary = self._summary(before, after)
-        self.processes.from_main(lambda: self.folder.write_summary(summary))
+        self._in_folder(lambda: self.folder.write_summary(summary))
         if summary["learned_rollouts"] == 0:
             self.view.message(
                 f"No completion of the whole run gave anything to learn from: "
@@ -117,7 +118,7 @@ class _Session:
             with closing(self.trackers):
                 before = self._begin() if self.plan.found is None else self._go_on(self.plan.found)
                 after = self._train(stop)
-                self.processes.from_main(self._save_final)
+                self._in_folder(self._save_final)
                 return before, after
         except NonFiniteError as error:
             advice = "lower update.learning_rate or set update.max_grad_norm"
@@ -128,21 +129,37 @@ class _Session:
                 f"Interrupted. {self.folder.path} holds the run so far; {self._last_good()}.{onward}"
             )
             raise
-        except OSError as error:
+        except OSError as error:  # of a server, say
             raise InputError(
-                f"cannot write to {self.folder.path}: {error.strerror or error}; {self._last_good()}; "
-                "make room and go on with --resume"
-            ) from None
+                f"stopped by {one_line(error)}; {self._last_good()}; go on with --resume once that is "
+                "mended"
+            ) from error
+
+    def _in_folder(self, work: Callable[[], _Result]) -> _Result:
+        """What ``work()``, which reads or writes the run folder, returns in the main process."""
+
+        def tried() -> _Result:
+            try:
+                return work()
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to {self.folder.path}: {error.strerror or error}; "
+                    f"{self._last_good()}; make room and go on with --resume"
+                ) from None
+
+        return self.processes.from_main(tried)
 
     def _open_trackers(self) -> None:
         """Replace the stand-in, which the other processes keep."""
         found = self.plan.found
         earlier = {} if found is None else found.facts["trackers"]
-        self.trackers = Trackers(self.config, self.folder.path, earlier, self.plan.first_step)
+        self.trackers = Trackers(
+            self.config, self.folder.path, earlier, self.plan.first_step, self.view.message
+        )
 
     def _begin(self) -> Mapping[str, Any]:
         """The first evaluation, which is the record of step 0."""
-        self.processes.from_main(lambda: self._note_session(0))
+        self._in_folder(lambda: self._note_session(0))
         try:
             with self.trainer.phase("evaluate"):
                 scores = self.trainer.evaluate()
@@ -150,7 +167,7 @@ class _Session:
             raise NonFiniteError(f"the first evaluation: {error}") from None
         first = {"step": 0, **asdict(self.trainer.totals), **scores}
         self.accuracy = first["accuracy"]
-        self.processes.from_main(partial(self._keep_first, first))
+        self._in_folder(partial(self._keep_first, first))
         return first
 
     def _go_on(self, found: Checkpoint) -> Mapping[str, Any]:
@@ -160,18 +177,18 @@ class _Session:
         self.accuracy = found.facts["accuracy"]
         self.saved = found.step
         self.view.message(f"Going on from step {found.step}, {found.folder}")
-        self.processes.from_main(lambda: self._note_session(found.step))
-        return self.processes.from_main(lambda: self.folder.metrics(0))
+        self._in_folder(lambda: self._note_session(found.step))
+        return self._in_folder(lambda: self.folder.metrics(0))
 
     def _train(self, stop: StopRequest) -> Mapping[str, Any]:
         """Train the steps that are left; the metrics of the last one, with an evaluation."""
         first = self.plan.first_step
-        after = self.processes.from_main(lambda: self.folder.metrics(first - 1))
+        after = self._in_folder(lambda: self.folder.metrics(first - 1))
         self._stop_if_asked(stop, first - 1)
         for record in self.trainer.run(first):
             after = record.metrics
             self.accuracy = after.get("accuracy")
-            self.processes.from_main(partial(self._keep, record))
+            self._in_folder(partial(self._keep, record))
             self._stop_if_asked(stop, record.step)
         if "accuracy" not in after:  # a run resumed after what is now its last step
             after = {**after, **self.trainer.evaluate()}
@@ -181,7 +198,7 @@ class _Session:
         """Save and leave if any process received a signal, unless the last step is done."""
         asked = self.processes.any(stop.received is not None)
         if asked and step < self.config.train.steps:
-            self.processes.from_main(partial(self._save, step))
+            self._in_folder(partial(self._save, step))
             raise KeyboardInterrupt
 
     def _keep_first(self, metrics: Mapping[str, Any]) -> None:
