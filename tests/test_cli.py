@@ -27,6 +27,9 @@ ROWS = [
     {"prompt_id": "hopeless", "trials": 8, "successes": 0, "grad_norm": None, "extra": "ignored"},
     {"prompt_id": 7, "trials": 8, "successes": 4, "grad_norm": 2, "grad_norm_rejected": 5.5},
 ]
+NAN = float("nan")
+KNOWN = ([8, 8, 8, 8], [8, 2, 0, 4], [1, 4, NAN, 2])
+REJECTED = [NAN, NAN, NAN, 5.5]
 
 
 @pytest.fixture
@@ -41,15 +44,15 @@ def test_allocate_prints_counts_in_input_order(stats, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prompt_id"] for line in lines] == ["easy", "middle", "hopeless", 7]
     assert sum(line["count"] for line in lines) == 100
-    expected = allocate([8] * 4, [8, 2, 0, 4], [1, 4, float("nan"), 2], budget=100)
+    expected = allocate(*KNOWN, grad_norm_rejected=REJECTED, budget=100)
     assert [line["count"] for line in lines] == expected.tolist()
 
 
 def test_allocate_for_a_truncated_target(stats, capsys):
     assert main(["allocate", str(stats), "--budget", "100", "--order", "12"]) == 0
     counts = [json.loads(line)["count"] for line in capsys.readouterr().out.splitlines()]
-    known = [8] * 4, [8, 2, 0, 4], [1, 4, float("nan"), 2]
-    assert counts == allocate(*known, budget=100, order=12).tolist()
+    expected = allocate(*KNOWN, grad_norm_rejected=REJECTED, budget=100, order=12)
+    assert counts == expected.tolist()
     assert min(counts) >= 12
 
 
