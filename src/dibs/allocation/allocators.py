@@ -81,7 +81,7 @@ def min_variance(problem: AllocationProblem) -> np.ndarray:
     prompt is starved while the budget has one completion for each.
     """
     candidates = [problem.counts_for(problem.sigma**power) for power in _POWERS]
-    gains = [_gains(problem, counts, problem.doubts).min() for counts in candidates]
+    gains = _gains(problem, candidates, problem.doubts).min(1)
     best = int(np.argmax(gains))
     return candidates[best] if gains[best] > 1 else uniform(problem)
 
@@ -92,14 +92,16 @@ def expected_gain(problem: AllocationProblem, counts: np.ndarray) -> float:
     A prompt that could have completions and has none makes the variance infinite: the gain is 0 where
     ``counts`` leave out more (in sigma^2) than uniform ones, infinite where less.
     """
-    return float(_gains(problem, counts, problem.sigma[None])[0])
+    return float(_gains(problem, [counts], problem.sigma[None])[0, 0])
 
 
-def _gains(problem: AllocationProblem, counts: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """The same, [k], if each of ``sigmas`` [k, m] is true."""
+def _gains(
+    problem: AllocationProblem, candidates: Sequence[np.ndarray], sigmas: np.ndarray
+) -> np.ndarray:
+    """The same for each of c counts [m] if each of ``sigmas`` [k, m] is true, [c, k]."""
     squares = np.where(problem.upper > 0, sigmas**2, 0.0)
     left_out, even = _variances(squares, uniform(problem))
-    out, chosen = _variances(squares, counts)
+    out, chosen = np.stack([_variances(squares, counts) for counts in candidates], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = np.where(chosen > 0, even / chosen, 1.0)
     # A variance that is infinite decides alone.
