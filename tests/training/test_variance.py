@@ -17,7 +17,6 @@ from dibs.allocation.target import Target
 from dibs.allocation.variance import (
     gain,
     noise_scale,
-    ratio_of_sums,
     rescaled_gain,
     variance_shares,
 )
@@ -48,9 +47,10 @@ def test_shares_by_hand():
 
 
 def test_gains_by_hand():
-    assert ratio_of_sums(np.array([1.0, 3.0]), np.array([1.0, 1.0])).value == 2
-    assert ratio_of_sums(np.array([1.0, 3.0]), np.array([1.0, np.inf])).value is None
-    assert ratio_of_sums(np.zeros(2), np.zeros(2)).value is None
+    assert gain(np.array([[1.0, 3.0]]), np.array([[1.0, 1.0]])).value == pytest.approx(2)
+    # What is infinite is handed on as NaN.
+    assert gain(np.array([[1.0, 3.0]]), np.array([[1.0, np.nan]])).value is None
+    assert gain(np.zeros((1, 2)), np.zeros((1, 2))).value is None
     # Two draws: (1 + 3 + 2 + 2) / (1 + 1 + 1 + 1)
     uniform, chosen = np.array([[1.0, 3], [2, 2]]), np.ones((2, 2))
     found = gain(uniform, chosen)

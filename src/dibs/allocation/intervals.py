@@ -110,6 +110,15 @@ def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mean, mean - margin, mean + margin
 
 
+def jackknife_error(without: np.ndarray) -> float:
+    """Standard error of a statistic, from its values without any one of the k parts, [k]; NaN of one.
+
+    It is ``sqrt((k - 1) / k sum_i (v_i - mean v)^2)`` (Efron and Stein 1981).
+    """
+    k = len(without)
+    return float(np.sqrt((k - 1) * np.var(without))) if k > 1 else np.nan
+
+
 def number_text(value: float) -> str:
     """Print a number: without decimals from 100 up, with two below."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -11,9 +11,10 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.special import stdtr, stdtrit
 
-from dibs.allocation.intervals import Interval
+from dibs.allocation.intervals import Interval, jackknife_error
 from dibs.files import read_lines
 from dibs.report.curves import AXES
+from dibs.report.measured_gain import measured_steps
 
 COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. Rollouts, tokens and seconds include those of pilots. Steps and training rollouts
@@ -71,18 +72,13 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
 
     costs = {name: axis(lines)[marked] for name, axis in AXES.items()}
     costs["training_rollouts"] = costs["rollouts"] - pilots_thrown_away * series("pilot_rollouts")
-    variances = [
-        [line["measured_variance_uniform"], line["measured_variance"]]
-        for line in lines
-        if "measured_variance" in line
-    ]
     return Evaluations(
         costs=costs,
         value=series(value),
         accuracy=series("accuracy"),
         pass_at_k=series("pass_at_k"),
         totals=json.loads((run / "summary.json").read_text(encoding="utf-8")),
-        variances=np.array(variances, dtype=np.float64).reshape(-1, 2),
+        variances=measured_steps(lines)[:, 1:],
     )
 
 
@@ -210,8 +206,8 @@ def compare_evaluations(
     the reference's cost over the arm's, each the mean of the costs until the levels of a target. It is
     symmetric: with the arms exchanged it is the inverse.
 
-    Intervals are Student's t, from jackknife pseudo-values of the logarithm: each leaves out one seed of
-    both arms. docs/comparing.md has their coverage for arms that do not differ.
+    Intervals are Student's t about the logarithm, with the jackknife's standard error: each value leaves
+    out one seed of both arms. docs/comparing.md has their coverage for arms that do not differ.
 
     An arm that never reaches a level has no speed-up, and neither has one that begins above all.
     There is no interval if that holds without some seed, or for a single seed.
@@ -255,8 +251,7 @@ def _jackknife(logs: np.ndarray) -> tuple[Interval, float | None]:
     k = len(logs) - 1
     if k < 2 or not np.isfinite(logs).all():
         return Interval(value, None, None), None
-    pseudo = k * logs[0] - (k - 1) * logs[1:]
-    error = float(pseudo.std(ddof=1)) / np.sqrt(k)
+    error = jackknife_error(logs[1:])
     reach = float(stdtrit(k - 1, 0.975)) * error
     p_value = 2 * float(stdtr(k - 1, -abs(logs[0]) / error)) if error > 0 else float(logs[0] == 0)
     ends = (float(np.exp(logs[0] - reach)), float(np.exp(logs[0] + reach)))
