@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dibs.types import Completion, Group, Prompt, Rollout
+from dibs.types import Completion, CompletionMoments, Group, Prompt, Rollout
 
 
 def make_prompt(name: str = "00", token_ids: tuple[int, ...] = (2, 3)) -> Prompt:
@@ -25,3 +25,9 @@ def make_group(rewards: list[float], prompt: Prompt | None = None, length: int =
 
 def assert_equal_arrays(got, expected) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def logprob_moments(count: np.ndarray, logprob: np.ndarray) -> CompletionMoments:
+    """Moments of a class with equal norms, of which only counts and log-probabilities tell."""
+    weight, flat = count.astype(float), np.where(count > 0, 0.0, np.nan)
+    return CompletionMoments(weight, flat, flat, weight, np.where(count > 0, logprob, np.nan))

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from dibs.allocation.accept_rates import accept_rates, knows_likelihood
-from dibs.types import CompletionMoments, PromptStats
-
-
-def moments(count: np.ndarray, logprob: np.ndarray) -> CompletionMoments:
-    """Moments of a class with equal norms, of which only counts and log-probabilities tell."""
-    weight, flat = count.astype(float), np.where(count > 0, 0.0, np.nan)
-    return CompletionMoments(weight, flat, flat, weight, np.where(count > 0, logprob, np.nan))
+from dibs.types import PromptStats
+from tiny_groups import logprob_moments
 
 
 def means(
@@ -26,7 +21,7 @@ def means(
         counts = (successes, trials - successes)
         names = ("accepted", "rejected")
         classes = {
-            name: moments(count, values)
+            name: logprob_moments(count, values)
             for name, count, values in zip(names, counts, logprobs, strict=True)
         }
     alpha, beta = accept_rates(
@@ -87,7 +82,7 @@ def test_log_probabilities_of_zero_or_nan_are_unknown():
     count = np.array([1.0, 2.0])
 
     def known(accepted: list[float], rejected: list[float]) -> bool:
-        ends = [moments(count, np.array(values)) for values in (accepted, rejected)]
+        ends = [logprob_moments(count, np.array(values)) for values in (accepted, rejected)]
         stats = PromptStats(["a", "b"], 2 * count, count, np.ones(2), None, None, *ends)
         return knows_likelihood(stats)
 

@@ -12,8 +12,8 @@ from dibs.allocation.posterior import expected_tokens, fit_posterior
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.target import BASELINES, Target
 from dibs.rollouts.scores import score
-from dibs.types import CompletionMoments, InputError, PromptStats
-from tiny_groups import assert_equal_arrays, make_group, make_prompt
+from dibs.types import InputError, PromptStats
+from tiny_groups import assert_equal_arrays, logprob_moments, make_group, make_prompt
 
 
 def test_algorithm_2_by_hand():
@@ -151,12 +151,6 @@ def test_degenerate_statistics_have_a_posterior(trials, successes, norms):
         for baseline in baselines:
             moment = posterior.second_moment(Target(objective, baseline))
             assert (np.isfinite(moment) & (moment > 0)).all()
-
-
-def logprob_moments(count: np.ndarray, logprob: np.ndarray) -> CompletionMoments:
-    """Moments of a class with equal norms, of which only counts and log-probabilities tell."""
-    weight, flat = count.astype(float), np.where(count > 0, 0.0, np.nan)
-    return CompletionMoments(weight, flat, flat, weight, np.where(count > 0, logprob, np.nan))
 
 
 def squared_error(rate: np.ndarray, trials: int, successes: np.ndarray, **known) -> float:
