@@ -211,7 +211,7 @@ def test_cross_fit_is_unbiased_and_pooled_reuse_is_not(objective, baseline):
     rng = np.random.default_rng(0)
     prompts = [make_prompt(str(i)) for i in range(3)]
     samples: dict = {cross_fitted: [], pooled: []}
-    for _ in range(4000):
+    for _ in range(2000):
         pilots = draw(prompts, [PILOTS] * 3, rng)
         for way, taken in samples.items():
             taken.append(way(pilots, objective, baseline, rng))

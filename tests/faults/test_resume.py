@@ -54,11 +54,6 @@ def kill_and_resume(undisturbed, tmp_path, seed: int, *more: str, most: int = 1)
     assert not list(out.rglob(".unfinished*"))
 
 
-@pytest.mark.parametrize("seed", [2])
-def test_killed_runs_end_the_same(undisturbed, tmp_path, seed):
-    kill_and_resume(undisturbed, tmp_path, seed)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [4])
 def test_killed_online_runs_end_the_same(undisturbed, tmp_path, seed):

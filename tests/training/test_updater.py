@@ -223,7 +223,7 @@ def test_noise_of_the_gradient_by_monte_carlo(policy):
     maker = updater(policy, updates_per_step=updates, learning_rate=1e-30)
     rng = np.random.default_rng(0)
     told = []
-    for _ in range(300):
+    for _ in range(150):
         hand = [replace(pool[i], weight=1 / drawn) for i in rng.integers(0, 12, drawn)]
         found = maker.step(hand)
         assert found.gradient_square is not None
@@ -232,9 +232,10 @@ def test_noise_of_the_gradient_by_monte_carlo(policy):
     exact = np.array([square, spread * updates / drawn])
     error = np.std(told, axis=0, ddof=1) / np.sqrt(len(told))
     assert (np.abs(np.mean(told, axis=0) - exact) < 5 * error).all()
-    assert (error < 0.2 * exact).all()
+    assert (error < 0.3 * exact).all()
 
 
+@pytest.mark.slow
 def test_noise_is_told_also_where_rejected_completions_have_no_gradient(policy):
     """Accepted or not at random: hands that depended on it would not tell the noise by their spread."""
     pool = [replace(each, weight=1 / 32) for each in examples(policy, 8)]

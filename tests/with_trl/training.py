@@ -22,6 +22,7 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.proportional import proportional
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 
 PROMPTS = 8
@@ -36,6 +37,13 @@ def skewed(problem: AllocationProblem) -> np.ndarray:
     counts[:3] = 1, 0, 9
     counts[3] += int(problem.budget) - counts.sum()
     return counts
+
+
+def rarer(problem: AllocationProblem) -> np.ndarray:
+    """In proportion to what was rejected of each prompt, as far as its statistics know."""
+    stats = problem.stats
+    rejected = (stats.trials - stats.successes + 1) / (stats.trials + 2)
+    return proportional(rejected, problem.budget, problem.lower, problem.upper)
 
 
 def even(problem: AllocationProblem) -> np.ndarray:

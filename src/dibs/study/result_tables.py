@@ -23,7 +23,7 @@ _COLUMNS = (
     ("arm", "left"),
     ("lr", "right"),
     ("value after", "right"),
-    ("rollouts to target", "right"),
+    ("rollouts needed", "right"),
     ("fewer rollouts", "right"),
     ("fewer tokens", "right"),
     ("fewer steps", "right"),
@@ -31,10 +31,10 @@ _COLUMNS = (
 )
 EXPLANATION = (
     "The columns fewer are the reference's cost over the arm's, until values from 25% to 90% of the way "
-    "that both arms went, with a 95% interval for few seeds. The target is the last of these values. "
-    "Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
-    "verdict is on rollouts, corrected for the number of arms; where no difference is shown, that does "
-    "not mean that there is none. A star marks a learning rate at an end of its grid."
+    "that both arms went, with a 95% interval for few seeds. Rollouts needed are those until the last "
+    "of these values. Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
+    "verdict is on rollouts, corrected for the number of arms; unclear means that no difference is "
+    "shown, not that there is none. A star marks a learning rate at an end of its grid."
 )
 
 
@@ -76,11 +76,11 @@ def result_tables(rows: Sequence[Row]) -> Iterator[Table]:
             padding=(0, 1, 0, 0),
         )
         for name, side in _COLUMNS:
-            # Other columns may wrap: in a narrow terminal an interval stands below its value.
-            whole = 11 if name.startswith("fewer") else None  # an interval such as (1.13-4.11)
-            table.add_column(name, justify=side, no_wrap=name in ("arm", "lr"), min_width=whole)  # type: ignore[arg-type]
+            # 80 columns hold the table when intervals stand below their values.
+            table.add_column(name.replace(" ", "\n"), justify=side, no_wrap=True)  # type: ignore[arg-type]
         for row in group:
-            table.add_row(*_texts(row))
+            arm, *texts = _texts(row)
+            table.add_row(arm, *(text.replace(" ", "\n") for text in texts))
         yield table
 
 
@@ -218,10 +218,10 @@ def _texts(row: Row) -> list[str]:
     return [
         row["arm"],
         f"{row['learning_rate']:g}" + "*" * row["learning_rate_at_edge"],
-        f"{row['value_after']:.3f} ± {error:.3f}",
+        f"{row['value_after']:.3f} ±{error:.3f}",
         reached if rollouts is None else f"{rollouts:,.0f}",
         *(_speed_up(row, cost) for cost in ("rollouts", "tokens", "steps")),
-        {None: "-", NO_DIFFERENCE: "not shown"}.get(row["verdict"], row["verdict"]),
+        {None: "-", NO_DIFFERENCE: "unclear"}.get(row["verdict"], row["verdict"]),
     ]
 
 
