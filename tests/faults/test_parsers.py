@@ -27,7 +27,7 @@ from dibs.types import InputError
 from tiny_groups import make_group, make_prompt
 
 relaxed = settings(
-    max_examples=150,
+    max_examples=75,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

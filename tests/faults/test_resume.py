@@ -114,9 +114,8 @@ def test_a_kill_in_each_phase(tmp_path, phase, monkeypatch):
     assert last["measured_gain"] != last["measured_variance_uniform"] / last["measured_variance"]
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_finish_the_step_and_save(tmp_path, number):
     out = tmp_path / "run"
     # Also where no checkpoint was asked for.

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from dibs.cli import main
 from dibs.report.write import watch_report
 from run_folders import finish, make_run
@@ -54,6 +56,7 @@ def test_watching_ends_by_itself_when_all_runs_are_finished(tmp_path, monkeypatc
     assert len(last["figures"]) > 10
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_whole_page_that_does_not_reload(tmp_path):
     make_run(tmp_path / "run", finished=False)
     command = [sys.executable, "-m", "dibs", "report", str(tmp_path / "run"), "--watch", "60"]

@@ -188,6 +188,7 @@ def assert_almost_equal(one: Any, other: Any) -> None:
         assert one == (pytest.approx(other, rel=1e-3) if isinstance(other, float) else other)
 
 
+@pytest.mark.slow
 def test_a_comparison_from_end_to_end(tmp_path, capsys):
     path, out = write(tmp_path, STUDY), tmp_path / "out"
     words = ["compare", str(path), f"--compare.output_dir={out}", "--json"]
