@@ -225,7 +225,7 @@ def true_shares(name: str, world: World, judge: CountsJudge, rng: np.random.Gene
         fresh = measured(world, judge.target, PILOTS, rng)
         decision = CountsJudge(judge.config, fresh, judge.even).decision(pilots)
         counts = decision.counts[0]
-        scale = 1 / decision.accept_rates[0] if name == "prompt_mean" else 1.0
+        scale = 1 / decision.divisors[0] if name == "prompt_mean" else 1.0
         variance, kept = world.of_group(name, counts)
         square = scale**2
         total += [

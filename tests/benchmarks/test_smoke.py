@@ -21,7 +21,7 @@ BENCHMARKS = {
     "--policies=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
     "measured_gain": "--prompts=6 --samples=4 --per-step=3 --window=2 --windows=2",
-    "meter_coverage": "--runs=2 --estimators self_normalized",
+    "meter_coverage": "--runs=2 --estimators prompt_mean",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "plug_in": "--replicates=3",
     "sampling": "--prompts=3 --rounds=1",
