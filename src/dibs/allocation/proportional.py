@@ -75,7 +75,7 @@ def proportional(
         sharing, weights = ~positive, np.ones(len(weights))
     left = budget - float(counts[~sharing] @ cost[~sharing])
     low, high, price = lower[sharing], upper[sharing], cost[sharing]
-    shares = _fill(weights[sharing], left, low, high, price)
+    shares = fill(weights[sharing], left, low, high, price)
     counts[sharing] = (
         _round(shares, int(left), low, high)
         if (cost == 1).all()
@@ -84,10 +84,12 @@ def proportional(
     return counts
 
 
-def _fill(
+def fill(
     weights: np.ndarray, total: float, lower: np.ndarray, upper: np.ndarray, cost: np.ndarray
 ) -> np.ndarray:
-    """Real shares ``clip(scale * weights, lower, upper)`` that cost ``total``; weights > 0.
+    """Real shares ``clip(scale * weights, lower, upper)`` that cost ``total``; weights > 0, float64 [m].
+
+    ``upper`` may be infinite.
 
     The cost is piecewise linear in the scale: prompt i grows between ``lower/weight`` and
     ``upper/weight``. A binary search over those sorted breakpoints finds the linear piece that holds
