@@ -1,4 +1,4 @@
-"""Fractional counts: optimal in expectation, rounded without bias, and of the variance that is promised."""
+"""Fractional counts: optimal in expectation, rounded without bias, and of the promised variance."""
 
 from __future__ import annotations
 

@@ -11,7 +11,13 @@ import pytest
 
 from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.estimators import weigh, weigh_rewards
-from dibs.allocation.target import BASELINES, LOG_LIKELIHOOD, Target, unbiased_baseline
+from dibs.allocation.target import (
+    BASELINES,
+    LOG_LIKELIHOOD,
+    KnownBaseline,
+    Target,
+    unbiased_baseline,
+)
 from dibs.types import InputError, RewardMoments
 from tiny_groups import assert_equal_arrays, make_group
 
@@ -120,11 +126,41 @@ def test_grpo_as_other_trainers_have_it():
 @pytest.mark.parametrize("rewards", [[], [0.0], [1.0], [1.0, 1.0], [0.0, 0.0, 0.0]])
 def test_degenerate_groups_have_finite_advantages(objective, baseline, rewards):
     for rate in (0.0, 1.0):
-        got = Target(objective, baseline).advantages(np.array(rewards), rate)
+        target, known = Target(objective, baseline), KnownBaseline(rate, 0.0)
+        got = target.advantages(np.array(rewards), rate, baseline=known)
         assert got.shape == (len(rewards),)
         assert np.isfinite(got).all()
-        if baseline != "none":
+        if target.needs_groups:
             assert_equal_arrays(got, np.zeros(len(rewards)))
+
+
+def test_known_baselines_by_hand():
+    """What is known: 4 completions of mean 1/4, so one success. In the group: 1, 0, 1."""
+    known, rewards = KnownBaseline(0.25, 4.0), np.array([1.0, 0.0, 1.0])
+    history, shrunk = (Target("expected_reward", name) for name in ("history", "shrinkage"))
+    assert_equal_arrays(history.advantages(rewards, 0.5, baseline=known), [0.75, -0.25, 0.75])
+    # Of 4 + 2 completions beside each one, 2, 3 and 2 are successes.
+    found = shrunk.advantages(rewards, 0.5, baseline=known)
+    assert_equal_arrays(found, [1 - 2 / 6, -3 / 6, 1 - 2 / 6])
+    # A group of one has the history alone, and one of which nothing is known its other completions.
+    for target in (history, shrunk):
+        assert target.advantages(np.ones(1), 0.5, baseline=known).tolist() == [0.75]
+    nothing = KnownBaseline(0.25, 0.0)
+    assert_equal_arrays(
+        shrunk.advantages(rewards, 0.5, baseline=nothing),
+        Target("expected_reward", "leave_one_out").advantages(rewards, 0.5),
+    )
+    # Divided as without a baseline.
+    divided = Target("log_likelihood", "history").advantages(rewards, 0.5, baseline=known)
+    assert_equal_arrays(divided, [1.5, -0.5, 1.5])
+    grpo = Target("grpo", "history", known_deviation=True)
+    assert_equal_arrays(
+        grpo.advantages(rewards, 0.5, baseline=known, deviation=0.5), [1.5, -0.5, 1.5]
+    )
+    with pytest.raises(ValueError, match="needs what is known of the prompt"):
+        history.advantages(rewards, 0.5)
+    with pytest.raises(InputError, match="order_k has no baseline history"):
+        Target("log_likelihood", "history", order=2)
 
 
 def test_a_group_of_equal_real_rewards_has_advantages_of_exactly_zero():
@@ -197,10 +233,16 @@ def test_what_a_target_answers():
     assert Target("expected_reward", "none").is_absolute
     relative = [Target(o, b) for o, allowed in BASELINES.items() for b in allowed]
     relative.remove(Target("expected_reward", "none"))
-    assert len(relative) == 5
+    assert len(relative) == 11
     assert not any(target.is_absolute for target in relative)
     assert [t for t in relative if not t.has_baseline] == [LOG_LIKELIHOOD]
-    assert [t.objective for t in relative if t.divides_by_deviation] == ["grpo"]
+    assert {t.objective for t in relative if t.divides_by_deviation} == {"grpo"}
+    assert [t.baseline for t in relative if t.needs_groups] == [
+        "mean",
+        "mean",
+        "leave_one_out",
+        "mean",
+    ]
     assert {t.objective for t in relative if t.fits_accepted} == {"log_likelihood"}
 
 

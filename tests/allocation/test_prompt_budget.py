@@ -322,6 +322,16 @@ def test_bad_input():
             {"deviation": "expected", "mode": "none", "allocator": "uniform"},
             "deviation expected needs accept rates",
         ),
+        (
+            {
+                "objective": "expected_reward",
+                "baseline": "history",
+                "mode": "none",
+                "allocator": "uniform",
+            },
+            "baseline history needs accept rates",
+        ),
+        ({"baseline": "history"}, "set deviation to expected"),
         ({"lower": 9}, "num_generations 8 is not between lower 9"),
         ({"number": 9}, "Extra inputs"),
     ]

@@ -212,6 +212,23 @@ def test_algorithms_bring_their_objective_and_baseline():
             ],
             "algorithm.deviation expected needs accept rates",
         ),
+        (
+            ["--algorithm.name=grpo", "--algorithm.baseline=history"],
+            "baseline history is known before a group is drawn, but deviation population",
+        ),
+        (
+            ["--algorithm.baseline=shrinkage"],
+            "baseline shrinkage with objective log_likelihood needs estimator prompt_mean",
+        ),
+        (
+            [
+                "--algorithm.objective=expected_reward",
+                "--algorithm.baseline=history",
+                "--estimate.mode=none",
+                "--allocate.allocator=uniform",
+            ],
+            "algorithm.baseline history needs accept rates",
+        ),
         (["--data.template", "no placeholder"], "template must contain {prompt}"),
         (["--policy.warm_start.heads", "5"], "hidden_size must be a multiple of 2 \\* heads"),
     ],

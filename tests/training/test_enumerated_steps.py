@@ -214,6 +214,20 @@ FACTORS: list[tuple[dict[str, str], Callable[[Part], float], bool, bool]] = [
     ),
     ({"objective": "grpo"}, mean_deviation, False, False),
     ({"objective": "grpo", "deviation": "expected"}, known_deviation, False, True),
+    *(
+        each
+        for baseline in ("history", "shrinkage")
+        for each in (
+            ({"objective": "expected_reward", "baseline": baseline}, one, True, True),
+            ({"estimator": "prompt_mean", "baseline": baseline}, known_rate, False, True),
+            (
+                {"objective": "grpo", "deviation": "expected", "baseline": baseline},
+                known_deviation,
+                False,
+                True,
+            ),
+        )
+    ),
 ]
 """What multiplies the gradient of the accept rate in expectation, given what decided the counts; whether
 it is one number; and whether it is known for mode cross_fit too."""

@@ -303,6 +303,14 @@ def test_too_few_completions_are_refused(tmp_path):
         measure_variance(*build(tmp_path, "--estimate.num_pilots=8"))
 
 
+def test_baselines_that_are_not_the_groups_are_refused(tmp_path):
+    options = ("--algorithm.objective=expected_reward", "--algorithm.baseline=history")
+    with pytest.raises(
+        InputError, match=r"set algorithm.baseline to leave_one_out in place of his"
+    ):
+        measure_variance(*build(tmp_path, *options))
+
+
 def test_the_command_prints_one_object(tmp_path, capsys):
     words = options(tmp_path / "run", *SMALL)
     assert main(["variance", "--json", *words]) == 0

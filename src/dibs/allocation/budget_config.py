@@ -41,8 +41,10 @@ class BudgetConfig(Section):
     )
     baseline: Baseline = Field(
         "mean",
-        description="Value subtracted from the rewards of a group: nothing, its mean, or the mean "
-        "of the other completions.",
+        description="Value subtracted from rewards: nothing; the group's mean; the mean of the "
+        "group's other completions; what earlier steps or pilots let expect (history), which "
+        "also serves groups of one; or a mean of the last two, weighed by how much each knows "
+        "(shrinkage).",
     )
     estimator: Estimator = Field(
         "prompt_mean",
@@ -93,7 +95,7 @@ class BudgetConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> BudgetConfig:
-        check_variant(self.objective, self.estimator, self.order, self.deviation)
+        check_variant(self)
         try:
             Target.of(self)
             check_allocator(self.allocator)
@@ -105,6 +107,10 @@ class BudgetConfig(Section):
             )
         if self.mode == "none" and self.deviation == "expected":
             raise ValueError("deviation expected needs accept rates; set mode to online or pilot")
+        if self.mode == "none" and self.target.knows_baseline:
+            raise ValueError(
+                f"baseline {self.baseline} needs accept rates; set mode to online or pilot"
+            )
         if self.mode == "none" and self.uses_statistics:
             raise ValueError(
                 f"allocator {self.allocator} with estimator {self.estimator} needs accept rates; set "
@@ -132,7 +138,7 @@ class BudgetConfig(Section):
     @property
     def uses_statistics(self) -> bool:
         """Whether what is known of prompts decides counts or weights."""
-        return needs_statistics(self.allocator, self.objective, self.estimator, self.deviation)
+        return needs_statistics(self.allocator, self)
 
     @property
     def _knows_its_budget(self) -> bool:

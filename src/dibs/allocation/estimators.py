@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dibs.allocation.target import NOTHING, Target
+from dibs.allocation.target import NOTHING, KnownBaseline, Target
 from dibs.types import Group, InputError
 
 ESTIMATORS = ("prompt_mean", "self_normalized", "order_k", "flat")
@@ -36,6 +36,7 @@ def weigh(
     *,
     accept_rates: np.ndarray,
     deviations: np.ndarray | None = None,
+    baselines: Sequence[KnownBaseline] | None = None,
     baseline_only: Sequence[Group] | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Advantages and estimator weights of every rollout of a step.
@@ -48,6 +49,7 @@ def weigh(
         accept_rates: ``p_i`` from the estimate step, [m], above 0; used by ``prompt_mean`` on
             ``log_likelihood`` only.
         deviations: what ``grpo`` divides by, [m]; needed where the target says that it is known.
+        baselines: what ``history`` and ``shrinkage`` subtract, one a prompt; needed for these.
         baseline_only: further completions of each prompt, which enter its baseline only; see
             :meth:`.Target.advantages`.
 
@@ -62,6 +64,7 @@ def weigh(
         estimator,
         accept_rates=accept_rates,
         deviations=deviations,
+        baselines=baselines,
         baseline_only=None
         if baseline_only is None
         else [target.rewards(group) for group in baseline_only],
@@ -75,6 +78,7 @@ def weigh_rewards(
     *,
     accept_rates: np.ndarray,
     deviations: np.ndarray | None = None,
+    baselines: Sequence[KnownBaseline] | None = None,
     bessel: bool = False,
     epsilon: float = 0.0,
     baseline_only: Sequence[np.ndarray] | None = None,
@@ -103,10 +107,13 @@ def weigh_rewards(
         rates = np.array([r.mean() if len(r) else 0.0 for r in over])
     else:
         rates = np.full(len(signals), sum(r.sum() for r in signals) / max(total, 1))
-    known = [None] * len(signals) if deviations is None else [float(each) for each in deviations]
+    unknown = [None] * len(signals)
+    known = unknown if deviations is None else [float(each) for each in deviations]
     advantages = [
-        target.advantages(r, float(p), bessel=bessel, epsilon=epsilon, deviation=d, baseline_only=o)
-        for r, p, d, o in zip(signals, rates, known, others, strict=True)
+        target.advantages(
+            r, float(p), bessel=bessel, epsilon=epsilon, deviation=d, baseline=b, baseline_only=o
+        )
+        for r, p, d, b, o in zip(signals, rates, known, baselines or unknown, others, strict=True)
     ]
     rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
     weights = [

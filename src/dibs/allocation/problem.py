@@ -149,7 +149,7 @@ class AllocationProblem:
     def counts_for(self, sigma: np.ndarray) -> np.ndarray:
         """Counts of least variance if ``sigma`` [m] were true; int64 [m]."""
         lower = self.lower
-        if self.target.has_baseline:
+        if self.target.needs_groups:
             pairs = np.maximum(lower, np.minimum(self.upper, 2))
             lower = pairs if pairs @ self.cost <= self.budget else lower
         return least_variance(sigma, self.budget, lower, self.upper, self.cost)

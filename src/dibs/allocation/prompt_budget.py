@@ -31,6 +31,7 @@ from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.history import History
+from dibs.allocation.known_baselines import known_baselines
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
 from dibs.allocation.statistics import SUMS, statistics
@@ -155,6 +156,7 @@ class PromptBudget:
             self.config.estimator,
             accept_rates=known.accept_rate,
             deviations=expected_deviations(known, target),
+            baselines=known_baselines(known, target),
             bessel=self.config.deviation == "sample",
             epsilon=self.config.deviation_epsilon,
         )

@@ -12,6 +12,10 @@ objective            baseline           a_i(r)              known as
 ``expected_reward``  ``mean``           r - mean            Dr. GRPO (biased by (n-1)/n)
 ``expected_reward``  ``leave_one_out``  r - mean of others  RLOO, unbiased
 ``grpo``             ``mean``           (r - mean) / std    GRPO
+any                  ``history``        r - b in place of   A baseline known before the group is drawn
+                                        r - mean
+any                  ``shrinkage``      the same, b drawn   Between ``history`` and ``leave_one_out``
+                                        towards the others  (compare arXiv 2511.03710)
 ===================  =================  ==================  =======================================
 
 Two variants have a target that does not depend on the counts. With an ``order`` k, ``log_likelihood``
@@ -19,8 +23,9 @@ is cut off after k terms, and ``1 / p_i`` becomes ``(1 - (1 - p_i)^k) / p_i`` (:
 ``known_deviation``, ``grpo`` divides by a standard deviation that is known before the group is drawn
 (:mod:`.deviations`), and the mean is that of the other completions.
 
-For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under a group baseline
-a group of one has advantage 0, and a group of equal rewards has advantages 0.
+For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under the group baselines
+``mean`` and ``leave_one_out`` a group of one has advantage 0, and a group of equal rewards has
+advantages 0. The baselines ``history`` and ``shrinkage`` need no group (:class:`KnownBaseline`).
 
 The variance of one rollout's share is ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``. For rewards of 0
 and 1 it follows from four numbers: the accept rate p, the second moments ``Q1 = E[||s||^2 | accepted]``
@@ -33,6 +38,7 @@ k = 0, 1, 2, of both classes (:meth:`Target.second_moment`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,6 +49,8 @@ from dibs.types import Group, InputError, RewardMoments
 Powers = tuple[int, int]
 """Powers of p and of 1 - p."""
 NOTHING = np.zeros(0)
+KNOWN_BASELINES = ("history", "shrinkage")
+"""Baselines that need no group, since other completions of the prompt tell them."""
 
 
 class _Row(NamedTuple):
@@ -61,6 +69,10 @@ _ROWS: dict[tuple[str, str], _Row] = {
     ("expected_reward", "leave_one_out"): _Row((1, 2), (2, 1), (2, 0)),
     ("grpo", "mean"): _Row((0, 1), (1, 0), (1, -1)),
 }
+for _objective, _baseline in product(
+    ("log_likelihood", "expected_reward", "grpo"), KNOWN_BASELINES
+):
+    _ROWS[_objective, _baseline] = _ROWS[_objective, "mean"]
 OBJECTIVES = tuple(dict.fromkeys(objective for objective, _ in _ROWS))
 BASELINES: dict[str, tuple[str, ...]] = {
     objective: tuple(baseline for own, baseline in _ROWS if own == objective)
@@ -93,6 +105,20 @@ class NamesTarget(Protocol):
         """``expected``, or another for which ``grpo`` divides by the group's own."""
 
 
+class KnownBaseline(NamedTuple):
+    """What is known of a prompt's r before the completions that it is subtracted from are drawn.
+
+    ``mean``: expected r. ``weight``: how many completions it is worth against those of a group, at least
+    0; for a Beta posterior of the accept rate, alpha + beta. ``shrinkage`` subtracts from ``r_j`` the
+    mean of the others and of ``weight`` completions of that ``mean``: with a Beta posterior, the accept
+    rate expected once the others are seen too. Neither baseline depends on ``r_j`` itself, so both leave
+    the gradient unbiased, also for a group of one.
+    """
+
+    mean: float
+    weight: float
+
+
 @dataclass(frozen=True)
 class Target:
     """A row of the module's table, or a variant of it.
@@ -123,6 +149,10 @@ class Target:
                 f"order {self.order} of objective {self.objective}: an order is at least 1, and only "
                 "log_likelihood has one"
             )
+        if self.knows_baseline and self.order is not None:
+            raise InputError(
+                f"estimator order_k has no baseline {self.baseline}; choose baseline none or mean"
+            )
         if self.known_deviation and not self.divides_by_deviation:
             raise InputError(f"objective {self.objective} divides by no deviation; only grpo does")
 
@@ -151,6 +181,16 @@ class Target:
     def has_baseline(self) -> bool:
         """Whether something is subtracted from the rewards of a group."""
         return self.baseline != "none"
+
+    @property
+    def knows_baseline(self) -> bool:
+        """Whether what is subtracted is known from other completions; see :class:`KnownBaseline`."""
+        return self.baseline in KNOWN_BASELINES
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether a group of one teaches nothing, since its baseline is its own reward."""
+        return self.has_baseline and not self.knows_baseline
 
     @property
     def is_absolute(self) -> bool:
@@ -188,6 +228,7 @@ class Target:
         bessel: bool = False,
         epsilon: float = 0.0,
         deviation: float | None = None,
+        baseline: KnownBaseline | None = None,
         baseline_only: np.ndarray = NOTHING,
     ) -> np.ndarray:
         """``a_i(r)`` for one group.
@@ -199,8 +240,10 @@ class Target:
             bessel: whether ``grpo`` divides by the standard deviation with n_i - 1, as TRL and verl do.
             epsilon: added to that deviation, as TRL and verl do.
             deviation: what ``grpo`` divides by under ``known_deviation``; unused elsewhere.
+            baseline: what ``history`` and ``shrinkage`` subtract; unused elsewhere.
             baseline_only: r of further completions of the prompt. They get no advantage themselves, but
-                they enter the baseline and the deviation, as if the group were larger.
+                they enter the baseline and the deviation, as if the group were larger. A known baseline
+                has them already.
 
         Returns:
             float64 [n_i]. By default ``grpo`` divides by the population standard deviation. Where the
@@ -210,8 +253,14 @@ class Target:
             return order_k_advantages(
                 rewards, self.order, baseline=self.has_baseline, baseline_only=baseline_only
             )
-        known = np.concatenate([rewards, baseline_only]).astype(np.float64)
-        centered = self._centered(known)[: len(rewards)]
+        if self.knows_baseline:
+            if baseline is None:
+                raise ValueError(f"baseline {self.baseline} needs what is known of the prompt")
+            known = np.asarray(rewards, dtype=np.float64)
+            centered = self._less_known(known, baseline)
+        else:
+            known = np.concatenate([rewards, baseline_only]).astype(np.float64)
+            centered = self._centered(known)[: len(rewards)]
         if self.known_deviation:
             if deviation is None:
                 raise ValueError("a target of known deviation needs that deviation")
@@ -313,6 +362,14 @@ class Target:
             return result
         spread = total((rewards[0].square, rewards[1].square)) - mean**2
         return np.divide(result, spread, out=np.zeros(len(mean)), where=spread > 1e-12 * mean**2)
+
+    def _less_known(self, rewards: np.ndarray, known: KnownBaseline) -> np.ndarray:
+        """Rewards of a group [n_i] less a baseline that others know."""
+        if self.baseline == "history":
+            return rewards - known.mean
+        others = rewards.sum() - rewards
+        weight = max(known.weight, 1e-12)
+        return rewards - (weight * known.mean + others) / (weight + len(rewards) - 1)
 
     def _centered(self, rewards: np.ndarray) -> np.ndarray:
         """Rewards of a group [n_i] less its baseline."""

@@ -17,6 +17,7 @@ from dibs.config.learning import (
     TrainConfig,
     UpdateConfig,
     check_variant,
+    divides_by_statistics,
     needs_statistics,
 )
 from dibs.config.rollouts import (
@@ -65,5 +66,6 @@ __all__ = [
     "VerifyConfig",
     "WarmStartConfig",
     "check_variant",
+    "divides_by_statistics",
     "needs_statistics",
 ]

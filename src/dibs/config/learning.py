@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from dibs.config.section import Section
 
 Objective = Literal["log_likelihood", "expected_reward", "grpo"]
-Baseline = Literal["none", "mean", "leave_one_out"]
+Baseline = Literal["none", "mean", "leave_one_out", "history", "shrinkage"]
 Estimator = Literal["prompt_mean", "self_normalized", "order_k", "flat"]
 GradNormMethod = Literal["exact", "exact_slow", "last_layer"]
 GradNormParameters = Literal["all", "embed_tokens", "lm_head", "lora"]
@@ -19,14 +19,40 @@ DEFAULT_ORDER = 4
 """Half of the default ``num_generations``, so that cross_fit can have it too."""
 
 
-def needs_statistics(allocator: str, objective: str, estimator: str, deviation: str) -> bool:
-    """Whether statistics decide the counts or, as in Lemma 1, the weights."""
-    divides = (objective, estimator) == ("log_likelihood", "prompt_mean")
-    return allocator != "uniform" or divides or deviation == "expected"
+class GradientChoices(Protocol):
+    """What names a gradient in a configuration."""
+
+    @property
+    def objective(self) -> str: ...
+
+    @property
+    def baseline(self) -> str: ...
+
+    @property
+    def estimator(self) -> str: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def deviation(self) -> str: ...
 
 
-def check_variant(objective: str, estimator: str, order: int, deviation: str) -> None:
-    """ValueError for an order or a deviation that the objective or the estimator has no use for."""
+def divides_by_statistics(chosen: GradientChoices) -> bool:
+    """Whether advantages or, as in Lemma 1, weights depend on what was known of a prompt before."""
+    divides = (chosen.objective, chosen.estimator) == ("log_likelihood", "prompt_mean")
+    return divides or chosen.deviation == "expected" or chosen.baseline in ("history", "shrinkage")
+
+
+def needs_statistics(allocator: str, chosen: GradientChoices) -> bool:
+    """Whether statistics decide the counts, the advantages or the weights."""
+    return allocator != "uniform" or divides_by_statistics(chosen)
+
+
+def check_variant(chosen: GradientChoices) -> None:
+    """ValueError for choices that have no use for each other, or that contradict each other."""
+    objective, estimator = chosen.objective, chosen.estimator
+    order, deviation, baseline = chosen.order, chosen.deviation, chosen.baseline
     if estimator == "order_k" and objective != "log_likelihood":
         raise ValueError(
             f"estimator order_k is for objective log_likelihood, not {objective}; choose another "
@@ -36,6 +62,18 @@ def check_variant(objective: str, estimator: str, order: int, deviation: str) ->
         raise ValueError(f"order {order} needs estimator: order_k")
     if deviation == "expected" and objective != "grpo":
         raise ValueError(f"deviation expected is for objective grpo, not {objective}")
+    if baseline not in ("history", "shrinkage"):
+        return
+    if objective == "grpo" and deviation != "expected":
+        raise ValueError(
+            f"baseline {baseline} is known before a group is drawn, but deviation {deviation} is the "
+            "group's own; set deviation to expected"
+        )
+    if objective == "log_likelihood" and estimator != "prompt_mean":
+        raise ValueError(
+            f"baseline {baseline} with objective log_likelihood needs estimator prompt_mean, whose "
+            f"accept rate is known as well; {estimator} divides by the group's own"
+        )
 
 
 def _objective_of_name(values: dict[str, Any]) -> Objective:
@@ -63,9 +101,10 @@ class AlgorithmConfig(Section):
     )
     baseline: Baseline = Field(
         default_factory=_baseline_of_objective,
-        description="Value subtracted from the rewards of a group: nothing, its mean, or the mean "
-        "of the other completions. null lets objective decide: mean for grpo, none "
-        "for the others.",
+        description="Value subtracted from rewards: nothing; the group's mean; the mean of the "
+        "group's other completions; what earlier steps or pilots let expect (history), which "
+        "also serves groups of one; or a mean of the last two, weighed by how much each knows "
+        "(shrinkage). null lets objective decide: mean for grpo, none for the others.",
     )
     estimator: Estimator = Field(
         "self_normalized",
@@ -133,7 +172,7 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="after")
     def _variant_has_a_use(self) -> AlgorithmConfig:
-        check_variant(self.objective, self.estimator, self.order, self.deviation)
+        check_variant(self)
         return self
 
     @model_validator(mode="before")

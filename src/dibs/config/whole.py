@@ -102,10 +102,7 @@ class Config(Section):
     @property
     def uses_statistics(self) -> bool:
         """Whether statistics decide the counts or, as in Lemma 1, the weights."""
-        own = self.algorithm
-        return needs_statistics(
-            self.allocate.allocator, own.objective, own.estimator, own.deviation
-        )
+        return needs_statistics(self.allocate.allocator, self.algorithm)
 
     def measures_at(self, step: int) -> bool:
         """Whether a step measures what its counts gain over uniform ones; never if they are."""
@@ -119,7 +116,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        m, grouped = self.train.prompts_per_step, self.algorithm.baseline != "none"
+        m = self.train.prompts_per_step
+        grouped = self.algorithm.baseline in ("mean", "leave_one_out")
         reason = max(self._lower_bounds, key=self._lower_bounds.__getitem__)
         if self.budget is not None and self.budget < m * self.lower:
             raise ValueError(
@@ -158,17 +156,24 @@ class Config(Section):
                 f"spend the whole budget of {self.budget}; lower estimate.num_pilots to half of "
                 "allocate.num_generations, say"
             )
-        if self.estimate.mode == "none" and self.algorithm.deviation == "expected":
-            raise ValueError(
-                "algorithm.deviation expected needs accept rates; set estimate.mode to pilot, "
-                "cross_fit or online"
-            )
         if self.estimate.mode == "none" and self.uses_statistics:
-            raise ValueError(
-                f"allocate.allocator {self.allocate.allocator} with algorithm.estimator "
-                f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot or "
-                "online, or choose allocator uniform and another estimator"
-            )
+            known = "pilot, cross_fit or online"
+            if self.algorithm.deviation == "expected":
+                what = (
+                    f"algorithm.deviation expected needs accept rates; set estimate.mode to {known}"
+                )
+            elif self.algorithm.baseline in ("history", "shrinkage"):
+                what = (
+                    f"algorithm.baseline {self.algorithm.baseline} needs accept rates; set "
+                    f"estimate.mode to {known}"
+                )
+            else:
+                what = (
+                    f"allocate.allocator {self.allocate.allocator} with algorithm.estimator "
+                    f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot or "
+                    "online, or choose allocator uniform and another estimator"
+                )
+            raise ValueError(what)
         if self.estimate.mode == "online" and self.allocate.allocator == "gvm":
             raise ValueError(
                 "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or "

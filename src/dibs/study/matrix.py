@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dibs.allocation.target import Target
-from dibs.config import Config, Section, needs_statistics
+from dibs.config import Config, Section, divides_by_statistics
 from dibs.config.load import assign, read_values, validated
 from dibs.types import InputError
 
@@ -240,10 +240,7 @@ def _with_uniform(config: Config) -> Overrides:
             "allocate.allocator is uniform, so there is nothing to compare; set another, or "
             "name several configurations"
         )
-    algorithm = config.algorithm
-    idle = not needs_statistics(
-        "uniform", algorithm.objective, algorithm.estimator, algorithm.deviation
-    )
+    idle = not divides_by_statistics(config.algorithm)
     uniform = {"allocate.allocator": "uniform", **({"estimate.mode": "none"} if idle else {})}
     return {"uniform": uniform, f"{name.rpartition(':')[2]}-{config.estimate.mode}": {}}
 

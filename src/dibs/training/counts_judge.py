@@ -25,7 +25,7 @@ from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem, Bounds, Tokens, pose
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.target import Target
-from dibs.config import Config, needs_statistics
+from dibs.config import Config, divides_by_statistics
 from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group
 
@@ -127,9 +127,7 @@ class CountsJudge:
         m, mode = len(self.measured.groups), self.config.estimate.mode
         extra = np.full(m, float(self.deciding if mode == "pilot" else 0))
         chosen = self._averaged(extra)
-        needed = needs_statistics(
-            "uniform", self.target.objective, self.estimators[0], self.config.algorithm.deviation
-        )
+        needed = divides_by_statistics(self.config.algorithm)
         found = {"uniform": self._uniform(chosen, extra if needed else np.zeros(m))}
         if self.config.allocate.allocator != "uniform":
             found[self.config.allocate.allocator] = chosen
@@ -244,10 +242,7 @@ class CountsJudge:
 
 def deciding_completions(config: Config) -> int:
     """Completions of a prompt that its counts are decided by; online, those of one earlier step."""
-    algorithm = config.algorithm
-    if not needs_statistics(
-        config.allocate.allocator, algorithm.objective, algorithm.estimator, algorithm.deviation
-    ):
+    if not config.uses_statistics:
         return 0
     online = config.estimate.mode == "online"
     return config.allocate.num_generations if online else config.estimate.num_pilots

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dibs.allocation.cross_fit import GradientPart
 from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh
+from dibs.allocation.known_baselines import known_baselines
 from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem
 from dibs.allocation.target import Target
@@ -63,6 +64,7 @@ def examples_of_part(
         config.algorithm.estimator,
         accept_rates=known.accept_rate,
         deviations=expected_deviations(known, target),
+        baselines=known_baselines(known, target),
         baseline_only=baseline_only,
     )
     return [

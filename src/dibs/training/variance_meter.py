@@ -15,6 +15,7 @@ import numpy as np
 
 from dibs.allocation.achievable import sigma_posterior
 from dibs.allocation.intervals import Interval
+from dibs.allocation.target import Target
 from dibs.allocation.variance import gain, noise_scale, rescaled_gain
 from dibs.config import Config
 from dibs.data.prompts import batches
@@ -33,9 +34,16 @@ from dibs.types import InputError, Prompt
 def measure_variance(meter: GradientSource, training_prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Everything that ``dibs variance`` prints, as one object; intervals are 95%.
 
-    Raises InputError where there are too few completions to draw pilots from.
+    Raises InputError where there are too few completions to draw pilots from, and for a baseline that
+    is not the group's.
     """
     config = scaled(meter.config)
+    if Target.of(config.algorithm).knows_baseline:
+        group = "mean" if config.algorithm.objective != "expected_reward" else "leave_one_out"
+        raise InputError(
+            f"dibs variance measures baselines of groups; set algorithm.baseline to {group} in place of "
+            f"{config.algorithm.baseline}, which has the same expected gradient"
+        )
     deciding = deciding_completions(config)
     spare = config.variance.num_generations - deciding
     if spare < 2:

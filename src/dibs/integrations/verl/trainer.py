@@ -252,7 +252,7 @@ class BudgetTrainer(PPOTrainerSync):
         )
         parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
         parts = [each * self._regrown(len(each)) for each in parts]
-        if self.budget.config.target.has_baseline:
+        if self.budget.config.target.needs_groups:
             # In a group of one, verl takes the reward for the advantage.
             parts = [each * (len(each) > 1) for each in parts]
         return groups.spread(parts, padding=1.0), groups.spread(advantages)
