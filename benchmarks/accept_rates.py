@@ -59,8 +59,8 @@ def scale(config: Config, rate: float, known: bool, rng: np.random.Generator) ->
     """The sum of weight times advantage over a step."""
     pilots = drawn(np.full(PROMPTS, PILOTS), rate, known, rng)
     norms = [np.ones(PILOTS) for _ in pilots]
-    parts = cross_fit(pilots, norms).parts
-    problems = allocation_problems(parts, config)
+    estimate = cross_fit(pilots, norms)
+    parts, problems = estimate.parts, allocation_problems(estimate, config)
     missing = missing_counts([solve(p, "min_variance") for p in problems], parts)
     fresh = drawn(np.sum(missing, axis=0), rate, known, rng)
     examples = weighted_examples(assign_rollouts(fresh, missing, parts), parts, problems, config)

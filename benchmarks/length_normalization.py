@@ -129,7 +129,7 @@ def counts_by_the_package(
             if case.mode == "cross_fit"
             else undivided(pilot_statistics(groups, seen), [group.prompt for group in groups])
         )
-        problems = allocation_problems(estimate.parts, config)
+        problems = allocation_problems(estimate, config)
         return [solve(problem, "min_variance").counts for problem in problems]
     objective, baseline = case.target
     budget = PromptBudget(

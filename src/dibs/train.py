@@ -1,8 +1,10 @@
-"""THE loop: estimate -> allocate -> sample and verify -> weigh -> update -> evaluate.
+"""THE loop: estimate -> choose -> sample and verify -> weigh -> update -> evaluate.
 
 Departures from the textbook (REINFORCE with a group of n completions a prompt, and one update):
 
 - The number of completions differs from prompt to prompt. A group may have any size, also 0.
+- The prompts of a step may be chosen from a pool together with their counts. What is chosen with a small
+  probability then weighs more, so that the gradient stays that of the pool.
 - The counts are decided by completions that do not enter the gradient whose counts they decide: by
   pilots, by the other half of a cross-fitted step, or by earlier steps. So they add no bias.
 - The estimator that turns ragged groups into one gradient is named in the configuration.
@@ -23,20 +25,20 @@ from typing import Any
 
 import numpy as np
 
-from dibs.allocation.allocators import solve
+from dibs.allocation.choice import choose
 from dibs.allocation.cross_fit import (
     StepEstimate,
-    allocation_problems,
     assign_rollouts,
     cross_fit,
     missing_counts,
+    pooled,
     undivided,
 )
 from dibs.allocation.history import History
 from dibs.allocation.posterior import expected_tokens
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.config import Config
-from dibs.data.prompts import PromptSet, batches
+from dibs.data.prompts import PromptSet, batches_or_pools
 from dibs.model.policy import Policy
 from dibs.rollouts.scores import score
 from dibs.rollouts.source import DrawCost, Purpose, RolloutSource
@@ -53,8 +55,8 @@ from dibs.types import Group, NonFiniteError, Prompt
 class Trainer:
     """The parts of a run, and the loop over them.
 
-    ``drawn``: batches of prompts drawn so far. ``upcoming``: those of them that are estimated and not
-    trained on yet. ``cost``: what the step under way has drawn.
+    ``drawn``: batches or pools of prompts drawn so far. ``upcoming``: those of them that are estimated
+    and not trained on yet. ``cost``: what the step under way has drawn.
     """
 
     config: Config
@@ -67,7 +69,7 @@ class Trainer:
     phase: PhaseTimer = field(default_factory=PhaseTimer)
     totals: Totals = field(default_factory=Totals)
     drawn: int = 0
-    upcoming: list[tuple[list[Prompt], StepEstimate]] = field(default_factory=list)
+    upcoming: list[tuple[Sequence[Prompt], StepEstimate]] = field(default_factory=list)
     cost: DrawCost = field(default_factory=DrawCost)
 
     def run(self, first: int = 1) -> Iterator[StepRecord]:
@@ -76,10 +78,8 @@ class Trainer:
         Raises NonFiniteError, which names the step, when the policy, a loss or a gradient is NaN or
         infinite; a bad gradient is never applied.
         """
-        train = self.config.train
-        everything = batches(self.prompts.train, train.prompts_per_step, self.config.seed)
-        draw = islice(everything, self.drawn, None)
-        for step in range(first, train.steps + 1):
+        draw = islice(batches_or_pools(self.prompts.train, self.config), self.drawn, None)
+        for step in range(first, self.config.train.steps + 1):
             try:
                 self.phase.restart()
                 self.cost = DrawCost()
@@ -90,7 +90,7 @@ class Trainer:
                 raise NonFiniteError(f"step {step}: {error}") from None
             yield record
 
-    def look_ahead(self, draw: Iterator[list[Prompt]], step: int) -> None:
+    def look_ahead(self, draw: Iterator[Sequence[Prompt]], step: int) -> None:
         """Draw and estimate the prompts of the steps up to the next estimate, from ``step`` on."""
         ahead = min(self.config.estimate.interval, self.config.train.steps + 1 - step)
         with self.phase("estimate"):
@@ -100,18 +100,18 @@ class Trainer:
                 self.upcoming.append((prompts, self.estimate(prompts, step + i)))
 
     def step(self, step: int, prompts: Sequence[Prompt], estimate: StepEstimate) -> StepRecord:
-        """One training step on prompts of which something is known."""
-        config, parts = self.config, estimate.parts
+        """One training step on prompts, or on some of a pool, of which something is known."""
+        config = self.config
         with self.phase("allocate"):
-            problems = allocation_problems(parts, config)
-            allocations = [solve(problem, config.allocate.allocator) for problem in problems]
+            choice = choose(prompts, estimate, config, step)
+            parts, problems = choice.parts, choice.problems
         with self.phase("sample"):
-            missing = missing_counts(allocations, parts)
+            missing = missing_counts(choice.allocations, parts)
             counts = np.sum(missing, axis=0).tolist()
-            costs = expected_tokens(estimate.stats, config.sampling.max_completion_length)
+            costs = expected_tokens(choice.stats, config.sampling.max_completion_length)
             verifying = partial(self.phase.turn_to, "verify")
             fresh = self.draw(
-                prompts, counts, Purpose.TRAINING, step, costs=costs, when_drawn=verifying
+                choice.prompts, counts, Purpose.TRAINING, step, costs=costs, when_drawn=verifying
             )
             groups_of_parts = assign_rollouts(fresh, missing, parts)
         with self.phase("weigh"):
@@ -124,7 +124,7 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if config.measures_at(step):
             with self.phase("measure"):
-                metrics |= self.gradients.gain(groups_of_parts, problems, allocations)
+                metrics |= self.gradients.gain(groups_of_parts, problems, choice.allocations)
         with self.phase("update"):
             updates = self.updater.step(examples)
             self.source.sampler.update_weights()
@@ -137,19 +137,20 @@ class Trainer:
         processes = self.source.processes
         processes.require_same(updates.update_grad_norm, f"the gradient of step {step}")
         spending = StepSpending(self.cost, processes.size)
-        facts = (groups, estimate.stats, problems, allocations)
-        record = step_record(step, self.totals, *facts, metrics, spending)
+        record = step_record(step, self.totals, groups, choice, metrics, spending)
         record.metrics.update(self.phase.timings(self.cost.tokens))
         return record
 
     def estimate(self, prompts: Sequence[Prompt], step: int) -> StepEstimate:
         """What is known of the prompts: from pilots, or from earlier steps."""
         mode = self.config.estimate.mode
+        names = [prompt.prompt_id for prompt in prompts]
+        if self.config.select.pool is not None and mode in ("none", "online"):
+            return pooled(*self.history.pool_statistics(names, step))
         if mode == "none":
             return undivided(no_statistics(prompts), prompts)
         if mode == "online":
-            known = self.history.statistics([prompt.prompt_id for prompt in prompts], step)
-            return undivided(known, prompts)
+            return undivided(self.history.statistics(names, step), prompts)
         counts = [self.config.estimate.num_pilots] * len(prompts)
         groups = self.draw(prompts, counts, Purpose.PILOT, step)
         norms = self.gradients.norms(groups, step)

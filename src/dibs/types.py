@@ -179,6 +179,12 @@ class RewardMoments:
     weighted: np.ndarray
     weighted_square: np.ndarray
 
+    def take(self, rows: np.ndarray) -> RewardMoments:
+        """The same of some prompts, by their positions."""
+        return RewardMoments(
+            *(each[rows] for each in (self.mean, self.square, self.weighted, self.weighted_square))
+        )
+
 
 @dataclass(frozen=True)
 class CompletionMoments:
@@ -198,6 +204,17 @@ class CompletionMoments:
     effective_count: np.ndarray
     logprob: np.ndarray
     rewards: RewardMoments | None = None
+
+    def take(self, rows: np.ndarray) -> CompletionMoments:
+        """The same of some prompts, by their positions."""
+        return CompletionMoments(
+            self.count[rows],
+            self.log_norm[rows],
+            self.log_norm_scatter[rows],
+            self.effective_count[rows],
+            self.logprob[rows],
+            None if self.rewards is None else self.rewards.take(rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -258,6 +275,23 @@ class PromptStats:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
+    def take(self, rows: np.ndarray, prompt_ids: Sequence[str | int]) -> PromptStats:
+        """Statistics of other prompts: what ``rows`` say of them, one row a prompt."""
+
+        def taken(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else np.asarray(values)[rows]
+
+        return PromptStats(
+            prompt_ids,
+            np.asarray(self.trials)[rows],
+            np.asarray(self.successes)[rows],
+            np.asarray(self.grad_norm)[rows],
+            taken(self.grad_norm_rejected),
+            taken(self.mean_tokens),
+            None if self.accepted is None else self.accepted.take(rows),
+            None if self.rejected is None else self.rejected.take(rows),
+        )
+
     @property
     def accept_rate(self) -> np.ndarray:
         """``successes / trials``, float64 [m] in [0, 1]; NaN where there were no trials."""
@@ -268,8 +302,12 @@ class PromptStats:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How many completions each prompt gets: ``counts``, int64 [m], chosen by ``allocator``."""
+    """How many completions each prompt gets: ``counts``, int64 [m], chosen by ``allocator``.
+
+    ``expected``: of prompts that were drawn from a pool, what ``counts`` are in expectation, [m].
+    """
 
     prompt_ids: Sequence[str | int]
     counts: np.ndarray
     allocator: str
+    expected: np.ndarray | None = None

@@ -121,7 +121,7 @@ class Part:
 def parts(config: Config) -> Iterator[tuple[Part, np.ndarray, float]]:
     """Every part that a step can have, its expected gradient, and how likely it is."""
     for estimate, chance in estimates(config.estimate.mode):
-        problems = allocation_problems(estimate.parts, config)
+        problems = allocation_problems(estimate, config)
         allocations = [Allocation(p.stats.prompt_ids, hungry(p), "hungry") for p in problems]
         missing = missing_counts(allocations, estimate.parts)
         for index, own in enumerate(estimate.parts):

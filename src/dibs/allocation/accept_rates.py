@@ -20,6 +20,8 @@ from dibs.types import PromptStats
 
 _MOST_SHIFT = 2.0
 """Most by which the log-probabilities of a prompt's completions move its prior accept rate; logits."""
+_FITTED = 4096
+"""Prompts that decide on a prior; of more, an even choice."""
 _EDGE = 1e-4
 """Accept rates are taken to be at least so far from 0 and 1."""
 
@@ -44,6 +46,8 @@ def _prior(
     # Without a covariate equal prompts are one row with a multiplicity.
     rows = successes + 1j * failures if not covariate.any() else np.arange(len(successes))
     _, first, multiplicity = np.unique(rows, return_index=True, return_counts=True)
+    thinned = slice(None, None, -(-len(first) // _FITTED))
+    first, multiplicity = first[thinned], multiplicity[thinned]
 
     def prior(parameters: np.ndarray, covariate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         level, slope, log_concentration = parameters

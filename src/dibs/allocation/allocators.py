@@ -22,7 +22,7 @@ from dibs.types import Allocation, InputError, PromptStats
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
-_POWERS = (1.0, 0.75, 0.5, 0.25)
+POWERS = (1.0, 0.75, 0.5, 0.25)
 """Powers of sigma that ``min_variance`` considers: from its optimum towards uniform counts."""
 
 
@@ -80,7 +80,7 @@ def min_variance(problem: AllocationProblem) -> np.ndarray:
     power, the nearer to uniform they are. Where none is a gain in all cases, counts are uniform. No
     prompt is starved while the budget has one completion for each.
     """
-    candidates = [problem.counts_for(problem.sigma**power) for power in _POWERS]
+    candidates = [problem.counts_for(problem.sigma**power) for power in POWERS]
     gains = _gains(problem, candidates, problem.doubts).min(1)
     best = int(np.argmax(gains))
     return candidates[best] if gains[best] > 1 else uniform(problem)

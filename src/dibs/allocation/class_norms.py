@@ -87,6 +87,11 @@ class ClassNorms:
     beyond: np.ndarray
     inferred: np.ndarray
 
+    def take(self, rows: np.ndarray, m: int) -> ClassNorms:
+        """The same of some of the m prompts, by their positions."""
+        arrays = (self.log_square, self.deviation, self.slope, self.beyond, self.inferred)
+        return ClassNorms(*(np.broadcast_to(each, (2, m))[:, rows] for each in arrays))
+
     @classmethod
     def unknown(cls, m: int) -> ClassNorms:
         """Norms of 1, where none was measured."""

@@ -37,12 +37,14 @@ class GradientPart:
 
     ``stats`` decide the part's counts. ``reused``: completions that enter it and were drawn before, a
     group a prompt. The counts must not depend on them, so ``stats`` come from others.
-    ``baseline_only``: completions that enter its baselines only, a group a prompt.
+    ``baseline_only``: completions that enter its baselines only, a group a prompt. ``shares``: what the
+    weights of each prompt's completions add up to, [m]; None: 1/m each.
     """
 
     stats: PromptStats
     reused: Sequence[Group]
     baseline_only: Sequence[Group]
+    shares: np.ndarray | None = None
 
     @property
     def reused_counts(self) -> np.ndarray:
@@ -52,16 +54,30 @@ class GradientPart:
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """``stats``: all that is known of a step's prompts; ``parts``: those of its gradient."""
+    """What is known of the prompts of a step, or of a pool that they are drawn from.
+
+    ``stats``: all of it. ``parts``: those of the step's gradient. ``rows``: which row of the statistics
+    each prompt has, int64 [N]; None: prompts have a row each, in order.
+    """
 
     stats: PromptStats
     parts: Sequence[GradientPart]
+    rows: np.ndarray | None = None
+
+    def mean(self, values: np.ndarray) -> float:
+        """Mean over prompts of values that the rows have."""
+        return float((values if self.rows is None else values[self.rows]).mean())
 
 
 def undivided(stats: PromptStats, prompts: Sequence[Prompt]) -> StepEstimate:
     """Statistics that decide all counts, from completions that do not enter the gradient."""
     nothing = [Group(prompt, ()) for prompt in prompts]
     return StepEstimate(stats, [GradientPart(stats, nothing, nothing)])
+
+
+def pooled(stats: PromptStats, rows: np.ndarray) -> StepEstimate:
+    """Statistics that decide all counts of a pool, whose prompts share rows of them."""
+    return StepEstimate(stats, [GradientPart(stats, (), ())], rows)
 
 
 def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> StepEstimate:
@@ -91,19 +107,23 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Step
     )
 
 
-def allocation_problems(parts: Sequence[GradientPart], config: Config) -> list[AllocationProblem]:
+def allocation_problems(estimate: StepEstimate, config: Config) -> list[AllocationProblem]:
     """The allocation problem of every part: an equal share of the step's budget and bounds.
 
     Reused completions count as spent, so their number is the least that a prompt can have, and so is the
-    target's order. A budget of tokens is raised to what the lower bounds cost.
+    order of the target in a fixed batch. A budget of tokens is raised to what the lower bounds cost.
     """
-    options, target = config.allocate, Target.of(config.algorithm)
+    options, target, parts = config.allocate, Target.of(config.algorithm), estimate.parts
+    fixed = config.select.pool is None
 
     def share(total: int, index: int) -> int:
         return total // len(parts) + (index < total % len(parts))
 
+    least = target.least_count if fixed else 0
     lower = [
-        np.maximum(max(share(options.lower, i), target.least_count), part.reused_counts)
+        np.maximum(max(share(options.lower, i), least), part.reused_counts)
+        if len(part.reused)
+        else np.full(len(part.stats), max(share(options.lower, i), least))
         for i, part in enumerate(parts)
     ]
     upper = [None if options.upper is None else share(options.upper, i) for i in range(len(parts))]
@@ -112,29 +132,36 @@ def allocation_problems(parts: Sequence[GradientPart], config: Config) -> list[A
             part.stats,
             budget,
             target,
-            bounds=Bounds(low, high),
+            bounds=Bounds(low, high, every_prompt=fixed),
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
         for part, budget, low, high in zip(
-            parts, _budgets(parts, config, lower, upper), lower, upper, strict=True
+            parts, _budgets(estimate, config, lower, upper), lower, upper, strict=True
         )
     ]
 
 
 def _budgets(
-    parts: Sequence[GradientPart],
+    estimate: StepEstimate,
     config: Config,
     lower: Sequence[np.ndarray],
     upper: Sequence[int | None],
 ) -> Sequence[float | Tokens]:
     """The budget of every part, in the unit of the step's."""
+    parts, fixed = estimate.parts, config.select.pool is None
     if config.budget is not None:
-        return _divided(config.budget, lower, upper)
-    longest = config.sampling.max_completion_length
+        return (
+            _divided(config.budget, lower, upper)
+            if fixed
+            else [config.budget // len(parts)] * len(parts)
+        )
+    longest, m = config.sampling.max_completion_length, config.train.prompts_per_step
     costs = [expected_tokens(part.stats, otherwise=longest) for part in parts]
+    # One completion of every prompt of a batch; of a pool, of as many prompts of mean length.
+    once = [float(cost.sum() if fixed else m * estimate.mean(cost)) for cost in costs]
     return [
-        Tokens(max(config.step_budget(float(cost.sum())) / len(parts), float(low @ cost)), cost)
-        for cost, low in zip(costs, lower, strict=True)
+        Tokens(max(config.step_budget(each) / len(parts), float(low @ cost)), cost)
+        for each, cost, low in zip(once, costs, lower, strict=True)
     ]
 
 

@@ -38,6 +38,7 @@ def weigh(
     deviations: np.ndarray | None = None,
     baselines: Sequence[KnownBaseline] | None = None,
     baseline_only: Sequence[Group] | None = None,
+    shares: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Advantages and estimator weights of every rollout of a step.
 
@@ -52,6 +53,8 @@ def weigh(
         baselines: what ``history`` and ``shrinkage`` subtract, one a prompt; needed for these.
         baseline_only: further completions of each prompt, which enter its baseline only; see
             :meth:`.Target.advantages`.
+        shares: what the weights of each group add up to, [m]; None: 1/m each. Where prompts were drawn
+            from a pool of N with expected counts ``e_i``, it is ``n_i / (N e_i)``.
 
     Returns:
         Two lists of m float64 arrays [n_i].
@@ -68,6 +71,7 @@ def weigh(
         baseline_only=None
         if baseline_only is None
         else [target.rewards(group) for group in baseline_only],
+        shares=shares,
     )
 
 
@@ -82,10 +86,12 @@ def weigh_rewards(
     bessel: bool = False,
     epsilon: float = 0.0,
     baseline_only: Sequence[np.ndarray] | None = None,
+    shares: np.ndarray | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """:func:`weigh` for completions of which only the target's r is known, float64 [n_i] a prompt.
 
-    ``bessel``, ``epsilon`` and ``baseline_only``: see :meth:`.Target.advantages`.
+    ``bessel``, ``epsilon`` and ``baseline_only``: see :meth:`.Target.advantages`. InputError also for
+    ``shares`` with ``flat``, whose weights are all the same.
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
@@ -115,9 +121,12 @@ def weigh_rewards(
         )
         for r, p, d, b, o in zip(signals, rates, known, baselines or unknown, others, strict=True)
     ]
-    rollouts_per_weight = [total if estimator == "flat" else len(signals) * len(r) for r in signals]
-    weights = [
-        np.full(len(r), 1.0 / max(share, 1))
-        for r, share in zip(signals, rollouts_per_weight, strict=True)
+    if estimator == "flat":
+        if shares is not None:
+            raise InputError("estimator flat weighs all completions alike; it has no other weights")
+        return advantages, [np.full(len(r), 1.0 / max(total, 1)) for r in signals]
+    own = np.full(len(signals), 1.0 / max(len(signals), 1)) if shares is None else shares
+    return advantages, [
+        np.full(len(r), float(share) / max(len(r), 1))
+        for r, share in zip(signals, own, strict=True)
     ]
-    return advantages, weights

@@ -34,11 +34,14 @@ class History:
         self.half_life = half_life
         self.length_normalization = length_normalization
         # Ordered by the step of the last visit: what is to be forgotten comes first.
-        self._sums: dict[str, tuple[int, np.ndarray]] = {}
+        self._rows: dict[str, int] = {}
+        self._free: list[int] = []
+        self._seen = np.zeros(0, dtype=np.int64)
+        self._sums = np.zeros((0, SUMS))
 
     def __len__(self) -> int:
         """Prompts that are kept; see :meth:`known` for those that still decide something."""
-        return len(self._sums)
+        return len(self._rows)
 
     def add(self, groups: Sequence[Group], grad_norms: Sequence[np.ndarray], step: int) -> None:
         """Take in the completions of a step, with ``||grad log pi(y|x)||`` of each, [n_i] a group."""
@@ -48,30 +51,37 @@ class History:
 
     def take_in(self, name: str, sums: np.ndarray, step: int) -> None:
         """Add the sums over a prompt's new completions; see :func:`.completion_sums`."""
-        total = self._at(name, step) + sums
-        self._sums.pop(name, None)
-        self._sums[name] = (step, total)
+        row = self._rows.pop(name, None)
+        if row is None:
+            row = self._new_row()
+        else:
+            sums = sums + self._at(np.array([row]), step)[0]
+        self._rows[name] = row
+        self._seen[row], self._sums[row] = step, sums
 
     def forget(self, step: int) -> int:
         """Drop the prompts whose completions no longer count at a step; return their number."""
         gone = 0
-        while self._sums:
-            name, (seen, _) = next(iter(self._sums.items()))
-            if self._weight(seen, step) >= _FORGOTTEN:
+        while self._rows:
+            name, row = next(iter(self._rows.items()))
+            if self._weights(self._seen[row], step) > 0:
                 break
-            del self._sums[name]
+            del self._rows[name]
+            self._free.append(row)
             gone += 1
         return gone
 
     def known(self, step: int) -> int:
         """Prompts whose completions still count for at least half a one."""
-        left = [self._weight(seen, step) * sums[0] for seen, sums in self._sums.values()]
-        return int(np.sum(np.array(left) >= _EVIDENCE))
+        rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
+        left = self._weights(self._seen[rows], step) * self._sums[rows, 0]
+        return int(np.sum(left >= _EVIDENCE))
 
     def returning(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
         """Discounted number of completions of each prompt that had some, float64 [at most m]."""
-        seen = [name for name in prompt_ids if name in self._sums and self._sums[name][1][0] > 0]
-        return self.sums(seen, step)[:, 0]
+        rows = self._find(prompt_ids)
+        rows = rows[rows >= 0]
+        return self._at(rows[self._sums[rows, 0] > 0], step)[:, 0]
 
     def statistics(self, prompt_ids: Sequence[str], step: int) -> PromptStats:
         """Statistics of the prompts at a step; zero trials for a prompt never seen."""
@@ -79,23 +89,57 @@ class History:
 
     def sums(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
         """The discounted sums of each prompt, float64 [m, 25]; zeros for a prompt never seen."""
-        return np.reshape([self._at(name, step) for name in prompt_ids], (-1, SUMS))
+        rows = self._find(prompt_ids)
+        found = np.zeros((len(rows), SUMS))
+        found[rows >= 0] = self._at(rows[rows >= 0], step)
+        return found
 
-    def _at(self, name: str, step: int) -> np.ndarray:
-        seen, sums = self._sums.get(name, (step, np.zeros(SUMS)))
-        weight = self._weight(seen, step)
-        if weight < _FORGOTTEN:
-            return np.zeros(SUMS)
-        weights = np.full(SUMS, weight)
-        weights[SQUARED_WEIGHTS] = weight**2
-        return sums * weights
+    def pool_statistics(
+        self, prompt_ids: Sequence[str], step: int
+    ) -> tuple[PromptStats, np.ndarray]:
+        """Statistics in which all prompts that were never seen share one row, and the row of each.
 
-    def _weight(self, seen: int, step: int) -> float:
-        return float(0.5 ** ((step - seen) / self.half_life))
+        Returns:
+            Statistics of k rows, and int64 [N] for N prompts. A pool may have a million prompts of which
+            a few thousand are known.
+        """
+        seen, rows = np.unique(self._find(prompt_ids), return_inverse=True)
+        names: list[str | int] = list(range(len(seen)))  # nobody reads them
+        found = np.zeros((len(seen), SUMS))
+        found[seen >= 0] = self._at(seen[seen >= 0], step)
+        return statistics(names, found), rows
+
+    def _find(self, names: Sequence[str]) -> np.ndarray:
+        """The row of each prompt, int64 [m]; -1 for one that is not kept."""
+        find = self._rows.get
+        return np.fromiter((find(name, -1) for name in names), np.int64, len(names))
+
+    def _new_row(self) -> int:
+        if not self._free:
+            size = len(self._seen)
+            more = max(size, 64)
+            self._seen = np.concatenate([self._seen, np.zeros(more, dtype=np.int64)])
+            self._sums = np.concatenate([self._sums, np.zeros((more, SUMS))])
+            self._free = list(range(size + more - 1, size - 1, -1))
+        return self._free.pop()
+
+    def _at(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """The sums of kept prompts as they count at a step, [m, 25]."""
+        weights = np.repeat(self._weights(self._seen[rows], step)[:, None], SUMS, axis=1)
+        weights[:, SQUARED_WEIGHTS] **= 2
+        return self._sums[rows] * weights
+
+    def _weights(self, seen: np.ndarray, step: int) -> np.ndarray:
+        """What a completion of each step counts at a later one; 0 where it is forgotten."""
+        weights = 0.5 ** ((step - seen) / self.half_life)
+        return np.where(weights < _FORGOTTEN, 0.0, weights)
 
     def state_dict(self) -> dict[str, Any]:
         """What is known of each prompt, as JSON takes it: the step of its last visit, and its sums."""
-        prompts = {name: [step, *sums.tolist()] for name, (step, sums) in self._sums.items()}
+        prompts = {
+            name: [int(self._seen[row]), *self._sums[row].tolist()]
+            for name, row in self._rows.items()
+        }
         return {
             "half_life": self.half_life,
             "length_normalization": self.length_normalization,
@@ -109,8 +153,12 @@ class History:
         their prompts are left out. Return how many were. A state that names no division has none.
         """
         prompts = sorted(state["prompts"].items(), key=lambda item: item[1][0])
+        self._rows, self._free = {}, []
+        self._seen, self._sums = np.zeros(0, dtype=np.int64), np.zeros((0, SUMS))
         if state.get("length_normalization", "none") != self.length_normalization:
-            self._sums = {}
             return len(prompts)
-        self._sums = {name: (int(step), np.array(sums)) for name, (step, *sums) in prompts}
+        for name, (step, *sums) in prompts:
+            row = self._new_row()
+            self._rows[name] = row
+            self._seen[row], self._sums[row] = step, sums
         return 0

@@ -39,6 +39,16 @@ class Posterior:
     norms: ClassNorms
     rewards: tuple[RewardMoments, RewardMoments] | None = None
 
+    def take(self, rows: np.ndarray) -> Posterior:
+        """What is known of other prompts: that of ``rows``, one row a prompt."""
+        rewards = self.rewards
+        return Posterior(
+            self.alpha[rows],
+            self.beta[rows],
+            self.norms.take(rows, len(self.alpha)),
+            None if rewards is None else (rewards[0].take(rows), rewards[1].take(rows)),
+        )
+
     @property
     def accept_rate(self) -> np.ndarray:
         """Mean of the accept rate, in (0, 1)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,11 +35,13 @@ class Tokens:
 class Bounds:
     """Fewest and most completions of a prompt: one number for all, or one a prompt, [m].
 
-    ``upper`` None sets no upper bound.
+    ``upper`` None sets no upper bound. ``every_prompt``: whether every prompt gets as many as the target's
+    order takes, as in a batch that is trained on as a whole.
     """
 
     lower: ArrayLike = 0
     upper: ArrayLike | None = None
+    every_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,18 @@ class AllocationProblem:
         """
         return self.counts_for(self.sigma)
 
+    def restricted(self, rows: np.ndarray, prompt_ids: Sequence[str | int]) -> AllocationProblem:
+        """The problem of some prompts, one row each; they keep what all rows together tell of them."""
+        part = replace(
+            self,
+            stats=self.stats.take(rows, prompt_ids),
+            lower=self.lower[rows],
+            upper=self.upper[rows],
+            cost=self.cost[rows],
+        )
+        part.__dict__["posterior"] = self.posterior.take(rows)
+        return part
+
     def counts_for(self, sigma: np.ndarray) -> np.ndarray:
         """Counts of least variance if ``sigma`` [m] were true; int64 [m]."""
         lower = self.lower
@@ -183,7 +198,9 @@ def pose(
     _check_budget(total, cost, m, exact)
     if exact:
         total = int(total)
-    low = np.maximum(_bound("lower", bounds.lower, m), target.least_count)
+    low = np.maximum(
+        _bound("lower", bounds.lower, m), target.least_count if bounds.every_prompt else 0
+    )
     # At least the lower bound, which rounding could put beyond what is affordable.
     affordable = np.maximum(np.minimum(total // cost, _LARGEST_COUNT).astype(np.int64), low)
     high = affordable if bounds.upper is None else _bound("upper", bounds.upper, m)

@@ -31,6 +31,7 @@ from dibs.config.rollouts import (
     WarmStartConfig,
 )
 from dibs.config.section import Section
+from dibs.config.selecting import SelectConfig
 from dibs.config.watching import (
     CheckpointConfig,
     EvaluateConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "PolicyConfig",
     "SamplingConfig",
     "Section",
+    "SelectConfig",
     "TrackingConfig",
     "TrainConfig",
     "UpdateConfig",

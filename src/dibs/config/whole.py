@@ -17,6 +17,7 @@ from dibs.config.learning import (
 )
 from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
 from dibs.config.section import Section
+from dibs.config.selecting import SelectConfig
 from dibs.config.watching import (
     CheckpointConfig,
     EvaluateConfig,
@@ -59,6 +60,7 @@ class Config(Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     estimate: EstimateConfig = Field(default_factory=EstimateConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
     allocate: AllocateConfig = Field(default_factory=AllocateConfig)
     update: UpdateConfig = Field(default_factory=UpdateConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -81,6 +83,25 @@ class Config(Section):
         """
         given = self.allocate.budget
         return self.allocate.num_generations * one_each if given is None else given
+
+    @property
+    def group(self) -> int:
+        """Completions that a prompt of a pool gets at a time."""
+        return self._least_group if self.select.group is None else self.select.group
+
+    @property
+    def _least_group(self) -> int:
+        """The fewest completions from which the target learns something.
+
+        In mode cross_fit the pilots of a prompt, which all prompts of the pool have, are beside them.
+        """
+        if self.estimate.mode == "cross_fit":
+            return 1
+        if self.algorithm.estimator == "order_k":
+            return self.algorithm.order
+        divides = self.algorithm.objective == "log_likelihood"
+        own = divides and self.algorithm.estimator == "self_normalized"
+        return 2 if own or self.algorithm.baseline in ("mean", "leave_one_out") else 1
 
     @property
     def lower(self) -> int:
@@ -107,7 +128,8 @@ class Config(Section):
     def measures_at(self, step: int) -> bool:
         """Whether a step measures what its counts gain over uniform ones; never if they are."""
         interval = self.variance.interval
-        return interval > 0 and step % interval == 0 and self.allocate.allocator != "uniform"
+        fixed = self.select.pool is None and self.allocate.allocator != "uniform"
+        return interval > 0 and step % interval == 0 and fixed
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the held-out prompts are scored after a step; always after the last."""
@@ -115,7 +137,98 @@ class Config(Section):
         return step == self.train.steps or (interval > 0 and step % interval == 0)
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Config:
+    def _pool_agrees(self) -> Config:
+        """ValueError for a pool that the other sections cannot draw from."""
+        pool, own = self.select.pool, self.algorithm
+        if pool is None:
+            if self.select.group is not None:
+                raise ValueError(f"select.group {self.select.group} needs a select.pool")
+            return self
+        if pool != "all" and pool < self.train.prompts_per_step:
+            raise ValueError(
+                f"select.pool {pool} is smaller than train.prompts_per_step "
+                f"{self.train.prompts_per_step}; raise it, or leave it out"
+            )
+        if self.allocate.allocator not in ("min_variance", "uniform"):
+            raise ValueError(
+                f"allocate.allocator {self.allocate.allocator} decides counts of a fixed batch; with a "
+                "select.pool choose min_variance or uniform"
+            )
+        if own.estimator == "flat":
+            raise ValueError(
+                "algorithm.estimator flat weighs all completions alike, which would bias a choice from "
+                "select.pool; choose another"
+            )
+        if self.allocate.lower or self.allocate.upper is not None:
+            raise ValueError(
+                "allocate.lower and allocate.upper bound counts of a fixed batch; with a select.pool "
+                "leave them out (select.uniform_share bounds expected counts)"
+            )
+        if self.group < self._least_group:
+            raise ValueError(
+                f"select.group {self.group} is below {self._least_group}: {self._why_groups}"
+            )
+        if self.estimate.mode in ("pilot", "cross_fit"):
+            self._check_pilots_of_pool()
+        if self.budget is not None and self._for_groups % self.group:
+            raise ValueError(
+                f"the budget of {self.budget} completions cannot be spent in groups of select.group "
+                f"{self.group}; change allocate.num_generations or the group"
+            )
+        return self
+
+    @property
+    def _why_groups(self) -> str:
+        """Why a prompt needs several completions at a time, and what does not need them."""
+        own = self.algorithm
+        if own.estimator == "order_k":
+            return f"algorithm.order {own.order} takes groups of so many"
+        if own.baseline != "none":
+            return (
+                f"algorithm.baseline {own.baseline} is that of a group; baselines none, history and "
+                "shrinkage take single completions"
+            )
+        return (
+            f"algorithm.estimator {own.estimator} divides by a group's own accept rate; prompt_mean "
+            "takes single completions"
+        )
+
+    @property
+    def _for_groups(self) -> int:
+        """Completions of a part of the gradient that are drawn in groups."""
+        assert self.budget is not None
+        if self.estimate.mode != "cross_fit":
+            return self.budget
+        assert isinstance(self.select.pool, int)
+        return self.budget // 2 - self.select.pool * (self.estimate.num_pilots // 2)
+
+    def _check_pilots_of_pool(self) -> None:
+        pool, mode, pilots = self.select.pool, self.estimate.mode, self.estimate.num_pilots
+        if not isinstance(pool, int):
+            raise ValueError(
+                f"select.pool all would draw pilots of every training prompt in estimate.mode {mode}; "
+                "give the pool a number, or set estimate.mode to online"
+            )
+        if mode == "pilot" or self.budget is None:
+            return
+        if pool * pilots >= self.budget:
+            raise ValueError(
+                f"estimate.num_pilots {pilots} x select.pool {pool} = {pool * pilots} leaves nothing of "
+                f"the budget of {self.budget} completions; lower one of them"
+            )
+        if self.budget % 2:
+            raise ValueError(f"the two parts of cross_fit cannot share a budget of {self.budget}")
+        if self.algorithm.estimator == "order_k" and pilots // 2 < self.algorithm.order:
+            raise ValueError(
+                f"half of estimate.num_pilots {pilots} is below algorithm.order "
+                f"{self.algorithm.order}, which every group of estimator order_k needs; raise it"
+            )
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Config:
+        """ValueError for a budget that the bounds of a fixed batch do not allow."""
+        if self.select.pool is not None:
+            return self
         m = self.train.prompts_per_step
         grouped = self.algorithm.baseline in ("mean", "leave_one_out")
         reason = max(self._lower_bounds, key=self._lower_bounds.__getitem__)
@@ -145,16 +258,20 @@ class Config(Section):
                 f"estimate.num_pilots {self.estimate.num_pilots} leaves halves of one, and every group "
                 f"gets two under algorithm.baseline {self.algorithm.baseline}; set it to 4 or more"
             )
-        if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
-            raise ValueError(
-                "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
-                "cross_fit or online"
-            )
         if self.estimate.mode == "cross_fit" and self.budget == m * self.estimate.num_pilots:
             raise ValueError(
                 f"estimate.mode cross_fit trains on its pilots, and {self.estimate.num_pilots} a prompt "
                 f"spend the whole budget of {self.budget}; lower estimate.num_pilots to half of "
                 "allocate.num_generations, say"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
+            raise ValueError(
+                "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
+                "cross_fit or online"
             )
         if self.estimate.mode == "none" and self.uses_statistics:
             known = "pilot, cross_fit or online"

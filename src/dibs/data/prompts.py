@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
 
-from dibs.config import TEMPLATES, DataConfig
+from dibs.config import TEMPLATES, Config, DataConfig
 from dibs.data.arithmetic import Part, draw_problems, parts_of
 from dibs.data.questions import Question, read_questions_of
 from dibs.files import one_line
@@ -120,13 +121,22 @@ def render_all(
     return _render(questions, config, tokenizer, longest, dropped), dict(dropped)
 
 
-def check_batch_size(prompts: Sequence[Prompt], size: int) -> None:
-    """Raise InputError when there are fewer prompts than a step draws."""
+def check_batch_size(
+    prompts: Sequence[Prompt], size: int, key: str = "train.prompts_per_step"
+) -> None:
+    """Raise InputError when there are fewer prompts than a step draws, as ``key`` says."""
     if len(prompts) < size:
         raise InputError(
-            f"train.prompts_per_step is {size}, but there are {len(prompts)} training prompts; "
-            "lower it or give more data"
+            f"{key} is {size}, but there are {len(prompts)} training prompts; lower it or give more data"
         )
+
+
+def batches_or_pools(prompts: Sequence[Prompt], config: Config) -> Iterator[Sequence[Prompt]]:
+    """Yield what each step draws from, for ever: its batch of prompts, or the pool for its choice."""
+    pool = config.select.pool
+    if pool == "all" or pool == len(prompts):
+        return repeat(prompts)
+    return batches(prompts, pool or config.train.prompts_per_step, config.seed)
 
 
 def batches(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:

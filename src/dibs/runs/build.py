@@ -73,6 +73,8 @@ def _assembled(
     room = processes.broadcast(_room_for_prompts(policy, config, sampler))
     prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
+    if isinstance(config.select.pool, int):
+        check_batch_size(prompts.train, config.select.pool, "select.pool")
     if config.estimate.mode != "none" and config.estimate.grad_norm != "none":
         first = prompts.train[0].token_ids
         sample = TrainingExample(first[:16], first[:4], 0.0, 0.0)

@@ -25,7 +25,7 @@ from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem, Bounds, Tokens, pose
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.target import Target
-from dibs.config import Config, divides_by_statistics
+from dibs.config import Config, SelectConfig, divides_by_statistics
 from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group
 
@@ -159,7 +159,7 @@ class CountsJudge:
         else:
             prompts = [group.prompt for group in groups]
             estimate = undivided(pilot_statistics(groups, norms), prompts)
-        problems = allocation_problems(estimate.parts, self.config)
+        problems = allocation_problems(estimate, self.config)
         return Decision(
             [solve(problem, self.config.allocate.allocator).counts for problem in problems],
             [self._divisors(problem.posterior) for problem in problems],
@@ -249,14 +249,15 @@ def deciding_completions(config: Config) -> int:
 
 
 def scaled(config: Config) -> Config:
-    """The configuration for the measured number of prompts, its budget in proportion."""
+    """The configuration for a batch of the measured number of prompts, its budget in proportion."""
     wanted = config.variance.prompts or config.train.prompts_per_step
     allocate = config.allocate
     if allocate.budget is not None:
         budget = round(allocate.budget * wanted / config.train.prompts_per_step)
         allocate = allocate.model_copy(update={"budget": budget})
     train = config.train.model_copy(update={"prompts_per_step": wanted})
-    return config.model_copy(update={"train": train, "allocate": allocate})
+    fixed = {"train": train, "allocate": allocate, "select": SelectConfig()}
+    return config.model_copy(update=fixed)
 
 
 def _reference(config: Config, measured: MeasuredGradients) -> AllocationProblem:

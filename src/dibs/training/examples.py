@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dibs.allocation.cross_fit import GradientPart
 from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh
@@ -25,7 +27,7 @@ def weighted_examples(
 
     Args:
         groups_of_parts: of each part, a group for each of the m prompts.
-        parts: what belongs to each part besides, of which only ``baseline_only`` is used.
+        parts: what belongs to each part besides: ``baseline_only`` and ``shares``.
         problems: the allocation problem of each part, whose posterior has the accept rates and
             deviations.
     """
@@ -37,7 +39,8 @@ def weighted_examples(
             problem.posterior,
             config,
             baseline_only=part.baseline_only,
-            share=1 / len(parts),
+            shares=part.shares,
+            scale=1 / len(parts),
         )
     ]
 
@@ -48,14 +51,16 @@ def examples_of_part(
     config: Config,
     *,
     baseline_only: Sequence[Group] | None = None,
-    share: float = 1.0,
+    shares: np.ndarray | None = None,
+    scale: float = 1.0,
 ) -> list[TrainingExample]:
     """Every rollout with its advantage and its estimator weight.
 
     Args:
         known: of the prompts, from the estimate step.
         baseline_only: completions of each prompt that enter its baseline and nothing else.
-        share: of this part in the step's gradient.
+        shares: what the weights of each prompt's completions add up to, [m]; None: 1/m each.
+        scale: of this part in the step's gradient.
     """
     target = Target.of(config.algorithm)
     advantages, weights = weigh(
@@ -66,9 +71,10 @@ def examples_of_part(
         deviations=expected_deviations(known, target),
         baselines=known_baselines(known, target),
         baseline_only=baseline_only,
+        shares=shares,
     )
     return [
-        normalized_example(rollout, advantage, share * weight, config)
+        normalized_example(rollout, advantage, scale * weight, config)
         for group, *both in zip(groups, advantages, weights, strict=True)
         for rollout, advantage, weight in zip(group.rollouts, *both, strict=True)
     ]

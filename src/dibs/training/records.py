@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dibs.allocation.allocators import describe
-from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.choice import Choice
 from dibs.rollouts.source import DrawCost
 from dibs.training.totals import Totals
 from dibs.types import Allocation, Group, PromptStats, Rollout
@@ -48,9 +47,7 @@ def step_record(
     step: int,
     totals: Totals,
     groups: Sequence[Group],
-    stats: PromptStats,
-    problems: Sequence[AllocationProblem],
-    allocations: Sequence[Allocation],
+    choice: Choice,
     found: Mapping[str, Any],
     spending: StepSpending,
 ) -> StepRecord:
@@ -58,20 +55,16 @@ def step_record(
 
     Args:
         groups: all that was trained on, a group for each of the m prompts.
-        stats: all that was known of the prompts before.
-        problems, allocations: of each part of the gradient.
+        choice: of the prompts and their counts.
         found: metrics of the step's other parts, which follow the totals.
     """
-    counts = np.sum([each.counts for each in allocations], axis=0)
-    allocation = Allocation(
-        [group.prompt.prompt_id for group in groups], counts, allocations[0].allocator
-    )
+    stats, allocation = choice.stats, choice.allocation
     metrics = {
         "step": step,
         **asdict(totals),
         **found,
         **describe_step(groups, stats, allocation),
-        **describe(problems, allocations),
+        **choice.metrics,
         **spending.metrics(),
     }
     return StepRecord(step, metrics, groups, stats, allocation)
@@ -125,7 +118,9 @@ def describe_prompts(
 
     ``judged`` falls short of ``count`` by completions that did not come or were left out for want of a
     verdict. Those that got reward 0 for it are among the judged: the group learns from that reward.
+    Prompts that were chosen from a pool also have the ``expected_count`` that they were drawn with.
     """
+    expected = allocation.expected
     return {
         "step": step,
         "allocator": allocation.allocator,
@@ -134,6 +129,7 @@ def describe_prompts(
         "trials": np.asarray(stats.trials).tolist(),
         "grad_norm": np.asarray(stats.grad_norm).tolist(),
         "count": allocation.counts.tolist(),
+        **({} if expected is None else {"expected_count": expected.tolist()}),
         "judged": [len(group.rollouts) for group in groups],
         "accepted": [int(group.accepted.sum()) for group in groups],
     }

@@ -1,0 +1,118 @@
+"""What a step samples: which prompts, how many completions of each, and what they weigh.
+
+Without a pool all prompts of a batch are trained on, and an allocator decides their counts. From a pool,
+prompts and counts are chosen together (:mod:`.pool`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from dibs.allocation.allocators import describe, solve
+from dibs.allocation.cross_fit import GradientPart, StepEstimate, allocation_problems
+from dibs.allocation.pool import PoolCounts, pool_counts
+from dibs.allocation.problem import AllocationProblem
+from dibs.config import Config
+from dibs.types import Allocation, Group, Prompt, PromptStats
+
+_ROUNDING = 7
+"""Part of the seed of what is rounded at random, so that nothing else draws the same numbers."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The m prompts of a step and their counts.
+
+    ``stats``: all that was known of them. ``parts``, ``problems``, ``allocations``: of each part of the
+    gradient. ``metrics``: what is expected of the choice.
+    """
+
+    prompts: Sequence[Prompt]
+    stats: PromptStats
+    parts: Sequence[GradientPart]
+    problems: Sequence[AllocationProblem]
+    allocations: Sequence[Allocation]
+    metrics: Mapping[str, Any]
+
+    @property
+    def allocation(self) -> Allocation:
+        """The counts of the whole step."""
+        expected = [each.expected for each in self.allocations if each.expected is not None]
+        return replace(
+            self.allocations[0],
+            counts=np.sum([each.counts for each in self.allocations], axis=0),
+            expected=np.sum(expected, axis=0) if expected else None,
+        )
+
+
+def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, step: int) -> Choice:
+    """Choose what a step samples, by what is known of the prompts of its batch or pool.
+
+    The same in every process, and in a run that was resumed: what is random depends on the seed and the
+    step alone.
+    """
+    problems = allocation_problems(estimate, config)
+    if config.select.pool is None:
+        allocations = [solve(problem, config.allocate.allocator) for problem in problems]
+        metrics = describe(problems, allocations)
+        return Choice(prompts, estimate.stats, estimate.parts, problems, allocations, metrics)
+    rows = np.arange(len(prompts)) if estimate.rows is None else estimate.rows
+    found = [
+        pool_counts(
+            problem,
+            rows,
+            config.allocate.allocator,
+            group=config.group,
+            uniform_share=config.select.uniform_share,
+            rng=np.random.default_rng([config.seed, step, part, _ROUNDING]),
+        )
+        for part, problem in enumerate(problems)
+    ]
+    drawn = np.flatnonzero(reduce(np.logical_or, [each.counts > 0 for each in found]))
+    chosen = [prompts[i] for i in drawn.tolist()]
+    names = [prompt.prompt_id for prompt in chosen]
+    nothing = [Group(prompt, ()) for prompt in chosen]
+
+    def of_drawn(groups: Sequence[Group]) -> Sequence[Group]:
+        return [groups[i] for i in drawn.tolist()] if groups else nothing
+
+    return Choice(
+        chosen,
+        estimate.stats.take(rows[drawn], names),
+        [
+            GradientPart(
+                part.stats.take(rows[drawn], names),
+                of_drawn(part.reused),
+                of_drawn(part.baseline_only),
+                own.shares[drawn],
+            )
+            for part, own in zip(estimate.parts, found, strict=True)
+        ],
+        [problem.restricted(rows[drawn], names) for problem in problems],
+        [
+            Allocation(names, own.counts[drawn], config.allocate.allocator, own.expected[drawn])
+            for own in found
+        ],
+        _metrics(found, config),
+    )
+
+
+def _metrics(found: Sequence[PoolCounts], config: Config) -> dict[str, Any]:
+    """What is expected of counts over a pool; ``largest_weight`` is over that of uniform counts."""
+    achievable = float(np.mean([each.achievable_gain for each in found]))
+    gain = float(np.mean([each.expected_gain for each in found]))
+    note = None
+    if config.allocate.allocator == "min_variance" and gain == 1:
+        note = f"uniform: an expected gain of {achievable:.3f} is not sure, or there is none"
+    return {
+        "expected_gain": gain,
+        "achievable_gain": achievable,
+        "allocation_note": note,
+        "pool_size": len(found[0].counts),
+        "largest_weight": float(max(each.expected.mean() / each.expected.min() for each in found)),
+    }

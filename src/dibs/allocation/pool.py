@@ -1,0 +1,88 @@
+"""Counts over a pool of prompts: expected ones from what is known, whole ones at random.
+
+Statistics may be shared: all prompts of which nothing is known have one row. So a pool of a million
+prompts costs little more than those of them that were seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dibs.allocation.allocators import POWERS
+from dibs.allocation.fractional import expected_counts, round_at_random
+from dibs.allocation.problem import AllocationProblem
+
+
+@dataclass(frozen=True)
+class PoolCounts:
+    """Completions of each of the N prompts of a pool.
+
+    ``expected``: ``e_i``, above 0, float64 [N]. ``counts``: ``n_i`` at random with that expectation,
+    int64 [N]. ``expected_gain``: variance expected of uniform expected counts over that of ``expected``.
+    ``achievable_gain``: the same of the counts that would be best if all beliefs were true.
+    """
+
+    expected: np.ndarray
+    counts: np.ndarray
+    expected_gain: float
+    achievable_gain: float
+
+    @property
+    def shares(self) -> np.ndarray:
+        """What the weights of each prompt's completions add up to, ``n_i / (N e_i)``, [N]."""
+        shares: np.ndarray = self.counts / (len(self.counts) * self.expected)
+        return shares
+
+
+PoolRule = Callable[[AllocationProblem, np.ndarray, float], np.ndarray]
+"""From a problem, the number of prompts of each row and the uniform share to expected counts, [k]."""
+
+
+def pool_counts(
+    problem: AllocationProblem,
+    rows: np.ndarray,
+    allocator: str,
+    *,
+    group: int,
+    uniform_share: float,
+    rng: np.random.Generator,
+) -> PoolCounts:
+    """Decide how many completions each prompt of a pool gets.
+
+    Args:
+        problem: of k rows of statistics; lower bounds are completions that its prompts have already.
+        rows: which of them each of the N prompts has, int64 [N].
+        allocator: ``uniform``, or ``min_variance``, which takes only counts that are surely better.
+        group: completions that a prompt gets at a time, beyond the lower bound.
+        uniform_share: of a uniform count, expected of every prompt at least; in (0, 1].
+    """
+    multiplicity = np.bincount(rows, minlength=len(problem.stats)).astype(np.float64)
+    even = _even(problem, multiplicity)
+    floor = np.maximum(problem.lower, uniform_share * even.min())
+
+    def in_proportion(sigma: np.ndarray) -> np.ndarray:
+        return expected_counts(sigma, problem.budget, problem.cost, floor, multiplicity)
+
+    chosen, gain, achievable = even, 1.0, 1.0
+    if allocator == "min_variance":
+        candidates = [in_proportion(problem.sigma**power) for power in POWERS]
+        doubts = problem.doubts**2 * multiplicity
+        worst = [float(((doubts / even).sum(1) / (doubts / e).sum(1)).min()) for e in candidates]
+        believed = problem.sigma**2 * multiplicity
+        gains = [float((believed / even).sum() / (believed / e).sum()) for e in candidates]
+        best = int(np.argmax(worst))
+        achievable = max(gains)
+        if worst[best] > 1:
+            chosen, gain = candidates[best], gains[best]
+    drawn = round_at_random(((chosen - problem.lower) / group)[rows], rng)
+    return PoolCounts(chosen[rows], problem.lower[rows] + group * drawn, gain, achievable)
+
+
+def _even(problem: AllocationProblem, multiplicity: np.ndarray) -> np.ndarray:
+    """The same expected count for every prompt, as far as the lower bounds allow; [k]."""
+    lower = problem.lower.astype(np.float64)
+    alike = np.sqrt(problem.cost)
+    return expected_counts(alike, problem.budget, problem.cost, lower, multiplicity)
