@@ -35,8 +35,8 @@ class Tokens:
 class Bounds:
     """Fewest and most completions of a prompt: one number for all, or one a prompt, [m].
 
-    ``upper`` None sets no upper bound. ``every_prompt``: whether every prompt gets as many as the target's
-    order takes, as in a batch that is trained on as a whole.
+    ``upper`` None sets no upper bound. ``every_prompt``: whether every prompt gets as many as the
+    target's order takes, as in a batch that is trained on as a whole.
     """
 
     lower: ArrayLike = 0
