@@ -39,6 +39,7 @@ WORDS = [
 ]
 PILOT_FREE = ["--allocate.allocator", "uniform", "--estimate.mode", "none"]
 ONLINE = ["--estimate.mode=online", "--estimate.interval=1"]
+POOL = [*ONLINE, "--select.pool=all"]
 
 
 def options(out: Path, *more: str) -> list[str]:

@@ -14,6 +14,7 @@ from dibs.types import InputError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 CROSS_FIT = ["--estimate.mode=cross_fit", "--estimate.num_pilots=4"]
+ONLINE = ["--estimate.mode=online"]
 
 
 def load(words: list[str]) -> Config:
@@ -228,6 +229,47 @@ def test_algorithms_bring_their_objective_and_baseline():
                 "--allocate.allocator=uniform",
             ],
             "algorithm.baseline history needs accept rates",
+        ),
+        (["--select.group=2"], "select.group 2 needs a select.pool"),
+        (["--select.pool=0"], "select.pool"),
+        (["--select.pool=some"], "select.pool"),
+        ([*ONLINE, "--select.pool=63"], "select.pool 63 is smaller than train.prompts_per_step 64"),
+        (
+            [*ONLINE, "--select.pool=all", "--select.uniform_share=0"],
+            "uniform_share: Input should be greater than 0",
+        ),
+        ([*ONLINE, "--select.pool=all", "--select.uniform_share=1.5"], "less than or equal to 1"),
+        (
+            [*ONLINE, "--select.pool=all", "--select.group=1", "--algorithm.name=grpo"],
+            "select.group 1 is below 2: algorithm.baseline mean is that of a group; baselines none, "
+            "history and shrinkage take single",
+        ),
+        (
+            [*ONLINE, "--select.pool=all", "--select.group=1"],
+            "self_normalized divides by a group's own accept rate; prompt_mean takes single",
+        ),
+        (
+            [*ONLINE, "--select.pool=all", "--select.group=3", "--algorithm.estimator=order_k"],
+            "select.group 3 is below 4: algorithm.order 4 takes groups of so many",
+        ),
+        (
+            [*ONLINE, "--select.pool=all", "--algorithm.estimator=flat"],
+            "flat weighs all completions",
+        ),
+        ([*ONLINE, "--select.pool=all", "--allocate.lower=1"], "allocate.lower and allocate.upper"),
+        (["--select.pool=all"], "pool all would draw pilots of every training prompt"),
+        (["--select.pool=64", "--allocate.allocator=gvm"], "decides counts of a fixed batch"),
+        (
+            [*ONLINE, "--select.pool=all", "--allocate.budget=15"],
+            "the budget of 15 completions cannot be spent in groups of select.group 2",
+        ),
+        (
+            [*ONLINE, "--select.pool=all", "--allocate.budget=0"],
+            "the budget of 0 completions cannot",
+        ),
+        (
+            ["--estimate.mode=cross_fit", "--select.pool=64"],
+            "num_pilots 8 x select.pool 64 = 512 leaves nothing of the budget of 512",
         ),
         (["--data.template", "no placeholder"], "template must contain {prompt}"),
         (["--policy.warm_start.heads", "5"], "hidden_size must be a multiple of 2 \\* heads"),

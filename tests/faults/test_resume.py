@@ -13,7 +13,7 @@ import pytest
 from dibs.config.load import load_config
 from dibs.files import read_lines
 from dibs.types import InputError
-from tiny_runs import ONLINE, WORDS, finish, result, run, start, untimed
+from tiny_runs import ONLINE, POOL, WORDS, finish, result, run, start, untimed
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def kill_and_resume(undisturbed, tmp_path, seed: int, *more: str, most: int = 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [4])
-def test_killed_online_runs_end_the_same(undisturbed, tmp_path, seed):
-    kill_and_resume(undisturbed, tmp_path, seed, *ONLINE)
+@pytest.mark.parametrize("more", [ONLINE, POOL], ids=["online", "pool"])
+def test_killed_online_runs_end_the_same(undisturbed, tmp_path, more):
+    kill_and_resume(undisturbed, tmp_path, 4, *more)
 
 
 @pytest.mark.slow

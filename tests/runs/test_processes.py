@@ -20,7 +20,7 @@ from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import SampleRequest
 from dibs.rollouts.source import share_of_requests
 from tiny_groups import make_prompt
-from tiny_runs import WORDS
+from tiny_runs import POOL, WORDS
 
 
 def requests(counts):
@@ -162,6 +162,15 @@ def test_two_processes_do_what_one_does(tmp_path):
     for name, value in weights[0].items():
         difference = float((value - weights[1][name]).norm() / value.norm())
         assert difference < 1e-5, name
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_of_a_pool(tmp_path):
+    for count in (1, 2):
+        finish(start(tmp_path / f"{count}", count, *POOL))
+    one, two = (read_lines(tmp_path / f"{n}" / "allocations.jsonl") for n in (1, 2))
+    for key in ("prompt_id", "count", "expected_count", "accepted"):
+        assert [line[key] for line in one] == [line[key] for line in two]
 
 
 @pytest.mark.slow

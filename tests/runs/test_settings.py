@@ -10,7 +10,8 @@ from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from tiny_runs import PILOT_FREE, options, run, untimed
+from dibs.types import InputError
+from tiny_runs import ONLINE, PILOT_FREE, options, run, untimed
 
 
 def test_a_kl_penalty_is_measured_and_holds_the_policy_back(tmp_path):
@@ -47,6 +48,45 @@ def test_without_grad_norms_accept_rates_alone_decide_within_the_bounds(tmp_path
             same = [n for n, p in zip(line["count"], line["accept_rate"], strict=True) if p == rate]
             assert max(same) - min(same) <= 1
     assert len(spread) > 1
+
+
+@pytest.mark.parametrize(
+    ("more", "group"),
+    [
+        ([*ONLINE, "--select.pool=all"], 2),
+        ([*ONLINE, "--select.pool=20", "--select.group=4"], 4),
+        (["--estimate.mode=cross_fit", "--estimate.num_pilots=2", "--select.pool=12"], 1),
+        ([*ONLINE, "--select.pool=all", "--allocate.budget_unit=tokens"], 2),
+        (["--estimate.mode=none", "--allocate.allocator=uniform", "--select.pool=all"], 2),
+    ],
+    ids=["all", "a pool", "cross_fit", "tokens", "nothing known"],
+)
+def test_prompts_and_counts_are_chosen_from_a_pool(tmp_path, more, group):
+    out = tmp_path / "run"
+    summary = run(out, *more, "--train.steps=3", "--variance.interval=1")
+    tokens = "--allocate.budget_unit=tokens" in more
+    assert tokens or summary["rollouts"] == 3 * 32
+    crossed = "--estimate.mode=cross_fit" in more
+    for line in read_lines(out / "allocations.jsonl"):
+        assert tokens or sum(line["count"]) == 32
+        assert crossed or {count % group for count in line["count"]} == {0}
+        assert min(line["count"]) > 0
+        assert min(line["expected_count"]) > 0
+        assert len(set(line["prompt_id"])) == len(line["prompt_id"])
+    last = untimed(out)[-1]
+    assert (
+        last["pool_size"]
+        == {"all": 64, "20": 20, "12": 12}[
+            next(word for word in more if "pool=" in word).partition("=")[2]
+        ]
+    )
+    assert 1 <= last["largest_weight"] <= 4 + 1e-9
+    assert last["learned"] > 0
+
+
+def test_a_pool_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"select.pool is 65, but there are 64 training prompts"):
+        run(tmp_path / "run", *ONLINE, "--select.pool=65")
 
 
 @pytest.mark.parametrize("budget", [0, 17])

@@ -170,7 +170,7 @@ class Config(Section):
             )
         if self.estimate.mode in ("pilot", "cross_fit"):
             self._check_pilots_of_pool()
-        if self.budget is not None and self._for_groups % self.group:
+        if self.budget is not None and (self._for_groups % self.group or self.budget == 0):
             raise ValueError(
                 f"the budget of {self.budget} completions cannot be spent in groups of select.group "
                 f"{self.group}; change allocate.num_generations or the group"
