@@ -29,6 +29,7 @@ from dibs.model.grad_norms import gradient_norms
 from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
+from dibs.train import Trainer
 from dibs.types import Completion, Group, Prompt, Rollout
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -140,8 +141,8 @@ def measured(
     return truth
 
 
-def _measure(recipe: Recipe, prompts: int, samples: int) -> Truth:
-    console = Console(stderr=True)
+def trained(recipe: Recipe, prompts: int, console: Console) -> Trainer:
+    """A run at its end, with so many held-out prompts."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             CONFIG,
@@ -159,6 +160,12 @@ def _measure(recipe: Recipe, prompts: int, samples: int) -> Truth:
         if recipe.steps:
             for _ in trainer.run():
                 pass
+    return trainer
+
+
+def _measure(recipe: Recipe, prompts: int, samples: int) -> Truth:
+    console = Console(stderr=True)
+    trainer = trained(recipe, prompts, console)
     groups = trainer.draw(trainer.prompts.eval, [samples] * prompts, Purpose.EVALUATION, 1)
     squares, means = [], []
     for group in track(groups, "gradients", console=console):

@@ -20,7 +20,7 @@ from dibs.types import PromptStats
 
 _MOST_SHIFT = 2.0
 """Most by which the log-probabilities of a prompt's completions move its prior accept rate; logits."""
-_FITTED = 4096
+_FITTED = 2048
 """Prompts that decide on a prior; of more, an even choice."""
 _EDGE = 1e-4
 """Accept rates are taken to be at least so far from 0 and 1."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from dibs.allocation.allocators import describe, solve
 from dibs.allocation.cross_fit import GradientPart, StepEstimate, allocation_problems
-from dibs.allocation.pool import PoolCounts, pool_counts
+from dibs.allocation.pool import describe_pool, pool_counts
 from dibs.allocation.problem import AllocationProblem
 from dibs.config import Config
 from dibs.types import Allocation, Group, Prompt, PromptStats
@@ -98,21 +98,5 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
             Allocation(names, own.counts[drawn], config.allocate.allocator, own.expected[drawn])
             for own in found
         ],
-        _metrics(found, config),
+        describe_pool(found, config.allocate.allocator),
     )
-
-
-def _metrics(found: Sequence[PoolCounts], config: Config) -> dict[str, Any]:
-    """What is expected of counts over a pool; ``largest_weight`` is over that of uniform counts."""
-    achievable = float(np.mean([each.achievable_gain for each in found]))
-    gain = float(np.mean([each.expected_gain for each in found]))
-    note = None
-    if config.allocate.allocator == "min_variance" and gain == 1:
-        note = f"uniform: an expected gain of {achievable:.3f} is not sure, or there is none"
-    return {
-        "expected_gain": gain,
-        "achievable_gain": achievable,
-        "allocation_note": note,
-        "pool_size": len(found[0].counts),
-        "largest_weight": float(max(each.expected.mean() / each.expected.min() for each in found)),
-    }

@@ -8,6 +8,7 @@ spent on. The policy moves, so old completions count less.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -103,16 +104,18 @@ class History:
             Statistics of k rows, and int64 [N] for N prompts. A pool may have a million prompts of which
             a few thousand are known.
         """
-        seen, rows = np.unique(self._find(prompt_ids), return_inverse=True)
-        names: list[str | int] = list(range(len(seen)))  # nobody reads them
+        kept = self._find(prompt_ids) + 1  # 0 for those never seen
+        occurs = np.zeros(len(self._seen) + 1, dtype=bool)
+        occurs[kept] = True
+        seen = np.flatnonzero(occurs)
         found = np.zeros((len(seen), SUMS))
-        found[seen >= 0] = self._at(seen[seen >= 0], step)
-        return statistics(names, found), rows
+        found[seen > 0] = self._at(seen[seen > 0] - 1, step)
+        numbers = range(len(seen))  # in place of names, which nobody reads
+        return statistics(numbers, found), (occurs.cumsum() - 1)[kept]
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         """The row of each prompt, int64 [m]; -1 for one that is not kept."""
-        find = self._rows.get
-        return np.fromiter((find(name, -1) for name in names), np.int64, len(names))
+        return np.fromiter(map(self._rows.get, names, repeat(-1)), np.int64, len(names))
 
     def _new_row(self) -> int:
         if not self._free:

@@ -6,8 +6,9 @@ prompts costs little more than those of them that were seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +36,6 @@ class PoolCounts:
         """What the weights of each prompt's completions add up to, ``n_i / (N e_i)``, [N]."""
         shares: np.ndarray = self.counts / (len(self.counts) * self.expected)
         return shares
-
-
-PoolRule = Callable[[AllocationProblem, np.ndarray, float], np.ndarray]
-"""From a problem, the number of prompts of each row and the uniform share to expected counts, [k]."""
 
 
 def pool_counts(
@@ -79,6 +76,25 @@ def pool_counts(
             chosen, gain = candidates[best], gains[best]
     drawn = round_at_random(((chosen - problem.lower) / group)[rows], rng)
     return PoolCounts(chosen[rows], problem.lower[rows] + group * drawn, gain, achievable)
+
+
+def describe_pool(found: Sequence[PoolCounts], allocator: str) -> dict[str, Any]:
+    """What is expected of the counts of each part of a step, for the metrics.
+
+    ``largest_weight``: of a completion, over that under uniform counts.
+    """
+    achievable = float(np.mean([each.achievable_gain for each in found]))
+    gain = float(np.mean([each.expected_gain for each in found]))
+    note = None
+    if allocator == "min_variance" and gain == 1:
+        note = f"uniform: an expected gain of {achievable:.3f} is not sure, or there is none"
+    return {
+        "expected_gain": gain,
+        "achievable_gain": achievable,
+        "allocation_note": note,
+        "pool_size": len(found[0].counts),
+        "largest_weight": float(max(each.expected.mean() / each.expected.min() for each in found)),
+    }
 
 
 def _even(problem: AllocationProblem, multiplicity: np.ndarray) -> np.ndarray:

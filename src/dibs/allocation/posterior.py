@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy import special
@@ -116,15 +117,16 @@ class Posterior:
 
         def log_density(x: float) -> np.ndarray:
             logit = center + x * spread
-            density: np.ndarray = self.alpha * special.log_expit(logit) + self.beta * (
-                special.log_expit(-logit)
-            )
+            accepted = special.log_expit(logit)
+            density: np.ndarray = self.alpha * accepted + self.beta * (accepted - logit)
             return density
 
-        most = np.max([log_density(x) for x in _NODES], axis=0)
-        total = np.sum([np.exp(log_density(x) - most) for x in _NODES], axis=0)
-        for x in _NODES:
-            yield special.expit(center + x * spread), np.exp(log_density(x) - most) / total
+        densities = [log_density(x) for x in _NODES]
+        most = reduce(np.maximum, densities)
+        weights = [np.exp(density - most) for density in densities]
+        total = reduce(np.add, weights)
+        for x, weight in zip(_NODES, weights, strict=True):
+            yield special.expit(center + x * spread), weight / total
 
 
 def fit_posterior(stats: PromptStats) -> Posterior:

@@ -14,6 +14,9 @@ Completions of earlier steps decide the counts of later ones, so no pilots are d
 unbiased, because counts never depend on the completions that they are spent on. In mode ``pilot`` fresh
 completions decide them instead: pass these to ``take_pilots`` before each ``allocate``, and do not train
 on them.
+:meth:`PromptBudget.choose` takes a whole pool of candidates in place of a batch, and decides together
+which of them get completions, and how many.
+
 ``state()`` and ``load_state()`` go into the trainer's checkpoints. ``examples/any_trainer.py`` is a
 whole loop.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,12 +35,28 @@ from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.history import History
 from dibs.allocation.known_baselines import known_baselines
+from dibs.allocation.pool import describe_pool, pool_counts
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
 from dibs.allocation.statistics import SUMS, statistics
+from dibs.config import least_group, why_groups
 from dibs.types import InputError
 
 logger = logging.getLogger(__name__)
+
+
+class Chosen(NamedTuple):
+    """The m prompts of a step that were chosen among N candidates.
+
+    ``positions``: among the candidates, in order, int64 [m]. ``counts``: completions of each, int64 [m],
+    at least 1. ``shares``: what the weights of each prompt's completions add up to, ``n_i / (N e_i)``,
+    float64 [m]; :meth:`PromptBudget.weights` has them already.
+    """
+
+    positions: np.ndarray
+    prompt_ids: list[str]
+    counts: np.ndarray
+    shares: np.ndarray
 
 
 class PromptBudget:
@@ -69,6 +88,7 @@ class PromptBudget:
         self._names: list[str] = []
         self._problem: AllocationProblem | None = None
         self._counts = np.zeros(0, dtype=np.int64)
+        self._shares: np.ndarray | None = None
         self._metrics: dict[str, Any] = {}
 
     def allocate(self, prompt_ids: Sequence[str], budget: int | None = None) -> np.ndarray:
@@ -95,7 +115,7 @@ class PromptBudget:
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
         allocation = solve(self._problem, options.allocator)
-        self._names, self._counts = names, allocation.counts
+        self._names, self._counts, self._shares = names, allocation.counts, None
         self._metrics = {
             **describe([self._problem], [allocation]),
             "returning_trials": float(returning.mean()) if len(returning) else None,
@@ -107,6 +127,87 @@ class PromptBudget:
                 "before"
             )
         return self._counts.copy()
+
+    def choose(
+        self,
+        candidate_ids: Sequence[str],
+        budget: int,
+        *,
+        group: int | None = None,
+        uniform_share: float = 0.25,
+        seed: int = 0,
+    ) -> Chosen:
+        """Choose prompts of a pool and the completions of each, at random and without bias.
+
+        Give the whole training set, or a part of it that was drawn evenly. Prompts that lower the
+        variance most get more completions, or get some more often; what is chosen rarely weighs more.
+        Then draw ``counts[i]`` completions of each chosen prompt, and call :meth:`weights` and
+        :meth:`update` with these prompts. The same step with the same seed chooses the same, in every
+        process and after a resume.
+
+        Args:
+            candidate_ids: of the N prompts of the pool.
+            budget: completions in all, a multiple of ``group``.
+            group: completions that a prompt gets at a time; default: the fewest that the target
+                needs.
+            uniform_share: of a uniform count, expected of every prompt at least, in (0, 1]. No
+                completion weighs more than 1 / uniform_share times a uniform one.
+
+        Raises InputError for a pool, group or budget that cannot be.
+        """
+        options, names = self.config, list(map(str, candidate_ids))
+        size = least_group(options) if group is None else group
+        self._check_pool(names, budget, size, uniform_share)
+        if options.mode == "pilot":
+            stats, rows = statistics(_told_apart(names), self._known(names)), np.arange(len(names))
+        else:
+            stats, rows = self.history.pool_statistics(names, self.step)
+        problem = pose(
+            stats,
+            budget,
+            options.target,
+            bounds=Bounds(every_prompt=False),
+            penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
+        )
+        found = pool_counts(
+            problem,
+            rows,
+            options.allocator,
+            group=size,
+            uniform_share=uniform_share,
+            rng=np.random.default_rng([seed, self.step]),
+        )
+        drawn = np.flatnonzero(found.counts)
+        self._names = [names[i] for i in drawn.tolist()]
+        self._problem = problem.restricted(rows[drawn], _told_apart(self._names))
+        self._counts, self._shares = found.counts[drawn], found.shares[drawn]
+        self._metrics = describe_pool([found], options.allocator)
+        return Chosen(drawn, list(self._names), self._counts.copy(), self._shares.copy())
+
+    def _check_pool(self, names: list[str], budget: int, group: int, share: float) -> None:
+        options = self.config
+        if not names:
+            raise InputError("no candidates to choose from; give at least one prompt")
+        if options.allocator not in ("min_variance", "uniform"):
+            raise InputError(
+                f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool "
+                "take min_variance or uniform"
+            )
+        if options.estimator == "flat" or options.lower or options.upper is not None:
+            raise InputError(
+                "estimator flat, lower and upper are for a fixed batch; to choose from a pool leave "
+                "them out"
+            )
+        if group < least_group(options):
+            raise InputError(
+                f"group {group} is below {least_group(options)}: {why_groups(options)}"
+            )
+        if budget < group or budget % group:
+            raise InputError(
+                f"the budget of {budget} completions is not a multiple of group {group}; change one"
+            )
+        if not 0 < share <= 1:
+            raise InputError(f"uniform_share {share:g} is not above 0 and at most 1")
 
     def take_pilots(
         self,
@@ -138,7 +239,7 @@ class PromptBudget:
             rewards: of each prompt's completions, as many as came; order as given to ``allocate``.
 
         Raises InputError for a reward that is not finite, and unless there is one group for each prompt
-        of the last ``allocate``.
+        of the last ``allocate`` or ``choose``.
         """
         if self._problem is None or len(rewards) != len(self._counts):
             raise InputError(
@@ -159,6 +260,7 @@ class PromptBudget:
             baselines=known_baselines(known, target),
             bessel=self.config.deviation == "sample",
             epsilon=self.config.deviation_epsilon,
+            shares=self._shares,
         )
 
     def update(

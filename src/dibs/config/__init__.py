@@ -18,7 +18,9 @@ from dibs.config.learning import (
     UpdateConfig,
     check_variant,
     divides_by_statistics,
+    least_group,
     needs_statistics,
+    why_groups,
 )
 from dibs.config.rollouts import (
     BENCHMARKS,
@@ -69,5 +71,7 @@ __all__ = [
     "WarmStartConfig",
     "check_variant",
     "divides_by_statistics",
+    "least_group",
     "needs_statistics",
+    "why_groups",
 ]

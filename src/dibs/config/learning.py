@@ -49,6 +49,29 @@ def needs_statistics(allocator: str, chosen: GradientChoices) -> bool:
     return allocator != "uniform" or divides_by_statistics(chosen)
 
 
+def least_group(chosen: GradientChoices) -> int:
+    """The fewest completions of a prompt from which the gradient learns something."""
+    if chosen.estimator == "order_k":
+        return chosen.order
+    divides = chosen.objective == "log_likelihood" and chosen.estimator == "self_normalized"
+    return 2 if divides or chosen.baseline in ("mean", "leave_one_out") else 1
+
+
+def why_groups(chosen: GradientChoices) -> str:
+    """Why a prompt needs several completions at a time, and what does not need them."""
+    if chosen.estimator == "order_k":
+        return f"order {chosen.order} takes groups of so many"
+    if chosen.baseline != "none":
+        return (
+            f"baseline {chosen.baseline} is that of a group; baselines none, history and shrinkage "
+            "take single completions"
+        )
+    return (
+        f"estimator {chosen.estimator} divides by a group's own accept rate; prompt_mean takes single "
+        "completions"
+    )
+
+
 def check_variant(chosen: GradientChoices) -> None:
     """ValueError for choices that have no use for each other, or that contradict each other."""
     objective, estimator = chosen.objective, chosen.estimator

@@ -13,7 +13,9 @@ from dibs.config.learning import (
     EstimateConfig,
     TrainConfig,
     UpdateConfig,
+    least_group,
     needs_statistics,
+    why_groups,
 )
 from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
 from dibs.config.section import Section
@@ -95,13 +97,7 @@ class Config(Section):
 
         In mode cross_fit the pilots of a prompt, which all prompts of the pool have, are beside them.
         """
-        if self.estimate.mode == "cross_fit":
-            return 1
-        if self.algorithm.estimator == "order_k":
-            return self.algorithm.order
-        divides = self.algorithm.objective == "log_likelihood"
-        own = divides and self.algorithm.estimator == "self_normalized"
-        return 2 if own or self.algorithm.baseline in ("mean", "leave_one_out") else 1
+        return 1 if self.estimate.mode == "cross_fit" else least_group(self.algorithm)
 
     @property
     def lower(self) -> int:
@@ -166,7 +162,8 @@ class Config(Section):
             )
         if self.group < self._least_group:
             raise ValueError(
-                f"select.group {self.group} is below {self._least_group}: {self._why_groups}"
+                f"select.group {self.group} is below {self._least_group}: algorithm."
+                + why_groups(self.algorithm)
             )
         if self.estimate.mode in ("pilot", "cross_fit"):
             self._check_pilots_of_pool()
@@ -176,22 +173,6 @@ class Config(Section):
                 f"{self.group}; change allocate.num_generations or the group"
             )
         return self
-
-    @property
-    def _why_groups(self) -> str:
-        """Why a prompt needs several completions at a time, and what does not need them."""
-        own = self.algorithm
-        if own.estimator == "order_k":
-            return f"algorithm.order {own.order} takes groups of so many"
-        if own.baseline != "none":
-            return (
-                f"algorithm.baseline {own.baseline} is that of a group; baselines none, history and "
-                "shrinkage take single completions"
-            )
-        return (
-            f"algorithm.estimator {own.estimator} divides by a group's own accept rate; prompt_mean "
-            "takes single completions"
-        )
 
     @property
     def _for_groups(self) -> int:
