@@ -42,7 +42,10 @@ KINDS = {
 def evaluations(value: np.ndarray) -> Evaluations:
     """A run whose evaluations cost the same each."""
     spent = np.arange(len(value)) * 100.0
-    return Evaluations(dict.fromkeys(COSTS, spent), value, value, value, {}, np.zeros((0, 2)))
+    steps = np.arange(len(value))
+    return Evaluations(
+        steps, dict.fromkeys(COSTS, spent), value, value, value, {}, np.zeros((0, 2))
+    )
 
 
 def simulated(kind: str, rng: np.random.Generator, speed: float = 1.0) -> list[Evaluations]:

@@ -13,5 +13,11 @@ def curve(cost: Sequence[float], value: Sequence[float], **totals: float) -> Eva
     """A run whose costs and scores are all the same."""
     spent, reached = np.array(cost, dtype=float), np.array(value)
     return Evaluations(
-        dict.fromkeys(COSTS, spent), reached, reached, reached, totals, np.zeros((0, 2))
+        np.arange(len(spent)),
+        dict.fromkeys(COSTS, spent),
+        reached,
+        reached,
+        reached,
+        totals,
+        np.zeros((0, 2)),
     )

@@ -63,9 +63,14 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         for each in (*unfinished.rglob("*"), unfinished):
             sync(each)
         unfinished.chmod(0o755)
-        if replace and path.exists():
-            shutil.rmtree(path)
-        if not path.exists():
+        if path.exists() and replace:
+            # Nothing is removed before the new folder has the name.
+            old = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent))
+            path.rename(old / path.name)
+            unfinished.rename(path)
+            sync(path.parent)
+            shutil.rmtree(old)
+        elif not path.exists():
             unfinished.rename(path)
             sync(path.parent)
     finally:

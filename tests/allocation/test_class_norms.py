@@ -52,6 +52,20 @@ def test_what_was_never_seen_is_inferred_from_the_line(slope, likelihood):
     assert covered > 0.95 - 4 * np.sqrt(0.95 * 0.05 / unseen.sum())
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_many_prompts_those_with_completions_decide_the_line(first):
+    """Every second prompt is known: an even choice among all could miss them."""
+    m = 8192
+    has = np.arange(m) % 2 == first
+    count = np.where(has, 4.0, 0.0)
+    log_norm = np.where(has, 1.0, np.nan)
+    flat = np.where(has, 0.1, np.nan)
+    known = CompletionMoments(count, log_norm, flat, count, np.full(m, np.nan))
+    norms = class_norms(known, known, np.full(m, 0.5), np.ones(m), False)
+    assert np.isfinite(norms.log_square).all()
+    np.testing.assert_allclose(norms.log_square, 2.0, atol=0.3)
+
+
 def test_many_completions_leave_the_line_behind():
     truth, norms, counts = world(1.3, likelihood=True, m=50, trials=4000)
     often = counts > 1000

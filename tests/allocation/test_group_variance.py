@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -146,6 +147,17 @@ def test_parts_are_averaged_and_scaled():
     )
     assert variance.tolist() == [pytest.approx((one + 4 * two) / 4)]
     assert mean.tolist() == [pytest.approx((kept + 2 * again) / 2)]
+
+
+@pytest.mark.parametrize(("trials", "order", "rate"), [(8, 2, 0.1), (6, 4, 0.3), (5, 4, 0.5)])
+def test_what_is_wanted_of_an_order_is_unbiased(trials, order, rate):
+    """(1 - p) (1 - (1 - p)^k), over all numbers of successes; k below the trials."""
+    target = Target("log_likelihood", "none", order)
+    total = 0.0
+    for s in range(trials + 1):
+        chance = math.comb(trials, s) * rate**s * (1 - rate) ** (trials - s)
+        total += chance * wanted((np.arange(trials) < s).astype(float), target)
+    assert total == pytest.approx((1 - rate) * (1 - (1 - rate) ** order))
 
 
 def test_what_is_wanted_by_hand():

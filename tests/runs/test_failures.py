@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from dibs.cli import main
@@ -60,6 +63,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, name
     monkeypatch.setattr(RunFolder, name, full)
     with pytest.raises(InputError, match=r"cannot write to .*run: No space left on device; "):
         run(tmp_path / "run", "--train.steps=1")
+
+
+def test_a_signal_after_the_last_step_does_not_lose_the_summary(tmp_path, monkeypatch):
+    write = RunFolder.write_summary
+
+    def interrupted(folder, summary):
+        os.kill(os.getpid(), signal.SIGINT)
+        write(folder, summary)
+
+    monkeypatch.setattr(RunFolder, "write_summary", interrupted)
+    run(tmp_path / "run", "--train.steps=1")
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("content", ['{"steps": 2', "[]", '{"steps": 2}', "\u00ff"])

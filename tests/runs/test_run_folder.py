@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dibs.config.load import load_config
-from dibs.files import to_json
+from dibs.files import read_lines, to_json, whole_folder
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_tokenizer
-from dibs.runs.folder import RunFolder
+from dibs.runs.folder import Plan, RunFolder
 from dibs.types import InputError
 
 STATE = {"random": torch.arange(7, dtype=torch.uint8)}
@@ -149,6 +149,28 @@ def test_lines_of_later_steps_are_cut_back(tmp_path):
         folder.cut_back(3)
 
 
+def test_a_torn_line_of_a_session_does_not_damage_the_next(tmp_path, policy):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    folder.append("metrics.jsonl", {"step": 0})
+    folder.append("sessions.jsonl", {"step": 0, "device": "cpu"})
+    with (folder.path / "sessions.jsonl").open("a") as lines:
+        lines.write('{"step": 0, "dev')
+    folder.cut_back(0)
+    folder.append("sessions.jsonl", {"step": 0, "device": "later"})
+    kept = [record["device"] for record in read_lines(folder.path / "sessions.jsonl")]
+    assert kept == ["cpu", "later"]
+
+
+def test_a_finished_run_that_goes_on_is_not_finished(tmp_path, policy):
+    folder = RunFolder.create(config(tmp_path / "run"))
+    folder.append("metrics.jsonl", {"step": 0})
+    folder.save_checkpoint(policy, {"step": 0, "accuracy": 0.1}, STATE, keep=2)
+    folder.write_summary({"steps": 0})
+    found, _ = folder.checkpoints.newest_whole()
+    folder.begin(config(tmp_path / "run"), Plan(found))
+    assert not (folder.path / "summary.json").exists()
+
+
 def test_broken_checkpoints_do_not_count(tmp_path, policy):
     folder = RunFolder.create(config(tmp_path / "run"))
     for step, accuracy in ((2, 0.1), (6, 0.9)):
@@ -178,6 +200,31 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
     ):
         folder.save_checkpoint(policy, {"step": 2, "accuracy": None}, STATE, keep=2)
     assert [p.name for p in (folder.path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_a_full_disk_at_the_end_is_one_line_too(tmp_path, policy, monkeypatch):
+    folder = RunFolder.create(config(tmp_path / "run"))
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(policy, "save_merged", full)
+    with pytest.raises(InputError, match=r"model cannot be written: .*No space left.*go on with"):
+        folder.save_final(policy)
+
+
+def test_an_interrupt_while_the_old_folder_is_removed_keeps_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "which").write_text("old")
+
+    def interrupted(folder, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dibs.files.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), whole_folder(path) as unfinished:
+        (unfinished / "which").write_text("new")
+    assert (path / "which").read_text() == "new"
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(tmp_path):

@@ -154,6 +154,18 @@ def test_verdicts_by_hand():
     assert verdicts([], []) == []
 
 
+def test_evaluations_without_a_verdict_are_left_out_of_all_seeds():
+    whole = curve([0, 100, 200], [0.0, 0.5, 1.0])
+    gap = whole.at(np.array([0, 2]))
+    mean = mean_evaluations([whole, gap])
+    assert mean.scores["value"].tolist() == [[0, 1]]
+    assert mean.costs["rollouts"].tolist() == [[0, 200]]
+    (found,) = compare_evaluations([whole, gap], [gap, whole])
+    assert found.speed_up["rollouts"].value == pytest.approx(1)
+    assert gap.is_curve
+    assert not whole.at(np.array([2])).is_curve
+
+
 def test_means_are_taken_evaluation_by_evaluation():
     mean = mean_evaluations([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
     np.testing.assert_allclose(mean.costs["tokens"], [[0, 200]])

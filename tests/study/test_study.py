@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from dibs.cli import main
+from dibs.study.compare import compare_again
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
-from dibs.study.results import rows
+from dibs.study.results import compared_again, curves, rows
+from dibs.types import InputError
 from tiny_curves import curve
 
 STUDY: dict[str, Any] = {
@@ -254,6 +256,33 @@ def test_a_comparison_from_end_to_end(tmp_path, capsys):
         return [untimed(each) for each in table] if isinstance(table, list) else table
 
     assert untimed(again) == untimed(told)
+
+
+def test_a_folder_keeps_the_verdicts_of_arms_with_other_failures(tmp_path):
+    """A learning rate that diverged is a failure, and no reason to drop a verdict."""
+    study = read_study([write(tmp_path, STUDY)], {"compare.output_dir": str(tmp_path / "out")})
+    outcomes = [Outcome(cell, "accuracy") for cell in study.cells]
+    totals = dict.fromkeys(
+        ("optimizer_updates", "rollouts", "pilot_rollouts", "completion_tokens"), 1.0
+    )
+    for i, outcome in enumerate(outcomes):
+        outcome.learning_rate = 1e-3
+        outcome.failures = {"learning rate 0.003, seed 7": "it diverged"}
+        for seed in study.options.seeds:
+            spent = [0, 50 * (1 + i % 2), 100 * (1 + i % 2)]
+            outcome.finished[seed] = curve(spent, [0.0, 0.4 + 0.1 * seed, 0.8], **totals)
+    table = rows(study, outcomes)
+    assert table[1]["speedup_rollouts"] == pytest.approx(0.5)
+    assert table[1]["verdict"] is not None
+    assert_almost_equal(compared_again(table, curves(outcomes)), table)
+
+
+@pytest.mark.parametrize(("table", "lines"), [("[{}]", "{}"), ("[]", '{"task": "t"}'), ("{}", "")])
+def test_damaged_results_are_one_line(tmp_path, table, lines):
+    (tmp_path / "results.json").write_text(table)
+    (tmp_path / "curves.jsonl").write_text(lines)
+    with pytest.raises(InputError, match=r"results\.json or curves\.jsonl is damaged"):
+        compare_again(tmp_path)
 
 
 def test_what_every_run_is_refused_for_is_one_line(tmp_path, capsys):

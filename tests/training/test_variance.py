@@ -303,6 +303,11 @@ def test_too_few_completions_are_refused(tmp_path):
         measure_variance(*build(tmp_path, "--estimate.num_pilots=8"))
 
 
+def test_one_prompt_is_refused(tmp_path):
+    with pytest.raises(InputError, match="the spread between prompts takes two or more"):
+        measure_variance(*build(tmp_path, "--train.prompts_per_step=1"))
+
+
 def test_baselines_that_are_not_the_groups_are_refused(tmp_path):
     options = ("--algorithm.objective=expected_reward", "--algorithm.baseline=history")
     with pytest.raises(

@@ -218,7 +218,8 @@ def _designs(classes: _Classes) -> Iterator[tuple[str, np.ndarray, np.ndarray, n
 
 def _lines(classes: _Classes) -> list[_Line]:
     """All descriptions of weight, with their posteriors."""
-    chosen = np.arange(0, classes.own.shape[1], max(classes.own.shape[1] // _FITTED, 1))
+    known = np.flatnonzero((classes.count > 0).any(0))
+    chosen = known[:: max(len(known) // _FITTED, 1)]
     has = classes.count[:, chosen] > 0
     y, noise = classes.own[:, chosen][has], classes.noise[:, chosen][has]
     center = float(y.mean())

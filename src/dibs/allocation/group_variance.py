@@ -264,9 +264,11 @@ def wanted(rewards: np.ndarray, target: Target) -> float:
     accepted.
     """
     if target.fits_accepted:
-        whole = float(1 - rewards.mean())
-        successes = int(rewards.sum())
-        return whole * (pass_at_k(len(rewards), successes, target.order) if target.order else 1.0)
+        n, successes = len(rewards), int(rewards.sum())
+        whole = (n - successes) / n
+        # Of the others: a completion that is counted as rejected cannot be one of the k accepted.
+        others = min(successes, n - 1)
+        return whole * (pass_at_k(n - 1, others, target.order) if target.order else 1.0)
     if not target.divides_by_deviation:
         return float(rewards.var(ddof=1))
     n = len(rewards)

@@ -141,6 +141,11 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
             f"{name} leaves out prompts that have a gradient, so it estimates another gradient, and its "
             "variance for this one is infinite. Raise allocate.lower."
         )
+    if result["gradient_square"] == 0:
+        yield (
+            "No completion has a gradient: all were rejected, or the rewards of every prompt are equal."
+        )
+        return
     scale, low = result["noise_scale"]["value"], result["noise_scale"]["low"]
     if scale is None:
         known = f" (at least {low:,.0f} rollouts)" if low is not None else ""
@@ -178,10 +183,13 @@ def _achievable(result: Mapping[str, Any]) -> str:
     """What the best counts could gain, and for how many prompts that is known."""
     found, known = result["achievable_gain"], result["achievable_prompts"]
     if found["value"] is None:
-        return (
-            "Achievable gain: not known. It takes rewards of 0 and 1, and three prompts or more with "
-            "two accepted completions each (for grpo, also two rejected ones)."
-        )
+        if result["estimator"] == "order_k":
+            return "Achievable gain: not worked out for estimator order_k."
+        takes = {
+            "log_likelihood": ", and three prompts or more with two accepted completions each",
+            "grpo": ", and three prompts or more with two accepted and two rejected completions each",
+        }.get(result["objective"], ", and completions that have a gradient")
+        return f"Achievable gain: not known. It takes rewards of 0 and 1{takes}."
     over = (
         "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
     )

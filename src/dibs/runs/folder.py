@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,8 @@ class RunFolder:
                 (self.path / "config.yaml").unlink(missing_ok=True)
                 self.clear()
             else:
+                # The run has not reached its new end; until then it is not finished.
+                (self.path / "summary.json").unlink(missing_ok=True)
                 self.cut_back(plan.found.step)
                 self.checkpoints.set_aside_newer(plan.found.step)
             remove_unfinished(self.path)
@@ -231,10 +234,16 @@ class RunFolder:
         for name in LINES:
             lines = read_whole_lines(self.path / name)
             kept = [line for line, record in lines if record.get("step", step + 1) <= step]
-            write_text(self.path / name, b"".join(kept).decode("utf-8"))
+            self._rewrite(name, kept)
+        # Sessions stay, also those whose steps are lost.
+        sessions = "sessions.jsonl"
+        self._rewrite(sessions, [line for line, _ in read_whole_lines(self.path / sessions)])
         known = [record["step"] for _, record in read_whole_lines(self.path / "metrics.jsonl")]
         if known != list(range(step + 1)):
             raise InputError(f"{self.path / 'metrics.jsonl'} does not hold steps 0 to {step}")
+
+    def _rewrite(self, name: str, lines: Sequence[bytes]) -> None:
+        write_text(self.path / name, b"".join(lines).decode("utf-8"))
 
     def metrics(self, step: int) -> dict[str, Any]:
         """The line of metrics.jsonl of a step."""
@@ -266,20 +275,26 @@ class RunFolder:
         keep: int,
     ) -> Path:
         """Save a checkpoint; see :meth:`.Checkpoints.save`. InputError where it cannot be written."""
-        try:
+        with self._room_for(f"checkpoint step-{facts['step']:06d} in {self.checkpoints.path}"):
             for name in LINES:  # the checkpoint builds on them, so they are on disk before it is
                 sync(self.path / name)
             return self.checkpoints.save(policy, facts, trainer_state, keep)
+
+    def save_final(self, policy: Policy) -> None:
+        """Save the policy as model; InputError where it cannot be written."""
+        path = self.path / "model"
+        with self._room_for(str(path)), whole_folder(path) as unfinished:
+            policy.save_merged(unfinished)
+
+    @contextmanager
+    def _room_for(self, what: str) -> Iterator[None]:
+        """Raise InputError where weights cannot be written."""
+        try:
+            yield
         except (OSError, SafetensorError, RuntimeError) as error:
             last = self.checkpoints.newest()
             raise InputError(
-                f"checkpoint step-{facts['step']:06d} in {self.checkpoints.path} cannot be written: "
-                f"{getattr(error, 'strerror', None) or error}; "
-                + (f"{last} is whole" if last else "there is none yet")
+                f"{what} cannot be written: {getattr(error, 'strerror', None) or error}; "
+                + (f"{last} is whole" if last else "there is no checkpoint yet")
                 + "; make room and go on with --resume"
             ) from None
-
-    def save_final(self, policy: Policy) -> None:
-        """Save the policy as model; OSError where it cannot be written."""
-        with whole_folder(self.path / "model") as unfinished:
-            policy.save_merged(unfinished)

@@ -97,8 +97,9 @@ class _Session:
         """Train and return the summary."""
         with StopRequest(self._heard) as stop:
             before, after = self._trained(stop)
-        summary = self._summary(before, after)
-        self._in_folder(lambda: self.folder.write_summary(summary))
+            # A signal that comes now is too late: the run is finished.
+            summary = self._summary(before, after)
+            self._in_folder(lambda: self.folder.write_summary(summary))
         if summary["learned_rollouts"] == 0:
             self.view.message(
                 f"No completion of the whole run gave anything to learn from: "
@@ -112,7 +113,7 @@ class _Session:
         self.view.message(f"{name}: stopping after this step; once more stops at once")
 
     def _trained(self, stop: StopRequest) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Train to the end and save the policy; the first evaluation and the last."""
+        """Train to the end, save the policy, and return the first and the last evaluation."""
         try:
             self.processes.from_main(self._open_trackers)
             with closing(self.trackers):

@@ -72,13 +72,15 @@ def compare_again(folder: Path) -> list[dict[str, Any]]:
     """
     try:
         table = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        if not isinstance(table, list):
+            raise TypeError("results.json holds no list")
         again = compared_again(table, read_lines(folder / "curves.jsonl"))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder}: {Path(error.filename).name} is missing; give a study's YAML file, or the folder "
             "that dibs compare wrote"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{folder}: results.json or curves.jsonl is damaged ({error})") from None
     rows: list[dict[str, Any]] = json.loads(to_json(again))
     return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,37 @@ Below, an arm has hardly begun. Above, on a plateau, noise decides when a score 
 class Evaluations:
     """The evaluations of one run.
 
-    ``costs``: what was spent until each evaluation, by the names of :data:`COSTS`; seconds leave out
-    evaluation and measurement. ``value``: the held-out score that the run is judged by. It and the
-    other scores are float64 [e], step 0 first. ``totals``: the run's summary. ``variances``: of the
-    steps that training measured, under uniform and under their own counts, [steps, 2]; NaN where the
-    counts left a prompt out.
+    ``steps``: after which the run was evaluated, int64 [e]. ``costs``: what was spent until each
+    evaluation, by the names of :data:`COSTS`; seconds leave out evaluation and measurement. ``value``:
+    the held-out score that the run is judged by. It and the other scores are float64 [e], step 0 first.
+    ``totals``: the run's summary. ``variances``: of the steps that training measured, under uniform and
+    under their own counts, [steps, 2]; NaN where the counts left a prompt out.
     """
 
+    steps: np.ndarray
     costs: Mapping[str, np.ndarray]
     value: np.ndarray
     accuracy: np.ndarray
     pass_at_k: np.ndarray
     totals: Mapping[str, float]
     variances: np.ndarray
+
+    def at(self, steps: np.ndarray) -> Evaluations:
+        """The evaluations after some steps."""
+        kept = np.isin(self.steps, steps)
+        return replace(
+            self,
+            steps=self.steps[kept],
+            costs={name: values[kept] for name, values in self.costs.items()},
+            value=self.value[kept],
+            accuracy=self.accuracy[kept],
+            pass_at_k=self.pass_at_k[kept],
+        )
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether there are two evaluations or more with a score."""
+        return len(self.value) > 1
 
     @property
     def mean_value(self) -> float:
@@ -73,6 +92,7 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
     costs = {name: axis(lines)[marked] for name, axis in AXES.items()}
     costs["training_rollouts"] = costs["rollouts"] - pilots_thrown_away * series("pilot_rollouts")
     return Evaluations(
+        steps=np.array([lines[i]["step"] for i in marked], dtype=np.int64),
         costs=costs,
         value=series(value),
         accuracy=series("accuracy"),
@@ -141,13 +161,17 @@ class MeanEvaluations:
 def mean_evaluations(
     runs: Sequence[Evaluations], weights: np.ndarray | None = None
 ) -> MeanEvaluations:
-    """Average runs that are evaluated at the same steps.
+    """Average runs at the steps after which all of them have a score.
+
+    An evaluation has none where no completion got a verdict.
 
     Args:
         runs: k runs, one for each seed.
         weights: how often each run counts, [D, k]. None counts each once, [1, k].
     """
     weights = np.ones((1, len(runs))) if weights is None else weights
+    shared = reduce(np.intersect1d, [run.steps for run in runs])
+    runs = [run.at(shared) for run in runs]
 
     def mean(values: Sequence[np.ndarray]) -> np.ndarray:
         means: np.ndarray = weights @ np.stack(values) / weights.sum(1, keepdims=True)

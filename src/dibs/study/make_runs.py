@@ -143,9 +143,8 @@ def _choose_learning_rates(
             outcome.failures |= {
                 name: failures[result] for name, result in failed.items() if result in failures
             }
-            means = [
-                outcome.read(run.config).mean_value for run in runs if run.result not in failures
-            ]
+            read = [outcome.read(run.config) for run in runs if run.result not in failures]
+            means = [each.mean_value for each in read if each.is_curve]
             outcome.tuned[rate] = sum(means) / len(runs) if len(means) == len(runs) else None
         known = {rate: value for rate, value in outcome.tuned.items() if value is not None}
         outcome.learning_rate = max(known, key=lambda rate: known[rate]) if known else None
@@ -165,8 +164,12 @@ def _compare(
         outcomes[i].learning_rate = job.config.update.learning_rate
         if job.result in failures:
             outcomes[i].failures[f"seed {seed}"] = failures[job.result]
+            continue
+        found = outcomes[i].read(job.config)
+        if found.is_curve:
+            outcomes[i].finished[seed] = found
         else:
-            outcomes[i].finished[seed] = outcomes[i].read(job.config)
+            outcomes[i].failures[f"seed {seed}"] = "fewer than two evaluations have a verdict"
     if not any(outcome.finished for outcome in outcomes):
         reason = next(why for outcome in outcomes for why in outcome.failures.values())
         raise InputError(f"no run could be made: {reason}")

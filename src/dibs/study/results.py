@@ -204,7 +204,8 @@ def stored_runs(lines: Sequence[Row]) -> dict[Name, dict[int, Evaluations]]:
             {name: np.array(line[name], dtype=np.float64) for name in names}
             for names in (COSTS, SCORES)
         )
-        run = Evaluations(costs, **scores, totals={}, variances=np.zeros((0, 2)))
+        steps = costs["steps"].astype(np.int64)
+        run = Evaluations(steps, costs, **scores, totals={}, variances=np.zeros((0, 2)))
         found.setdefault((line["task"], line["algorithm"], line["arm"]), {})[line["seed"]] = run
     return found
 
@@ -228,7 +229,7 @@ def compared_again(table: Sequence[Row], lines: Sequence[Row]) -> list[Row]:
         targets = [WAY, *(Target(t["score"], t["share"], t["level"]) for t in row["targets"])]
         whole = bool(row["seeds"]) and all(seed in arm for arm in arms for seed in row["seeds"])
         compared = None
-        if whole and not row["failures"]:
+        if whole and row["targets"]:  # none where an arm or its reference lacks a seed
             theirs, ours = ([arm[seed] for seed in row["seeds"]] for arm in arms)
             compared = compare_evaluations(theirs, ours, targets)
         again.append({**row, **_comparisons(targets, compared)})

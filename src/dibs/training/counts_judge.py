@@ -101,6 +101,11 @@ class CountsJudge:
         return deciding_completions(self.config)
 
     @property
+    def draws(self) -> int:
+        """Times that pilots are drawn; once where nothing is decided."""
+        return DRAWS if self.deciding else 1
+
+    @property
     def estimators(self) -> list[str]:
         """The configured estimator, and others of the same target that it may be compared with."""
         names: list[str] = [self.config.algorithm.estimator]
@@ -179,7 +184,7 @@ class CountsJudge:
             name: GroupGradient(target, coefficients(target, name))
             for name, target in ((name, self._target_of(name)) for name in self.estimators)
         }
-        draws = DRAWS if self.deciding else 1
+        draws = self.draws
         judged = {name: np.zeros((4, draws, m)) for name in gradients}
         counted, complete = np.zeros(m), True
         matters = self.measured.second_moments(self.target) > 0
@@ -233,11 +238,13 @@ class CountsJudge:
         """What an estimator multiplies the coefficients of each prompt's group by, [m]."""
         divides = self.target.fits_accepted
         if estimator == "flat":
-            share = counts / counts.sum()
-            pooled = share @ [judge.rewards.mean() for judge in judges] if divides else 1.0
-            return share * len(counts) / max(pooled, 1e-300)
+            share = counts / max(counts.sum(), 1)
+            pooled = float(share @ [judge.rewards.mean() for judge in judges]) if divides else 1.0
+            return share * len(counts) / pooled if pooled > 0 else np.zeros(len(counts))
         given = self.target.known_deviation or (estimator == "prompt_mean" and divides)
-        return 1 / rates.clip(min=1e-300) if given else np.ones(len(counts))
+        if not given:
+            return np.ones(len(counts))
+        return np.divide(1.0, rates, out=np.zeros(len(counts)), where=rates > 0)
 
 
 def deciding_completions(config: Config) -> int:

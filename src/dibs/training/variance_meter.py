@@ -20,7 +20,6 @@ from dibs.allocation.variance import gain, noise_scale, rescaled_gain
 from dibs.config import Config
 from dibs.data.prompts import batches
 from dibs.training.counts_judge import (
-    DRAWS,
     AllocationOutcome,
     CountsJudge,
     Share,
@@ -50,6 +49,11 @@ def measure_variance(meter: GradientSource, training_prompts: Sequence[Prompt]) 
         raise InputError(
             f"variance.num_generations {config.variance.num_generations} leaves {max(spare, 0)} "
             f"completions beside the {deciding} that play the pilots; raise it"
+        )
+    if config.train.prompts_per_step < 2:
+        raise InputError(
+            "the spread between prompts takes two or more; raise train.prompts_per_step or set "
+            "variance.prompts"
         )
     prompts = next(batches(training_prompts, config.train.prompts_per_step, config.seed))
     return variance_report(meter.config, meter.measure(prompts))
@@ -84,7 +88,7 @@ def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, An
         "seed": config.seed,
         "prompts": m,
         "completions_per_prompt": len(measured.prompts[0].rewards),
-        "draws": DRAWS,
+        "draws": judge.draws,
         "accept_rate": float(np.mean(measured.accepted)),
         "completion_length": float(measured.tokens.mean()),
         "step_prompts": config.train.prompts_per_step,
