@@ -50,6 +50,7 @@ PROMPTS, SAMPLES, BUDGET, FILLING = 512, 64, 128, 40
 POLICIES = ("polar", "arithmetic")
 TARGETS: dict[str, dict[str, Any]] = {
     "log_likelihood": {"objective": "log_likelihood", "baseline": "none"},
+    "expected_reward": {"objective": "expected_reward", "baseline": "none"},
     "leave_one_out": {"objective": "expected_reward", "baseline": "leave_one_out"},
 }
 
@@ -95,22 +96,18 @@ def crossed(pool: int, **algorithm: Any) -> Arm:
 
 def arms(target: str, shares: bool) -> list[Arm]:
     """The arms of a target; ``shares``: also other uniform shares."""
-    single = {"log_likelihood": [shape(128)], "leave_one_out": []}[target]
-    more = [
-        joint(group, share, **algorithm)
-        for share in (0.1, 0.5)
-        for group, algorithm in ([(1, {})] if target == "log_likelihood" else [(2, {})])
-    ]
+    grouped = target == "leave_one_out"
+    more = [joint(2 if grouped else 1, share) for share in (0.1, 0.5)]
     return [
         shape(16),
         shape(32),
         shape(64),
-        *single,
+        *([] if grouped else [shape(128)]),
         shape(64, baseline="shrinkage"),
         shape(128, baseline="history"),
         Arm("min_variance 16 x 8, online", {}),
         Arm("min_variance 16 x 8, cross_fit", {"estimate": {"mode": "cross_fit", "num_pilots": 4}}),
-        *([joint(1)] if target == "log_likelihood" else []),
+        *([] if grouped else [joint(1)]),
         joint(2),
         joint(2, baseline="shrinkage"),
         joint(1, baseline="history"),
@@ -138,6 +135,8 @@ def true_gradient(known: Table, target: str) -> np.ndarray:
     rate = right.mean(1, keepdims=True)
     if target == "log_likelihood":
         factors = right / np.maximum(rate, 1e-9)
+    elif target == "expected_reward":
+        factors = right
     else:
         samples = right.shape[1]
         factors = (right - rate) * samples / (samples - 1)
@@ -170,10 +169,10 @@ def gradients(known: Table, config: Config, steps: int, seed: int) -> Iterator[n
         yield total
 
 
-def measured(known: Table, target: str, arm: Arm, steps: int) -> dict[str, Any]:
+def measured(known: Table, target: str, arm: Arm, steps: int, filling: int) -> dict[str, Any]:
     """The variance of an arm's steps, and squared distances of each step from their mean."""
     config = configured(target, arm)
-    found = np.array(list(gradients(known, config, FILLING + steps, seed=1)))[FILLING:]
+    found = np.array(list(gradients(known, config, filling + steps, seed=1)))[filling:]
     mean, truth = found.mean(0), true_gradient(known, target)
     squares = ((found - mean) ** 2).sum(1) * steps / (steps - 1)
     return {
@@ -189,7 +188,7 @@ def rows(known: Table, policy: str, target: str, args: argparse.Namespace) -> li
     console = Console(stderr=True)
     chosen = arms(target, args.shares)
     cells = [
-        measured(known, target, arm, args.steps)
+        measured(known, target, arm, args.steps, args.filling)
         for arm in track(chosen, f"{policy}, {target}", console=console)
     ]
     first = cells[0]
@@ -230,6 +229,7 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--steps", type=int, default=1000, help="steps of each arm")
+    parser.add_argument("--filling", type=int, default=FILLING, help="steps before them")
     parser.add_argument("--shares", action="store_true", help="also other uniform shares")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="training prompts")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each")

@@ -100,7 +100,19 @@ def train(context: typer.Context, config: ConfigFile = None) -> None:
     context_settings=_READS_KEYS,
     short_help="Measure the noise of the gradient and what counts can save.",
 )
-def variance(context: typer.Context, config: ConfigFile = None, as_json: Json = False) -> None:
+def variance(
+    context: typer.Context,
+    config: ConfigFile = None,
+    shapes: Annotated[
+        bool,
+        typer.Option(
+            "--shapes",
+            help="Also compare shapes of a step at equal rollouts: more prompts with fewer completions, "
+            "counts inside each, prompts and counts together. Ends with one sentence of advice.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Measure how noisy the gradient is, and how much better counts could make it.
 
     Samples completions of one step's prompts from the configured policy. Compares uniform counts with
@@ -111,7 +123,7 @@ def variance(context: typer.Context, config: ConfigFile = None, as_json: Json = 
 
     CONFIG is that of dibs train. Writes nothing. The keys variance.* below matter most.
     """
-    commands.variance(*split_config([*(config or ()), *context.args]), as_json)
+    commands.variance(*split_config([*(config or ()), *context.args]), as_json, shapes)
 
 
 @app.command(

@@ -64,11 +64,13 @@ def train(path: Path | None, overrides: Mapping[str, str]) -> None:
     )
 
 
-def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> None:
+def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, shapes: bool) -> None:
     """Measure the gradient's variance, and print a table or JSON."""
     config = load_config(path, overrides)
     from dibs.report.terminal import (
         estimator_table,
+        shapes_table,
+        shapes_title,
         variance_findings,
         variance_table,
         variance_title,
@@ -78,7 +80,7 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> 
 
     # Progress goes elsewhere, so that the result can be piped.
     with closing(view_for(_console(stderr=True))) as view:
-        result = run_variance(config, view)
+        result = run_variance(config, view, shapes=shapes)
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
         return
@@ -88,6 +90,11 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool) -> 
     console.print(estimator_table(result), highlight=False)
     for sentence in variance_findings(result):
         console.print(sentence, markup=False, highlight=False)
+    if shapes:
+        console.print()
+        console.print(shapes_title(result["shapes"]), markup=False, highlight=False)
+        console.print(shapes_table(result["shapes"]), highlight=False)
+        console.print(result["shapes"]["advice"], markup=False, highlight=False)
 
 
 def compare(

@@ -24,6 +24,8 @@ BENCHMARKS = {
     "meter_coverage": "--runs=2 --estimators prompt_mean",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "plug_in": "--replicates=3",
+    "pool_choice": "--largest=512 --repeats=1",
+    "pool_variance": "--policies arithmetic --prompts=128 --samples=2 --steps=2 --filling=1",
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
     "study_aa": "--tests=3",
@@ -32,7 +34,9 @@ BENCHMARKS = {
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
 }
 """Those that run in this environment, with options that make them tiny."""
-WARM_STARTED = {"allocation", "measured_gain", "never_worse", "sampling", "saving", "step"}
+WARM_STARTED = {
+    *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving", "step"),
+}
 OTHER_ENVIRONMENTS = {
     "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),
     "trl_overhead": (
@@ -42,7 +46,7 @@ OTHER_ENVIRONMENTS = {
     "verl_overhead": (".venv-verl", "--steps=6"),
 }
 """Those that need another: its folder and the options."""
-PARTS = {"measured_policies", "step_trl", "two_lengths", "verl_alternate"}
+PARTS = {"gradient_tables", "measured_policies", "step_trl", "two_lengths", "verl_alternate"}
 """Files that belong to one of the others."""
 STUDIES = {
     "embedded": [
@@ -52,6 +56,10 @@ STUDIES = {
         "--compare.meter=[start, end]",
         "--variance.prompts=2",
         "--variance.num_generations=4",
+    ],
+    "joint": [
+        "--compare.learning_rates=[]",
+        "--compare.exclude=['*/*/128x1', '*/*/32x4', '*/*/64x2']",
     ],
     "paper": [
         "--policy.model=arithmetic-easy",

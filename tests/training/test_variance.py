@@ -32,6 +32,7 @@ from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.measured_gradients import GradientSource
+from dibs.training.shape_meter import advice
 from dibs.training.variance_meter import measure_variance
 from dibs.types import Allocation, Group, InputError
 from tiny_runs import options, run, untimed
@@ -301,6 +302,62 @@ def test_estimators_of_one_target_have_rows_of_their_own(tmp_path):
 def test_too_few_completions_are_refused(tmp_path):
     with pytest.raises(InputError, match="leaves 0 completions beside the 8 that play the pilots"):
         measure_variance(*build(tmp_path, "--estimate.num_pilots=8"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--estimate.mode=online", "--algorithm.estimator=prompt_mean"),
+        ("--algorithm.name=grpo", "--estimate.mode=online", "--allocate.num_generations=2"),
+        ("--algorithm.name=grpo", "--algorithm.deviation=expected", "--estimate.mode=online"),
+        ("--allocate.allocator=uniform", "--estimate.mode=none"),
+    ],
+)
+def test_shapes_are_compared_at_equal_rollouts(tmp_path, more):
+    words = ("--variance.num_generations=16", *more)
+    found = measure_variance(*build(tmp_path, *words), shapes=True)["shapes"]
+    uniform = [row for row in found["shapes"] if row["rule"] == "uniform"]
+    for row in found["shapes"]:
+        assert row["prompts"] * row["completions"] == found["rollouts"]
+    configured = next(
+        row for row in uniform if row["completions"] == found["configured"]["completions"]
+    )
+    assert configured["gain"] == {"value": 1, "low": 1, "high": 1}
+    assert len({row["completions"] for row in uniform}) == len(uniform)
+    assert {row["rule"] for row in found["shapes"]} >= {"uniform", "pool"}
+    assert found["advice"].endswith((".", "counts."))
+
+
+def test_what_shapes_cannot_be_measured_is_one_line(tmp_path):
+    for more, why in (
+        (("--allocate.num_generations=4",), "set variance.num_generations to 16 or more"),
+        (("--algorithm.estimator=flat", "--variance.num_generations=16"), "other than flat"),
+    ):
+        words = ("--estimate.mode=online", *more)
+        with pytest.raises(InputError, match=why):
+            measure_variance(*build(tmp_path, *words), shapes=True)
+
+
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ({"uniform": (1.0, 1.0), "pool": (1.05, 0.9)}, "Nothing is clearly less noisy than 16 x 8"),
+        ({"uniform": (2.0, 1.5), "pool": (2.1, 1.5)}, "Use train.prompts_per_step 64 and"),
+        ({"uniform": (2.0, 1.5), "pool": (4.0, 2.5)}, "Use select.pool all with select.group 2"),
+        ({"uniform": (1.2, 0.9), "counts": (3.0, 2.0)}, "allocate.allocator min_variance: 3 (2-"),
+    ],
+)
+def test_the_advice(gains, words):
+    rows = [
+        {
+            "rule": rule,
+            "prompts": 64,
+            "completions": 2,
+            "gain": {"value": value, "low": low, "high": 2 * value},
+        }
+        for rule, (value, low) in gains.items()
+    ]
+    assert words in advice(rows, 16, 8)
 
 
 def test_one_prompt_is_refused(tmp_path):

@@ -57,6 +57,18 @@ def pool_counts(
         uniform_share: of a uniform count, expected of every prompt at least; in (0, 1].
     """
     multiplicity = np.bincount(rows, minlength=len(problem.stats)).astype(np.float64)
+    chosen, gain, achievable = expected_of_rows(problem, multiplicity, allocator, uniform_share)
+    drawn = round_at_random(((chosen - problem.lower) / group)[rows], rng)
+    return PoolCounts(chosen[rows], problem.lower[rows] + group * drawn, gain, achievable)
+
+
+def expected_of_rows(
+    problem: AllocationProblem, multiplicity: np.ndarray, allocator: str, uniform_share: float
+) -> tuple[np.ndarray, float, float]:
+    """Expected counts of k rows, their expected gain and the achievable one; see :func:`pool_counts`.
+
+    ``multiplicity``: prompts that have each row, [k].
+    """
     even = _even(problem, multiplicity)
     floor = np.maximum(problem.lower, uniform_share * even.min())
 
@@ -74,8 +86,7 @@ def pool_counts(
         achievable = max(gains)
         if worst[best] > 1:
             chosen, gain = candidates[best], gains[best]
-    drawn = round_at_random(((chosen - problem.lower) / group)[rows], rng)
-    return PoolCounts(chosen[rows], problem.lower[rows] + group * drawn, gain, achievable)
+    return chosen, gain, achievable
 
 
 def describe_pool(found: Sequence[PoolCounts], allocator: str) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def variance_table(result: Mapping[str, Any]) -> Table:
     for name, row in result["allocations"].items():
         pilots = f"+{row['pilot_rollouts']:,.0f}" if row["pilot_rollouts"] else ""
         table.add_row(
-            name.replace("_held_out", ", held out"),
+            name,
             f"{row['rollouts']:,.0f}{pilots}",
             *(_interval(row[key]) for key in ("gain", "gain_per_rollout", "gain_per_token")),
         )
@@ -215,3 +215,36 @@ def _interval(values: Mapping[str, float | None], percent: bool = False) -> str:
 
 def _whole_percent(value: float) -> str:
     return f"{100 * value:.0f}%"
+
+
+def shapes_title(found: Mapping[str, Any]) -> str:
+    """Return a title of a comparison of shapes."""
+    own = found["configured"]
+    return (
+        f"Noise of {own['prompts']} x {own['completions']} over that of other ways to spend "
+        f"{found['rollouts']:,} completions, both gradients at one length (95%). The column completions "
+        "has what they contribute to the noise of uniform shapes."
+    )
+
+
+def shapes_table(found: Mapping[str, Any]) -> Table:
+    """Make a table of shapes: one line for each number of completions of a prompt."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("prompts x completions", no_wrap=True)
+    for name in ("uniform", "completions", "with counts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    by_rule = {
+        rule: {row["completions"]: row for row in found["shapes"] if row["rule"] == rule}
+        for rule in ("uniform", "counts", "pool")
+    }
+    for size, row in by_rule["uniform"].items():
+        share = row["completion_share"]
+        table.add_row(
+            f"{row['prompts']:,} x {size}",
+            _interval(row["gain"]),
+            "-" if share is None else _whole_percent(share),
+            _interval(by_rule["counts"][size]["gain"]) if size in by_rule["counts"] else "-",
+        )
+    for size, row in by_rule["pool"].items():
+        table.add_row(f"select.pool all, groups of {size}", _interval(row["gain"]), "", "")
+    return table

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dibs.config import Config
-from dibs.data.prompts import (
-    PromptSet,
-)
+from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
 from dibs.processes import Processes
 from dibs.rollouts.sampling import Sampler
 from dibs.runs.console import View
 
 
-def _announce(
+def announce(
     config: Config,
     policy: Policy,
     prompts: PromptSet,
@@ -36,8 +34,26 @@ def _announce(
         view.message(f"{processes.size} processes on this machine share sampling and gradients")
     if config.estimate.mode != "none" and not config.uses_statistics:
         view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
-    if config.estimate.mode == "online" and config.allocate.allocator != "uniform":
+    if config.select.pool is not None:
+        view.message(_pool_note(config, len(prompts.train)))
+    elif config.estimate.mode == "online" and config.allocate.allocator != "uniform":
         view.message(_online_note(config, len(prompts.train)))
+
+
+def _pool_note(config: Config, prompts: int) -> str:
+    """From how many prompts a step chooses, and whether it can know them."""
+    pool = prompts if config.select.pool == "all" else config.select.pool
+    at_most = "" if config.budget is None else f" at most {config.budget // config.group:,} of"
+    text = f"A step chooses{at_most} {pool:,} prompts, in groups of {config.group}"
+    if config.estimate.mode != "online" or config.budget is None:
+        return text
+    kept = config.budget * config.estimate.half_life / prompts / 0.693
+    if kept < 1:
+        text += (
+            f"; of a prompt {kept:.1g} completions count on average, so that little is known of most: "
+            f"raise estimate.half_life ({config.estimate.half_life:g})"
+        )
+    return text
 
 
 def _online_note(config: Config, prompts: int) -> str:

@@ -26,7 +26,7 @@ from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import Sampler, build_sampler
 from dibs.rollouts.source import RolloutSource
 from dibs.rollouts.verify.verifiers import build_verifier
-from dibs.runs.announce import _announce
+from dibs.runs.announce import announce
 from dibs.runs.console import View
 from dibs.runs.trackers import check_trackers
 from dibs.train import Trainer
@@ -84,7 +84,7 @@ def _assembled(
             config.estimate.grad_norm,
             parameters=config.estimate.grad_norm_parameters,
         )
-    _announce(config, policy, prompts, sampler, view, processes)
+    announce(config, policy, prompts, sampler, view, processes)
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)

@@ -13,8 +13,10 @@ from dibs.training.variance_meter import measure_variance
 from dibs.types import InputError, NonFiniteError
 
 
-def run_variance(config: Config, view: View) -> dict[str, Any]:
+def run_variance(config: Config, view: View, *, shapes: bool = False) -> dict[str, Any]:
     """Measure the gradient's variance on the configured policy and prompts; writes nothing.
+
+    ``shapes``: also compare shapes of steps.
 
     Raises InputError as :func:`.run_training` does.
     """
@@ -25,7 +27,7 @@ def run_variance(config: Config, view: View) -> dict[str, Any]:
         config, trainer.policy, trainer.source, trainer.gradients, view.preparing
     )
     try:
-        return measure_variance(source, trainer.prompts.train)
+        return measure_variance(source, trainer.prompts.train, shapes=shapes)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
     finally:

@@ -27,16 +27,23 @@ from dibs.training.counts_judge import (
     scaled,
 )
 from dibs.training.measured_gradients import GradientSource, MeasuredGradients
+from dibs.training.shape_meter import check_shapes, shape_report
 from dibs.types import InputError, Prompt
 
 
-def measure_variance(meter: GradientSource, training_prompts: Sequence[Prompt]) -> dict[str, Any]:
+def measure_variance(
+    meter: GradientSource, training_prompts: Sequence[Prompt], *, shapes: bool = False
+) -> dict[str, Any]:
     """Everything that ``dibs variance`` prints, as one object; intervals are 95%.
+
+    ``shapes``: also compare shapes of steps; see :func:`.shape_report`.
 
     Raises InputError where there are too few completions to draw pilots from, and for a baseline that
     is not the group's.
     """
     config = scaled(meter.config)
+    if shapes:
+        check_shapes(meter.config)
     if Target.of(config.algorithm).knows_baseline:
         group = "mean" if config.algorithm.objective != "expected_reward" else "leave_one_out"
         raise InputError(
@@ -56,7 +63,11 @@ def measure_variance(meter: GradientSource, training_prompts: Sequence[Prompt]) 
             "variance.prompts"
         )
     prompts = next(batches(training_prompts, config.train.prompts_per_step, config.seed))
-    return variance_report(meter.config, meter.measure(prompts))
+    measured = meter.measure(prompts)
+    report = variance_report(meter.config, measured)
+    if shapes:
+        report["shapes"] = shape_report(meter.config, measured, len(training_prompts))
+    return report
 
 
 def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, Any]:

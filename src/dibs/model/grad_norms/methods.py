@@ -336,7 +336,7 @@ def _checkpointed(
     function: _Function,
     *inputs: Any,
 ) -> Any:
-    """Checkpoint the layer's ``function``, which runs in evaluation mode: the layer may have dropout."""
+    """Checkpoint the layer's ``function``. It runs in evaluation mode, so that dropout stays off."""
 
     def evaluated(*given: Any) -> Any:
         layer.training = False
