@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dibs.allocation.accept_rates import accept_rates, knows_likelihood
+from dibs.allocation.accept_rates import _Likelihood, accept_rates, knows_likelihood
 from dibs.types import PromptStats
 from tiny_groups import logprob_moments
 
@@ -91,3 +91,16 @@ def test_log_probabilities_of_zero_or_nan_are_unknown():
     assert not known([0.0, 0.0], [0.0, 0.0])
     assert not known([np.nan, -1.0], [-1.0, -1.0])
     assert not knows_likelihood(PromptStats(["a"], np.ones(1), np.ones(1), np.ones(1)))
+
+
+@pytest.mark.parametrize("parameters", [[0.3, 0.4, 1.5], [-2.0, -1.1, 0.2], [-8.9, 2.9, 6.0]])
+def test_the_gradient_of_the_fit_is_that_of_its_loss(parameters):
+    rng = np.random.default_rng(0)
+    trials = rng.integers(0, 9, 30)
+    successes = rng.binomial(trials, rng.random(30))
+    rows = (successes.astype(float), (trials - successes).astype(float), rng.normal(0, 1, 30))
+    likelihood = _Likelihood(*rows, rng.integers(1, 4, 30).astype(float))
+    found = likelihood.loss(np.array(parameters))[1]
+    for i, each in enumerate(np.eye(3) * 1e-6):
+        above, below = (likelihood.loss(np.array(parameters) + s * each)[0] for s in (1, -1))
+        assert found[i] == pytest.approx((above - below) / 2e-6, rel=1e-4, abs=1e-4)

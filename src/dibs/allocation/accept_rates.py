@@ -12,6 +12,8 @@ from claiming more than it shows:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import optimize, special
 from scipy import stats as distributions
@@ -49,26 +51,69 @@ def _prior(
     thinned = slice(None, None, -(-len(first) // _FITTED))
     first, multiplicity = first[thinned], multiplicity[thinned]
 
-    def prior(parameters: np.ndarray, covariate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        level, slope, log_concentration = parameters
-        shift = np.clip(slope * covariate, -_MOST_SHIFT, _MOST_SHIFT)
-        mean = special.expit(level + shift).clip(_EDGE, 1 - _EDGE)
-        concentration = np.exp(log_concentration)
-        return mean * concentration, (1 - mean) * concentration
-
-    def loss(parameters: np.ndarray) -> float:
-        a, b = prior(parameters, covariate[first])
-        evidence = special.betaln(a + successes[first], b + failures[first])
-        likelihood = multiplicity @ (evidence - special.betaln(a, b))
-        level, slope, log_concentration = parameters
-        prior_of_level = special.log_expit(level) + special.log_expit(-level)
-        doubt = 0.5 * ((log_concentration - np.log(8.0)) / 1.5) ** 2 + 0.5 * slope**2
-        return doubt - float(prior_of_level) - float(likelihood)
-
+    likelihood = _Likelihood(
+        successes[first], failures[first], covariate[first], multiplicity.astype(np.float64)
+    )
     overall = (successes.sum() + 1) / (successes.sum() + failures.sum() + 2)
     start = np.array([special.logit(overall), 0.0, np.log(5.0)])
-    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-9, 9), (-3, 3), (-3, 7)])
-    return prior(found.x, covariate)
+    bounds = [(-9, 9), (-3, 3), (-3, 7)]
+    found = optimize.minimize(likelihood.loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    mean, _ = _means(found.x, covariate)
+    concentration = np.exp(found.x[2])
+    return mean * concentration, (1 - mean) * concentration
+
+
+def _means(parameters: np.ndarray, covariate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of every prompt's prior, and the covariate as far as it moves it, [m] each."""
+    level, slope, _ = parameters
+    shift = np.clip(slope * covariate, -_MOST_SHIFT, _MOST_SHIFT)
+    moving = np.where(np.abs(slope * covariate) < _MOST_SHIFT, covariate, 0.0)
+    return special.expit(level + shift).clip(_EDGE, 1 - _EDGE), moving
+
+
+@dataclass(frozen=True)
+class _Likelihood:
+    """Of the priors' parameters: level, slope and log concentration; all arrays are [rows]."""
+
+    successes: np.ndarray
+    failures: np.ndarray
+    covariate: np.ndarray
+    multiplicity: np.ndarray
+
+    def loss(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the logarithm of the posterior density, and its gradient [3]."""
+        level, slope, log_concentration = parameters
+        mean, moving = _means(parameters, self.covariate)
+        concentration = np.exp(log_concentration)
+        a, b = mean * concentration, (1 - mean) * concentration
+        trials = self.successes + self.failures
+        evidence = (
+            special.gammaln(a + self.successes)
+            - special.gammaln(a)
+            + special.gammaln(b + self.failures)
+            - special.gammaln(b)
+            - special.gammaln(concentration + trials)
+            + special.gammaln(concentration)
+        )
+        by_a = special.psi(a + self.successes) - special.psi(a)
+        by_b = special.psi(b + self.failures) - special.psi(b)
+        by_both = special.psi(concentration) - special.psi(concentration + trials)
+        inside = (mean > _EDGE) & (mean < 1 - _EDGE)
+        by_logit = self.multiplicity * concentration * (by_a - by_b) * mean * (1 - mean) * inside
+        by_concentration = concentration * (
+            self.multiplicity @ (by_a * mean + by_b * (1 - mean) + by_both)
+        )
+        off = (log_concentration - np.log(8.0)) / 1.5
+        prior_of_level = special.log_expit(level) + special.log_expit(-level)
+        loss = 0.5 * off**2 + 0.5 * slope**2 - prior_of_level - self.multiplicity @ evidence
+        gradient = np.array(
+            [
+                2 * special.expit(level) - 1 - by_logit.sum(),
+                slope - by_logit @ moving,
+                off / 1.5 - by_concentration,
+            ]
+        )
+        return float(loss), gradient
 
 
 def _bounds(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
