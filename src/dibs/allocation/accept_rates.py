@@ -48,7 +48,9 @@ def _prior(
     # Without a covariate equal prompts are one row with a multiplicity.
     rows = successes + 1j * failures if not covariate.any() else np.arange(len(successes))
     _, first, multiplicity = np.unique(rows, return_index=True, return_counts=True)
-    thinned = slice(None, None, -(-len(first) // _FITTED))
+    known = (successes + failures)[first] > 0
+    first, multiplicity = first[known], multiplicity[known]
+    thinned = slice(None, None, max(-(-len(first) // _FITTED), 1))
     first, multiplicity = first[thinned], multiplicity[thinned]
 
     likelihood = _Likelihood(
