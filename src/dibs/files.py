@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,35 +55,40 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """An empty folder to fill, which takes the name ``path`` once all of it is on disk.
 
     A folder that has the name by then is replaced; without ``replace`` it stays, and the new one is
-    dropped. If the block raises, it stays too.
+    dropped. If the block raises, it stays too. An interrupt leaves the old folder or the new one, whole.
     """
     unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent))
+    old = unfinished.with_name(f"{unfinished.name}-old")
     try:
         yield unfinished
         for each in (*unfinished.rglob("*"), unfinished):
             sync(each)
         unfinished.chmod(0o755)
-        if path.exists() and replace:
-            # Nothing is removed before the new folder has the name.
-            old = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{path.name}-", dir=path.parent))
-            path.rename(old / path.name)
-            unfinished.rename(path)
-            sync(path.parent)
-            shutil.rmtree(old)
-        elif not path.exists():
+        if replace and path.exists():
+            path.rename(old)
+        if not path.exists():
             unfinished.rename(path)
             sync(path.parent)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (unfinished, old):
+            with suppress(OSError):
+                _remove(left)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder; nobody may be writing there."""
     for left in folder.glob(f"{_UNFINISHED}*"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+        _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all that it holds, a file, or a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

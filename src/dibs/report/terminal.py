@@ -141,10 +141,11 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
             f"{name} leaves out prompts that have a gradient, so it estimates another gradient, and its "
             "variance for this one is infinite. Raise allocate.lower."
         )
-    if result["gradient_square"] == 0:
-        yield (
-            "No completion has a gradient: all were rejected, or the rewards of every prompt are equal."
-        )
+    if result["allocations"]["uniform"]["variance"] == 0:
+        yield "Gradient noise scale: there is none, because no completion gave a gradient."
+        return
+    if result["prompts"] < 3:
+        yield "Gradient noise scale: not known. It takes three prompts or more."
         return
     scale, low = result["noise_scale"]["value"], result["noise_scale"]["low"]
     if scale is None:
@@ -184,12 +185,8 @@ def _achievable(result: Mapping[str, Any]) -> str:
     found, known = result["achievable_gain"], result["achievable_prompts"]
     if found["value"] is None:
         if result["estimator"] == "order_k":
-            return "Achievable gain: not worked out for estimator order_k."
-        takes = {
-            "log_likelihood": ", and three prompts or more with two accepted completions each",
-            "grpo": ", and three prompts or more with two accepted and two rejected completions each",
-        }.get(result["objective"], ", and completions that have a gradient")
-        return f"Achievable gain: not known. It takes rewards of 0 and 1{takes}."
+            return "Achievable gain: it is not computed for order_k."
+        return f"Achievable gain: not known. It takes rewards of 0 and 1, and {_enough(result)}."
     over = (
         "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
     )
@@ -197,6 +194,18 @@ def _achievable(result: Mapping[str, Any]) -> str:
         f"Achievable gain of the best counts for this target with accept rates known, 1 + CV^2(sigma)"
         f"{over}: {_interval(found)}."
     )
+
+
+def _enough(result: Mapping[str, Any]) -> str:
+    """The prompts that the achievable gain of a target takes; see :func:`.sigma_posterior`."""
+    own = {
+        "log_likelihood": "two accepted completions",
+        "expected_reward": "an accepted completion",
+        "grpo": "two accepted and two rejected completions",
+    }[result["objective"]]
+    both = result["baseline"] != "none" and result["objective"] != "grpo"
+    others = ", and as many with a rejected one" if both else ""
+    return f"three prompts or more with {own} each{others}"
 
 
 def _verdict(scale: float, update: float) -> str:
