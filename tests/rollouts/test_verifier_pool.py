@@ -217,7 +217,7 @@ def test_what_nobody_waits_for_is_dropped():
     assert next(verifier.verdicts(items)).status == "accepted"
     started = time.monotonic()
     assert statuses(verifier, [(os.devnull, "right")]) == ["accepted"]
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 30  # undropped, they take 40
     verifier.close()
 
 
