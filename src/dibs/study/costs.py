@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
-from dibs.allocation.intervals import Interval, jackknife_error
+from dibs.allocation.intervals import Interval, jackknife_error, on_log_scale
 from dibs.files import read_lines
 from dibs.report.curves import AXES
 from dibs.report.measured_gain import measured_steps
@@ -276,10 +276,8 @@ def _jackknife(logs: np.ndarray) -> tuple[Interval, float | None]:
     if k < 2 or not np.isfinite(logs).all():
         return Interval(value, None, None), None
     error = jackknife_error(logs[1:])
-    reach = float(stdtrit(k - 1, 0.975)) * error
     p_value = 2 * float(stdtr(k - 1, -abs(logs[0]) / error)) if error > 0 else float(logs[0] == 0)
-    ends = (float(np.exp(logs[0] - reach)), float(np.exp(logs[0] + reach)))
-    return Interval(value, *ends), p_value
+    return on_log_scale(float(np.exp(logs[0])), error, k - 1), p_value
 
 
 def verdicts(
