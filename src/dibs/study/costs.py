@@ -14,8 +14,9 @@ from scipy.special import stdtr
 
 from dibs.allocation.intervals import Interval, jackknife_error, on_log_scale
 from dibs.files import read_lines
-from dibs.report.curves import AXES
+from dibs.report.curves import AXES, evaluated, totals_at
 from dibs.report.measured_gain import measured_steps
+from dibs.runs.read import finite_number
 
 COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. Rollouts, tokens and seconds include those of pilots. Steps and training rollouts
@@ -71,11 +72,11 @@ class Evaluations:
     @property
     def mean_value(self) -> float:
         """Mean over the evaluations after step 0. It is high for a run that learns early and well."""
-        return float(self.value[1:].mean())
+        return float(self.value[self.steps > 0].mean())
 
 
 def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Evaluations:
-    """Read the evaluations of a finished run.
+    """Read the evaluations of a finished run. Those in which no completion got a verdict are left out.
 
     Args:
         run: its folder.
@@ -84,15 +85,16 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
             ``cross_fit`` they are.
     """
     lines = read_lines(run / "metrics.jsonl")
-    marked = [i for i, line in enumerate(lines) if line.get("accuracy") is not None]
+    marked = evaluated(lines, value, "accuracy", "pass_at_k")
+    steps = [line["step"] for line in marked]
 
     def series(key: str) -> np.ndarray:
-        return np.array([lines[i][key] for i in marked], dtype=np.float64)
+        return np.array([finite_number(line, key) for line in marked])
 
-    costs = {name: axis(lines)[marked] for name, axis in AXES.items()}
+    costs = {name: totals_at(lines, axis, steps) for name, axis in AXES.items()}
     costs["training_rollouts"] = costs["rollouts"] - pilots_thrown_away * series("pilot_rollouts")
     return Evaluations(
-        steps=np.array([lines[i]["step"] for i in marked], dtype=np.int64),
+        steps=np.array(steps, dtype=np.int64),
         costs=costs,
         value=series(value),
         accuracy=series("accuracy"),
@@ -158,6 +160,11 @@ class MeanEvaluations:
         }
 
 
+def shared_steps(runs: Sequence[Evaluations]) -> np.ndarray:
+    """Return the steps after which all of some runs have a score, int64, in order."""
+    return reduce(np.intersect1d, [run.steps for run in runs])
+
+
 def mean_evaluations(
     runs: Sequence[Evaluations], weights: np.ndarray | None = None
 ) -> MeanEvaluations:
@@ -170,7 +177,7 @@ def mean_evaluations(
         weights: how often each run counts, [D, k]. None counts each once, [1, k].
     """
     weights = np.ones((1, len(runs))) if weights is None else weights
-    shared = reduce(np.intersect1d, [run.steps for run in runs])
+    shared = shared_steps(runs)
     runs = [run.at(shared) for run in runs]
 
     def mean(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -237,7 +244,8 @@ def compare_evaluations(
     There is no interval if that holds without some seed, or for a single seed.
 
     Args:
-        reference, arm: runs of the same seeds in the same order, at least one.
+        reference, arm: runs of the same seeds in the same order, at least one. Those of each arm share
+            at least two evaluated steps.
     """
     k = len(arm)
     weights = np.concatenate([np.ones((1, k)), 1 - np.eye(k)] if k > 1 else [np.ones((1, k))])
