@@ -11,8 +11,8 @@ from dibs.config.load import load_config
 from dibs.files import to_json
 from dibs.study.costs import (
     Evaluations,
+    Goal,
     MeanEvaluations,
-    Target,
     compare_evaluations,
     mean_evaluations,
     read_evaluations,
@@ -58,10 +58,10 @@ def test_targets_by_hand():
     reference = [curve([0, 100, 200], [0.2, 0.4, 0.6])] * 2
     arm = [curve([0, 100, 200], [0.2, 0.6, 0.6])] * 2
     targets = [
-        Target(),
-        Target(share=0.5),
-        Target("accuracy", level=0.5),
-        Target("pass_at_k", level=0.9),
+        Goal(),
+        Goal(share=0.5),
+        Goal("accuracy", level=0.5),
+        Goal("pass_at_k", level=0.9),
     ]
     found = compare_evaluations(reference, arm, targets)
     assert [each.target for each in found] == pytest.approx([0.56, 0.4, 0.5, 0.9])

@@ -1,4 +1,4 @@
-"""What runs cost until they reach a target, and how much less than the reference."""
+"""What runs cost until they reach a goal, and how much less than the reference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. Rollouts, tokens and seconds include those of pilots. Steps and training rollouts
 do not; arXiv 2505.02391 counts those."""
 SCORES = ("value", "accuracy", "pass_at_k")
-"""Scores that a target can be in."""
+"""Scores that a goal can be in."""
 NO_DIFFERENCE = "no difference shown"
 LEVELS = 16
 """Scores, evenly spaced, whose costs a comparison averages over."""
@@ -105,12 +105,12 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
 
 
 @dataclass(frozen=True)
-class Target:
+class Goal:
     """What is reached: a ``share`` of the way that both arms went, a fixed ``level``, or the way itself.
 
     The way goes from the arms' mean score before training to the lower of their smoothed final scores.
     So it is the same whichever of the arms is the reference, and both went it. Without a share and a
-    level a target stands for ``LEVELS`` scores along the way.
+    level a goal stands for ``LEVELS`` scores along the way.
     """
 
     score: str = "value"
@@ -129,7 +129,7 @@ class Target:
         return np.where((end > start)[:, None], along, np.nan)
 
 
-WAY = Target()
+WAY = Goal()
 """The way that both arms went, by which arms are judged."""
 
 
@@ -212,7 +212,7 @@ def _at(costs: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm compared with its reference for one target.
+    """An arm compared with its reference for one goal.
 
     ``target``: the highest score to reach; None if there is none. ``to_target``: the arm's cost until
     then, None if it never gets there. ``speed_up``: the reference's cost over the arm's. Both are by the
@@ -229,12 +229,12 @@ class Comparison:
 def compare_evaluations(
     reference: Sequence[Evaluations],
     arm: Sequence[Evaluations],
-    targets: Sequence[Target] = (WAY,),
+    goals: Sequence[Goal] = (WAY,),
 ) -> list[Comparison]:
-    """Compute how much less an arm spends than the reference until it reaches each target.
+    """Compute how much less an arm spends than the reference until it reaches each goal.
 
     Evaluations are averaged over seeds, and scores are smoothed by isotonic regression. The speed-up is
-    the reference's cost over the arm's, each the mean of the costs until the levels of a target. It is
+    the reference's cost over the arm's, each the mean of the costs until the levels of a goal. It is
     symmetric: with the arms exchanged it is the inverse.
 
     Intervals are Student's t about the logarithm, with the jackknife's standard error: each value leaves
@@ -250,13 +250,13 @@ def compare_evaluations(
     k = len(arm)
     weights = np.concatenate([np.ones((1, k)), 1 - np.eye(k)] if k > 1 else [np.ones((1, k))])
     theirs, ours = mean_evaluations(reference, weights), mean_evaluations(arm, weights)
-    return [_compared(theirs, ours, target) for target in targets]
+    return [_compared(theirs, ours, goal) for goal in goals]
 
 
-def _compared(theirs: MeanEvaluations, ours: MeanEvaluations, target: Target) -> Comparison:
+def _compared(theirs: MeanEvaluations, ours: MeanEvaluations, goal: Goal) -> Comparison:
     """Compare two means: row 0 is that of all seeds, and each other row leaves one out."""
-    scores = [each.smoothed(target.score) for each in (theirs, ours)]
-    levels = target.levels(*scores)
+    scores = [each.smoothed(goal.score) for each in (theirs, ours)]
+    levels = goal.levels(*scores)
     prices, own = (
         each.costs_until(score, levels) for each, score in zip((theirs, ours), scores, strict=True)
     )

@@ -16,7 +16,7 @@ from dibs.study.costs import (
     WAY,
     Comparison,
     Evaluations,
-    Target,
+    Goal,
     compare_evaluations,
     shared_steps,
     verdicts,
@@ -50,7 +50,7 @@ def _judged(table: list[Row]) -> list[Row]:
 def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
     options = study.options
     config = outcome.cell.config(options.seeds[0], outcome.learning_rate)
-    targets = _targets(options)
+    goals = _goals(options)
     compared, failures = None, dict(outcome.failures)
     if all(seed in each.finished for each in (reference, outcome) for seed in options.seeds):
         theirs, ours = (
@@ -59,7 +59,7 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
         if len(shared_steps(ours)) < 2:
             failures["evaluations"] = "its seeds share fewer than two steps with a score"
         elif len(shared_steps(theirs)) > 1:
-            compared = compare_evaluations(theirs, ours, targets)
+            compared = compare_evaluations(theirs, ours, goals)
     return {
         **_identity(outcome, config),
         "learning_rate": outcome.learning_rate,
@@ -70,19 +70,19 @@ def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
         "value": outcome.value,
         "reference": study.reference,
         **_totals(list(outcome.finished.values())),
-        **_comparisons(targets, compared),
+        **_comparisons(goals, compared),
         "tuned": {str(rate): value for rate, value in outcome.tuned.items()},
         **_gains(outcome),
     }
 
 
-def _comparisons(targets: Sequence[Target], compared: Sequence[Comparison] | None) -> Row:
-    """Return the comparison by the first target, and under ``targets`` those by the others."""
+def _comparisons(goals: Sequence[Goal], compared: Sequence[Comparison] | None) -> Row:
+    """Return the comparison by the first goal, and under ``targets`` those by the others."""
     return {
         **_comparison(compared[0] if compared else None),
         "targets": [
             {"score": each.score, "share": each.share, "level": each.level, **_comparison(found)}
-            for each, found in zip(targets[1:], (compared or [])[1:], strict=bool(compared))
+            for each, found in zip(goals[1:], (compared or [])[1:], strict=bool(compared))
         ],
     }
 
@@ -136,14 +136,14 @@ def _totals(runs: Sequence[Evaluations]) -> Row:
     }
 
 
-def _targets(options: CompareConfig) -> list[Target]:
-    """Return the way that both arms went, by which arms are judged, and the other targets."""
+def _goals(options: CompareConfig) -> list[Goal]:
+    """Return the way that both arms went, by which arms are judged, and the other goals."""
     return [
         WAY,
-        *(Target(share=share) for share in options.shares),
-        Target("accuracy"),
-        Target("pass_at_k"),
-        *(Target("accuracy", level=level) for level in options.levels),
+        *(Goal(share=share) for share in options.shares),
+        Goal("accuracy"),
+        Goal("pass_at_k"),
+        *(Goal("accuracy", level=level) for level in options.levels),
     ]
 
 
@@ -239,11 +239,11 @@ def compared_again(table: Sequence[Row], lines: Sequence[Row]) -> list[Row]:
             stored.get((row["task"], row["algorithm"], row[each]), {})
             for each in ("reference", "arm")
         ]
-        targets = [WAY, *(Target(t["score"], t["share"], t["level"]) for t in row["targets"])]
+        goals = [WAY, *(Goal(t["score"], t["share"], t["level"]) for t in row["targets"])]
         whole = bool(row["seeds"]) and all(seed in arm for arm in arms for seed in row["seeds"])
         compared = None
         if whole and row["targets"]:
             theirs, ours = ([arm[seed] for seed in row["seeds"]] for arm in arms)
-            compared = compare_evaluations(theirs, ours, targets)
-        again.append({**row, **_comparisons(targets, compared)})
+            compared = compare_evaluations(theirs, ours, goals)
+        again.append({**row, **_comparisons(goals, compared)})
     return _judged(again)
