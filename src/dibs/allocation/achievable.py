@@ -107,7 +107,8 @@ def sigma_posterior(
     moments = [np.zeros(logit.shape) if c is None else c.draw(logit, rng) for c in usable]
     square = target.variance(expit(logit), moments[0], moments[1]) * (1 - np.asarray(signal))
     known = np.ones(len(accepted), dtype=bool)
-    divided = target.fits_accepted or target.divides_by_deviation
+    # An order bounds what the accept rate divides: w_k(p) is at most k.
+    divided = (target.fits_accepted and target.order is None) or target.divides_by_deviation
     if divided:
         known &= successes >= _ENOUGH
     if target.divides_by_deviation:
