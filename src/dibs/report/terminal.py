@@ -163,8 +163,8 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     share = _interval(result["completion_share"], percent=True)
     yield (
         f"Of the noise of a step's gradient {share} comes from completions. The rest comes from which "
-        "prompts were drawn. Counts inside a batch do not change it; more prompts with fewer completions "
-        "of each do (--shapes)."
+        "prompts were drawn. Counts inside a batch do not change it; more prompts with fewer "
+        "completions of each do (--shapes)."
     )
 
 
