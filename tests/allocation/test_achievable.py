@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dibs.allocation.achievable import SigmaPosterior, sigma_posterior
+from dibs.allocation.group_variance import GroupGradient, coefficients
 from dibs.allocation.target import Target
 
 LL = Target("log_likelihood", "none")
@@ -76,6 +77,40 @@ def test_spread_that_is_there_is_found():
         assert found.value is not None
         values.append(found.value)
     assert np.mean(values) == pytest.approx(truth, rel=0.05)
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean"])
+def test_the_gain_of_an_order_is_that_of_its_best_counts(baseline):
+    """Best counts of 16 a prompt, one by one, by the variance of whole groups; 48 prompts."""
+    rates, order, m = np.tile([0.05, 0.3, 0.7], 16), 4, 48
+    target = Target("log_likelihood", baseline, order)
+    gradient = GroupGradient(target, coefficients(target, "order_k"))
+    rng = np.random.default_rng(0)
+    accepted = np.exp(rng.normal(0, 1, m)) * (-np.log(rates)) ** 1.2
+    rejected = np.exp(rng.normal(0, 0.5, m)) * (-np.log1p(-rates)) ** 1.2
+    sizes = range(order, 100)
+    spent = {
+        rate: np.array(
+            [gradient._by_enumeration(n, 0, round(400 * rate), 400).spent for n in sizes]
+        )
+        for rate in (0.05, 0.3, 0.7)
+    }
+    variance = np.array(
+        [spent[p] @ [no, yes] for p, no, yes in zip(rates, rejected, accepted, strict=True)]
+    )
+    places = np.zeros(m, dtype=int)
+    for _ in range(m * (16 - order)):
+        places[np.argmax(variance[range(m), places] - variance[range(m), places + 1])] += 1
+    truth = variance[:, 16 - order].sum() / variance[range(m), places].sum()
+    taken, squares = drawn(rates, accepted, rejected, 0, tail=6)
+    found = sigma_posterior(taken, squares, target)
+    assert found is not None
+    assert found.known.all()
+    gain = found.achievable_gain(np.ones(m))
+    assert gain.value == pytest.approx(truth, rel=0.1)
+    assert gain.low is not None
+    assert gain.high is not None
+    assert gain.low < truth < gain.high
 
 
 def test_prompts_whose_divisor_is_not_bounded_are_left_out():

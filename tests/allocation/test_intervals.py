@@ -1,4 +1,4 @@
-"""The parts that all intervals share: resamples, percentiles and how an interval is printed."""
+"""The parts that all intervals share: ratios, and how an interval is printed."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import pytest
 
 from dibs.allocation.intervals import (
     Interval,
+    effective_number,
     interval_text,
     number_text,
-    percentile_ends,
-    resampled_weights,
+    on_log_scale,
 )
 
 
-def test_a_resample_counts_as_many_items_as_there_are():
-    weights = resampled_weights(5, 200, seed=3)
-    assert weights.shape == (200, 5)
-    assert (weights.sum(axis=1) == 5).all()
-    assert (resampled_weights(1, 4) == 1).all()
-    np.testing.assert_array_equal(weights, resampled_weights(5, 200, seed=3))
+def test_intervals_on_the_log_scale_by_hand():
+    """t of 1 degree of freedom at .975 is 12.706, so an error of ln 2 / 12.706 is a factor of 2."""
+    found = on_log_scale(3.0, np.log(2) / 12.7062, 1)
+    assert (found.value, found.low, found.high) == pytest.approx((3, 1.5, 6), rel=1e-4)
+    assert on_log_scale(3.0, 0.0, 5) == Interval(3, 3, 3)
+    assert on_log_scale(3.0, np.nan, 5) == Interval(3, None, None)
+    assert on_log_scale(np.inf, 0.1, 5) == Interval(None, None, None)
 
 
-def test_percentile_ends_are_among_the_values():
-    assert percentile_ends(np.arange(101.0)) == (2.0, 98.0)  # places 2.5 and 97.5: nearest, even
-    assert percentile_ends(np.array([7.0])) == (7.0, 7.0)
-    assert np.isnan(percentile_ends(np.zeros(0))).all()
+def test_effective_numbers_by_hand():
+    assert effective_number(np.array([1.0, -1, 1, -1])) == 4
+    assert effective_number(np.array([5.0, 0, 0])) == 1
+    assert effective_number(np.zeros(7)) == 7
+
+
+def test_what_is_unknown_stays_unknown():
+    assert Interval(None, 2.0, None).map(lambda end: 3 * end) == Interval(None, 6, None)
 
 
 @pytest.mark.parametrize(

@@ -230,11 +230,9 @@ def test_log_likelihood_looks_at_acceptance_and_expected_reward_at_rewards():
 
 
 def test_what_a_target_answers():
-    assert Target("expected_reward", "none").is_absolute
     relative = [Target(o, b) for o, allowed in BASELINES.items() for b in allowed]
     relative.remove(Target("expected_reward", "none"))
     assert len(relative) == 11
-    assert not any(target.is_absolute for target in relative)
     assert [t for t in relative if not t.has_baseline] == [LOG_LIKELIHOOD]
     assert {t.objective for t in relative if t.divides_by_deviation} == {"grpo"}
     assert [t.baseline for t in relative if t.needs_groups] == [

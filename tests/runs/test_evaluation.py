@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dibs.allocation.intervals import mean_with_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.cli import main
 from dibs.files import read_lines
@@ -74,15 +73,6 @@ def test_the_value_of_log_likelihood_by_hand():
     told = score([make_group([1, 0, 0]), make_group([0]), make_group([1, 1])])
     expected = (math.log(1.5 / 4) + math.log(0.5 / 2) + math.log(2.5 / 3)) / 3
     assert told.log_accept_rate == pytest.approx(expected)
-
-
-def test_intervals_of_means():
-    mean, low, high = mean_with_interval(np.array([0.0] * 50 + [1.0] * 50))
-    assert mean == 0.5
-    assert 0.35 < low < 0.45
-    assert 0.55 < high < 0.65
-    assert mean_with_interval(np.zeros(100))[:2] == (0, 0)
-    assert 0.01 < mean_with_interval(np.zeros(100))[2] < 0.06  # none of 100 is not none at all
 
 
 def evaluate(byte_model, math_file, *more: str) -> int:

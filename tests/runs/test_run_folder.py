@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from dibs.config import Config
 from dibs.config.load import load_config
 from dibs.files import read_lines, to_json, whole_folder
 from dibs.model.policy import Policy
@@ -23,18 +24,25 @@ def config(path, **more):
     return load_config(None, {"output_dir": str(path), **more})
 
 
+def begun(config: Config) -> RunFolder:
+    """The folder of a run that begins."""
+    folder = RunFolder(config.output_dir)
+    folder.begin(config, folder.open(config))
+    return folder
+
+
 def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(tmp_path):
     out = tmp_path / "run"
-    folder = RunFolder.create(config(out))
+    folder = begun(config(out))
     folder.append("metrics.jsonl", {"step": 1})
     (out / "mine.txt").write_text("keep me")
     with pytest.raises(InputError, match="already holds a run; give another, go on with --resume"):
-        RunFolder.create(config(out))
+        begun(config(out))
     with pytest.raises(InputError, match=rf"in use by process {os.getpid()}, started 20\d\d-"):
-        RunFolder.create(config(out, overwrite="true"))
+        begun(config(out, overwrite="true"))
     folder.unlock()
     assert (out / "metrics.jsonl").read_text() == '{"step": 1}\n'
-    RunFolder.create(config(out, overwrite="true"))
+    begun(config(out, overwrite="true"))
     assert (out / "metrics.jsonl").read_text() == ""
     assert (out / "mine.txt").read_text() == "keep me"
 
@@ -42,13 +50,13 @@ def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(tmp_path):
 def test_output_dir_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file; give a folder"):
-        RunFolder.create(config(tmp_path / "file"))
+        begun(config(tmp_path / "file"))
     with pytest.raises(InputError, match=r"cannot write to output_dir .*Not a directory"):
-        RunFolder.create(config(tmp_path / "file" / "below"))
+        begun(config(tmp_path / "file" / "below"))
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path, policy):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     for step in (999_999, 1_000_000, 10_000_000):
         folder.save_checkpoint(policy, {"step": step, "accuracy": 0.0}, STATE, keep=2)
     newest, (whole, _) = folder.checkpoints.newest(), folder.checkpoints.newest_whole()
@@ -76,7 +84,7 @@ def test_weights_that_are_saved_under_other_names_are_loaded(tmp_path):
         num_experts_per_tok=2,
     )
     saved, fresh = (Policy(Qwen2MoeForCausalLM(shape), tokenizer) for _ in range(2))
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     folder.save_checkpoint(saved, {"step": 1, "accuracy": None}, STATE, keep=1)
     whole, _ = folder.checkpoints.newest_whole()
     assert whole is not None
@@ -86,7 +94,7 @@ def test_weights_that_are_saved_under_other_names_are_loaded(tmp_path):
 
 
 def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     assert folder.checkpoints.newest() is None
     for step in (0, 5, 10, 100):
         folder.save_checkpoint(policy, {"step": step, "accuracy": 1 / (step + 1)}, STATE, keep=2)
@@ -113,7 +121,7 @@ def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "trainer.pt"])
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "removed"])
 def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damage):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     for step in (1, 2):
         folder.save_checkpoint(policy, {"step": step, "accuracy": None}, STATE, keep=2)
     newest = folder.checkpoints.newest()
@@ -135,7 +143,7 @@ def test_a_damaged_checkpoint_is_noticed_and_named(tmp_path, policy, name, damag
 
 
 def test_lines_of_later_steps_are_cut_back(tmp_path):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     for step in range(4):
         folder.append("metrics.jsonl", {"step": step, "text": "a\u2028b\x85c\u00e9"})
     path = folder.path / "metrics.jsonl"
@@ -150,7 +158,7 @@ def test_lines_of_later_steps_are_cut_back(tmp_path):
 
 
 def test_a_torn_line_of_a_session_does_not_damage_the_next(tmp_path, policy):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     folder.append("metrics.jsonl", {"step": 0})
     folder.append("sessions.jsonl", {"step": 0, "device": "cpu"})
     with (folder.path / "sessions.jsonl").open("a") as lines:
@@ -162,7 +170,7 @@ def test_a_torn_line_of_a_session_does_not_damage_the_next(tmp_path, policy):
 
 
 def test_a_finished_run_that_goes_on_is_not_finished(tmp_path, policy):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     folder.append("metrics.jsonl", {"step": 0})
     folder.save_checkpoint(policy, {"step": 0, "accuracy": 0.1}, STATE, keep=2)
     folder.write_summary({"steps": 0})
@@ -172,7 +180,7 @@ def test_a_finished_run_that_goes_on_is_not_finished(tmp_path, policy):
 
 
 def test_broken_checkpoints_do_not_count(tmp_path, policy):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     for step, accuracy in ((2, 0.1), (6, 0.9)):
         folder.save_checkpoint(policy, {"step": step, "accuracy": accuracy}, STATE, keep=2)
     newest = folder.checkpoints.newest()
@@ -188,7 +196,7 @@ def test_broken_checkpoints_do_not_count(tmp_path, policy):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
     folder.save_checkpoint(policy, {"step": 1, "accuracy": None}, STATE, keep=2)
 
     def full(*_):
@@ -203,7 +211,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
 
 
 def test_a_full_disk_at_the_end_is_one_line_too(tmp_path, policy, monkeypatch):
-    folder = RunFolder.create(config(tmp_path / "run"))
+    folder = begun(config(tmp_path / "run"))
 
     def full(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dibs.config.load import load_config
+from dibs.files import to_json
 from dibs.study.costs import (
     Evaluations,
+    Goal,
     MeanEvaluations,
-    Target,
     compare_evaluations,
     mean_evaluations,
+    read_evaluations,
     verdicts,
 )
+from dibs.study.make_runs import Outcome
 from tiny_curves import curve
 
 
@@ -52,10 +58,10 @@ def test_targets_by_hand():
     reference = [curve([0, 100, 200], [0.2, 0.4, 0.6])] * 2
     arm = [curve([0, 100, 200], [0.2, 0.6, 0.6])] * 2
     targets = [
-        Target(),
-        Target(share=0.5),
-        Target("accuracy", level=0.5),
-        Target("pass_at_k", level=0.9),
+        Goal(),
+        Goal(share=0.5),
+        Goal("accuracy", level=0.5),
+        Goal("pass_at_k", level=0.9),
     ]
     found = compare_evaluations(reference, arm, targets)
     assert [each.target for each in found] == pytest.approx([0.56, 0.4, 0.5, 0.9])
@@ -170,3 +176,47 @@ def test_means_are_taken_evaluation_by_evaluation():
     mean = mean_evaluations([curve([0, 100], [0.0, 0.2]), curve([0, 300], [0.4, 0.8])])
     np.testing.assert_allclose(mean.costs["tokens"], [[0, 200]])
     np.testing.assert_allclose(mean.scores["value"], [[0.2, 0.5]])
+
+
+def written(folder: Path, accuracies: list[float | None]) -> Path:
+    """A finished run that spends 10 completions a step."""
+    folder.mkdir()
+    lines = [
+        {
+            "step": step,
+            "rollouts": 10 * step,
+            "completion_tokens": 20 * step,
+            "pilot_rollouts": 0,
+            "step_seconds": 1.0,
+            **dict.fromkeys(("accuracy", "pass_at_k", "log_accept_rate"), accuracy),
+        }
+        for step, accuracy in enumerate(accuracies)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{to_json(line)}\n" for line in lines))
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def test_an_evaluation_without_a_verdict_is_left_out(tmp_path):
+    """One seed has no score at step 1, the other at step 2: steps 0 and 3 are left for both."""
+    each = [
+        read_evaluations(written(tmp_path / str(i), values), "accuracy", pilots_thrown_away=True)
+        for i, values in enumerate(([0.1, None, 0.3, 0.4], [0.1, 0.2, None, 0.6]))
+    ]
+    np.testing.assert_array_equal(each[0].steps, [0, 2, 3])
+    np.testing.assert_array_equal(each[0].costs["rollouts"], [0, 20, 30])
+    np.testing.assert_array_equal(each[0].value, [0.1, 0.3, 0.4])
+    assert each[0].mean_value == pytest.approx(0.35)
+    mean = mean_evaluations(each)
+    np.testing.assert_allclose(mean.costs["rollouts"], [[0, 30]])
+    np.testing.assert_allclose(mean.scores["value"], [[0.1, 0.5]])
+    found = speed_ups(each, each)["rollouts"]
+    assert found.value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("accuracies", [[None, None, None], [0.1, None, None]])
+def test_a_run_with_fewer_than_two_scores_failed(tmp_path, accuracies):
+    config = load_config(None, {"output_dir": str(written(tmp_path / "run", accuracies))})
+    outcome = Outcome(cell=None)  # type: ignore[arg-type]
+    assert outcome.read(config, "seed 0", None) is None
+    assert "of its evaluations had any verdict" in outcome.failures["seed 0"]

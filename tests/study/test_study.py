@@ -11,15 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from dibs.cli import main
-from dibs.study.compare import compare_again
+from dibs.files import to_json
+from dibs.study.costs import COSTS, SCORES
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
 from dibs.study.results import compared_again, curves, rows
-from dibs.types import InputError
 from tiny_curves import curve
 
 STUDY: dict[str, Any] = {
@@ -58,6 +59,11 @@ STUDY: dict[str, Any] = {
         },
     },
 }
+
+
+TOTALS = dict.fromkeys(
+    ("optimizer_updates", "rollouts", "pilot_rollouts", "completion_tokens"), 1.0
+)
 
 
 def write(folder: Path, values: dict, name: str = "study.yaml") -> Path:
@@ -149,10 +155,7 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys):
 
 def test_a_diverged_seed_is_not_left_out(tmp_path):
     study = read_study([write(tmp_path, STUDY)], {})
-    totals = dict.fromkeys(
-        ("optimizer_updates", "rollouts", "pilot_rollouts", "completion_tokens"), 1.0
-    )
-    curves = {seed: curve([0, 1], [0.0, 1.0], **totals) for seed in (0, 1)}
+    curves = {seed: curve([0, 1], [0.0, 1.0], **TOTALS) for seed in (0, 1)}
     outcomes = [Outcome(cell, "accuracy", 1e-3, dict(curves)) for cell in study.cells]
     del outcomes[1].finished[1]
     outcomes[1].failures["seed 1"] = "NaN"
@@ -262,27 +265,73 @@ def test_a_folder_keeps_the_verdicts_of_arms_with_other_failures(tmp_path):
     """A learning rate that diverged is a failure, and no reason to drop a verdict."""
     study = read_study([write(tmp_path, STUDY)], {"compare.output_dir": str(tmp_path / "out")})
     outcomes = [Outcome(cell, "accuracy") for cell in study.cells]
-    totals = dict.fromkeys(
-        ("optimizer_updates", "rollouts", "pilot_rollouts", "completion_tokens"), 1.0
-    )
     for i, outcome in enumerate(outcomes):
         outcome.learning_rate = 1e-3
         outcome.failures = {"learning rate 0.003, seed 7": "it diverged"}
         for seed in study.options.seeds:
             spent = [0, 50 * (1 + i % 2), 100 * (1 + i % 2)]
-            outcome.finished[seed] = curve(spent, [0.0, 0.4 + 0.1 * seed, 0.8], **totals)
+            outcome.finished[seed] = curve(spent, [0.0, 0.4 + 0.1 * seed, 0.8], **TOTALS)
     table = rows(study, outcomes)
     assert table[1]["speedup_rollouts"] == pytest.approx(0.5)
     assert table[1]["verdict"] is not None
     assert_almost_equal(compared_again(table, curves(outcomes)), table)
 
 
-@pytest.mark.parametrize(("table", "lines"), [("[{}]", "{}"), ("[]", '{"task": "t"}'), ("{}", "")])
-def test_damaged_results_are_one_line(tmp_path, table, lines):
-    (tmp_path / "results.json").write_text(table)
-    (tmp_path / "curves.jsonl").write_text(lines)
-    with pytest.raises(InputError, match=r"results\.json or curves\.jsonl is damaged"):
-        compare_again(tmp_path)
+WHOLE_ROW: dict[str, Any] = {
+    **dict.fromkeys(("task", "algorithm", "arm", "reference"), "uniform"),
+    **{"learning_rate": 1e-3, "learning_rate_at_edge": False, "optimizer_updates": 2.0},
+    **{"value_after": 0.5, "value_after_seeds": [0.5], "seeds": [0], "failures": {}, "targets": []},
+}
+WHOLE_LINE: dict[str, Any] = {
+    **dict.fromkeys(("task", "algorithm", "arm"), "uniform"),
+    **{key: [0.0, 1.0] for key in (*COSTS, *SCORES)},
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "message"),
+    [
+        ({"a": 1}, WHOLE_LINE, "no list of rows"),
+        ([1], WHOLE_LINE, "row 1 holds no keys"),
+        (
+            [{k: v for k, v in WHOLE_ROW.items() if k != "value_after"}],
+            WHOLE_LINE,
+            "value_after is",
+        ),
+        ([{**WHOLE_ROW, "value_after": "0.5"}], WHOLE_LINE, "row 1: value_after is missing or no"),
+        ([WHOLE_ROW], {k: v for k, v in WHOLE_LINE.items() if k != "seed"}, "'seed'"),
+        ([WHOLE_ROW], {**WHOLE_LINE, **{key: [] for key in (*COSTS, *SCORES)}}, "seed 0: an"),
+        ([WHOLE_ROW], {**WHOLE_LINE, "value": [0.0]}, "seed 0: an evaluation is incomplete"),
+        ([WHOLE_ROW], {**WHOLE_LINE, "value": [None, None]}, "a step or a score is missing"),
+        ([WHOLE_ROW], {**WHOLE_LINE, "value": 1.0}, "seed 0: an evaluation is incomplete"),
+    ],
+)
+def test_damaged_results_are_one_clear_line(tmp_path, capsys, table, line, message):
+    for name, value in (("results.json", [WHOLE_ROW]), ("curves.jsonl", WHOLE_LINE)):
+        (tmp_path / name).write_text(to_json(value))
+    assert main(["compare", str(tmp_path)]) == 0
+    for name, value in (("results.json", table), ("curves.jsonl", line)):
+        (tmp_path / name).write_text(to_json(value))
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "results.json or curves.jsonl is damaged" in said
+    assert message in said
+
+
+def test_seeds_that_share_no_evaluations_are_not_compared(tmp_path):
+    study = read_study([write(tmp_path, STUDY)], {})
+    whole = curve([0, 1, 2], [0.0, 0.5, 1.0], **TOTALS)
+    outcomes = [Outcome(cell, "accuracy", 1e-3, {0: whole, 1: whole}) for cell in study.cells]
+    outcomes[1].finished = {0: whole.at(np.array([0, 1])), 1: whole.at(np.array([0, 2]))}
+    table = rows(study, outcomes)
+    assert table[1]["speedup_rollouts"] is None
+    assert table[1]["failures"] == {
+        "evaluations": "its seeds share fewer than two steps with a score"
+    }
+    assert table[3]["speedup_rollouts"] == 1
 
 
 def test_what_every_run_is_refused_for_is_one_line(tmp_path, capsys):

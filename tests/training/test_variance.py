@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from dibs.allocation.intervals import Interval, bootstrap
+from dibs.allocation.intervals import Interval
 from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.target import Target
@@ -82,23 +81,6 @@ def test_gain_intervals_cover_where_few_prompts_hold_the_variance():
         assert found.high is not None
         inside += found.low <= 2 <= found.high
     assert inside >= 279
-
-
-def ratio(weights: np.ndarray, above: np.ndarray, below: np.ndarray) -> float:
-    return float((weights @ above) / (weights @ below))
-
-
-def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    inside = 0
-    for seed in range(200):
-        above = rng.gamma(2, 1, 60)
-        below = above * rng.gamma(4, 0.25, 60)
-        told = bootstrap(partial(ratio, above=above, below=below), 60, seed)
-        assert told.low is not None
-        assert told.high is not None
-        inside += told.low <= 1 <= told.high
-    assert inside >= 175
 
 
 def test_noise_estimates_are_unbiased_and_their_intervals_cover():

@@ -82,7 +82,10 @@ def test_two_prompts_are_too_few_for_a_noise_scale(tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("algorithm.estimator=order_k", "algorithm.order=2"), "not computed for order_k"),
+        (
+            ("algorithm.estimator=order_k", "algorithm.order=2"),
+            "three prompts or more with an accepted completion each.",
+        ),
         ((), "three prompts or more with two accepted completions each."),
         (
             ("algorithm.objective=expected_reward", "algorithm.baseline=none"),

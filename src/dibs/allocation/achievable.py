@@ -27,9 +27,8 @@ _LOGITS = np.linspace(-9, 9, 121)
 _ON_GRID = np.stack([np.ones(len(_LOGITS)), log_expit(_LOGITS), log_expit(-_LOGITS)], axis=1)
 _PRIOR_DEVIATION, _PRIOR_WEIGHT = 3.0, 4.0
 """Of the logit of an accept rate before any prompt is seen, and how many prompts that is worth."""
-_SMOOTHING = np.array(
-    [[abs(i - j) <= 3 for j in range(len(_LOGITS))] for i in range(len(_LOGITS))], dtype=np.float64
-)
+_PLACES = np.arange(len(_LOGITS))
+_SMOOTHING = (np.abs(_PLACES[:, None] - _PLACES) <= 3).astype(np.float64)
 _SLOPE_PRECISION = np.diag([0.0, 0.5, 0.5])
 _TEMPERED = 0.5
 """Weight of the norms as evidence of an accept rate: the regression behind it is not exact."""
@@ -108,7 +107,8 @@ def sigma_posterior(
     moments = [np.zeros(logit.shape) if c is None else c.draw(logit, rng) for c in usable]
     square = target.variance(expit(logit), moments[0], moments[1]) * (1 - np.asarray(signal))
     known = np.ones(len(accepted), dtype=bool)
-    divided = target.fits_accepted or target.divides_by_deviation
+    # An order bounds what the accept rate divides: w_k(p) is at most k.
+    divided = (target.fits_accepted and target.order is None) or target.divides_by_deviation
     if divided:
         known &= successes >= _ENOUGH
     if target.divides_by_deviation:

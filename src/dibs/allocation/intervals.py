@@ -1,7 +1,7 @@
 """Intervals of 95%, and how an interval is printed.
 
-Bootstrap percentiles cover prompts or seeds, Student's t covers seeds, and Wilson's interval covers
-accept rates that all agree.
+Wilson's interval covers scores of prompts, which are between 0 and 1. Student's t covers seeds, and on
+the log scale ratios.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-RESAMPLES = 1000
-"""Resamples of a bootstrap over prompts."""
 _Z95 = 1.959964
 
 
@@ -26,58 +24,14 @@ class Interval:
     low: float | None
     high: float | None
 
-
-def resampled_weights(m: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """Draw m of m items with replacement, and count each item; float64 [resamples, m]."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(m, np.full(m, 1 / m), size=resamples).astype(np.float64)
-
-
-def percentile_ends(values: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the 95% percentile interval of resampled values; NaN if there are none."""
-    if not len(values):
-        return np.nan, np.nan
-    low, high = np.quantile(values, (0.025, 0.975), method="nearest")
-    return float(low), float(high)
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], m: int, seed: int = 0) -> Interval:
-    """Compute a statistic of weighted prompts and its percentile interval.
-
-    A resample in which the statistic is NaN is left out.
-
-    Args:
-        statistic: returns the value when prompt i counts ``weights[i]`` times, for weights float64 [m].
-        m: number of prompts.
-        seed: of the resamples.
-    """
-    with np.errstate(all="ignore"):
-        value = float(statistic(np.ones(m)))
-        draws = resampled_weights(m, RESAMPLES, seed)
-        values = np.array([statistic(weights) for weights in draws])
-    low, high = percentile_ends(values[~np.isnan(values)])
-    return Interval(*(v if np.isfinite(v) else None for v in (value, low, high)))
-
-
-def mean_with_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Compute the mean over prompts and its 95% bootstrap interval.
-
-    If all prompts have one value, every resample does too. The interval is then that of
-    :func:`clustered_interval`.
-
-    Args:
-        values: [m], between 0 and 1.
-    """
-    if np.ptp(values) == 0:
-        return (float(values[0]), *clustered_interval(values))
-    found = bootstrap(lambda w: float(w @ values / w.sum()), len(values))
-    assert found.low is not None
-    assert found.high is not None
-    return float(values.mean()), max(found.low, 0.0), min(found.high, 1.0)
+    def map(self, rising: Callable[[float], float]) -> Interval:
+        """Apply a rising function to all that is known."""
+        ends = (self.value, self.low, self.high)
+        return Interval(*(None if end is None else rising(end) for end in ends))
 
 
 def clustered_interval(rates: np.ndarray) -> tuple[float, float]:
-    """Compute the 95% interval of the mean of accept rates of prompts.
+    """Compute the 95% interval of the mean of accept rates, or of other scores, of prompts.
 
     Completions of one prompt are not independent. So the spread between prompts decides the width, and
     the number of completions does not: this is Wilson's interval at the effective sample size
@@ -117,6 +71,26 @@ def jackknife_error(without: np.ndarray) -> float:
     """
     k = len(without)
     return float(np.sqrt((k - 1) * np.var(without))) if k > 1 else np.nan
+
+
+def on_log_scale(value: float, error: float, freedom: float) -> Interval:
+    """Return a ratio with the interval of Student's t about its logarithm; None for what is not finite.
+
+    Args:
+        value: above 0.
+        error: standard error of its logarithm.
+        freedom: degrees of freedom, above 0.
+    """
+    with np.errstate(all="ignore"):
+        factor = np.exp(stdtrit(freedom, 0.975) * error)
+        ends = (value, value / factor, value * factor)
+    return Interval(*(float(each) if np.isfinite(each) else None for each in ends))
+
+
+def effective_number(z: np.ndarray) -> float:
+    """How many of m deviations make up their spread: ``(sum z^2)^2 / sum z^4``; m if all are 0."""
+    fourth = float((z**4).sum())
+    return float((z**2).sum()) ** 2 / fourth if fourth > 0 else float(len(z))
 
 
 def number_text(value: float) -> str:

@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
-from dibs.allocation.intervals import Interval, jackknife_error
+from dibs.allocation.intervals import Interval, effective_number, jackknife_error, on_log_scale
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,6 @@ def noise_ratio(above: ShapeNoise, below: ShapeNoise) -> Interval:
         value = float(ratio[0])
         return Interval(value if np.isfinite(value) and value > 0 else None, None, None)
     logs = np.log(ratio)
-    z = logs[1:] - logs[1:].mean()
-    square = float(z @ z)
-    if square < 1e-24:
-        return Interval(float(ratio[0]), float(ratio[0]), float(ratio[0]))
-    effective = square**2 / float((z**4).sum())
-    half = stdtrit(max(effective / 2, 2.0), 0.975) * jackknife_error(logs[1:])
-    return Interval(*(float(np.exp(logs[0] + sign * half)) for sign in (0, -1, 1)))
+    z = (logs[1:] - logs[1:].mean()).round(12)  # equal logarithms differ by rounding alone
+    freedom = max(effective_number(z) / 2, 2.0)
+    return on_log_scale(float(ratio[0]), jackknife_error(z), freedom)

@@ -193,11 +193,6 @@ class Target:
         return self.has_baseline and not self.knows_baseline
 
     @property
-    def is_absolute(self) -> bool:
-        """Whether an advantage is the completion's own reward, whatever the prompt's others are."""
-        return not (self.fits_accepted or self.divides_by_deviation or self.has_baseline)
-
-    @property
     def least_count(self) -> int:
         """Fewest completions of a prompt of which the target can be estimated without bias."""
         return self.order or 0

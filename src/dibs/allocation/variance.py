@@ -9,12 +9,12 @@ return ratios of their sums. Intervals are over prompts; a prompt's own noise is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
 
-from dibs.allocation.intervals import Interval, jackknife_error
+from dibs.allocation.intervals import Interval, effective_number, jackknife_error, on_log_scale
 
 
 def pooled_gain(uniform: np.ndarray, chosen: np.ndarray) -> Interval:
@@ -38,9 +38,7 @@ def pooled_gain(uniform: np.ndarray, chosen: np.ndarray) -> Interval:
     with np.errstate(all="ignore"):
         value = uniform.sum() / chosen.sum()
         without = np.log(uniform.sum() - uniform) - np.log(chosen.sum() - chosen)
-        margin = np.exp(stdtrit(max(len(without) - 1, 1), 0.975) * jackknife_error(without))
-        ends = (value, value / margin, value * margin)
-    return Interval(*(float(each) if np.isfinite(each) else None for each in ends))
+        return on_log_scale(value, jackknife_error(without), max(len(without) - 1, 1))
 
 
 def variance_shares(sigma_squared: np.ndarray, counts: Sequence[np.ndarray]) -> np.ndarray:
@@ -69,7 +67,7 @@ def gain(above: np.ndarray, below: np.ndarray, factor: float = 1.0) -> Interval:
 
     Unknown where a sum or the factor is not above 0.
     """
-    return _on_log_scale([(above, 1), (below, -1)], factor)
+    return _product([(above, 1), (below, -1)], factor)
 
 
 def rescaled_gain(
@@ -79,10 +77,10 @@ def rescaled_gain(
 
     All are [draws, m]; see :func:`gain`.
     """
-    return _on_log_scale([(uniform, 1), (chosen, -1), (kept, 2), (uniform_kept, -2)], 1.0)
+    return _product([(uniform, 1), (chosen, -1), (kept, 2), (uniform_kept, -2)], 1.0)
 
 
-def _on_log_scale(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Interval:
+def _product(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Interval:
     """``factor`` times the product of ``sum x ** power``, for parts (x [draws, m], power)."""
     if not factor > 0:
         return Interval(None, None, None)
@@ -99,14 +97,11 @@ def _on_log_scale(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Int
         of_draws += power * values.sum(1) / total
     if m < 2:
         return Interval(float(np.exp(log)), None, None)
-    z = of_prompts - of_prompts.mean()
-    square = float(z @ z)
-    effective = square**2 / float((z**4).sum()) if square > 1e-24 else float(m)
-    error = square * m / (m - 1)
+    z = (of_prompts - of_prompts.mean()).round(12)  # equal parts differ by rounding alone
+    variance = float(z @ z) * m / (m - 1)
     if draws > 1:
-        error += float(of_draws.var(ddof=1)) / draws + _LEAST_ERROR**2
-    half = stdtrit(max(effective, 2.0), 0.975) * np.sqrt(error)
-    return Interval(*(float(np.exp(each)) for each in (log, log - half, log + half)))
+        variance += float(of_draws.var(ddof=1)) / draws + _LEAST_ERROR**2
+    return on_log_scale(float(np.exp(log)), np.sqrt(variance), max(effective_number(z), 2.0))
 
 
 @dataclass(frozen=True)
@@ -159,38 +154,31 @@ def noise_scale(
     known = square[0] > 0
     return NoiseScale(
         square=float(square[0]),
-        rollouts=Interval(*(None if end is None else factor * end for end in scale)),
+        rollouts=scale.map(lambda end: factor * end),
         completions=float(completions[0] / square[0]) if known else None,
         prompts=float(max(prompts[0], 0.0) / square[0]) if known else None,
-        completion_share=Interval(*(None if end is None else end / (1 + end) for end in share)),
+        completion_share=share.map(lambda end: end / (1 + end)),
     )
 
 
-def _jackknife(
-    above: np.ndarray, below: np.ndarray
-) -> tuple[float | None, float | None, float | None]:
-    """``above / below`` and the ends of its interval, from both without any one of the prompts, [1 + m].
+def _jackknife(above: np.ndarray, below: np.ndarray) -> Interval:
+    """``above / below`` with its interval, from both without any one of the prompts, [1 + m].
 
     The ratio and its upper end are None where ``below`` may not be above 0.
     """
-    m = len(above) - 1
-    if not above[0] > 0 or m < 3:
-        return None, None, None
+    if not above[0] > 0 or len(above) < 4:
+        return Interval(None, None, None)
 
-    def spread(values: np.ndarray) -> tuple[float, float]:
-        """Standard error, and the quantile of Student's t."""
-        z = values - values.mean()
-        square = float(z @ z)
-        effective = square**2 / float((z**4).sum()) if square > 0 else float(m)
-        return jackknife_error(values), float(stdtrit(max(effective / 2, 2.0), 0.975))
+    def freedom(values: np.ndarray) -> float:
+        return max(effective_number(values - values.mean()) / 2, 2.0)
 
     inverse = below / above
-    error, quantile = spread(inverse[1:])
-    most = inverse[0] + quantile * error
-    if inverse[0] <= 0 or (inverse <= 0).any():
-        return None, float(1 / most) if most > 0 else None, None
+    error = jackknife_error(inverse[1:])
+    if (inverse <= 0).any():
+        most = inverse[0] + stdtrit(freedom(inverse[1:]), 0.975) * error
+        return Interval(None, float(1 / most) if most > 0 else None, None)
     logs = -np.log(inverse)
-    log_error, quantile = spread(logs[1:])
-    value, half = float(np.exp(logs[0])), float(np.exp(quantile * log_error))
-    bounded = inverse[0] > quantile * error
-    return value, value / half, value * half if bounded else None
+    degrees = freedom(logs[1:])
+    found = on_log_scale(float(np.exp(logs[0])), jackknife_error(logs[1:]), degrees)
+    bounded = inverse[0] > stdtrit(degrees, 0.975) * error
+    return found if bounded else replace(found, high=None)

@@ -66,8 +66,8 @@ def run_curve(run: Run, axis: str, score: str = "accuracy") -> Curve:
         axis: a key of :data:`AXES`.
         score: a key of metrics.jsonl.
     """
-    lines = _evaluated(run.metrics, score)
-    points = _at(run, AXES[axis], [line["step"] for line in lines])
+    lines = evaluated(run.metrics, score)
+    points = totals_at(run.metrics, AXES[axis], [line["step"] for line in lines])
     mean, low, high = (
         np.array([finite_number(line, key) for line in lines])
         for key in (score, f"{score}_low", f"{score}_high")
@@ -84,11 +84,11 @@ def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
     if len(arm.runs) == 1:
         return run_curve(arm.runs[0], axis, score)
     each = [
-        {line["step"]: finite_number(line, score) for line in _evaluated(run.metrics, score)}
+        {line["step"]: finite_number(line, score) for line in evaluated(run.metrics, score)}
         for run in arm.runs
     ]
     shared = sorted(set.intersection(*(set(values) for values in each)))
-    points = np.array([_at(run, AXES[axis], shared) for run in arm.runs]).mean(axis=0)
+    points = np.array([totals_at(run.metrics, AXES[axis], shared) for run in arm.runs]).mean(axis=0)
     mean, low, high = over_seeds(np.array([[values[step] for step in shared] for values in each]))
     return Curve(points, mean, low, high)
 
@@ -100,18 +100,21 @@ def costs_at(arm: Arm, step: int) -> dict[str, float]:
     """
     totals = {**AXES, **{name: _column(name) for name in ("optimizer_updates", "pilot_rollouts")}}
     return {
-        name: float(np.mean([_at(run, total, [step])[0] for run in arm.runs]))
+        name: float(np.mean([totals_at(run.metrics, total, [step])[0] for run in arm.runs]))
         for name, total in totals.items()
     }
 
 
-def _evaluated(lines: Sequence[Record], score: str = "accuracy") -> list[Record]:
-    """Return the lines of metrics.jsonl that have a score."""
-    return [line for line in lines if not np.isnan(finite_number(line, score))]
+def evaluated(lines: Sequence[Record], *scores: str) -> list[Record]:
+    """Return the lines of metrics.jsonl that have all of some scores.
+
+    An evaluation in which no completion got a verdict has none.
+    """
+    return [line for line in lines if not any(np.isnan(finite_number(line, key)) for key in scores)]
 
 
-def _at(run: Run, total: Axis, steps: Sequence[int]) -> np.ndarray:
+def totals_at(lines: Sequence[Record], total: Axis, steps: Sequence[int]) -> np.ndarray:
     """Return a run's total after each of some steps. A missing line has the total of the one before."""
-    known = np.array([line["step"] for line in run.metrics])
+    known = np.array([line["step"] for line in lines])
     places = np.searchsorted(known, steps, side="right") - 1
-    return np.where(places < 0, np.nan, total(run.metrics)[np.maximum(places, 0)])
+    return np.where(places < 0, np.nan, total(lines)[np.maximum(places, 0)])

@@ -185,8 +185,6 @@ def _achievable(result: Mapping[str, Any]) -> str:
     """What the best counts could gain, and for how many prompts that is known."""
     found, known = result["achievable_gain"], result["achievable_prompts"]
     if found["value"] is None:
-        if result["estimator"] == "order_k":
-            return "Achievable gain: it is not computed for order_k."
         return f"Achievable gain: not known. It takes rewards of 0 and 1, and {_enough(result)}."
     over = (
         "" if known == result["prompts"] else f" over the {known} prompts that show their variance"
@@ -201,9 +199,10 @@ def _enough(result: Mapping[str, Any]) -> str:
     """The prompts that the achievable gain of a target takes; see :func:`.sigma_posterior`."""
     own = {
         "log_likelihood": "two accepted completions",
-        "expected_reward": "an accepted completion",
         "grpo": "two accepted and two rejected completions",
-    }[result["objective"]]
+    }.get(result["objective"], "an accepted completion")
+    if result["estimator"] == "order_k":
+        own = "an accepted completion"
     both = result["baseline"] != "none" and result["objective"] != "grpo"
     others = ", and as many with a rejected one" if both else ""
     return f"three prompts or more with {own} each{others}"

@@ -1,4 +1,4 @@
-"""What is about to be trained on what, said once at the start."""
+"""Messages at the start of a run: what is trained on what."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def announce(
     view: View,
     processes: Processes,
 ) -> None:
-    """Say what is about to be trained on what, and how it is sampled."""
+    """Show what is trained on what, and how it is sampled."""
     for reason, rows in prompts.dropped.items():
         view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
     view.message(

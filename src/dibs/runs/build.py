@@ -119,7 +119,7 @@ def _assembled(
 
 
 def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
-    """Unless told otherwise, the processes of a run share the machine's cores."""
+    """The processes of a run share the machine's cores, unless ``verify.workers`` is set."""
     if config.workers is not None or processes.size == 1:
         return config
     workers = max(1, min(os.cpu_count() or 1, 8) // processes.size)
@@ -127,7 +127,7 @@ def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
 
 
 def _check(config: Config) -> None:
-    """InputError for what can be told without loading anything."""
+    """InputError for what can be checked without loading anything."""
     check_allocator(config.allocate.allocator)
     Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)

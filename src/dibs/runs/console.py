@@ -100,7 +100,7 @@ class PlainView:
         self.console = console
         self.clock = _Clock()
         self.prepared = ""
-        self.said = 0.0
+        self.printed = 0.0
 
     def message(self, text: str) -> None:
         self._print(text)
@@ -109,8 +109,8 @@ class PlainView:
         if what != self.prepared:
             self.prepared, self.clock = what, _Clock()
         left = self.clock.left(done, total)
-        if done == total or time.monotonic() - self.said > 10:
-            self.said = time.monotonic()
+        if done == total or time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
             self._print(
                 ", ".join([f"{what}: {done}/{total}", *filter(None, [note]), f"{left} left"])
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dibs.allocation.intervals import mean_with_interval
+from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
 from dibs.data.prompts import (
@@ -202,8 +202,10 @@ class Evaluator:
             "maj": [r["majority"] for r in judged],
         }
         for name in _SCORES:
-            told = mean_with_interval(np.array(values[name])) if judged else (None,) * 3
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), told, strict=True))
+            found: tuple[float | None, ...] = (None, None, None)
+            if judged:
+                found = float(np.mean(values[name])), *clustered_interval(np.array(values[name]))
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
         return row
 
 

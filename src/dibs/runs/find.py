@@ -16,7 +16,7 @@ _TUNING = "tuning"
 def run_folders(paths: Sequence[Path]) -> tuple[list[Path], list[NoRun]]:
     """The run folders among ``paths`` and below them, once each, and folders that were left out.
 
-    A path without any is returned itself, so that it can be said what is wrong with it. Links below a
+    A path without any is returned itself, so that its reader finds what is wrong with it. Links below a
     path are not followed. Left out is ``tuning`` next to a ``study.json``, unless it is given itself:
     a comparison chose learning rates by its runs, and they are evidence of nothing else.
     """

@@ -54,7 +54,7 @@ _CONTENTS = (
     "figures",
     "trackers",
 )
-_TOLD = {
+_IN_SUMMARY = {
     "steps",
     "accuracy_before",
     "accuracy_after",
@@ -120,14 +120,6 @@ class RunFolder:
                 f"output_dir {path} already holds a run; give another, go on with --resume, or set "
                 "overwrite to true"
             )
-
-    @classmethod
-    def create(cls, config: Config) -> RunFolder:
-        """The folder of a run that begins, made or cleared; see :meth:`check` and :meth:`begin`."""
-        cls.check(config.output_dir, config.overwrite)
-        folder = cls(config.output_dir)
-        folder.begin(config, Plan())
-        return folder
 
     def open(self, config: Config) -> Plan:
         """Find out what there is to do, and keep other processes out of a run that goes on.
@@ -258,7 +250,7 @@ class RunFolder:
             summary = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             summary = None
-        whole = isinstance(summary, dict) and summary.keys() >= _TOLD
+        whole = isinstance(summary, dict) and summary.keys() >= _IN_SUMMARY
         if not whole or not isinstance(summary["steps"], int):
             raise InputError(f"{path} is damaged; remove it and go on with --resume")
         return dict(summary)

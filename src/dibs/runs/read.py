@@ -1,7 +1,7 @@
 """Run folders as they are found: finished, unfinished, damaged, or no runs at all.
 
 Nothing is trusted: a folder may be written to at this moment, cut off, or filled by something else.
-What can be read is read, and what is wrong with the rest is said.
+What can be read is read, and notes say what is wrong with the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dibs.files import parsed_record
 from dibs.runs.safe_text import as_json_types
 from dibs.types import printable
 
-_FAULTS_TOLD = 3
+_FAULTS_NAMED = 3
 _LAST_STEP = 10**9
 """Of a run that anyone makes; a line beyond it is damaged."""
 
@@ -152,7 +152,7 @@ def _records(path: Path, fits: Callable[[Record], bool], notes: list[str]) -> li
         elif line.strip() and i < len(lines):
             bad.append(i)
     if bad:
-        named = ", ".join(map(str, bad[:_FAULTS_TOLD])) + (" ..." if bad[_FAULTS_TOLD:] else "")
+        named = ", ".join(map(str, bad[:_FAULTS_NAMED])) + (" ..." if bad[_FAULTS_NAMED:] else "")
         plural = "s" if bad[1:] else ""
         notes.append(f"{path.name}: {len(bad)} damaged line{plural} left out ({named})")
     return records

@@ -1,4 +1,4 @@
-"""What runs cost until they reach a target, and how much less than the reference."""
+"""What runs cost until they reach a goal, and how much less than the reference."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 from scipy.optimize import isotonic_regression
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
-from dibs.allocation.intervals import Interval, jackknife_error
+from dibs.allocation.intervals import Interval, jackknife_error, on_log_scale
 from dibs.files import read_lines
-from dibs.report.curves import AXES
+from dibs.report.curves import AXES, evaluated, totals_at
 from dibs.report.measured_gain import measured_steps
+from dibs.runs.read import finite_number
 
 COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. Rollouts, tokens and seconds include those of pilots. Steps and training rollouts
 do not; arXiv 2505.02391 counts those."""
 SCORES = ("value", "accuracy", "pass_at_k")
-"""Scores that a target can be in."""
+"""Scores that a goal can be in."""
 NO_DIFFERENCE = "no difference shown"
 LEVELS = 16
 """Scores, evenly spaced, whose costs a comparison averages over."""
@@ -71,11 +72,11 @@ class Evaluations:
     @property
     def mean_value(self) -> float:
         """Mean over the evaluations after step 0. It is high for a run that learns early and well."""
-        return float(self.value[1:].mean())
+        return float(self.value[self.steps > 0].mean())
 
 
 def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Evaluations:
-    """Read the evaluations of a finished run.
+    """Read the evaluations of a finished run. Those in which no completion got a verdict are left out.
 
     Args:
         run: its folder.
@@ -84,15 +85,16 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
             ``cross_fit`` they are.
     """
     lines = read_lines(run / "metrics.jsonl")
-    marked = [i for i, line in enumerate(lines) if line.get("accuracy") is not None]
+    marked = evaluated(lines, value, "accuracy", "pass_at_k")
+    steps = [line["step"] for line in marked]
 
     def series(key: str) -> np.ndarray:
-        return np.array([lines[i][key] for i in marked], dtype=np.float64)
+        return np.array([finite_number(line, key) for line in marked])
 
-    costs = {name: axis(lines)[marked] for name, axis in AXES.items()}
+    costs = {name: totals_at(lines, axis, steps) for name, axis in AXES.items()}
     costs["training_rollouts"] = costs["rollouts"] - pilots_thrown_away * series("pilot_rollouts")
     return Evaluations(
-        steps=np.array([lines[i]["step"] for i in marked], dtype=np.int64),
+        steps=np.array(steps, dtype=np.int64),
         costs=costs,
         value=series(value),
         accuracy=series("accuracy"),
@@ -103,12 +105,12 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
 
 
 @dataclass(frozen=True)
-class Target:
+class Goal:
     """What is reached: a ``share`` of the way that both arms went, a fixed ``level``, or the way itself.
 
     The way goes from the arms' mean score before training to the lower of their smoothed final scores.
     So it is the same whichever of the arms is the reference, and both went it. Without a share and a
-    level a target stands for ``LEVELS`` scores along the way.
+    level a goal stands for ``LEVELS`` scores along the way.
     """
 
     score: str = "value"
@@ -127,7 +129,7 @@ class Target:
         return np.where((end > start)[:, None], along, np.nan)
 
 
-WAY = Target()
+WAY = Goal()
 """The way that both arms went, by which arms are judged."""
 
 
@@ -158,6 +160,11 @@ class MeanEvaluations:
         }
 
 
+def shared_steps(runs: Sequence[Evaluations]) -> np.ndarray:
+    """Return the steps after which all of some runs have a score, int64, in order."""
+    return reduce(np.intersect1d, [run.steps for run in runs])
+
+
 def mean_evaluations(
     runs: Sequence[Evaluations], weights: np.ndarray | None = None
 ) -> MeanEvaluations:
@@ -170,7 +177,7 @@ def mean_evaluations(
         weights: how often each run counts, [D, k]. None counts each once, [1, k].
     """
     weights = np.ones((1, len(runs))) if weights is None else weights
-    shared = reduce(np.intersect1d, [run.steps for run in runs])
+    shared = shared_steps(runs)
     runs = [run.at(shared) for run in runs]
 
     def mean(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -205,7 +212,7 @@ def _at(costs: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm compared with its reference for one target.
+    """An arm compared with its reference for one goal.
 
     ``target``: the highest score to reach; None if there is none. ``to_target``: the arm's cost until
     then, None if it never gets there. ``speed_up``: the reference's cost over the arm's. Both are by the
@@ -222,12 +229,12 @@ class Comparison:
 def compare_evaluations(
     reference: Sequence[Evaluations],
     arm: Sequence[Evaluations],
-    targets: Sequence[Target] = (WAY,),
+    goals: Sequence[Goal] = (WAY,),
 ) -> list[Comparison]:
-    """Compute how much less an arm spends than the reference until it reaches each target.
+    """Compute how much less an arm spends than the reference until it reaches each goal.
 
     Evaluations are averaged over seeds, and scores are smoothed by isotonic regression. The speed-up is
-    the reference's cost over the arm's, each the mean of the costs until the levels of a target. It is
+    the reference's cost over the arm's, each the mean of the costs until the levels of a goal. It is
     symmetric: with the arms exchanged it is the inverse.
 
     Intervals are Student's t about the logarithm, with the jackknife's standard error: each value leaves
@@ -237,18 +244,19 @@ def compare_evaluations(
     There is no interval if that holds without some seed, or for a single seed.
 
     Args:
-        reference, arm: runs of the same seeds in the same order, at least one.
+        reference, arm: runs of the same seeds in the same order, at least one. Those of each arm share
+            at least two evaluated steps.
     """
     k = len(arm)
     weights = np.concatenate([np.ones((1, k)), 1 - np.eye(k)] if k > 1 else [np.ones((1, k))])
     theirs, ours = mean_evaluations(reference, weights), mean_evaluations(arm, weights)
-    return [_compared(theirs, ours, target) for target in targets]
+    return [_compared(theirs, ours, goal) for goal in goals]
 
 
-def _compared(theirs: MeanEvaluations, ours: MeanEvaluations, target: Target) -> Comparison:
+def _compared(theirs: MeanEvaluations, ours: MeanEvaluations, goal: Goal) -> Comparison:
     """Compare two means: row 0 is that of all seeds, and each other row leaves one out."""
-    scores = [each.smoothed(target.score) for each in (theirs, ours)]
-    levels = target.levels(*scores)
+    scores = [each.smoothed(goal.score) for each in (theirs, ours)]
+    levels = goal.levels(*scores)
     prices, own = (
         each.costs_until(score, levels) for each, score in zip((theirs, ours), scores, strict=True)
     )
@@ -276,10 +284,8 @@ def _jackknife(logs: np.ndarray) -> tuple[Interval, float | None]:
     if k < 2 or not np.isfinite(logs).all():
         return Interval(value, None, None), None
     error = jackknife_error(logs[1:])
-    reach = float(stdtrit(k - 1, 0.975)) * error
     p_value = 2 * float(stdtr(k - 1, -abs(logs[0]) / error)) if error > 0 else float(logs[0] == 0)
-    ends = (float(np.exp(logs[0] - reach)), float(np.exp(logs[0] + reach)))
-    return Interval(value, *ends), p_value
+    return on_log_scale(float(np.exp(logs[0])), error, k - 1), p_value
 
 
 def verdicts(

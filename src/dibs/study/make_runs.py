@@ -45,11 +45,25 @@ class Outcome:
     tuned: dict[float, float | None] = field(default_factory=dict)
     meters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def read(self, config: Config) -> Evaluations:
-        """Read the evaluations of a finished run."""
-        return read_evaluations(
-            config.output_dir, self.value, pilots_thrown_away=config.estimate.mode == "pilot"
-        )
+    def read(self, config: Config, name: str, failure: str | None) -> Evaluations | None:
+        """Read the evaluations of a run. If it failed, record that under ``name`` and return None.
+
+        A run fails too if fewer than two of its evaluations have a score: it shows no learning.
+
+        Args:
+            config: of the run.
+            name: what the run is called.
+            failure: why it could not be made; None if it was made.
+        """
+        if failure is None:
+            run = read_evaluations(
+                config.output_dir, self.value, pilots_thrown_away=config.estimate.mode == "pilot"
+            )
+            if run.is_curve:
+                return run
+            failure = f"{len(run.value)} of its evaluations had any verdict; at least two must"
+        self.failures[name] = failure
+        return None
 
 
 @dataclass(frozen=True)
@@ -138,13 +152,11 @@ def _choose_learning_rates(
     failures = _done(pool, list(jobs.values()), "learning rates", progress)
     for i, outcome in enumerate(outcomes):
         for rate in grid:
-            runs = [jobs[i, rate, seed] for seed in study.options.tuning_seeds]
-            failed = {f"learning rate {rate:g}, seed {r.config.seed}": r.result for r in runs}
-            outcome.failures |= {
-                name: failures[result] for name, result in failed.items() if result in failures
-            }
-            read = [outcome.read(run.config) for run in runs if run.result not in failures]
-            means = [each.mean_value for each in read if each.is_curve]
+            runs = []
+            for seed in study.options.tuning_seeds:
+                job, name = jobs[i, rate, seed], f"learning rate {rate:g}, seed {seed}"
+                runs.append(outcome.read(job.config, name, failures.get(job.result)))
+            means = [run.mean_value for run in runs if run is not None]
             outcome.tuned[rate] = sum(means) / len(runs) if len(means) == len(runs) else None
         known = {rate: value for rate, value in outcome.tuned.items() if value is not None}
         outcome.learning_rate = max(known, key=lambda rate: known[rate]) if known else None
@@ -162,14 +174,9 @@ def _compare(
     failures = _done(pool, list(jobs.values()), "runs", progress)
     for (i, seed), job in jobs.items():
         outcomes[i].learning_rate = job.config.update.learning_rate
-        if job.result in failures:
-            outcomes[i].failures[f"seed {seed}"] = failures[job.result]
-            continue
-        found = outcomes[i].read(job.config)
-        if found.is_curve:
-            outcomes[i].finished[seed] = found
-        else:
-            outcomes[i].failures[f"seed {seed}"] = "fewer than two evaluations have a verdict"
+        run = outcomes[i].read(job.config, f"seed {seed}", failures.get(job.result))
+        if run is not None:
+            outcomes[i].finished[seed] = run
     if not any(outcome.finished for outcome in outcomes):
         reason = next(why for outcome in outcomes for why in outcome.failures.values())
         raise InputError(f"no run could be made: {reason}")

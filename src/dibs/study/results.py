@@ -16,8 +16,9 @@ from dibs.study.costs import (
     WAY,
     Comparison,
     Evaluations,
-    Target,
+    Goal,
     compare_evaluations,
+    shared_steps,
     verdicts,
 )
 from dibs.study.make_runs import Outcome
@@ -49,36 +50,39 @@ def _judged(table: list[Row]) -> list[Row]:
 def _row(study: Study, reference: Outcome, outcome: Outcome) -> Row:
     options = study.options
     config = outcome.cell.config(options.seeds[0], outcome.learning_rate)
-    targets = _targets(options)
-    compared: list[Comparison] | None = None
+    goals = _goals(options)
+    compared, failures = None, dict(outcome.failures)
     if all(seed in each.finished for each in (reference, outcome) for seed in options.seeds):
         theirs, ours = (
             [each.finished[seed] for seed in options.seeds] for each in (reference, outcome)
         )
-        compared = compare_evaluations(theirs, ours, targets)
+        if len(shared_steps(ours)) < 2:
+            failures["evaluations"] = "its seeds share fewer than two steps with a score"
+        elif len(shared_steps(theirs)) > 1:
+            compared = compare_evaluations(theirs, ours, goals)
     return {
         **_identity(outcome, config),
         "learning_rate": outcome.learning_rate,
         "learning_rate_at_edge": bool(study.tuning_rates)
         and outcome.learning_rate in (min(study.tuning_rates), max(study.tuning_rates)),
         "seeds": sorted(outcome.finished),
-        "failures": outcome.failures,
+        "failures": failures,
         "value": outcome.value,
         "reference": study.reference,
         **_totals(list(outcome.finished.values())),
-        **_comparisons(targets, compared),
+        **_comparisons(goals, compared),
         "tuned": {str(rate): value for rate, value in outcome.tuned.items()},
         **_gains(outcome),
     }
 
 
-def _comparisons(targets: Sequence[Target], compared: Sequence[Comparison] | None) -> Row:
-    """Return the comparison by the first target, and under ``targets`` those by the others."""
+def _comparisons(goals: Sequence[Goal], compared: Sequence[Comparison] | None) -> Row:
+    """Return the comparison by the first goal, and under ``targets`` those by the others."""
     return {
         **_comparison(compared[0] if compared else None),
         "targets": [
             {"score": each.score, "share": each.share, "level": each.level, **_comparison(found)}
-            for each, found in zip(targets[1:], (compared or [])[1:], strict=bool(compared))
+            for each, found in zip(goals[1:], (compared or [])[1:], strict=bool(compared))
         ],
     }
 
@@ -132,14 +136,14 @@ def _totals(runs: Sequence[Evaluations]) -> Row:
     }
 
 
-def _targets(options: CompareConfig) -> list[Target]:
-    """Return the way that both arms went, by which arms are judged, and the other targets."""
+def _goals(options: CompareConfig) -> list[Goal]:
+    """Return the way that both arms went, by which arms are judged, and the other goals."""
     return [
         WAY,
-        *(Target(share=share) for share in options.shares),
-        Target("accuracy"),
-        Target("pass_at_k"),
-        *(Target("accuracy", level=level) for level in options.levels),
+        *(Goal(share=share) for share in options.shares),
+        Goal("accuracy"),
+        Goal("pass_at_k"),
+        *(Goal("accuracy", level=level) for level in options.levels),
     ]
 
 
@@ -197,23 +201,32 @@ Name = tuple[str, str, str]
 
 
 def stored_runs(lines: Sequence[Row]) -> dict[Name, dict[int, Evaluations]]:
-    """Return the runs of every arm, by seed, from what :func:`curves` returned."""
+    """Return the runs of every arm, by seed, from what :func:`curves` returned.
+
+    Raises ValueError for a run that lacks a number, or that has fewer than two evaluations.
+    """
     found: dict[Name, dict[int, Evaluations]] = {}
     for line in lines:
         costs, scores = (
             {name: np.array(line[name], dtype=np.float64) for name in names}
             for names in (COSTS, SCORES)
         )
-        steps = costs["steps"].astype(np.int64)
-        run = Evaluations(steps, costs, **scores, totals={}, variances=np.zeros((0, 2)))
-        found.setdefault((line["task"], line["algorithm"], line["arm"]), {})[line["seed"]] = run
+        arm, seed = (line["task"], line["algorithm"], line["arm"]), line["seed"]
+        steps, series = costs["steps"], [*costs.values(), *scores.values()]
+        if len(steps) < 2 or {each.shape for each in series} != {steps.shape}:
+            raise ValueError(f"{', '.join(arm)}, seed {seed}: an evaluation is incomplete")
+        if not np.isfinite([steps, *scores.values()]).all():
+            raise ValueError(f"{', '.join(arm)}, seed {seed}: a step or a score is missing")
+        run = Evaluations(steps.astype(int), costs, **scores, totals={}, variances=np.zeros((0, 2)))
+        found.setdefault(arm, {})[seed] = run
     return found
 
 
 def compared_again(table: Sequence[Row], lines: Sequence[Row]) -> list[Row]:
     """Return the rows of a study with comparisons made again, from its stored curves.
 
-    Arms without curves of every seed stay without a comparison.
+    Arms that were not compared, or whose curves are missing for some seed, have no comparison. A failed
+    run of another kind, such as one of a learning rate that was not chosen, changes nothing.
 
     Args:
         table: rows, as :func:`rows` returned them.
@@ -226,11 +239,11 @@ def compared_again(table: Sequence[Row], lines: Sequence[Row]) -> list[Row]:
             stored.get((row["task"], row["algorithm"], row[each]), {})
             for each in ("reference", "arm")
         ]
-        targets = [WAY, *(Target(t["score"], t["share"], t["level"]) for t in row["targets"])]
+        goals = [WAY, *(Goal(t["score"], t["share"], t["level"]) for t in row["targets"])]
         whole = bool(row["seeds"]) and all(seed in arm for arm in arms for seed in row["seeds"])
         compared = None
-        if whole and row["targets"]:  # none where an arm or its reference lacks a seed
+        if whole and row["targets"]:
             theirs, ours = ([arm[seed] for seed in row["seeds"]] for arm in arms)
-            compared = compare_evaluations(theirs, ours, targets)
-        again.append({**row, **_comparisons(targets, compared)})
+            compared = compare_evaluations(theirs, ours, goals)
+        again.append({**row, **_comparisons(goals, compared)})
     return _judged(again)

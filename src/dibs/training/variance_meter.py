@@ -125,7 +125,7 @@ def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, An
 def _achievable(judge: CountsJudge) -> dict[str, Any]:
     """The gain of the best counts for the target, and over how many prompts it is known."""
     measured, posterior = judge.measured, None
-    if measured.is_binary and judge.target.order is None:
+    if measured.is_binary:
         posterior = sigma_posterior(
             measured.accepted, measured.squares, judge.target, measured.signal(judge.target)
         )
