@@ -52,7 +52,7 @@ def test_weights_make_the_sum_over_the_pool_right():
     """The sum of weight x reward is, in expectation, the mean reward of all prompts."""
     budget = informed(objective="expected_reward", baseline="none")
     rng, sums, plain = np.random.default_rng(1), [], []
-    for seed in range(1000):
+    for seed in range(500):
         chosen = budget.choose(NAMES, 8, seed=seed)
         rewards = [
             rng.binomial(1, RATES[i], n).astype(float)

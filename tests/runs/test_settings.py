@@ -54,12 +54,17 @@ def test_without_grad_norms_accept_rates_alone_decide_within_the_bounds(tmp_path
     ("more", "group"),
     [
         ([*ONLINE, "--select.pool=all"], 2),
-        ([*ONLINE, "--select.pool=20", "--select.group=4"], 4),
         (["--estimate.mode=cross_fit", "--estimate.num_pilots=2", "--select.pool=12"], 1),
-        ([*ONLINE, "--select.pool=all", "--allocate.budget_unit=tokens"], 2),
-        (["--estimate.mode=none", "--allocate.allocator=uniform", "--select.pool=all"], 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ([*ONLINE, "--select.pool=20", "--select.group=4"], 4),
+                ([*ONLINE, "--select.pool=all", "--allocate.budget_unit=tokens"], 2),
+                (["--estimate.mode=none", "--allocate.allocator=uniform", "--select.pool=all"], 2),
+            )
+        ),
     ],
-    ids=["all", "a pool", "cross_fit", "tokens", "nothing known"],
+    ids=["all", "cross_fit", "a pool", "tokens", "nothing known"],
 )
 def test_prompts_and_counts_are_chosen_from_a_pool(tmp_path, more, group):
     out = tmp_path / "run"

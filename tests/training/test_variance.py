@@ -291,8 +291,17 @@ def test_too_few_completions_are_refused(tmp_path):
     [
         ("--estimate.mode=online", "--algorithm.estimator=prompt_mean"),
         ("--algorithm.name=grpo", "--estimate.mode=online", "--allocate.num_generations=2"),
-        ("--algorithm.name=grpo", "--algorithm.deviation=expected", "--estimate.mode=online"),
-        ("--allocate.allocator=uniform", "--estimate.mode=none"),
+        *(
+            pytest.param(case, marks=pytest.mark.slow)
+            for case in (
+                (
+                    "--algorithm.name=grpo",
+                    "--algorithm.deviation=expected",
+                    "--estimate.mode=online",
+                ),
+                ("--allocate.allocator=uniform", "--estimate.mode=none"),
+            )
+        ),
     ],
 )
 def test_shapes_are_compared_at_equal_rollouts(tmp_path, more):
