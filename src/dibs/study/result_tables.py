@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +186,18 @@ def curves_figure(arms: Mapping[str, Sequence[Evaluations]], title: str, value: 
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost in zip(panels, ("rollouts", "tokens"), strict=True):
-        for color, (arm, runs) in zip(cycle(COLORS), arms.items(), strict=False):
+        for number, (arm, runs) in enumerate(arms.items()):
+            color = COLORS[number % len(COLORS)]
             for run in runs:
                 axes.plot(run.costs[cost], run.value, color=color, alpha=0.2, linewidth=0.8)
             mean = mean_evaluations(runs)
             axes.plot(
-                mean.costs[cost][0], mean.scores["value"][0], color=color, linewidth=2, label=arm
+                mean.costs[cost][0],
+                mean.scores["value"][0],
+                "-" if number < len(COLORS) else "--",  # where colors come again
+                color=color,
+                linewidth=2,
+                label=arm,
             )
         axes.set(xlabel=f"{cost} (pilots counted)")
         short_numbers(axes.xaxis, 5)
