@@ -169,8 +169,11 @@ def test_two_processes_choose_the_same_of_a_pool(tmp_path):
     for count in (1, 2):
         finish(start(tmp_path / f"{count}", count, *POOL))
     one, two = (read_lines(tmp_path / f"{n}" / "allocations.jsonl") for n in (1, 2))
-    for key in ("prompt_id", "count", "expected_count", "accepted"):
+    for key in ("prompt_id", "count", "accepted"):
         assert [line[key] for line in one] == [line[key] for line in two]
+    # Norms differ by the rounding of two micro-batches.
+    for alone, shared in zip(one, two, strict=True):
+        assert shared["expected_count"] == pytest.approx(alone["expected_count"], rel=1e-4)
 
 
 @pytest.mark.slow
