@@ -59,7 +59,7 @@ STUDIES = {
     ],
     "joint": [
         "--compare.learning_rates=[]",
-        "--compare.exclude=['*/*/128x1', '*/*/32x4', '*/*/64x2']",
+        "--compare.exclude=['*/*/128x1', '*/*/32x4']",
     ],
     "paper": [
         "--policy.model=arithmetic-easy",

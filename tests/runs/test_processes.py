@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dibs.cli import main
 from dibs.files import read_lines
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import SampleRequest
@@ -140,11 +141,11 @@ def untimed(out):
 
 def test_two_processes_do_what_one_does(tmp_path):
     """The same counts and rollouts, and after 3 updates the same weights up to rounding."""
-    said = {}
-    for count in (1, 2):
-        said[count] = finish(start(tmp_path / f"{count}", count))
-    assert "2 processes on this machine share sampling and gradients" in said[2]
-    assert said[2].count("training prompts") == 1  # one of them speaks
+    process = start(tmp_path / "2", 2)
+    assert main(["train", *WORDS, *TRAIN, f"--output_dir={tmp_path / '1'}"]) == 0
+    said = finish(process)
+    assert "2 processes on this machine share sampling and gradients" in said
+    assert said.count("training prompts") == 1  # one of them speaks
     one, two = (read_lines(tmp_path / f"{n}" / "allocations.jsonl") for n in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert a["prompt_id"] == b["prompt_id"]

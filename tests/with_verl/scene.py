@@ -14,6 +14,14 @@ LETTERS = [*"0123456789+=", "Ċ"]
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>"]
 PROMPTS, GENERATIONS = 8, 4
 """A step has 8 prompts with 4 completions on average, in two optimizer updates."""
+GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4")
+
+
+def read_block(config):
+    """The plug-in's options and the budget's, as verl's configuration gives them."""
+    from dibs.integrations.verl.options import read_block
+
+    return read_block(config)
 
 
 def make_policy(folder: Path) -> None:

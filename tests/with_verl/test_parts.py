@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -16,62 +13,7 @@ pytest.importorskip("verl.trainer")
 
 import scene  # noqa: E402  where there is no verl, nothing of this is imported
 
-
-@pytest.fixture(scope="module")
-def compose():
-    from hydra import compose, initialize_config_module
-
-    from dibs.integrations.verl.launch import hydra_words
-
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        yield lambda *words: compose("ppo_trainer", hydra_words(words))
-
-
-GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4")
-
-
-def read(config):
-    from dibs.integrations.verl.options import read_block
-
-    return read_block(config)
-
-
-def test_the_target_gradient_follows_verls_estimator(compose):
-    def target(*words):
-        budget = read(compose(*words))[1]
-        return budget.objective, budget.baseline, budget.num_generations
-
-    assert target(*GRPO) == ("grpo", "mean", 4)
-    assert target(*GRPO, "algorithm.norm_adv_by_std_in_grpo=False")[:2] == (
-        "expected_reward",
-        "mean",
-    )
-    rloo = ("algorithm.adv_estimator=rloo", "dibs.num_generations=6")
-    assert target(*rloo) == ("expected_reward", "leave_one_out", 6)
-    assert target(*GRPO, "dibs.algorithm=raft++")[:2] == ("log_likelihood", "none")
-    own = ("algorithm.adv_estimator=dibs", "dibs.objective=log_likelihood", "dibs.baseline=mean")
-    assert target(*own)[:2] == ("log_likelihood", "mean")
-
-
-def test_uniform_counts_need_no_norms(compose):
-    assert read(compose(*GRPO))[0].grad_norm == "last_layer"
-    assert read(compose(*GRPO, "dibs.allocator=uniform"))[0].grad_norm == "none"
-    kept = ("dibs.allocator=uniform", "dibs.state_path=known.json")
-    assert read(compose(*GRPO, *kept))[0].grad_norm == "last_layer"
-
-
-def test_raft_is_over_the_accepted_ones(compose):
-    assert read(compose(*GRPO, "dibs.algorithm=raft"))[1].estimator == "self_normalized"
-    other = ("dibs.algorithm=raft", "dibs.objective=expected_reward")
-    assert read(compose(*GRPO, *other))[1].estimator == "prompt_mean"
-
-
-def test_losses_with_a_mean_of_their_own(compose):
-    from dibs.integrations.verl.options import aggregation
-
-    for loss, mode in (("vanilla", "token-mean"), ("sapo", "seq-mean-token-mean")):
-        word = f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}"
-        assert aggregation(compose(*GRPO, word).actor_rollout_ref.actor) == mode
+GRPO, read = scene.GRPO, scene.read_block
 
 
 def test_verls_trainer_has_what_is_overridden():
@@ -97,60 +39,6 @@ def test_norms_are_not_measured_again_in_later_passes(monkeypatch):
     monkeypatch.setattr(ActorRolloutRefWorker, "compute_log_prob", lambda self, data: data)
     data = tensordict_utils.get_tensordict({NORMS: torch.ones(2, 1), "x": torch.zeros(2, 1)})
     assert BudgetWorker.compute_log_prob(object.__new__(BudgetWorker), data) is data
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["dibs.alocator=uniform"], "unknown key dibs.alocator; nearest is dibs.allocator"),
-        (["dibs.num_pilots=0"], "dibs.num_pilots: Input should be greater than or equal to 1"),
-        (["dibs.allocator=best"], "dibs: unknown allocator 'best'"),
-        (["dibs.objective=expected_reward"], "not that of algorithm.adv_estimator grpo"),
-        (["dibs.num_generations=5"], "dibs.num_generations 5 and .*rollout.n 4 differ"),
-        (["algorithm.adv_estimator=gae"], "adv_estimator gae has no allocation here"),
-        (["dibs.algorithm=raft", "dibs.objective=grpo"], "dibs.algorithm raft fits accepted"),
-        (["dibs.num_pilots=4"], "dibs.num_pilots is given and dibs.mode is online"),
-        (
-            ["dibs.algorithm=raft", "algorithm.use_kl_in_reward=True"],
-            "use_kl_in_reward: objective log_likelihood",
-        ),
-    ],
-)
-def test_blocks_that_cannot_be_used(compose, words, said):
-    with pytest.raises(InputError, match=said) as refused:
-        read(compose(*GRPO, *words))
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("trainer.v1.trainer_mode=colocate_async", "trainer_mode colocate_async"),
-        ("trainer.use_v1=False", "trainer.use_v1 False"),
-        ("++algorithm.filter_groups.enable=True", "algorithm.filter_groups.enable: "),
-        ("++trainer.v1.sampler.sync_refill_failed_groups=True", "sync_refill_failed_groups: "),
-        ("skip.rollout_tq.enable=True", "skip.rollout_tq.enable: "),
-        ("actor_rollout_ref.actor.policy_loss.loss_mode=kl_cov", "loss_mode kl_cov: "),
-    ],
-)
-def test_parts_of_verl_that_draw_by_rules_of_their_own(compose, word, said):
-    from dibs.integrations.verl.options import adapt
-
-    config = compose(*GRPO, word)
-    with pytest.raises(InputError, match=said) as refused:
-        adapt(config, *read(config))
-    assert "\n" not in str(refused.value)
-
-
-def test_the_command_says_it_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "dibs.integrations.verl.main", *GRPO, "dibs.alocator=uniform"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=scene.environment(tmp_path), capture_output=True, check=False
-    )
-    assert done.returncode == 2
-    last = done.stderr.decode().splitlines()[-1]
-    assert last == "unknown key dibs.alocator; nearest is dibs.allocator"
-    assert b"Traceback" not in done.stderr
 
 
 def bare_trainer(config):
