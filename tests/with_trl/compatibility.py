@@ -30,6 +30,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "mode `online`": ("test_counts_requested_are_counts_received[online]",),
     "mode `pilot`, allocator `gvm`": ("test_pilots_",),
     "RAFT, RAFT++": ("test_only_raft", "test_the_gradient_is_what"),
+    "prompts chosen with their counts (`pool`), also resumed in 2 processes": ("test_pool.",),
     "PEFT (LoRA)": ("test_adapters",),
     "`steps_per_generation`, `num_iterations`, accumulation": (
         "test_losses_are",

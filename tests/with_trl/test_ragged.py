@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 import torch
 from launching import launched
-from transformers import TrainerCallback
+from slow_gradient import slow_gradient
 from trl import GRPOTrainer
 
-from dibs.allocation.deviations import expected_deviations
-from dibs.allocation.estimators import weigh_rewards
 from dibs.training.losses import kl_to_reference
 from training import PROMPTS, SKEWED, UNIFORM, build, judge, run
 
@@ -91,55 +89,6 @@ ORDER_K = {
     "order": 2,
     "allocator": "training:first",
 }
-
-
-class Gradient(TrainerCallback):
-    """Keeps the gradient of the first update, before it is applied."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, torch.Tensor] = {}
-
-    def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
-        if not self.found:
-            self.found = {n: p.grad.clone() for n, p in model.named_parameters()}
-
-
-def slow_gradient(
-    settings: dict[str, Any], divisors: Any
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The estimate as ``dibs.allocation.estimators`` defines it, one completion at a time."""
-    trainer, reward = build(settings)
-    gradient = Gradient()
-    trainer.add_callback(gradient)
-    model = trainer.model
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer.train()
-    call, counts = reward.calls[0], reward.counts[0]
-    level = {row["prompt"]: row["level"] for row in trainer.train_dataset}
-    texts = trainer.processing_class.batch_decode(call["ids"], skip_special_tokens=True)
-    rewards = np.array([judge(t, level[p]) for t, p in zip(texts, call["prompts"], strict=True)])
-    options = trainer.dibs
-    advantages, weights = weigh_rewards(
-        np.split(rewards, np.cumsum(counts)[:-1]),
-        options.target,
-        options.estimator,
-        accept_rates=trainer.budget._problem.posterior.accept_rate,
-        deviations=expected_deviations(trainer.budget._problem.posterior, options.target),
-        bessel=True,
-        epsilon=1e-4,
-    )
-    factors = np.concatenate(advantages) * np.concatenate(weights)
-    model.load_state_dict(start)
-    model.zero_grad()
-    total = divisors(call["ids"], np.concatenate(weights))
-    for prompt, ids, factor, divisor in zip(
-        call["prompts"], call["ids"], factors, total, strict=True
-    ):
-        context = trainer.processing_class(prompt)["input_ids"]
-        logits = model(torch.tensor([context + ids])).logits[0, len(context) - 1 : -1]
-        logprob = torch.log_softmax(logits, -1)[range(len(ids)), ids].sum()
-        (-factor / divisor * logprob).backward()
-    return gradient.found, {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize(

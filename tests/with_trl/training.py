@@ -24,6 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 from dibs.allocation.problem import AllocationProblem
 from dibs.allocation.proportional import proportional
 from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
+from dibs.integrations.trl.groups import own_names
 
 PROMPTS = 8
 UNIFORM = {"allocator": "uniform"}
@@ -145,6 +146,10 @@ def build(settings: dict[str, Any]) -> tuple[GRPOTrainer, Reward]:
         reward.trainer = GRPOTrainer(**given)
     else:
         reward.trainer = DIBSGRPOTrainer(**given, dibs=DIBSConfig(**settings["dibs"]))
+    if "known" in settings:  # how many of 40 completions of each prompt were accepted before
+        names = own_names(given["train_dataset"], None)
+        told = [[1.0] * n + [0.0] * (40 - n) for n in settings["known"]]
+        reward.trainer.budget.update(names, told)
     return reward.trainer, reward
 
 

@@ -66,6 +66,10 @@ def test_losses_with_a_mean_of_their_own(compose):
         (["algorithm.adv_estimator=gae"], "adv_estimator gae has no allocation here"),
         (["dibs.algorithm=raft", "dibs.objective=grpo"], "dibs.algorithm raft fits accepted"),
         (["dibs.num_pilots=4"], "dibs.num_pilots is given and dibs.mode is online"),
+        (["dibs.group=2"], "dibs: group is given without a pool"),
+        (["dibs.pool=all", "dibs.group=1"], "group 1 is below 2: baseline mean is that of a group"),
+        (["dibs.pool=all", "dibs.mode=pilot"], "pool all would draw pilots of every"),
+        (["dibs.pool=0"], "dibs.pool"),
         (
             ["dibs.algorithm=raft", "algorithm.use_kl_in_reward=True"],
             "use_kl_in_reward: objective log_likelihood",

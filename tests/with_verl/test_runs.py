@@ -115,6 +115,19 @@ def two_ranks(folder):
 
 
 @pytest.fixture(scope="module")
+def pooled(folder):
+    given = {
+        "dibs.pool": "all",
+        "dibs.half_life": 50,
+        "algorithm.adv_estimator": "dibs",
+        "dibs.objective": "expected_reward",
+        "dibs.baseline": "history",
+        "trainer.save_freq": 1,
+    }
+    return run(folder, "pooled", PLUG_IN, given=given)
+
+
+@pytest.fixture(scope="module")
 def raft(folder):
     given = {
         "dibs.algorithm": "raft++",
@@ -231,18 +244,44 @@ def test_raft_plus_plus_with_pilots(raft):
     assert all(line["actor/pg_loss"] != 0 for line in raft.metrics)
 
 
-def test_optimizer_updates_are_those_of_the_uniform_run(stock, uniform, resumed, raft):
+def test_prompts_of_the_whole_training_set_are_chosen(pooled):
+    rows = 2 * scene.PROMPTS
+    assert len(pooled.counts) == 5
+    # Of 16 prompts known alike, 2 completions each; verl's own batch would have 8 prompts.
+    assert pooled.counts[0]["requested"] == [2] * rows
+    for line in pooled.counts:
+        assert line["received"] == line["requested"]
+        assert sum(line["requested"]) == TOTAL
+        assert min(line["requested"]) >= 1
+    for line in pooled.metrics:
+        assert line["dibs/pool_size"] == rows
+        assert line["dibs/largest_weight"] <= 4 + 1e-9
+        assert line["dibs/missing_completions"] == 0
+    assert any(len(set(line["requested"])) > 1 for line in pooled.counts[1:])
+    # A run that goes on from any checkpoint chooses what this one did.
+    names = pooled.counts[0]["prompts"]
+    options = BudgetConfig(objective="expected_reward", baseline="history", half_life=50)
+    for line in pooled.counts[1:]:
+        budget = PromptBudget(options)
+        budget.load_state(pooled.state(line["step"] - 1))
+        chosen = budget.choose(names, TOTAL, seed=1)
+        assert chosen.prompt_ids == line["prompts"]
+        assert chosen.counts.tolist() == line["requested"]
+
+
+def test_optimizer_updates_are_those_of_the_uniform_run(stock, uniform, resumed, raft, pooled):
     a_step = {
         "stock": (stock, 3),
         "uniform": (uniform, 3),
         "uneven": (resumed, 7),
         "pilots": (raft, 5),
+        "pooled": (pooled, 5),
     }
     for name, (run, steps) in a_step.items():
         assert run.optimizer_updates(steps) == {2 * steps}, name
 
 
-def test_the_table_is_what_was_seen(stock, uniform, resumed, two_ranks, raft):
+def test_the_table_is_what_was_seen(stock, uniform, resumed, two_ranks, raft, pooled):
     packages = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "numpy")
     versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)
     rows = [
@@ -252,6 +291,7 @@ def test_the_table_is_what_was_seen(stock, uniform, resumed, two_ranks, raft):
         ("GRPO, mode `online`, `seq-mean-token-mean`", "2 (FSDP2)", two_ranks,
          "norms from the output layer, over lengths"),
         ("RAFT++, mode `pilot`, allocator `gvm`", "1", raft, "norms from the output layer"),
+        ("`dibs.pool=all`, baseline `history`", "1", pooled, "prompts chosen with their counts"),
     ]  # fmt: skip
     lines = [
         "# verl: what was run",

@@ -157,7 +157,13 @@ class PromptBudget:
         """
         options, names = self.config, list(map(str, candidate_ids))
         size = least_group(options) if group is None else group
-        self._check_pool(names, budget, size, uniform_share)
+        check_choice(options, size, uniform_share)
+        if not names:
+            raise InputError("no candidates to choose from; give at least one prompt")
+        if budget < size or budget % size:
+            raise InputError(
+                f"the budget of {budget} completions is not a multiple of group {size}; change one"
+            )
         if options.mode == "pilot":
             stats, rows = statistics(_told_apart(names), self._known(names)), np.arange(len(names))
         else:
@@ -183,31 +189,6 @@ class PromptBudget:
         self._counts, self._shares = found.counts[drawn], found.shares[drawn]
         self._metrics = describe_pool([found], options.allocator)
         return Chosen(drawn, list(self._names), self._counts.copy(), self._shares.copy())
-
-    def _check_pool(self, names: list[str], budget: int, group: int, share: float) -> None:
-        options = self.config
-        if not names:
-            raise InputError("no candidates to choose from; give at least one prompt")
-        if options.allocator not in ("min_variance", "uniform"):
-            raise InputError(
-                f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool "
-                "take min_variance or uniform"
-            )
-        if options.estimator == "flat" or options.lower or options.upper is not None:
-            raise InputError(
-                "estimator flat, lower and upper are for a fixed batch; to choose from a pool leave "
-                "them out"
-            )
-        if group < least_group(options):
-            raise InputError(
-                f"group {group} is below {least_group(options)}: {why_groups(options)}"
-            )
-        if budget < group or budget % group:
-            raise InputError(
-                f"the budget of {budget} completions is not a multiple of group {group}; change one"
-            )
-        if not 0 < share <= 1:
-            raise InputError(f"uniform_share {share:g} is not above 0 and at most 1")
 
     def take_pilots(
         self,
@@ -380,6 +361,23 @@ class PromptBudget:
     ) -> list[np.ndarray]:
         reported = {"lengths": lengths, "logprobs": logprobs, "grad_norms": grad_norms}
         return checked_sums(names, rewards, reported, self.config.accept_threshold)
+
+
+def check_choice(options: BudgetConfig, group: int, uniform_share: float) -> None:
+    """Raise InputError for options that no prompts can be chosen with; see `PromptBudget.choose`."""
+    if options.allocator not in ("min_variance", "uniform"):
+        raise InputError(
+            f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool take "
+            "min_variance or uniform"
+        )
+    if options.estimator == "flat" or options.lower or options.upper is not None:
+        raise InputError(
+            "estimator flat, lower and upper are for a fixed batch; to choose from a pool leave them out"
+        )
+    if group < least_group(options):
+        raise InputError(f"group {group} is below {least_group(options)}: {why_groups(options)}")
+    if not 0 < uniform_share <= 1:
+        raise InputError(f"uniform_share {uniform_share:g} is not above 0 and at most 1")
 
 
 def _told_apart(names: list[str]) -> list[str]:

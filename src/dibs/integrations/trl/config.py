@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.target import first_baseline, unbiased_baseline
 from dibs.config import GradNormMethod, GradNormParameters
+from dibs.integrations.pools import PoolConfig
 from dibs.types import InputError
 
 
-class DIBSConfig(BudgetConfig):
+class DIBSConfig(PoolConfig):
     """Objective, allocator and estimate of a run; ``num_generations`` is that of ``GRPOConfig``.
 
     If ``objective`` is left out, ``GRPOConfig.scale_rewards`` decides it: ``grpo`` for "group" and

@@ -7,12 +7,15 @@ together in the list, so a group may lie on two processes. Ragged groups are div
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from hashlib import blake2b
 from typing import Any, TypeVar
 
 import numpy as np
 
+from dibs.integrations.pools import Pool
+from dibs.integrations.trl.config import DIBSConfig
 from dibs.processes import Processes
 from dibs.types import InputError
 
@@ -33,20 +36,55 @@ def distinct_rows(mine: Sequence[Row], group_size: int, processes: Processes) ->
     return [row for rows in processes.all_gather(first) for row in rows]
 
 
-def require_own_names(rows: Sequence[Row], names: Sequence[str], column: str | None) -> None:
-    """Raise InputError if two prompts of a batch have the same name."""
+def own_names(rows: Iterable[Row], column: str | None) -> list[str]:
+    """Return the name of each prompt; see :func:`prompt_id`.
+
+    Raises InputError if two different prompts have the same name.
+    """
+    names: list[str] = []
     prompts: dict[str, Any] = {}
-    for row, name in zip(rows, names, strict=True):
+    for row in rows:
+        name = prompt_id(row, column)
         if prompts.setdefault(name, row["prompt"]) != row["prompt"]:
             raise InputError(
-                f"DIBSConfig.prompt_id_column {column}: two prompts of a batch have the value {name!r}; "
+                f"DIBSConfig.prompt_id_column {column}: two prompts have the value {name!r}; "
                 "give each prompt its own, or leave prompt_id_column out"
             )
+        names.append(name)
+    return names
+
+
+def require_text(row: Row) -> None:
+    """Raise InputError for a row with images."""
+    if any(key in row for key in ("image", "images")):
+        raise InputError("rows with images are for GRPOTrainer; DIBSGRPOTrainer takes text")
+
+
+def make_pool(dibs: DIBSConfig, args: Any, rows: Any) -> Pool | None:
+    """Return the pool of a data set, or None where TRL's own batches are kept.
+
+    Raises InputError for a data set without a length, and for a pool that cannot be.
+    """
+    if dibs.pool is None:
+        return None
+    if not hasattr(rows, "__len__"):
+        raise InputError(
+            "DIBSConfig.pool chooses among all rows of train_dataset, which has no length; give a "
+            "datasets.Dataset, or leave pool out"
+        )
+    require_text(rows[0])
+    names = own_names(rows, dibs.prompt_id_column)
+    return Pool(dibs, names, args.generation_batch_size, args.seed)
 
 
 def repeated(items: Sequence[_Item], counts: Sequence[int]) -> list[_Item]:
     """Repeat item i ``counts[i]`` times."""
     return [item for item, count in zip(items, counts, strict=True) for _ in range(count)]
+
+
+def own_copies(rows: Sequence[Row]) -> list[Row]:
+    """Return a copy of each row: those of a group are one object, and reward functions may write."""
+    return [deepcopy(row) for row in rows]
 
 
 def dealt(items: Sequence[_Item], processes: Processes) -> list[_Item]:

@@ -3,7 +3,8 @@
 A generation batch differs from stock TRL in these steps:
 
 1. every prompt of the batch gets an id, and in mode ``pilot`` fresh completions measure it;
-2. ``PromptBudget`` divides the rows of the batch among its prompts; their number stays the same;
+2. ``PromptBudget`` divides the rows of the batch among its prompts; their number stays the same. With
+   ``DIBSConfig.pool`` it chooses prompts of the whole data set in place of the batch's;
 3. TRL generates, scores and shuffles the rows as always;
 4. advantages and estimator weights of ``PromptBudget`` replace TRL's advantages;
 5. in mode ``online`` the completions update the statistics of their prompts.
@@ -19,7 +20,6 @@ completions without a reward.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,15 +34,18 @@ from trl import GRPOTrainer
 
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.integrations.budget_state import TRL_FILE, read_trl_state, write_state
+from dibs.integrations.pools import Pool
 from dibs.integrations.trl.batches import contexts_of, loss_mask, sampled_logprobs
 from dibs.integrations.trl.config import DIBSConfig
 from dibs.integrations.trl.groups import (
     Row,
     dealt,
     distinct_rows,
-    prompt_id,
+    make_pool,
+    own_copies,
+    own_names,
     repeated,
-    require_own_names,
+    require_text,
     split,
 )
 from dibs.integrations.trl.hooks import HOOKS, check_attributes, check_batch
@@ -93,6 +96,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
             if self.norm_meter is None
             else self.norm_meter.normalization,
         )
+        self.pool = make_pool(self.dibs, self.args, self.train_dataset)
         self.counts: list[int] = []
         self.rollouts = 0
         self._rewards = torch.zeros(0)
@@ -106,24 +110,15 @@ class DIBSGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        rows = distinct_rows(inputs, self.num_generations, self.processes)
-        if any(key in rows[0] for key in ("image", "images")):
-            raise InputError("rows with images are for GRPOTrainer; DIBSGRPOTrainer takes text")
-        names = [prompt_id(row, self.dibs.prompt_id_column) for row in rows]
-        require_own_names(rows, names, self.dibs.prompt_id_column)
-        if self.dibs.mode == "pilot":
-            self._take_pilots(rows, names)
-        total = len(inputs) * self.processes.size
-        self.counts = self.budget.allocate(names, total).tolist()
+        rows, names = self._allocated(inputs) if self.pool is None else self._chosen(self.pool)
         # Processes with different counts would wait for each other without end.
-        self.processes.require_same(self.counts, "the counts of a batch")
+        self.processes.require_same((names, self.counts), "the counts of a batch")
         mine = dealt(repeated(rows, self.counts), self.processes)
         drawn, learned = "_generate_and_score_completions", "_compute_loss"
         if drawn in self._reached and learned not in self._reached:
             raise HOOKS.untested_version(f"GRPOTrainer trained without {learned}")
         self._reached.clear()
-        # The rows of a group are one object here, and reward functions may modify their row.
-        batch = super()._generate_and_score_completions(_own_copies(mine))
+        batch = super()._generate_and_score_completions(own_copies(mine))
         needed = ["_calculate_rewards"]
         if self.rollout_func is None:
             needed.append("_generate_single_turn")
@@ -131,6 +126,27 @@ class DIBSGRPOTrainer(GRPOTrainer):
         self._reached.add("_generate_and_score_completions")
         self._weigh_and_learn(names, batch)
         return batch
+
+    def _allocated(self, inputs: list[Row]) -> tuple[list[Row], list[str]]:
+        """Return a row of each prompt of TRL's batch, and its name; their counts are decided."""
+        rows = distinct_rows(inputs, self.num_generations, self.processes)
+        require_text(rows[0])
+        names = own_names(rows, self.dibs.prompt_id_column)
+        if self.dibs.mode == "pilot":
+            self._take_pilots(rows, names)
+        total = len(inputs) * self.processes.size
+        self.counts = self.budget.allocate(names, total).tolist()
+        return rows, names
+
+    def _chosen(self, pool: Pool) -> tuple[list[Row], list[str]]:
+        """Return the same of prompts that are chosen from a pool, in place of TRL's batch."""
+        candidates = pool.candidates(self.budget.step)
+        if self.dibs.mode == "pilot":
+            rows = [self.train_dataset[i] for i in candidates.tolist()]
+            self._take_pilots(rows, pool.named(candidates))
+        chosen = pool.choose(self.budget, candidates)
+        self.counts = chosen.counts.tolist()
+        return [self.train_dataset[i] for i in chosen.positions.tolist()], chosen.prompt_ids
 
     def _generate_single_turn(
         self,
@@ -175,7 +191,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
     def _take_pilots(self, rows: Sequence[Row], names: Sequence[str]) -> None:
         """Draw fresh completions of every prompt, which decide its count and are not trained on."""
         counts = [self.dibs.num_pilots] * len(rows)
-        mine = _own_copies(dealt(repeated(rows, counts), self.processes))
+        mine = own_copies(dealt(repeated(rows, counts), self.processes))
         prompts = [row["prompt"] for row in mine]
         self.counts = []
         with self._apart():
@@ -379,7 +395,3 @@ class DIBSGRPOTrainer(GRPOTrainer):
             state = states[self.processes.rank]
             self.rollouts = int(state["rollouts"])
             self.budget.load_state(state["budget"])
-
-
-def _own_copies(rows: Sequence[Row]) -> list[Row]:
-    return [copy.deepcopy(row) for row in rows]

@@ -13,6 +13,7 @@ HOOKS = TrainerHooks(
         "_init_resource_pool_mgr": (),
         "on_init_end": (),
         "_submit_batch_to_rollout": ("batch",),
+        "_step_once": ("metrics", "timing_raw", "sample_batch_size"),
         "_compute_reward_colocate": ("batch",),
         "_balance_batch": ("batch", "metrics"),
         "_compute_old_log_prob": ("batch", "metrics"),

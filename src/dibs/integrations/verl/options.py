@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.target import OBJECTIVES, Target
 from dibs.config import Section
+from dibs.integrations.pools import PoolConfig
 from dibs.types import InputError
 
 TRAINER = "dibs"
@@ -40,7 +40,7 @@ _OWN_MEANS = ("geo_mean", "sapo")
 
 
 class VerlOptions(Section):
-    """The keys of the block that are not :class:`BudgetConfig`'s."""
+    """The keys of the block that are not :class:`PoolConfig`'s."""
 
     algorithm: Literal["verl", "raft", "raft++"] = Field(
         "verl",
@@ -71,14 +71,14 @@ class VerlOptions(Section):
     )
 
 
-def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
+def read_block(config: Any) -> tuple[VerlOptions, PoolConfig]:
     """Read the block of a composed verl configuration (an OmegaConf, or an object with its keys).
 
     Raises InputError for an unknown key (the message names the nearest), a bad value, or a value that
     contradicts verl's own arguments.
     """
     block = dict(config.get("dibs") or {})
-    known = [*VerlOptions.model_fields, *BudgetConfig.model_fields]
+    known = [*VerlOptions.model_fields, *PoolConfig.model_fields]
     for key in block:
         if key not in known:
             near = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
@@ -86,7 +86,7 @@ def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
     own = {key: block.pop(key) for key in VerlOptions.model_fields if key in block}
     try:
         options = VerlOptions(**own)
-        budget = BudgetConfig(
+        budget = PoolConfig(
             **_completed(block, options, config.algorithm, config.actor_rollout_ref.rollout.n)
         )
     except ValidationError as error:
@@ -111,7 +111,7 @@ def read_block(config: Any) -> tuple[VerlOptions, BudgetConfig]:
 def _completed(
     block: Mapping[str, Any], options: VerlOptions, algorithm: Any, verl_generations: int
 ) -> dict[str, Any]:
-    """Return the keys of BudgetConfig, with those that verl's arguments decide."""
+    """Return the keys of PoolConfig, with those that verl's arguments decide."""
     values = dict(block)
     asked = values.setdefault("num_generations", verl_generations)
     if verl_generations not in (1, asked):  # 1 is verl's default
@@ -123,7 +123,7 @@ def _completed(
         objective = values.setdefault("objective", "log_likelihood")
         values.setdefault("baseline", "none")
         if objective not in OBJECTIVES:
-            return values  # BudgetConfig refuses it
+            return values  # PoolConfig refuses it
         if Target.named(objective).fits_accepted:
             values.setdefault("estimator", "self_normalized")
         if Target.named(objective).divides_by_deviation:
@@ -165,7 +165,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{key}: {reason}{got}" + (f" (and {len(rest)} more)" if rest else "")
 
 
-def adapt(config: Any, options: VerlOptions, budget: BudgetConfig) -> None:
+def adapt(config: Any, options: VerlOptions, budget: PoolConfig) -> None:
     """Set in verl's configuration what the block decides.
 
     Raises InputError for a setting of verl that draws or drops completions outside the budget.

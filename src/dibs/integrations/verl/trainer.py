@@ -4,6 +4,7 @@ This file has all departures from verl's trainer:
 
 - Every prompt has its own count. The sum of the counts is that of a uniform run, so mini-batches and
   optimizer updates are those of a uniform run too.
+- With ``dibs.pool``, prompts of the whole training set are chosen in place of those of verl's batch.
 - Rows are dealt to mini-batches where counts are ragged, so that each holds even shares of every prompt.
 - Advantages are multiplied by factors that turn verl's mean into the estimator.
 - Under a group baseline, a group of one has advantage 0.
@@ -25,16 +26,15 @@ import torch
 import transfer_queue
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
-from verl.utils import tensordict_utils
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_to_nested
 
 import dibs.integrations.verl.registered_losses  # noqa: F401  registers the advantage estimator
-from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.prompt_budget import PromptBudget
-from dibs.data.prompts import prompt_id
 from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
 from dibs.integrations.loss_lengths import trained_norms, verl_normalization
+from dibs.integrations.pools import PoolConfig
+from dibs.integrations.verl.candidates import Candidates, prompt_names
 from dibs.integrations.verl.groups import Groups, dealt_rows
 from dibs.integrations.verl.hooks import HOOKS
 from dibs.integrations.verl.last_layer import MEASURE, NORMS
@@ -52,31 +52,13 @@ from dibs.integrations.verl.worker import BudgetWorker
 logger = logging.getLogger(__name__)
 
 
-def prompt_names(batch: TensorDict) -> list[str]:
-    """Return a name for each prompt of a verl batch: a hash of its messages and gold answer."""
-    messages = tensordict_utils.get(batch, "raw_prompt")
-    judged_by = tensordict_utils.get(batch, "reward_model", [{}] * len(batch))
-    return [
-        prompt_id(
-            json.dumps(asked, sort_keys=True, default=_plain),
-            str(dict(gold).get("ground_truth")),
-        )
-        for asked, gold in zip(messages, judged_by, strict=True)
-    ]
-
-
-def _plain(part: Any) -> Any:
-    """Convert a part of a message that JSON lacks: an array to its contents, an image to its type."""
-    return part.tolist() if hasattr(part, "tolist") else type(part).__name__
-
-
 def _row_sums(values: torch.Tensor) -> np.ndarray:
     """Sum values [rows, T] in float64 [rows], since verl scores in bfloat16 by default."""
     sums: np.ndarray = values.double().sum(1).numpy()
     return sums
 
 
-def make_budget(config: Any, options: VerlOptions, budget: BudgetConfig) -> PromptBudget:
+def make_budget(config: Any, options: VerlOptions, budget: PoolConfig) -> PromptBudget:
     """Make the budget whose gradient norms are those of the loss that verl's configuration chooses."""
     mode = aggregation(config.actor_rollout_ref.actor)
     measured = options.grad_norm == "last_layer"
@@ -95,10 +77,11 @@ class BudgetTrainer(PPOTrainerSync):
 
     def __init__(self, config: Any) -> None:
         HOOKS.check(PPOTrainerSync)
-        self.options, budget = read_block(config)
+        self.options, self.spending = read_block(config)
         if self.options.counts_path is not None:
             Path(self.options.counts_path).parent.mkdir(parents=True, exist_ok=True)
-        self.budget = make_budget(config, self.options, budget)
+        self.budget = make_budget(config, self.options, self.spending)
+        self.candidates: Candidates | None = None
         self.uids: list[str] = []
         self.names: list[str] = []
         self.counts = np.zeros(0, dtype=np.int64)
@@ -120,6 +103,8 @@ class BudgetTrainer(PPOTrainerSync):
             reason = next(filter(None, self.actor_rollout_wg.grad_norm_obstacle()), None)
             if reason is not None:
                 self._take_norms_as_constant(reason)
+        if self.spending.pool is not None:
+            self.candidates = Candidates.of(self.train_dataset, self.spending, self.config)
         super().on_init_end()
 
     def _take_norms_as_constant(self, reason: str) -> None:
@@ -132,11 +117,8 @@ class BudgetTrainer(PPOTrainerSync):
         if not self.weighed:
             raise HOOKS.untested_version("a step was trained without _compute_advantage")
         self.weighed = False
-        self.uids, self.names = list(batch["uid"]), prompt_names(batch)
-        if self.budget.config.mode == "pilot":
-            self._draw_pilots(batch)
-        self.counts = self.budget.allocate(self.names)
         uniform = len(batch) * self.config.actor_rollout_ref.rollout.n
+        batch = self._allocated(batch) if self.candidates is None else self._chosen(self.candidates)
         if self.counts.sum() != uniform:
             # verl would pad the batch or drop rows to make their number divisible.
             raise RuntimeError(
@@ -147,10 +129,34 @@ class BudgetTrainer(PPOTrainerSync):
         batch["__rollout_n__"] = NonTensorStack(*self.counts.tolist())
         return int(super()._submit_batch_to_rollout(batch))
 
+    def _allocated(self, batch: TensorDict) -> TensorDict:
+        """Decide the counts of the prompts of verl's batch."""
+        self.uids, self.names = list(batch["uid"]), prompt_names(batch)
+        if self.budget.config.mode == "pilot":
+            self._draw_pilots(batch)
+        self.counts = self.budget.allocate(self.names)
+        return batch
+
+    def _chosen(self, candidates: Candidates) -> TensorDict:
+        """Choose prompts of a pool and their counts, in place of verl's batch."""
+        positions = candidates.pool.candidates(self.budget.step)
+        if self.budget.config.mode == "pilot":
+            self.names = candidates.pool.named(positions)
+            self._draw_pilots(candidates.batch(positions, self.global_steps))
+        chosen = candidates.pool.choose(self.budget, positions)
+        self.names, self.counts = chosen.prompt_ids, chosen.counts
+        batch = candidates.batch(chosen.positions, self.global_steps)
+        self.uids = list(batch["uid"])
+        return batch
+
+    def _step_once(self, metrics: Any, timing_raw: Any, sample_batch_size: int) -> Any:
+        # verl waits for as many prompts as its own batch has.
+        return super()._step_once(metrics, timing_raw, len(self.uids))
+
     def _draw_pilots(self, batch: TensorDict) -> None:
         """Draw fresh completions that decide the counts, and remove them from verl's queue."""
         pilots = batch.clone(recurse=False)
-        uids = [str(uuid4()) for _ in self.uids]
+        uids = [str(uuid4()) for _ in self.names]
         pilots["uid"] = NonTensorStack(*uids)
         pilots["__rollout_n__"] = NonTensorStack(*[self.options.num_pilots] * len(batch))
         super()._submit_batch_to_rollout(pilots)
