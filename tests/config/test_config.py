@@ -163,6 +163,27 @@ def test_algorithms_bring_their_objective_and_baseline():
             "interval 2 needs mode: pilot",
         ),
         (
+            ["--allocate.prompt_cost=1", "--estimate.mode=online", "--select.pool=all"],
+            "allocate.prompt_cost 1 needs allocate.budget_unit tokens",
+        ),
+        (
+            [
+                "--allocate.prompt_cost=1",
+                "--estimate.mode=online",
+                "--allocate.budget_unit=tokens",
+            ],
+            "prompt_cost 1 has no use in a fixed batch, whose prompts are all read; set select.pool",
+        ),
+        (
+            [
+                "--allocate.prompt_cost=1",
+                "--estimate.mode=pilot",
+                "--allocate.budget_unit=tokens",
+                "--select.pool=100",
+            ],
+            "prompt_cost 1 has no use in estimate.mode pilot",
+        ),
+        (
             ["--allocate.lower", "9", "--allocate.budget_unit", "tokens"],
             "allocate.lower 9 exceeds allocate.num_generations 8",
         ),

@@ -15,8 +15,15 @@ import pytest
 
 from dibs.allocation import problem as problem_module
 from dibs.allocation.choice import Choice, choose
-from dibs.allocation.cross_fit import assign_rollouts, cross_fit, missing_counts, pooled
+from dibs.allocation.cross_fit import (
+    allocation_problems,
+    assign_rollouts,
+    cross_fit,
+    missing_counts,
+    pooled,
+)
 from dibs.allocation.history import History
+from dibs.allocation.pool import expected_of_rows
 from dibs.allocation.posterior import Posterior, fit_posterior
 from dibs.config import Config
 from dibs.training.examples import weighted_examples
@@ -151,6 +158,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], np.ndarray]] = {
         {"allocate": {"budget": 16, "budget_unit": "tokens"}},
         REWARDED,
     ),
+    "tokens read and written": (
+        {**REWARD, "baseline": "leave_one_out"},
+        {"allocate": {"budget": 48, "budget_unit": "tokens", "prompt_cost": 4.0}},
+        REWARDED,
+    ),
 }
 
 
@@ -169,7 +181,7 @@ def test_a_step_over_a_pool_is_unbiased_and_without_weights_it_is_not(case):
     weighted, flat, spent = steps(config, 1200)
     assert sigmas_off(weighted, wanted) < 5
     assert sigmas_off(flat, wanted) > 5
-    if case == "tokens":
+    if case.startswith("tokens"):
         assert len(spent) > 1
     else:
         assert spent == {4}
@@ -205,6 +217,28 @@ def test_cross_fit_over_a_pool_is_unbiased(algorithm):
     weighted, _, spent = steps(config, 300)
     assert spent == {24}
     assert sigmas_off(weighted, REWARDED) < 5
+
+
+def test_reading_counts_in_a_budget_of_tokens():
+    """Six prompts of one token; a uniform step of 2 prompts x 4 completions sets the budget."""
+    names = [p.prompt_id for p in PROMPTS]
+    estimate = pooled(*history().pool_statistics(names, 1))
+    assert estimate.rows is not None
+    multiplicity = np.bincount(estimate.rows).astype(float)
+    allocate = {"num_generations": 4, "budget_unit": "tokens"}
+    costs, expected = {}, {}
+    for reading in (0.0, 20.0):
+        own = {**allocate, "prompt_cost": reading}
+        config = configured({**REWARD, "baseline": "none"}, allocate=own)
+        assert choose(PROMPTS, estimate, config, 1).problems[0].cost.min() > reading
+        problem = allocation_problems(estimate, config, np.full(len(estimate.stats), reading))[0]
+        expected[reading] = expected_of_rows(problem, multiplicity, "min_variance", 0.2)[0]
+        costs[reading] = problem.budget
+        spent = expected[reading] @ (problem.cost * multiplicity)
+        assert spent == pytest.approx(problem.budget)
+    assert costs[20.0] == pytest.approx(costs[0.0] + 2 * 20)
+    # Single completions need a reading each, so fewer of them can be had than the 8 of the shape.
+    assert expected[20.0].sum() < 0.6 * expected[0.0].sum()
 
 
 def test_expected_counts_follow_what_was_seen_and_keep_their_floor():

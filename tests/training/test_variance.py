@@ -319,10 +319,42 @@ def test_shapes_are_compared_at_equal_rollouts(tmp_path, more):
     assert found["advice"].endswith((".", "counts."))
 
 
+def test_shapes_are_compared_at_equal_cost(tmp_path):
+    """Where a prompt costs as much as 50 tokens, shapes of few completions have fewer prompts."""
+    words = (
+        "--estimate.mode=online",
+        "--algorithm.estimator=prompt_mean",
+        "--variance.num_generations=16",
+        "--allocate.budget_unit=tokens",
+        "--select.pool=all",
+    )
+    policy, *parts = build(tmp_path / "free", *words)
+    free = measure_variance(policy, *parts, shapes=True)["shapes"]
+    read = build(tmp_path / "read", *words, "--allocate.prompt_cost=10")
+    costly = measure_variance(*read, shapes=True)["shapes"]
+    own = free["configured"]
+    for found in (free, costly):
+        assert found["unit"] == "tokens"
+        assert found["advice"].endswith((".", "counts."))
+    by_size = [
+        {row["completions"]: row for row in found["shapes"] if row["rule"] == "uniform"}
+        for found in (free, costly)
+    ]
+    for each in by_size:
+        assert each[own["completions"]]["prompts"] == own["prompts"]
+    assert by_size[0][1]["prompts"] == own["prompts"] * own["completions"]
+    assert by_size[1][1]["prompts"] < 0.75 * by_size[0][1]["prompts"]
+    assert by_size[1][1]["gain"]["value"] < by_size[0][1]["gain"]["value"]
+
+
 def test_what_shapes_cannot_be_measured_is_one_line(tmp_path):
     for more, why in (
         (("--allocate.num_generations=4",), "set variance.num_generations to 16 or more"),
-        (("--algorithm.estimator=flat", "--variance.num_generations=16"), "other than flat"),
+        (("--algorithm.estimator=flat", "--variance.num_generations=16"), "estimator flat"),
+        (
+            ("--allocate.budget_unit=tokens", "--allocate.budget=64"),
+            "set allocate.num_generations in place of allocate.budget",
+        ),
     ):
         words = ("--estimate.mode=online", *more)
         with pytest.raises(InputError, match=why):

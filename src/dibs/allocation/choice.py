@@ -56,7 +56,7 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
     The same in every process, and in a run that was resumed: what is random depends on the seed and the
     step alone.
     """
-    problems = allocation_problems(estimate, config)
+    problems = allocation_problems(estimate, config, _reading(prompts, estimate, config))
     if config.select.pool is None:
         allocations = [solve(problem, config.allocate.allocator) for problem in problems]
         metrics = describe(problems, allocations)
@@ -100,3 +100,16 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
         ],
         describe_pool(found, config.allocate.allocator),
     )
+
+
+def _reading(
+    prompts: Sequence[Prompt], estimate: StepEstimate, config: Config
+) -> np.ndarray | None:
+    """What reading a prompt of each row of the statistics costs on average, in tokens written, [k]."""
+    if config.allocate.prompt_cost == 0:
+        return None
+    lengths = np.array([len(prompt.token_ids) for prompt in prompts], dtype=np.float64)
+    if estimate.rows is not None:
+        k = len(estimate.stats)
+        lengths = np.bincount(estimate.rows, lengths, k) / np.bincount(estimate.rows, minlength=k)
+    return config.allocate.prompt_cost * lengths

@@ -107,11 +107,17 @@ def cross_fit(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) -> Step
     )
 
 
-def allocation_problems(estimate: StepEstimate, config: Config) -> list[AllocationProblem]:
+def allocation_problems(
+    estimate: StepEstimate, config: Config, reading: np.ndarray | None = None
+) -> list[AllocationProblem]:
     """The allocation problem of every part: an equal share of the step's budget and bounds.
 
     Reused completions count as spent, so their number is the least that a prompt can have, and so is the
     order of the target in a fixed batch. A budget of tokens is raised to what the lower bounds cost.
+
+    Args:
+        reading: with a budget of tokens over a pool, what reading a prompt of each row of the statistics
+            costs, in tokens, [k]; None: nothing.
     """
     options, target, parts = config.allocate, Target.of(config.algorithm), estimate.parts
     fixed = config.select.pool is None
@@ -136,7 +142,7 @@ def allocation_problems(estimate: StepEstimate, config: Config) -> list[Allocati
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
         for part, budget, low, high in zip(
-            parts, _budgets(estimate, config, lower, upper), lower, upper, strict=True
+            parts, _budgets(estimate, config, lower, upper, reading), lower, upper, strict=True
         )
     ]
 
@@ -146,6 +152,7 @@ def _budgets(
     config: Config,
     lower: Sequence[np.ndarray],
     upper: Sequence[int | None],
+    reading: np.ndarray | None,
 ) -> Sequence[float | Tokens]:
     """The budget of every part, in the unit of the step's."""
     parts, fixed = estimate.parts, config.select.pool is None
@@ -159,9 +166,15 @@ def _budgets(
     costs = [expected_tokens(part.stats, otherwise=longest) for part in parts]
     # One completion of every prompt of a batch; of a pool, of as many prompts of mean length.
     once = [float(cost.sum() if fixed else m * estimate.mean(cost)) for cost in costs]
+    totals = [config.step_budget(each) / len(parts) for each in once]
+    if reading is not None:
+        # Every prompt that is drawn is read once for each of its groups.
+        costs = [cost + reading / config.group for cost in costs]
+        if config.allocate.budget is None:
+            totals = [total + m * estimate.mean(reading) / len(parts) for total in totals]
     return [
-        Tokens(max(config.step_budget(each) / len(parts), float(low @ cost)), cost)
-        for each, cost, low in zip(once, costs, lower, strict=True)
+        Tokens(max(total, float(low @ cost)), cost)
+        for total, cost, low in zip(totals, costs, lower, strict=True)
     ]
 
 

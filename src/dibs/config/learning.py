@@ -299,6 +299,14 @@ class AllocateConfig(Section):
         description="Unit of the budget. With tokens the budget limits the expected number of "
         "tokens, and prompts with short completions get more of them.",
     )
+    prompt_cost: float = Field(
+        0.0,
+        ge=0,
+        description="With budget_unit tokens and a select.pool: what reading a token of a prompt "
+        "costs, in tokens written. A prompt is read once for each group of completions that it gets "
+        "in a step. 0 leaves reading out of the budget. Raise it where prompts are long: few of "
+        "them are then drawn, with more completions each (select.group).",
+    )
     lower: int = Field(
         0,
         ge=0,

@@ -205,6 +205,20 @@ class Config(Section):
                 f"{self.algorithm.order}, which every group of estimator order_k needs; raise it"
             )
 
+    def _check_prompt_cost(self) -> None:
+        cost = f"allocate.prompt_cost {self.allocate.prompt_cost:g}"
+        if self.allocate.budget_unit != "tokens":
+            raise ValueError(f"{cost} needs allocate.budget_unit tokens")
+        if self.select.pool is None:
+            raise ValueError(
+                f"{cost} has no use in a fixed batch, whose prompts are all read; set select.pool"
+            )
+        if self.estimate.mode in ("pilot", "cross_fit"):
+            raise ValueError(
+                f"{cost} has no use in estimate.mode {self.estimate.mode}, whose pilots read every "
+                "prompt of the pool; set it to online, or leave prompt_cost out"
+            )
+
     @model_validator(mode="after")
     def _bounds_agree(self) -> Config:
         """ValueError for a budget that the bounds of a fixed batch do not allow."""
@@ -254,6 +268,8 @@ class Config(Section):
                 "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
                 "cross_fit or online"
             )
+        if self.allocate.prompt_cost > 0:
+            self._check_prompt_cost()
         if self.estimate.mode == "none" and self.uses_statistics:
             known = "pilot, cross_fit or online"
             if self.algorithm.deviation == "expected":

@@ -228,10 +228,12 @@ def _whole_percent(value: float) -> str:
 
 def shapes_title(found: Mapping[str, Any]) -> str:
     """Return a title of a comparison of shapes."""
-    own = found["configured"]
+    own, spent = found["configured"], f"{found['rollouts']:,} completions"
+    if found["unit"] == "tokens":
+        spent = f"the tokens of {spent}"
     return (
         f"Noise of {own['prompts']} x {own['completions']} over that of other ways to spend "
-        f"{found['rollouts']:,} completions, both gradients at one length (95%). The column completions "
+        f"{spent}, both gradients at one length (95%). The column completions "
         "has what they contribute to the noise of uniform shapes."
     )
 

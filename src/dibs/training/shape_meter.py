@@ -18,7 +18,8 @@ from dibs.allocation.deviations import expected_deviations
 from dibs.allocation.group_variance import GroupGradient, PromptGradients, coefficients
 from dibs.allocation.intervals import Interval
 from dibs.allocation.pool import expected_of_rows
-from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
+from dibs.allocation.posterior import expected_tokens
+from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, Tokens, pose
 from dibs.allocation.shapes import ShapeNoise, noise_ratio, shape_noise
 from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.target import Target
@@ -27,18 +28,22 @@ from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group, InputError, PromptStats
 
 _SPLITS = 4
+_EQUAL = {"completions": "rollouts", "tokens": "cost in tokens"}
+"""What shapes have in common, by the unit of the budget."""
 _CLEARLY = 1.1
 """A way is recommended if it is surely so many times less noisy than the configured one."""
 
 
 def check_shapes(config: Config) -> None:
     """Raise InputError where shapes cannot be compared, before anything is measured."""
-    if config.budget is None or config.algorithm.estimator == "flat":
+    if config.algorithm.estimator == "flat":
+        raise InputError("shapes cannot be compared with algorithm.estimator flat; choose another")
+    if config.budget is None and config.allocate.budget is not None:
         raise InputError(
-            "shapes are compared at equal completions; set allocate.budget_unit to completions, and an "
-            "estimator other than flat"
+            "shapes need the completions of the configured one; set allocate.num_generations in place "
+            "of allocate.budget"
         )
-    n, measured = config.budget // config.train.prompts_per_step, config.variance.num_generations
+    n, measured = _completions(config), config.variance.num_generations
     if 4 * n > measured:
         raise InputError(
             f"a prompt of the configured shape has {n} completions; --shapes takes four times as many "
@@ -47,46 +52,49 @@ def check_shapes(config: Config) -> None:
 
 
 def shape_report(config: Config, measured: MeasuredGradients, available: int) -> dict[str, Any]:
-    """The noise of shapes at the rollouts of a step, relative to the configured one; intervals are 95%.
+    """The noise of shapes at the cost of a step, relative to the configured one; intervals are 95%.
+
+    The cost is in completions or, with ``allocate.budget_unit`` tokens, in tokens; then prompts that are
+    read count too, as ``allocate.prompt_cost`` says.
 
     Args:
         available: training prompts; no shape has more.
     """
-    assert config.budget is not None
-    m, n = config.train.prompts_per_step, config.budget // config.train.prompts_per_step
-    most = len(measured.prompts[0].rewards) // 4  # a group is drawn from half of them
+    m, n = config.train.prompts_per_step, _completions(config)
     meter = _ShapeMeter(config, measured)
     reference = meter.uniform(n)
-    most = len(measured.prompts[0].rewards) // 4  # a group is drawn from half of them
+    reference = meter.uniform(n)
+    most = min(len(measured.prompts[0].rewards) // 4, m * n)  # a group is drawn from half of them
+    sizes = [size for size in _sizes(config, most) if meter.prompts(size) <= available]
     rows = [
-        _row("uniform", config.budget // size, size, meter.uniform(size), reference)
-        for size in _sizes(config, n, most, available)
+        _row("uniform", meter.prompts(size), size, meter.uniform(size), reference) for size in sizes
     ]
     if config.uses_statistics or config.algorithm.estimator == "order_k":
         rows += [
-            _row("counts", config.budget // size, size, meter.counts(size), reference)
-            for size in _sizes(config, n, most, available)
+            _row("counts", meter.prompts(size), size, meter.counts(size), reference)
+            for size in sizes
             if size > 1
         ]
     group = config.group
     rows += [
-        _row("pool", config.budget // size, size, meter.pool(size), reference)
+        _row("pool", meter.prompts(size), size, meter.pool(size), reference)
         for size in dict.fromkeys((group, 2 * group))
-        if size <= min(most, config.budget)
+        if size <= most
     ]
     return {
-        "rollouts": config.budget,
+        "rollouts": m * n,
+        "unit": config.allocate.budget_unit,
         "configured": {"prompts": m, "completions": n},
         "estimator": config.algorithm.estimator,
         "objective": config.algorithm.objective,
         "baseline": config.algorithm.baseline,
         "measured_prompts": len(measured.groups),
         "shapes": rows,
-        "advice": advice(rows, m, n),
+        "advice": advice(rows, m, n, config.allocate.budget_unit),
     }
 
 
-def advice(rows: Sequence[dict[str, Any]], m: int, n: int) -> str:
+def advice(rows: Sequence[dict[str, Any]], m: int, n: int, unit: str = "completions") -> str:
     """One sentence: how many prompts, how many completions, which rule, and whether it is worth it."""
 
     def surely(row: dict[str, Any]) -> float:
@@ -96,8 +104,8 @@ def advice(rows: Sequence[dict[str, Any]], m: int, n: int) -> str:
     best = max(rows, key=_value)
     if surely(best) < _CLEARLY and surely(simple) < _CLEARLY:
         return (
-            f"Nothing is clearly less noisy than {m} x {n} at the same rollouts; measure more prompts "
-            "(variance.prompts) to be surer."
+            f"Nothing is clearly less noisy than {m} x {n} at the same {_EQUAL[unit]}; measure more "
+            "prompts (variance.prompts) to be surer."
         )
     # What is simpler is taken where it is nearly as good.
     if surely(simple) >= _CLEARLY and _value(simple) > 0.9 * _value(best):
@@ -105,7 +113,7 @@ def advice(rows: Sequence[dict[str, Any]], m: int, n: int) -> str:
     gain = best["gain"]
     how = (
         f"{gain['value']:.2g} ({gain['low']:.2g}-{gain['high']:.2g}) times less noisy than {m} x {n} at "
-        "the same rollouts"
+        f"the same {_EQUAL[unit]}"
     )
     if best["rule"] == "uniform":
         keys = (
@@ -128,12 +136,12 @@ def _value(row: dict[str, Any]) -> float:
 
 
 def _row(
-    rule: str, prompts: int, completions: int, noise: ShapeNoise, reference: ShapeNoise
+    rule: str, prompts: float, completions: int, noise: ShapeNoise, reference: ShapeNoise
 ) -> dict[str, Any]:
     share = noise.within[0] / noise.variance[0] if noise.variance[0] > 0 else np.nan
     return {
         "rule": rule,
-        "prompts": prompts,
+        "prompts": round(prompts),
         "completions": completions,
         "gain": asdict(
             Interval(1.0, 1.0, 1.0) if noise is reference else noise_ratio(reference, noise)
@@ -142,15 +150,28 @@ def _row(
     }
 
 
-def _sizes(config: Config, own: int, most: int, available: int) -> Iterator[int]:
+def _completions(config: Config) -> int:
+    """Of each prompt of the configured shape."""
+    if config.budget is None:
+        return config.allocate.num_generations
+    return config.budget // config.train.prompts_per_step
+
+
+def _sizes(config: Config, most: int) -> Iterator[int]:
     """Completions of each prompt that shapes have: powers of two, and those of the configuration."""
-    assert config.budget is not None
-    powers = {2**k for k in range(12)} | {own}
-    for size in sorted(powers):
-        whole = config.budget % size == 0 or size == own
-        fits = least_group(config.algorithm) <= size <= min(most, config.budget)
-        if whole and fits and config.budget // size <= available:
+    own = _completions(config)
+    for size in sorted({2**k for k in range(12)} | {own}):
+        whole = config.budget is None or config.budget % size == 0 or size == own
+        if whole and least_group(config.algorithm) <= size <= most:
             yield size
+
+
+def _costs(config: Config, measured: MeasuredGradients) -> tuple[np.ndarray, np.ndarray]:
+    """What writing a completion of each measured prompt costs, and reading the prompt once; [m] each."""
+    if config.budget is not None:
+        return np.ones(len(measured.groups)), np.zeros(len(measured.groups))
+    lengths = np.array([len(group.prompt.token_ids) for group in measured.groups])
+    return measured.tokens, config.allocate.prompt_cost * lengths
 
 
 class _ShapeMeter:
@@ -170,6 +191,17 @@ class _ShapeMeter:
             judges = [p.of(row) for p, row in zip(measured.prompts, judging, strict=True)]
             self.splits.append((self._statistics(deciding), judges))
         self._uniform: dict[int, ShapeNoise] = {}
+        self.writing, self.reading = _costs(config, measured)
+
+    def prompts(self, size: int, rates: np.ndarray | None = None) -> float:
+        """Of a step that costs what the configured one does, with groups of ``size``.
+
+        ``rates``: how often each measured prompt is drawn, on any scale, [m]; None: all alike.
+        """
+        own = self.reading + _completions(self.config) * self.writing
+        each = self.reading + size * self.writing
+        drawn = each.mean() if rates is None else (rates @ each) / rates.sum()
+        return float(self.config.train.prompts_per_step * own.mean() / drawn)
 
     def uniform(self, size: int) -> ShapeNoise:
         """Groups of one size."""
@@ -193,17 +225,28 @@ class _ShapeMeter:
         share = self.config.select.uniform_share
         rates = [
             expected_of_rows(
-                self._problem(stats, 1, Bounds(every_prompt=False)), once, "min_variance", share
+                self._problem(stats, 1, Bounds(every_prompt=False), size),
+                once,
+                "min_variance",
+                share,
             )[0]
             for stats, _ in self.splits
         ]
         return self._noise([every] * _SPLITS, size, rates)
 
-    def _problem(self, stats: PromptStats, each: int, bounds: Bounds) -> AllocationProblem:
+    def _problem(
+        self, stats: PromptStats, each: int, bounds: Bounds, group: int = 0
+    ) -> AllocationProblem:
+        """``each`` completions a prompt on average. ``group``: of those that a prompt is read for."""
         options = self.config.allocate
+        budget: float | Tokens = each * len(stats)
+        if self.config.budget is None:
+            cost = expected_tokens(stats, self.config.sampling.max_completion_length)
+            cost = cost + (self.reading / group if group else 0.0)
+            budget = Tokens(each * float(cost.sum()), cost)
         return pose(
             stats,
-            each * len(stats),
+            budget,
             self.target,
             bounds=bounds,
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
@@ -223,10 +266,8 @@ class _ShapeMeter:
         size: int,
         rates: Sequence[np.ndarray] | None = None,
     ) -> ShapeNoise:
-        assert self.config.budget is not None
-        prompts = self.config.budget / size
         found = [
-            self._of_split(judges, stats, own, prompts, None if rates is None else rates[i])
+            self._of_split(judges, stats, own, size, None if rates is None else rates[i])
             for i, ((stats, judges), own) in enumerate(zip(self.splits, counts, strict=True))
         ]
         return ShapeNoise(
@@ -240,7 +281,7 @@ class _ShapeMeter:
         judges: Sequence[PromptGradients],
         stats: PromptStats,
         counts: np.ndarray,
-        prompts: float,
+        size: int,
         rates: np.ndarray | None,
     ) -> ShapeNoise:
         scale = self._scale(stats)
@@ -256,7 +297,7 @@ class _ShapeMeter:
             self.measured.own * share**2,
             self.measured.products * np.outer(share, share),
             kept,
-            prompts,
+            self.prompts(size, rates),
             rates,
         )
 
