@@ -31,7 +31,7 @@ from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.measured_gradients import GradientSource
-from dibs.training.shape_meter import advice
+from dibs.training.shape_meter import advice, recommended
 from dibs.training.variance_meter import measure_variance
 from dibs.types import Allocation, Group, InputError
 from tiny_runs import options, run, untimed
@@ -380,7 +380,7 @@ def test_the_advice(gains, words):
         }
         for rule, (value, low) in gains.items()
     ]
-    assert words in advice(rows, 16, 8)
+    assert words in advice(recommended(rows), 16, 8)
 
 
 def test_one_prompt_is_refused(tmp_path):

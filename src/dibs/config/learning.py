@@ -386,3 +386,10 @@ class TrainConfig(Section):
         description="Training steps: how often prompts are drawn, sampled and learned from.",
     )
     prompts_per_step: int = Field(64, ge=1, description="Prompts drawn in each step (m).")
+    shape: Literal["given", "auto"] = Field(
+        "given",
+        description="auto measures, before the first step, which shape of a step is least noisy at "
+        "the cost of the one given (as dibs variance --shapes does), and trains with that: "
+        "prompts_per_step, allocate.num_generations, allocate.allocator and select.pool are then "
+        "chosen. It stays with the shape given where nothing is surely better.",
+    )

@@ -48,6 +48,7 @@ _CONTENTS = (
     *LINES,
     "sessions.jsonl",
     "config.yaml",
+    "shape.json",
     "summary.json",
     "checkpoints",
     "model",

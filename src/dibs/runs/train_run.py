@@ -15,10 +15,12 @@ import torch
 from dibs.config import Config
 from dibs.files import one_line
 from dibs.processes import ALONE, Processes
+from dibs.rollouts.source import DrawCost, Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.checkpoints import Checkpoint
 from dibs.runs.console import NoView, View
 from dibs.runs.folder import Plan, RunFolder
+from dibs.runs.measured_shape import keep_shape, kept_shape, measured_shape, with_shape
 from dibs.runs.resume_state import load_trainer_state, trainer_state
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import NoTrackers, Trackers
@@ -53,12 +55,31 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
             return dict(plan.summary)
         if plan.restarts:
             view.message("The run had not reached its first checkpoint; it starts again.")
-        trainer = build_trainer(config, view, processes)
+        shape = _shape(config, view, processes, plan)
+        shaped = config if shape is None else with_shape(config, shape)
+        trainer = build_trainer(shaped, view, processes)
         with closing(trainer.source):
             if plan.found is not None:
                 _load(plan.found, trainer)
-            processes.from_main(lambda: folder.begin(config, plan))
-            return _Session(config, view, trainer, folder, processes, plan).run()
+            elif shape is not None:
+                trainer.totals.add_draw(DrawCost(**shape["drawn"]), Purpose.PILOT)
+
+            def begin() -> None:
+                folder.begin(config, plan)
+                if shape is not None:
+                    keep_shape(folder.path, shape)
+
+            processes.from_main(begin)
+            return _Session(shaped, view, trainer, folder, processes, plan).run()
+
+
+def _shape(config: Config, view: View, processes: Processes, plan: Plan) -> dict[str, Any] | None:
+    """The shape that was measured for the run; None where it is given."""
+    if config.train.shape == "given":
+        return None
+    if plan.found is not None:
+        return processes.from_main(lambda: kept_shape(config.output_dir))
+    return processes.from_main(lambda: measured_shape(config, view))
 
 
 def _load(found: Checkpoint, trainer: Trainer) -> None:

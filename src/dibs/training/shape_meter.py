@@ -81,35 +81,62 @@ def shape_report(config: Config, measured: MeasuredGradients, available: int) ->
         for size in dict.fromkeys((group, 2 * group))
         if size <= most
     ]
+    unit = config.allocate.budget_unit
+    best = recommended(rows)
     return {
         "rollouts": m * n,
-        "unit": config.allocate.budget_unit,
+        "unit": unit,
         "configured": {"prompts": m, "completions": n},
         "estimator": config.algorithm.estimator,
         "objective": config.algorithm.objective,
         "baseline": config.algorithm.baseline,
         "measured_prompts": len(measured.groups),
         "shapes": rows,
-        "advice": advice(rows, m, n, config.allocate.budget_unit),
+        "recommended": best,
+        "advice": advice(best, m, n, unit),
     }
 
 
-def advice(rows: Sequence[dict[str, Any]], m: int, n: int, unit: str = "completions") -> str:
-    """One sentence: how many prompts, how many completions, which rule, and whether it is worth it."""
+def recommended(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row that is surely less noisy than the configured shape; None if none is.
 
-    def surely(row: dict[str, Any]) -> float:
-        return row["gain"]["low"] or 0.0
-
+    A simpler one, which is uniform, is taken where it is nearly as good.
+    """
     simple = max((row for row in rows if row["rule"] == "uniform"), key=_value)
     best = max(rows, key=_value)
-    if surely(best) < _CLEARLY and surely(simple) < _CLEARLY:
+    if _surely(best) < _CLEARLY and _surely(simple) < _CLEARLY:
+        return None
+    if _surely(simple) >= _CLEARLY and _value(simple) > 0.9 * _value(best):
+        return simple
+    return best
+
+
+def recommended_keys(best: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The keys of the configuration, by section, that make steps as a row of the report says."""
+    uniform, pool = best["rule"] == "uniform", best["rule"] == "pool"
+    if pool:
+        return {
+            "select": {"pool": "all", "group": best["completions"]},
+            "allocate": {"allocator": "min_variance"},
+            "estimate": {"mode": "online"},
+        }
+    return {
+        "train": {"prompts_per_step": best["prompts"]},
+        "select": {"pool": None, "group": None},
+        "allocate": {
+            "num_generations": best["completions"],
+            "allocator": "uniform" if uniform else "min_variance",
+        },
+    }
+
+
+def advice(best: dict[str, Any] | None, m: int, n: int, unit: str = "completions") -> str:
+    """One sentence: how many prompts, how many completions, which rule, and whether it is worth it."""
+    if best is None:
         return (
             f"Nothing is clearly less noisy than {m} x {n} at the same {_EQUAL[unit]}; measure more "
             "prompts (variance.prompts) to be surer."
         )
-    # What is simpler is taken where it is nearly as good.
-    if surely(simple) >= _CLEARLY and _value(simple) > 0.9 * _value(best):
-        best = simple
     gain = best["gain"]
     how = (
         f"{gain['value']:.2g} ({gain['low']:.2g}-{gain['high']:.2g}) times less noisy than {m} x {n} at "
@@ -129,6 +156,10 @@ def advice(rows: Sequence[dict[str, Any]], m: int, n: int, unit: str = "completi
     return (
         f"Use select.pool all with select.group {best['completions']}, estimate.mode online: {how}."
     )
+
+
+def _surely(row: dict[str, Any]) -> float:
+    return row["gain"]["low"] or 0.0
 
 
 def _value(row: dict[str, Any]) -> float:
