@@ -176,9 +176,10 @@ def main() -> None:
     out = Path(f"{sys.argv[2]}.{os.environ.get('RANK', '0')}")
     out.write_text(json.dumps(told), encoding="utf-8")
     if dist.is_initialized():
-        # Left to the interpreter's end, gloo's threads now and then abort a process that is done.
+        # While the interpreter ends, gloo's threads now and then abort a process that is done.
         dist.barrier()
-        dist.destroy_process_group()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
