@@ -28,6 +28,7 @@ BENCHMARKS = {
     "pool_variance": "--policies arithmetic --prompts=128 --samples=2 --steps=2 --filling=1",
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
+    "shape_order": "--prompts=8",
     "study_aa": "--tests=3",
     "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
     "verifier": "--rounds=1",
@@ -35,7 +36,8 @@ BENCHMARKS = {
 }
 """Those that run in this environment, with options that make them tiny."""
 WARM_STARTED = {
-    *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving", "step"),
+    *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
+    *("shape_order", "step"),
 }
 OTHER_ENVIRONMENTS = {
     "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),
@@ -61,6 +63,12 @@ STUDIES = {
         "--compare.learning_rates=[]",
         "--compare.exclude=['*/*/128x1', '*/*/32x4']",
     ],
+    "joint-families": [
+        "--estimate.num_pilots=4",
+        "--compare.learning_rates=[]",
+        "--compare.exclude=['wide/*', 'arithmetic/*', 'lengths/*', 'polar/raft++/*', '*/*/32x4']",
+    ],
+    "joint-large": ["--compare.learning_rates=[]"],
     "paper": [
         "--policy.model=arithmetic-easy",
         "--policy.dtype=float32",
