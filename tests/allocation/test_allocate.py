@@ -204,7 +204,7 @@ def test_bounded_shares_match_brute_force(seed):
         (([1], [1], [1.0]), {"lower": 3, "upper": 2}, "lower bound 3 exceeds upper bound 2"),
         (([1], [1], [1.0]), {"lower": 0.5}, "whole numbers"),
         (([1], [1], [1.0]), {"lower": [0, 0]}, "lower has shape"),
-        (([1], [1], [1.0]), {"allocator": "best"}, "'best'; known: gvm, min_variance, uniform"),
+        (([1], [1], [1.0]), {"allocator": "best"}, "'best'; known: gvm, min_variance, "),
         (([1], [1], [1.0]), {"objective": "wealth"}, "unknown objective 'wealth'"),
         (([1], [1], [1.0]), {"baseline": "median"}, "log_likelihood has no baseline median"),
         (([1], [1], [1.0]), {"accept_rate_penalty": -1}, "at least 0"),
@@ -234,7 +234,7 @@ def test_an_allocator_can_be_added_and_is_held_to_its_contract():
     try:
         counts = allocate([1] * 3, [1] * 3, [1] * 3, budget=9, allocator="everything_to_the_last")
         assert counts.tolist() == [0, 0, 9]
-        with pytest.raises(RuntimeError, match="spendthrift"):
+        with pytest.raises(InputError, match="spendthrift gave 10 completions to prompt '0'"):
             allocate([1], [1], [1], budget=9, allocator="spendthrift")
     finally:
         del ALLOCATORS["everything_to_the_last"], ALLOCATORS["spendthrift"]

@@ -125,9 +125,9 @@ def test_pilots_decide_for_a_pool_too():
         (SINGLE, {"uniform_share": 2.0}, "uniform_share 2 is not above 0 and at most 1"),
         ({**SINGLE, "lower": 1}, {}, "lower and upper are for a fixed batch"),
         (
-            {**SINGLE, "mode": "pilot", "allocator": "gvm"},
+            {**SINGLE, "allocator": "tiny_groups:make_prompt"},
             {},
-            "allocator gvm decides counts of a fi",
+            "allocator tiny_groups:make_prompt decides counts of a fi",
         ),
     ],
 )

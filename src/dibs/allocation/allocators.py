@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dibs.allocation import rules
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose, spendable
 from dibs.allocation.proportional import proportional
 from dibs.allocation.target import Target
@@ -36,37 +37,19 @@ def allocator(name: str) -> Callable[[Allocator], Allocator]:
     return register
 
 
-@allocator("uniform")
 def uniform(problem: AllocationProblem) -> np.ndarray:
     """The same count for every prompt, as far as the bounds allow."""
     return _in_proportion(np.ones(len(problem.stats)), problem)
 
 
-@allocator("gvm")
-def gvm(problem: AllocationProblem) -> np.ndarray:
-    """GVM's rule: arXiv 2505.02391, Algorithm 2 with the counts of Theorem 3.
+def _by_rule(name: str) -> Allocator:
+    def counts(problem: AllocationProblem) -> np.ndarray:
+        return _in_proportion(rules.weights_of(name, problem), problem)
 
-    ``n_i = N w_i / sum w`` with ``w_i = G_i / sqrt(p_i + alpha / p_i^(beta - 1))``, where ``p_i`` is
-    the accepted share of the pilots and ``G_i`` the mean gradient norm of the accepted ones. A prompt
-    with no accepted pilot has weight 0 and gets its lower bound: with a bound of 0 it is starved.
-    When no prompt has an accepted pilot, all weights are 0 and the budget is spent uniformly.
+    return counts
 
-    The paper has N' pilots of every prompt. Here a verifier may fail on all pilots of a prompt. Such a
-    prompt counts as an average pilot of the others: ``p_i`` is the accepted share of all their pilots,
-    and ``G_i`` the mean norm of all accepted ones.
-    """
-    stats = problem.stats
-    trials, successes = np.asarray(stats.trials), np.asarray(stats.successes)
-    solved = successes > 0
-    rate = np.where(solved, stats.accept_rate, 1.0)
-    norm = np.where(solved, stats.grad_norm, 0.0)
-    if solved.any():
-        rate[trials == 0] = successes.sum() / trials.sum()
-        norm[trials == 0] = successes @ norm / successes.sum()
-    alpha, beta = problem.penalty.alpha, problem.penalty.beta
-    with np.errstate(over="ignore"):  # an infinite penalty is a weight of 0
-        penalty = alpha * rate ** (1 - beta) if alpha > 0 else 0.0
-    return _in_proportion(norm / np.sqrt(rate + penalty), problem)
+
+ALLOCATORS |= {name: _by_rule(name) for name in rules.NAMES if not rules.is_random(name)}
 
 
 @allocator("min_variance")
@@ -143,7 +126,7 @@ def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarra
 
 def check_allocator(name: str) -> None:
     """InputError unless an allocator of this name is registered, or ``module:function`` is one."""
-    if name in ALLOCATORS:
+    if name in ALLOCATORS or name in rules.NAMES:
         return
     if ":" not in name:
         known = ", ".join(sorted(ALLOCATORS))
@@ -156,19 +139,46 @@ def check_allocator(name: str) -> None:
 def solve(problem: AllocationProblem, name: str) -> Allocation:
     """Run the allocator registered as ``name``.
 
-    Raises InputError for an unknown name, RuntimeError when the allocator broke its contract.
+    Raises InputError for an unknown name, for a rule that needs a pool, and for an allocator that broke
+    its contract.
     """
     check_allocator(name)
-    counts = ALLOCATORS[name](problem)
-    within = (counts >= problem.lower).all() and (counts <= problem.upper).all()
+    if name not in ALLOCATORS:
+        raise InputError(f"allocator {name} draws at random, which needs a pool; set select.pool")
+    counts = _checked(ALLOCATORS[name](problem), problem, name)
+    return Allocation(problem.stats.prompt_ids, counts, name)
+
+
+def _checked(given: object, problem: AllocationProblem, name: str) -> np.ndarray:
+    """What an allocator returned, int64 [m]. InputError unless it is what the problem asks for."""
+    try:
+        numbers = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"allocator {name} returned {type(given).__name__}, not counts") from None
+    m = len(problem.stats)
+    if numbers.shape != (m,):
+        raise InputError(
+            f"allocator {name} returned an array of shape {numbers.shape}; it must be one count for "
+            f"each of {m} prompts"
+        )
+    if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
+        raise InputError(f"allocator {name} returned counts that are not whole numbers")
+    counts = numbers.astype(np.int64)
+    outside = np.flatnonzero((counts < problem.lower) | (counts > problem.upper))
+    if len(outside):
+        i = int(outside[0])
+        raise InputError(
+            f"allocator {name} gave {counts[i]} completions to prompt {problem.stats.prompt_ids[i]!r}; "
+            f"its bounds are {problem.lower[i]} and {problem.upper[i]}"
+        )
     spent = float(counts @ problem.cost)
     paid = spent == problem.budget if problem.exact else spent <= problem.budget * (1 + 1e-9)
-    if not (paid and within):
-        raise RuntimeError(
-            f"allocator {name!r} returned counts that spend {spent:.16g} of a budget of "
-            f"{problem.budget}, or that leave their bounds"
+    if not paid:
+        raise InputError(
+            f"allocator {name} returned counts that spend {spent:.16g} of a budget of "
+            f"{problem.budget:.16g}"
         )
-    return Allocation(problem.stats.prompt_ids, counts, name)
+    return counts
 
 
 def allocate(

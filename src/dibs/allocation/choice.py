@@ -70,6 +70,7 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
             group=config.group,
             uniform_share=config.select.uniform_share,
             rng=np.random.default_rng([config.seed, step, part, _ROUNDING]),
+            correct=config.select.correct,
         )
         for part, problem in enumerate(problems)
     ]

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dibs.allocation import rules
 from dibs.allocation.allocators import POWERS
 from dibs.allocation.fractional import expected_counts, round_at_random
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.proportional import fill
 
 
 @dataclass(frozen=True)
@@ -23,18 +25,29 @@ class PoolCounts:
 
     ``expected``: ``e_i``, above 0, float64 [N]. ``counts``: ``n_i`` at random with that expectation,
     int64 [N]. ``expected_gain``: variance expected of uniform expected counts over that of ``expected``.
-    ``achievable_gain``: the same of the counts that would be best if all beliefs were true.
+    ``achievable_gain``: the same of the counts that would be best if all beliefs were true. ``correct``:
+    whether weights undo the choice.
     """
 
     expected: np.ndarray
     counts: np.ndarray
     expected_gain: float
     achievable_gain: float
+    correct: bool = True
+
+    @property
+    def largest_weight(self) -> float:
+        """Of a completion, over that under uniform counts."""
+        return float(self.expected.mean() / self.expected.min()) if self.correct else 1.0
 
     @property
     def shares(self) -> np.ndarray:
-        """What the weights of each prompt's completions add up to, ``n_i / (N e_i)``, [N]."""
-        shares: np.ndarray = self.counts / (len(self.counts) * self.expected)
+        """What the weights of each prompt's completions add up to, [N].
+
+        ``n_i / (N e_i)``, or where the choice is not corrected, the prompt's share of the completions.
+        """
+        once = len(self.counts) * self.expected if self.correct else self.counts.sum()
+        shares: np.ndarray = self.counts / once
         return shares
 
 
@@ -46,24 +59,38 @@ def pool_counts(
     group: int,
     uniform_share: float,
     rng: np.random.Generator,
+    correct: bool = True,
 ) -> PoolCounts:
     """Decide how many completions each prompt of a pool gets.
 
     Args:
         problem: of k rows of statistics; lower bounds are completions that its prompts have already.
         rows: which of them each of the N prompts has, int64 [N].
-        allocator: ``uniform``, or ``min_variance``, which takes only counts that are surely better.
+        allocator: ``min_variance``, which takes only counts that are surely better, or one of ``rules``.
         group: completions that a prompt gets at a time, beyond the lower bound.
         uniform_share: of a uniform count, expected of every prompt at least; in (0, 1].
+        correct: whether what is drawn seldom weighs more.
     """
+    shared = not np.array_equal(rows, np.arange(len(problem.stats)))
+    if allocator in rules.NAMES and allocator != "uniform" and shared:
+        # A rule may draw at random, or rank the prompts, so each has a row of its own.
+        problem = problem.restricted(rows, list(map(str, rows)))
+        rows = np.arange(len(rows))
     multiplicity = np.bincount(rows, minlength=len(problem.stats)).astype(np.float64)
-    chosen, gain, achievable = expected_of_rows(problem, multiplicity, allocator, uniform_share)
+    chosen, gain, achievable = expected_of_rows(
+        problem, multiplicity, allocator, uniform_share, rng
+    )
     drawn = round_at_random(((chosen - problem.lower) / group)[rows], rng)
-    return PoolCounts(chosen[rows], problem.lower[rows] + group * drawn, gain, achievable)
+    counts = problem.lower[rows] + group * drawn
+    return PoolCounts(chosen[rows], counts, gain, achievable, correct)
 
 
 def expected_of_rows(
-    problem: AllocationProblem, multiplicity: np.ndarray, allocator: str, uniform_share: float
+    problem: AllocationProblem,
+    multiplicity: np.ndarray,
+    allocator: str,
+    uniform_share: float,
+    rng: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, float, float]:
     """Expected counts of k rows, their expected gain and the achievable one; see :func:`pool_counts`.
 
@@ -76,7 +103,19 @@ def expected_of_rows(
         return expected_counts(sigma, problem.budget, problem.cost, floor, multiplicity)
 
     chosen, gain, achievable = even, 1.0, 1.0
-    if allocator == "min_variance":
+    if allocator in rules.NAMES and allocator != "uniform":
+        weights = rules.weights_of(allocator, problem, rng)
+        none = np.full(len(weights), np.inf)
+        chosen = fill(
+            np.maximum(weights, 1e-200),
+            problem.budget,
+            floor,
+            none,
+            problem.cost * multiplicity,
+        )
+        believed = problem.sigma**2 * multiplicity
+        gain = float((believed / even).sum() / (believed / chosen).sum())
+    elif allocator == "min_variance":
         candidates = [in_proportion(problem.sigma**power) for power in POWERS]
         doubts = problem.doubts**2 * multiplicity
         worst = [float(((doubts / even).sum(1) / (doubts / e).sum(1)).min()) for e in candidates]
@@ -104,7 +143,7 @@ def describe_pool(found: Sequence[PoolCounts], allocator: str) -> dict[str, Any]
         "achievable_gain": achievable,
         "allocation_note": note,
         "pool_size": len(found[0].counts),
-        "largest_weight": float(max(each.expected.mean() / each.expected.min() for each in found)),
+        "largest_weight": float(max(each.largest_weight for each in found)),
     }
 
 

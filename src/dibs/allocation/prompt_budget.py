@@ -135,6 +135,7 @@ class PromptBudget:
         *,
         group: int | None = None,
         uniform_share: float = 0.25,
+        correct: bool = True,
         seed: int = 0,
     ) -> Chosen:
         """Choose prompts of a pool and the completions of each, at random and without bias.
@@ -152,6 +153,8 @@ class PromptBudget:
                 needs.
             uniform_share: of a uniform count, expected of every prompt at least, in (0, 1]. No
                 completion weighs more than 1 / uniform_share times a uniform one.
+            correct: whether weights undo the choice. If not, all completions weigh alike, and the
+                gradient is no longer that of the pool.
 
         Raises InputError for a pool, group or budget that cannot be.
         """
@@ -182,6 +185,7 @@ class PromptBudget:
             group=size,
             uniform_share=uniform_share,
             rng=np.random.default_rng([seed, self.step]),
+            correct=correct,
         )
         drawn = np.flatnonzero(found.counts)
         self._names = [names[i] for i in drawn.tolist()]
@@ -365,10 +369,10 @@ class PromptBudget:
 
 def check_choice(options: BudgetConfig, group: int, uniform_share: float) -> None:
     """Raise InputError for options that no prompts can be chosen with; see `PromptBudget.choose`."""
-    if options.allocator not in ("min_variance", "uniform"):
+    if ":" in options.allocator:
         raise InputError(
             f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool take "
-            "min_variance or uniform"
+            "min_variance or a rule of DIBS"
         )
     if options.estimator == "flat" or options.lower or options.upper is not None:
         raise InputError(

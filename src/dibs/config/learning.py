@@ -278,8 +278,9 @@ class AllocateConfig(Section):
 
     allocator: str = Field(
         "min_variance",
-        description="Decides how many completions each prompt gets: min_variance, gvm, uniform, "
-        "or your own function as module:function.",
+        description="Decides how many completions each prompt gets: min_variance, uniform, a rule of "
+        "docs/rules.md (gvm, spo, vip, reinforce_ada_est, nearest_half, mopps), or your own function "
+        "as module:function.",
     )
     num_generations: int = Field(
         8,

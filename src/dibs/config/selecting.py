@@ -35,3 +35,9 @@ class SelectConfig(Section):
         "count, so that no completion weighs more than 1 / uniform_share times a uniform "
         "one. Raise it where statistics are poor; 1 draws all prompts alike.",
     )
+    correct: bool = Field(
+        True,
+        description="With a pool: a completion weighs 1 over how many its prompt was expected to get, "
+        "which leaves the gradient that of the pool. false weighs all completions of a step alike, as "
+        "most published rules do; prompts that are drawn often then count for more.",
+    )

@@ -139,16 +139,18 @@ class Config(Section):
         if pool is None:
             if self.select.group is not None:
                 raise ValueError(f"select.group {self.select.group} needs a select.pool")
+            if not self.select.correct:
+                raise ValueError("select.correct false needs a select.pool")
             return self
         if pool != "all" and pool < self.train.prompts_per_step:
             raise ValueError(
                 f"select.pool {pool} is smaller than train.prompts_per_step "
                 f"{self.train.prompts_per_step}; raise it, or leave it out"
             )
-        if self.allocate.allocator not in ("min_variance", "uniform"):
+        if ":" in self.allocate.allocator:
             raise ValueError(
                 f"allocate.allocator {self.allocate.allocator} decides counts of a fixed batch; with a "
-                "select.pool choose min_variance or uniform"
+                "select.pool choose min_variance or a rule of DIBS"
             )
         if own.estimator == "flat":
             raise ValueError(

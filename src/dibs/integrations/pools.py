@@ -48,10 +48,16 @@ class PoolConfig(BudgetConfig):
         "count, so that no completion weighs more than 1 / uniform_share times a uniform one.",
     )
 
+    correct: bool = Field(
+        True,
+        description="With a pool: a completion weighs 1 over how many its prompt was expected to get, "
+        "which leaves the gradient that of the pool. false weighs all completions of a step alike.",
+    )
+
     @model_validator(mode="after")
     def _pool_fits(self) -> PoolConfig:
         if self.pool is None:
-            for key in ("group", "uniform_share"):
+            for key in ("group", "uniform_share", "correct"):
                 if key in self.model_fields_set:
                     raise ValueError(f"{key} is given without a pool; set pool, or leave it out")
             return self
@@ -125,6 +131,7 @@ class Pool:
             self.completions,
             group=self.config.group_size,
             uniform_share=self.config.uniform_share,
+            correct=self.config.correct,
             seed=self.seed,
         )
         return chosen._replace(positions=candidates[chosen.positions])
