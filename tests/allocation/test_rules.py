@@ -131,6 +131,21 @@ def test_a_corrected_choice_is_unbiased_and_an_uncorrected_one_is_not(name):
     assert (off[False] > 5) == (name != "uniform")
 
 
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_prompts_that_share_a_row_are_chosen_one_by_one(name):
+    """Of 40 prompts, 30 were never seen and have one row of the statistics between them."""
+    rows = np.append(np.arange(10), np.full(30, 10))
+    problem = problem_of(np.append(np.linspace(0.05, 0.95, 10), 0.5), budget=40)
+    rng = np.random.default_rng(0)
+    found = pool_counts(problem, rows, name, group=1, uniform_share=0.25, rng=rng)
+    assert len(found.counts) == 40
+    assert found.counts.sum() == 40
+    assert found.expected.sum() == pytest.approx(40)
+    if rules.is_random(name):
+        unseen = rules.weights_of(name, problem.restricted(rows, [f"{i}" for i in range(40)]), rng)
+        assert unseen.sum() == 10  # a quarter, whatever rows they share
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [

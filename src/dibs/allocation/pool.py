@@ -74,7 +74,7 @@ def pool_counts(
     shared = not np.array_equal(rows, np.arange(len(problem.stats)))
     if allocator in rules.NAMES and allocator != "uniform" and shared:
         # A rule may draw at random, or rank the prompts, so each has a row of its own.
-        problem = problem.restricted(rows, list(map(str, rows)))
+        problem = problem.restricted(rows, [str(i) for i in range(len(rows))])
         rows = np.arange(len(rows))
     multiplicity = np.bincount(rows, minlength=len(problem.stats)).astype(np.float64)
     chosen, gain, achievable = expected_of_rows(
