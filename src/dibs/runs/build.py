@@ -34,7 +34,7 @@ from dibs.training.losses import PolicyLoss
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
-from dibs.types import InputError, TrainingExample
+from dibs.types import InputError, NonFiniteError, TrainingExample
 
 
 def _quiet_transformers() -> None:
@@ -57,6 +57,9 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
     sampler = build_sampler(config, policy, processes.main)
     try:
         return _assembled(config, view, questions, policy, sampler, processes)
+    except NonFiniteError as error:
+        sampler.close()
+        raise InputError(f"policy.model {config.policy.model}: {error}") from None
     except BaseException:
         sampler.close()
         raise

@@ -123,6 +123,11 @@ class _Session:
                 return before, after
         except NonFiniteError as error:
             advice = "lower update.learning_rate or set update.max_grad_norm"
+            if self.trainer.totals.optimizer_updates == 0:  # training is not to blame
+                advice = (
+                    f"no update was made yet, so policy.model {self.config.policy.model} itself gives "
+                    "them; try policy.dtype float32, or another model"
+                )
             raise InputError(f"stopped at {error}; {self._last_good()}; {advice}") from None
         except KeyboardInterrupt:
             onward = " The same command with --resume goes on from it." if self.saved >= 0 else ""
