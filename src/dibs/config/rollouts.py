@@ -131,8 +131,8 @@ class DataConfig(Section):
 
     train: str = Field(
         "arithmetic",
-        description="Prompts to train on: a JSON Lines, JSON, CSV or Parquet file, a hub id, a "
-        "known set (math, gsm8k, numina-math, math-500, minerva-math, olympiad-bench, "
+        description="Prompts to train on: a JSON Lines, JSON, CSV (each also .gz) or Parquet file, "
+        "a hub id, a known set (math, gsm8k, numina-math, math-500, minerva-math, olympiad-bench, "
         f"aime24, amc23), or an embedded task: {EMBEDDED}, arithmetic-polar (mostly "
         "solved, the rest hard), arithmetic-lengths (short and long).",
     )
@@ -173,6 +173,13 @@ class DataConfig(Section):
     )
     max_rows: int | None = Field(
         None, ge=1, description="Most rows to read of each source. null reads all."
+    )
+    max_bad_rows: int = Field(
+        0,
+        ge=0,
+        description="Most rows of each source that may be unreadable: broken lines, missing columns, "
+        "cells of another kind. They are left out and counted, and the first is shown. One more is an "
+        "error. Raise it for large files with a few faults.",
     )
     template: str = Field(
         "plain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import repeat
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import numpy as np
 
 from dibs.config import TEMPLATES, Config, DataConfig
 from dibs.data.arithmetic import Part, draw_problems, parts_of
+from dibs.data.containers import BadRows
 from dibs.data.questions import Question, read_questions_of
 from dibs.files import one_line
 from dibs.types import InputError, Prompt
@@ -33,10 +34,14 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows to train on and to evaluate on; ``eval`` is None where the latter come from ``train``."""
+    """Rows to train on and to evaluate on; ``eval`` is None where the latter come from ``train``.
+
+    ``dropped``: the number of rows that could not be read, by reason.
+    """
 
     train: list[Question]
     eval: list[Question] | None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,22 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
     parts = parts_of(config.train)
     if parts is not None:
         return _embedded_questions(config, parts, seed)
-    train = list(read_questions_of(config, config.train, config.split))
-    held_out = (
-        list(read_questions_of(config, config.eval, config.eval_split)) if config.eval else None
-    )
-    for source, rows in ((config.train, train), (config.eval, held_out)):
-        if rows is not None and not rows:
-            raise InputError(f"{source}: no usable prompts, the data set is empty")
-    return Questions(train, held_out)
+    train, dropped = _read(config, config.train, config.split)
+    held_out = None
+    if config.eval:
+        held_out, dropped_here = _read(config, config.eval, config.eval_split)
+        dropped |= {f"{reason} (evaluation)": rows for reason, rows in dropped_here.items()}
+    return Questions(train, held_out, dropped)
+
+
+def _read(config: DataConfig, source: str, split: str) -> tuple[list[Question], dict[str, int]]:
+    """All questions of a source, of which there must be one, and the rows left out by reason."""
+    bad = BadRows(config.max_bad_rows)
+    rows = list(read_questions_of(config, source, split, bad))
+    if not rows:
+        why = _reasons(bad.dropped) or ", the data set is empty"
+        raise InputError(f"{source}: no usable prompts{why}")
+    return rows, bad.dropped
 
 
 def build_prompts(
@@ -80,7 +93,7 @@ def build_prompts(
     before. Raises InputError when no prompt is left to train on or to evaluate on.
     """
     longest = min(config.max_prompt_length, context or config.max_prompt_length)
-    dropped: Counter[str] = Counter()
+    dropped = Counter(questions.dropped)
     train = _render(questions.train, config, tokenizer, longest, dropped)
     if not train:
         raise InputError(f"{config.train}: no usable prompts{_reasons(dropped)}")

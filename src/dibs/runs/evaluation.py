@@ -20,9 +20,8 @@ import numpy as np
 from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
-from dibs.data.prompts import (
-    render_all,
-)
+from dibs.data.containers import BadRows
+from dibs.data.prompts import render_all
 from dibs.data.questions import read_questions_of
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
@@ -105,8 +104,10 @@ class Evaluator:
 
     def _prompts(self, source: str, room: int | None) -> tuple[list[Prompt], dict[str, int]]:
         config = self.config.data.model_copy(update={"train": source})
-        questions = read_questions_of(config, source, config.eval_split)
+        bad = BadRows(config.max_bad_rows)
+        questions = read_questions_of(config, source, config.eval_split, bad)
         prompts, dropped = render_all(questions, config, self.policy.tokenizer, room)
+        dropped |= bad.dropped
         if not prompts:
             raise InputError(f"{source}: no usable prompts (dropped: {json.dumps(dropped)})")
         for reason, count in dropped.items():
