@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 
 import torch
 import transformers
@@ -13,7 +14,7 @@ from dibs.allocation.target import Target
 from dibs.config import Config, PolicyConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
 from dibs.data.prompts import (
-    Questions,
+    PromptSet,
     build_prompts,
     check_batch_size,
     read_questions,
@@ -42,10 +43,13 @@ def _quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> Trainer:
+def build_trainer(
+    config: Config, view: View, processes: Processes = ALONE, clock: datetime | None = None
+) -> Trainer:
     """Check the configuration against the world and put the parts of a run together.
 
-    Raises InputError for anything that would stop the run later.
+    ``clock``: the time that chat templates write; None: now. Raises InputError for anything that would
+    stop the run later.
     """
     _check(config)
     _quiet_transformers()
@@ -56,7 +60,9 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
     policy = load_policy(start, config.sampling.temperature)
     sampler = build_sampler(config, policy, processes.main)
     try:
-        return _assembled(config, view, questions, policy, sampler, processes)
+        room = processes.broadcast(_room_for_prompts(policy, config, sampler))
+        prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room, clock)
+        return _assembled(config, view, prompts, policy, sampler, processes)
     except NonFiniteError as error:
         sampler.close()
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
@@ -68,13 +74,11 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
 def _assembled(
     config: Config,
     view: View,
-    questions: Questions,
+    prompts: PromptSet,
     policy: Policy,
     sampler: Sampler,
     processes: Processes,
 ) -> Trainer:
-    room = processes.broadcast(_room_for_prompts(policy, config, sampler))
-    prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
     if isinstance(config.select.pool, int):
         check_batch_size(prompts.train, config.select.pool, "select.pool")

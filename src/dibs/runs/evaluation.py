@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dibs.config import Config
 from dibs.data.containers import BadRows
 from dibs.data.prompts import render_all
 from dibs.data.questions import read_questions_of
+from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
@@ -52,7 +54,10 @@ _MEANS = {
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The parts of an evaluation: ``samples`` completions a prompt for scores at ``k``."""
+    """The parts of an evaluation: ``samples`` completions a prompt for scores at ``k``.
+
+    ``clock``: the time that chat templates write, which an evaluation that goes on keeps.
+    """
 
     config: Config
     policy: Policy
@@ -61,6 +66,7 @@ class Evaluator:
     k: int
     samples: int
     view: View
+    clock: datetime
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the scores."""
@@ -79,6 +85,7 @@ class Evaluator:
             "seed": config.seed,
             "k": self.k,
             "samples": self.samples,
+            "clock": self.clock.isoformat(timespec="seconds"),
             **sections,
         }
 
@@ -106,10 +113,13 @@ class Evaluator:
         config = self.config.data.model_copy(update={"train": source})
         bad = BadRows(config.max_bad_rows)
         questions = read_questions_of(config, source, config.eval_split, bad)
-        prompts, dropped = render_all(questions, config, self.policy.tokenizer, room)
+        renderer = Renderer(config, self.policy.tokenizer, self.clock)
+        prompts, dropped = render_all(questions, renderer, room)
         dropped |= bad.dropped
         if not prompts:
             raise InputError(f"{source}: no usable prompts (dropped: {json.dumps(dropped)})")
+        for note in renderer.notes:
+            self.view.message(f"{source}: {note}")
         for reason, count in dropped.items():
             self.view.message(f"{source}: {count} rows dropped: {reason}")
         return prompts, dropped
@@ -125,7 +135,7 @@ class Evaluator:
             changed = [
                 f"{key} was {before.get(key)!r} and is {value!r}"
                 for key, value in self.settings().items()
-                if before.get(key) != value
+                if before.get(key) != value and key != "clock"
             ]
             if changed:
                 raise InputError(
@@ -244,6 +254,16 @@ def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
     return {record["prompt_id"]: record for _, record in whole}
 
 
+def _clock_of(out: Path | None) -> datetime:
+    """The clock of the evaluation in a folder; now where there is none."""
+    try:
+        path = Path() if out is None else out / "settings.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return datetime.fromisoformat(settings["clock"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return datetime.now().replace(microsecond=0)
+
+
 def run_evaluation(
     config: Config, sources: Sequence[str], k: int, samples: int, out: Path | None, view: View
 ) -> dict[str, Any]:
@@ -258,7 +278,8 @@ def run_evaluation(
         closing(build_sampler(config, policy)) as sampler,
         closing(build_verifier(config.verify, "")) as verifier,
     ):
-        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view)
+        clock = _clock_of(out)
+        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view, clock)
         try:
             return evaluator.run(sources, out, _room_for_prompts(policy, config, sampler))
         except NonFiniteError as error:

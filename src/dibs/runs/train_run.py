@@ -19,6 +19,7 @@ from dibs.runs.build import build_trainer
 from dibs.runs.checkpoints import Checkpoint
 from dibs.runs.console import NoView, View
 from dibs.runs.folder import Plan, RunFolder
+from dibs.runs.prompts_mark import PromptsMark, started
 from dibs.runs.resume_state import load_trainer_state, trainer_state
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import NoTrackers, Trackers
@@ -53,12 +54,15 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
             return dict(plan.summary)
         if plan.restarts:
             view.message("The run had not reached its first checkpoint; it starts again.")
-        trainer = build_trainer(config, view, processes)
+        clock = processes.broadcast(started(plan.found))
+        trainer = build_trainer(config, view, processes, clock)
+        prompts = PromptsMark(clock, trainer.prompts.fingerprint())
         with closing(trainer.source):
             if plan.found is not None:
+                prompts.compare(plan.found, config, view)
                 _load(plan.found, trainer)
             processes.from_main(lambda: folder.begin(config, plan))
-            return _Session(config, view, trainer, folder, processes, plan).run()
+            return _Session(config, view, trainer, folder, processes, plan, prompts).run()
 
 
 def _load(found: Checkpoint, trainer: Trainer) -> None:
@@ -86,6 +90,7 @@ class _Session:
     folder: RunFolder
     processes: Processes
     plan: Plan
+    prompts: PromptsMark
     earlier_seconds: float = 0.0
     saving_seconds: float = 0.0
     saved: int = -1
@@ -255,6 +260,7 @@ class _Session:
             "wall_seconds": self._seconds(),
             "saving_seconds": self.saving_seconds,
             "trackers": self.trackers.run_ids,
+            **self.prompts.facts,
         }
         keep = self.config.checkpoint.keep
         self.folder.save_checkpoint(self.trainer.policy, facts, trainer_state(self.trainer), keep)
