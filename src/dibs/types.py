@@ -50,6 +50,10 @@ class NonFiniteError(Exception):
     """A log-probability, loss or gradient is NaN or infinite. No update was made from it."""
 
 
+class NoVerdictError(Exception):
+    """The verifier gave no verdict on any completion of a draw. The message holds its first reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, rendered and tokenized.

@@ -227,7 +227,7 @@ class VerifyConfig(Section):
         "exclude",
         description="What happens to completions that the verifier failed on or ran out of time "
         "for. exclude leaves them out of the step; reject gives them reward 0. Both "
-        "are counted.",
+        "are counted. Where a step or an evaluation gets no verdict at all, the run is saved and ends.",
     )
     timeout: float = Field(
         5.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,8 +28,9 @@ from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
-from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
+from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
+from dibs.rollouts.source import no_verdict_at_all
 from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
 from dibs.runs.build import _quiet_transformers, _room_for_prompts, starting_policy
 from dibs.runs.console import View
@@ -177,8 +178,19 @@ class Evaluator:
         ]
         options = self.config.verify
         keep = options.failures == "reject"
-        stream = self.sampler.sample(requests)
-        return verified(self.verifier, prompts, stream, options.accept_threshold, keep)
+        drawn: list[Sampled] = []
+
+        def stream() -> Iterator[Sampled]:
+            for sampled in self.sampler.sample(requests):
+                drawn.append(sampled)
+                yield sampled
+
+        reasons: list[str] = []
+        groups = verified(self.verifier, prompts, stream(), options.accept_threshold, keep, reasons)
+        fault = no_verdict_at_all(reasons, len(drawn))
+        if fault is not None:
+            raise InputError(f"{fault}; mend verify.verifier {options.verifier}")
+        return groups
 
     def _record(self, group: Group, read: Callable[[str], str | None]) -> dict[str, Any]:
         rollouts = group.rollouts

@@ -26,7 +26,7 @@ from dibs.runs.trackers import NoTrackers, Trackers
 from dibs.runs.versions import session_line
 from dibs.train import Trainer
 from dibs.training.records import StepRecord, describe_prompts, sample_records
-from dibs.types import InputError, NonFiniteError
+from dibs.types import InputError, NonFiniteError, NoVerdictError
 
 _Result = TypeVar("_Result")
 
@@ -80,8 +80,9 @@ def _load(found: Checkpoint, trainer: Trainer) -> None:
 class _Session:
     """A run from its start, or from a checkpoint, to its end, or until it is stopped.
 
-    ``saved``: the step of the last checkpoint, -1 for none. ``accuracy``: of the last step, None where
-    it was not evaluated. ``earlier_seconds``: of the run before it was resumed.
+    ``saved``: the step of the last checkpoint, -1 for none. ``step``: the last that is finished.
+    ``accuracy``: of that step, None where it was not evaluated. ``earlier_seconds``: of the run before
+    it was resumed.
     """
 
     config: Config
@@ -94,6 +95,7 @@ class _Session:
     earlier_seconds: float = 0.0
     saving_seconds: float = 0.0
     saved: int = -1
+    step: int = 0
     accuracy: float | None = None
     trackers: Trackers | NoTrackers = field(default_factory=NoTrackers)
     started: float = field(default_factory=time.perf_counter)
@@ -134,6 +136,12 @@ class _Session:
                     "them; try policy.dtype float32, or another model"
                 )
             raise InputError(f"stopped at {error}; {self._last_good()}; {advice}") from None
+        except NoVerdictError as error:
+            self._in_folder(partial(self._save, self.step))
+            raise InputError(
+                f"stopped at {error}; {self._last_good()}; mend verify.verifier "
+                f"{self.config.verify.verifier} and go on with --resume"
+            ) from None
         except KeyboardInterrupt:
             onward = " The same command with --resume goes on from it." if self.saved >= 0 else ""
             self.view.message(
@@ -179,6 +187,7 @@ class _Session:
         first = {"step": 0, **asdict(self.trainer.totals), **scores}
         self.accuracy = first["accuracy"]
         self._in_folder(partial(self._keep_first, first))
+        self.trainer.require_verdicts("the first evaluation")
         return first
 
     def _go_on(self, found: Checkpoint) -> Mapping[str, Any]:
@@ -186,7 +195,7 @@ class _Session:
         self.earlier_seconds = float(found.facts["wall_seconds"])
         self.saving_seconds = float(found.facts["saving_seconds"])
         self.accuracy = found.facts["accuracy"]
-        self.saved = found.step
+        self.saved = self.step = found.step
         self.view.message(f"Going on from step {found.step}, {found.folder}")
         self._in_folder(lambda: self._note_session(found.step))
         return self._in_folder(lambda: self.folder.metrics(0))
@@ -199,10 +208,12 @@ class _Session:
         for record in self.trainer.run(first):
             after = record.metrics
             self.accuracy = after.get("accuracy")
+            self.step = record.step
             self._in_folder(partial(self._keep, record))
             self._stop_if_asked(stop, record.step)
         if "accuracy" not in after:  # a run resumed after what is now its last step
             after = {**after, **self.trainer.evaluate()}
+            self.trainer.require_verdicts("the last evaluation")
         return after
 
     def _stop_if_asked(self, stop: StopRequest, step: int) -> None:

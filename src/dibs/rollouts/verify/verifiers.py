@@ -44,6 +44,7 @@ def verified(
     sampled: Iterable[tuple[int, int, Completion]],
     accept_threshold: float,
     keep_unreached: bool,
+    reasons: list[str] | None = None,
 ) -> list[Group]:
     """Judge completions as they are sampled, and return one group of rollouts for each prompt.
 
@@ -53,6 +54,7 @@ def verified(
         accept_threshold: least reward of an accepted completion.
         keep_unreached: whether a completion without a verdict is a rollout of reward 0. If not, it is
             left out, and the group notes its status.
+        reasons: gets the reason for each completion without a verdict.
     """
     drawn: list[tuple[int, int, Completion]] = []
 
@@ -62,6 +64,8 @@ def verified(
             yield prompts[each[0]].answer, each[2].text
 
     judged = [(*drawn[n], v) for n, v in enumerate(verifier.verdicts(items()))]
+    if reasons is not None:
+        reasons += [verdict.reason for *_, verdict in judged if not verdict.reached]
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     left_out: list[list[str]] = [[] for _ in prompts]
     for index, _, completion, verdict in sorted(judged, key=lambda each: each[:2]):
