@@ -124,7 +124,15 @@ class RolloutSource:
 
         def judged() -> tuple[list[Group], list[int], list[str]]:
             reasons: list[str] = []
-            own = verified(self.verifier, prompts, drawn(), options.accept_threshold, keep, reasons)
+            own = verified(
+                self.verifier,
+                prompts,
+                drawn(),
+                options.accept_threshold,
+                keep,
+                reasons=reasons,
+                require_end=options.require_end,
+            )
             return own, lengths, reasons
 
         shares = self.processes.all_gather_results(judged)

@@ -22,6 +22,7 @@ from dibs.data.prompts import (
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
+from dibs.model.turn_end import stops_of
 from dibs.model.warm_start import warm_started_policy
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import Sampler, build_sampler
@@ -57,7 +58,7 @@ def build_trainer(
     questions = read_questions(config.data, config.seed)
     with processes.main_first():  # it warms up an embedded task's policy
         start = starting_policy(config.policy, view)
-    policy = load_policy(start, config.sampling.temperature)
+    policy = loaded_policy(config, start)
     sampler = build_sampler(config, policy, processes.main)
     try:
         room = processes.broadcast(_room_for_prompts(policy, config, sampler))
@@ -151,6 +152,13 @@ def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:
         lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
     )
     return config.model_copy(update={"model": str(folder)})
+
+
+def loaded_policy(config: Config, start: PolicyConfig) -> Policy:
+    """The policy that ``start`` names, and what ends its completions."""
+    policy = load_policy(start, config.sampling.temperature)
+    policy.stops = stops_of(policy.tokenizer, config.sampling.stop, chat=config.data.chat_template)
+    return policy
 
 
 def _room_for_prompts(policy: Policy, config: Config, sampler: Sampler) -> int | None:

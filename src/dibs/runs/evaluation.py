@@ -27,12 +27,11 @@ from dibs.data.questions import read_questions_of
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
-from dibs.model.pretrained import load_policy
 from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
 from dibs.rollouts.source import no_verdict_at_all
 from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
-from dibs.runs.build import _quiet_transformers, _room_for_prompts, starting_policy
+from dibs.runs.build import _quiet_transformers, _room_for_prompts, loaded_policy, starting_policy
 from dibs.runs.console import View
 from dibs.types import Group, InputError, NonFiniteError, Prompt
 
@@ -186,7 +185,15 @@ class Evaluator:
                 yield sampled
 
         reasons: list[str] = []
-        groups = verified(self.verifier, prompts, stream(), options.accept_threshold, keep, reasons)
+        groups = verified(
+            self.verifier,
+            prompts,
+            stream(),
+            options.accept_threshold,
+            keep,
+            reasons=reasons,
+            require_end=options.require_end,
+        )
         fault = no_verdict_at_all(reasons, len(drawn))
         if fault is not None:
             raise InputError(f"{fault}; mend verify.verifier {options.verifier}")
@@ -284,7 +291,7 @@ def run_evaluation(
     Raises InputError for a source that cannot be read, before anything is sampled.
     """
     _quiet_transformers()
-    policy = load_policy(starting_policy(config.policy, view), config.sampling.temperature)
+    policy = loaded_policy(config, starting_policy(config.policy, view))
     policy.model.eval()
     with (
         closing(build_sampler(config, policy)) as sampler,
