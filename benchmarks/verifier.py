@@ -29,13 +29,15 @@ from rich.table import Table
 from dibs.config import DataConfig, VerifyConfig
 from dibs.data.questions import read_rows
 from dibs.rollouts.verify.verifiers import build_verifier
+from dibs.types import InputError
 
 Items = list[tuple[str, str]]
 
 
 def rows_of(path: Path) -> list[dict]:
     """Rows with an answer as text."""
-    return [dict(row) for _, row in read_rows(DataConfig(), str(path), "train")]
+    rows = read_rows(DataConfig(), str(path), "train")
+    return [dict(row) for _, row in rows if not isinstance(row, InputError)]
 
 
 def completions(rows: list[dict]) -> Items:

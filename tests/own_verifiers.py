@@ -48,6 +48,10 @@ def silent(answer: str, completion: str) -> float:
     raise RuntimeError("no idea")
 
 
+def nothing(answer: str, completion: str) -> None:
+    """Forgets to return anything."""
+
+
 def partial(answer: str, completion: str) -> float:
     """Fails on all completions of the prompts whose answer is even."""
     if int(answer) % 2 == 0:

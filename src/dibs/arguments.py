@@ -16,8 +16,9 @@ from dibs.config import VerifyConfig
 from dibs.config.key_help import keys_help
 from dibs.types import ElsewhereError, InputError, printable
 
-VERIFY_KEYS = tuple(name for name in VerifyConfig.model_fields if name != "failures")
-"""Keys that are options of ``dibs verify``; ``failures`` is about the steps of a training run."""
+_OF_SAMPLED = ("failures", "require_end")
+VERIFY_KEYS = tuple(name for name in VerifyConfig.model_fields if name not in _OF_SAMPLED)
+"""Keys that are options of ``dibs verify``; the others are about completions as they are sampled."""
 _KEYS_TITLE = (
     "Configuration keys. CONFIG holds them nested, in YAML; on the command line they are dotted, as\n"
     "--section.key VALUE or --section.key=VALUE, and win over CONFIG."

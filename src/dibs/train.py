@@ -18,7 +18,7 @@ number of updates does not grow with the counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -48,7 +48,7 @@ from dibs.training.records import StepRecord, StepSpending, step_record
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.totals import Totals, learned
 from dibs.training.updater import Updater
-from dibs.types import Group, NonFiniteError, Prompt
+from dibs.types import Group, NonFiniteError, NoVerdictError, Prompt
 
 
 @dataclass
@@ -56,7 +56,8 @@ class Trainer:
     """The parts of a run, and the loop over them.
 
     ``drawn``: batches or pools of prompts drawn so far. ``upcoming``: those of them that are estimated
-    and not trained on yet. ``cost``: what the step under way has drawn.
+    and not trained on yet. ``cost``: what the step under way has drawn. ``fault``: why the last
+    evaluation has no verdict at all; None where it has one.
     """
 
     config: Config
@@ -71,15 +72,19 @@ class Trainer:
     drawn: int = 0
     upcoming: list[tuple[Sequence[Prompt], StepEstimate]] = field(default_factory=list)
     cost: DrawCost = field(default_factory=DrawCost)
+    fault: str | None = None
 
     def run(self, first: int = 1) -> Iterator[StepRecord]:
         """Train from step ``first`` to step ``train.steps``, and yield a record after each.
 
         Raises NonFiniteError, which names the step, when the policy, a loss or a gradient is NaN or
-        infinite; a bad gradient is never applied.
+        infinite; a bad gradient is never applied. Raises NoVerdictError when the verifier gives no
+        verdict at all in a step, and after the record of a step whose evaluation has none. The trainer
+        is then as it was after the last record, so that it can be saved.
         """
         draw = islice(batches_or_pools(self.prompts.train, self.config), self.drawn, None)
         for step in range(first, self.config.train.steps + 1):
+            before = replace(self.totals), self.drawn, list(self.upcoming)
             try:
                 self.phase.restart()
                 self.cost = DrawCost()
@@ -88,7 +93,11 @@ class Trainer:
                 record = self.step(step, *self.upcoming.pop(0))
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {step}: {error}") from None
+            except NoVerdictError as error:
+                self.totals, self.drawn, self.upcoming = before
+                raise NoVerdictError(f"step {step}: {error}") from None
             yield record
+            self.require_verdicts(f"the evaluation of step {step}")
 
     def look_ahead(self, draw: Iterator[Sequence[Prompt]], step: int) -> None:
         """Draw and estimate the prompts of the steps up to the next estimate, from ``step`` on."""
@@ -169,9 +178,18 @@ class Trainer:
         """Judged completions, counted in the totals; see :meth:`.RolloutSource.draw`."""
         groups, cost = self.source.draw(prompts, counts, purpose, step, **how)
         self.totals.add_draw(cost, purpose)
-        if purpose is not Purpose.EVALUATION:
-            self.cost.add(cost)
+        if purpose is Purpose.EVALUATION:
+            self.fault = cost.fault
+            return groups
+        if cost.fault is not None:
+            raise NoVerdictError(cost.fault)
+        self.cost.add(cost)
         return groups
+
+    def require_verdicts(self, what: str) -> None:
+        """Raise NoVerdictError where the last evaluation has no verdict at all."""
+        if self.fault is not None:
+            raise NoVerdictError(f"{what}: {self.fault}")
 
     def evaluate(self) -> dict[str, Any]:
         """Score the held-out prompts, with the same random numbers every time."""

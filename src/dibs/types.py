@@ -50,6 +50,10 @@ class NonFiniteError(Exception):
     """A log-probability, loss or gradient is NaN or infinite. No update was made from it."""
 
 
+class NoVerdictError(Exception):
+    """The verifier gave no verdict on any completion of a draw. The message holds its first reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, rendered and tokenized.
@@ -68,9 +72,9 @@ class Prompt:
 class Completion:
     """What the policy wrote after a prompt.
 
-    ``finished``: whether the policy wrote an end-of-sequence token. ``token_ids`` then ends with it, and
-    ``text`` does not contain it. ``sampling_logprobs``: the sampler's log-probabilities of
-    ``token_ids``, at its temperature, in nats.
+    ``finished``: whether the policy wrote an end: an end-of-sequence token, or what ``sampling.stop``
+    names. ``token_ids`` then ends with it, and ``text`` does not contain it. ``sampling_logprobs``: the
+    sampler's log-probabilities of ``token_ids``, at its temperature, in nats.
     """
 
     token_ids: tuple[int, ...]

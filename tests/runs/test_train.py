@@ -275,19 +275,18 @@ def test_nothing_accepted_is_said_and_the_run_goes_on(tmp_path, byte_model, math
     assert before == after
 
 
-@pytest.mark.parametrize("verifier", ["silent", "partial"])
-def test_gvm_runs_to_its_end_where_completions_get_no_verdict(tmp_path, verifier):
+def test_gvm_runs_to_its_end_where_completions_get_no_verdict(tmp_path):
     summary = run(
         tmp_path / "run",
         "--allocate.allocator=gvm",
         "--estimate.grad_norm=last_layer",
-        f"--verify.verifier=own_verifiers:{verifier}",
+        "--verify.verifier=own_verifiers:partial",
         "--verify.workers=1",
         "--train.steps=1",
     )
     draw_figures({"gvm": tmp_path / "run"}, tmp_path / "figures")
     assert summary["rollouts"] == 64
-    assert (summary["accuracy_after"] is None) == (verifier == "silent")
+    assert summary["accuracy_after"] is not None
 
 
 def test_a_policy_that_cannot_read_the_data_is_one_clear_line(tmp_path, math_file):

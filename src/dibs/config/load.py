@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -107,6 +107,9 @@ def _read_text(dotted: str, text: str, kind: Any) -> Any:
             return text
         kind = fields[name].annotation
     structured = get_origin(kind) in (tuple, dict) or hasattr(kind, "model_fields")
+    if any(get_origin(each) is tuple for each in get_args(kind)):
+        # One text of a list may stand alone, whatever colons it has.
+        structured = text.lstrip().startswith("[") or text.isdecimal()
     if not structured:
         return text
     try:

@@ -131,8 +131,8 @@ class DataConfig(Section):
 
     train: str = Field(
         "arithmetic",
-        description="Prompts to train on: a JSON Lines, JSON, CSV or Parquet file, a hub id, a "
-        "known set (math, gsm8k, numina-math, math-500, minerva-math, olympiad-bench, "
+        description="Prompts to train on: a JSON Lines, JSON, CSV (each also .gz) or Parquet file, "
+        "a hub id, a known set (math, gsm8k, numina-math, math-500, minerva-math, olympiad-bench, "
         f"aime24, amc23), or an embedded task: {EMBEDDED}, arithmetic-polar (mostly "
         "solved, the rest hard), arithmetic-lengths (short and long).",
     )
@@ -173,6 +173,13 @@ class DataConfig(Section):
     )
     max_rows: int | None = Field(
         None, ge=1, description="Most rows to read of each source. null reads all."
+    )
+    max_bad_rows: int = Field(
+        0,
+        ge=0,
+        description="Most rows of each source that may be unreadable: broken lines, missing columns, "
+        "cells of another kind. They are left out and counted, and the first is shown. One more is an "
+        "error. Raise it for large files with a few faults.",
     )
     template: str = Field(
         "plain",
@@ -220,7 +227,12 @@ class VerifyConfig(Section):
         "exclude",
         description="What happens to completions that the verifier failed on or ran out of time "
         "for. exclude leaves them out of the step; reject gives them reward 0. Both "
-        "are counted.",
+        "are counted. Where a step or an evaluation gets no verdict at all, the run is saved and ends.",
+    )
+    require_end: bool = Field(
+        False,
+        description="Whether a completion that was cut off at its length limit has no answer, whatever "
+        "is boxed in it. Set it for policies that think first: unfinished thoughts hold boxes.",
     )
     timeout: float = Field(
         5.0,
@@ -258,6 +270,12 @@ class SamplingConfig(Section):
         ge=1,
         description="Most tokens of a completion, end of sequence included. Raise it if many "
         "completions are cut off.",
+    )
+    stop: tuple[str | int, ...] | None = Field(
+        None,
+        description="What ends a completion besides the end-of-sequence token: texts and numbers of "
+        'tokens, such as ["</answer>", 151645]. The completion keeps what stands before. null takes '
+        "the token with which the chat template ends a turn; [] takes nothing.",
     )
     batch_tokens: int = Field(
         32768,
@@ -317,10 +335,18 @@ class SamplingConfig(Section):
         "or 0.5 in bfloat16. null checks nothing.",
     )
 
-    @field_validator("servers", mode="before")
+    @field_validator("servers", "stop", mode="before")
     @classmethod
     def _one_is_a_list_too(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | int) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _can_end(cls, stop: tuple[str | int, ...] | None) -> tuple[str | int, ...] | None:
+        for each in stop or ():
+            if each == "" or (isinstance(each, int) and each < 0):
+                raise ValueError(f"{each!r} ends nothing; give a text or the number of a token")
+        return stop
 
     @field_validator("servers")
     @classmethod

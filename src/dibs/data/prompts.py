@@ -5,47 +5,54 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import blake2b
 from itertools import repeat
-from typing import Any, Protocol
 
 import numpy as np
 
-from dibs.config import TEMPLATES, Config, DataConfig
+from dibs.config import Config, DataConfig
 from dibs.data.arithmetic import Part, draw_problems, parts_of
+from dibs.data.containers import BadRows
 from dibs.data.questions import Question, read_questions_of
-from dibs.files import one_line
+from dibs.data.rendering import Renderer, Tokenizer
 from dibs.types import InputError, Prompt
 
 _EVAL_SEED_OFFSET = 1_000_003
 
 
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that prompts need."""
-
-    chat_template: Any
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Questions:
-    """Rows to train on and to evaluate on; ``eval`` is None where the latter come from ``train``."""
+    """Rows to train on and to evaluate on; ``eval`` is None where the latter come from ``train``.
+
+    ``dropped``: the number of rows that could not be read, by reason.
+    """
 
     train: list[Question]
     eval: list[Question] | None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Training and evaluation prompts, and the number of dropped rows by reason."""
+    """Training and evaluation prompts, and the number of dropped rows by reason.
+
+    ``notes``: what the user should know of how they were rendered.
+    """
 
     train: list[Prompt]
     eval: list[Prompt]
     dropped: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """16 hex digits that differ where a prompt, its tokens, its answer or their order does."""
+        digest = blake2b(digest_size=8)
+        for prompt in [*self.train, *self.eval]:
+            digest.update(f"{prompt.prompt_id}\0{prompt.text}\0".encode(errors="replace"))
+            digest.update(np.array(prompt.token_ids, dtype=np.int64).tobytes())
+        return digest.hexdigest()
 
 
 def read_questions(config: DataConfig, seed: int) -> Questions:
@@ -56,14 +63,22 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
     parts = parts_of(config.train)
     if parts is not None:
         return _embedded_questions(config, parts, seed)
-    train = list(read_questions_of(config, config.train, config.split))
-    held_out = (
-        list(read_questions_of(config, config.eval, config.eval_split)) if config.eval else None
-    )
-    for source, rows in ((config.train, train), (config.eval, held_out)):
-        if rows is not None and not rows:
-            raise InputError(f"{source}: no usable prompts, the data set is empty")
-    return Questions(train, held_out)
+    train, dropped = _read(config, config.train, config.split)
+    held_out = None
+    if config.eval:
+        held_out, dropped_here = _read(config, config.eval, config.eval_split)
+        dropped |= {f"{reason} (evaluation)": rows for reason, rows in dropped_here.items()}
+    return Questions(train, held_out, dropped)
+
+
+def _read(config: DataConfig, source: str, split: str) -> tuple[list[Question], dict[str, int]]:
+    """All questions of a source, of which there must be one, and the rows left out by reason."""
+    bad = BadRows(config.max_bad_rows)
+    rows = list(read_questions_of(config, source, split, bad))
+    if not rows:
+        why = _reasons(bad.dropped) or ", the data set is empty"
+        raise InputError(f"{source}: no usable prompts{why}")
+    return rows, bad.dropped
 
 
 def build_prompts(
@@ -72,16 +87,19 @@ def build_prompts(
     tokenizer: Tokenizer,
     seed: int,
     context: int | None = None,
+    clock: datetime | None = None,
 ) -> PromptSet:
     """Render, tokenize and split the rows of a run.
 
     No question is in both sets, even with different answers. A prompt longer than ``max_prompt_length``
     tokens, or than ``context`` where that is given, is dropped, and so is a question that occurred
-    before. Raises InputError when no prompt is left to train on or to evaluate on.
+    before. ``clock``: see :class:`.Renderer`. Raises InputError when no prompt is left to train on or to
+    evaluate on.
     """
+    renderer = Renderer(config, tokenizer, clock)
     longest = min(config.max_prompt_length, context or config.max_prompt_length)
-    dropped: Counter[str] = Counter()
-    train = _render(questions.train, config, tokenizer, longest, dropped)
+    dropped = Counter(questions.dropped)
+    train = _render(questions.train, renderer, longest, dropped)
     if not train:
         raise InputError(f"{config.train}: no usable prompts{_reasons(dropped)}")
     if questions.eval is None:
@@ -91,7 +109,7 @@ def build_prompts(
         train = [train[i] for i in sorted(order[size:])]
     else:
         dropped_here: Counter[str] = Counter()
-        evaluation = _render(questions.eval, config, tokenizer, longest, dropped_here)
+        evaluation = _render(questions.eval, renderer, longest, dropped_here)
         evaluation = evaluation[: config.eval_size]
         dropped.update({f"{reason} (evaluation)": n for reason, n in dropped_here.items()})
         held_out = {prompt.text for prompt in evaluation}
@@ -106,19 +124,19 @@ def build_prompts(
             f"{config.eval or config.train}: no prompts to evaluate on{_reasons(dropped)}; set "
             "data.eval, or train on at least ten prompts so that some can be held out"
         )
-    return PromptSet(train, evaluation, dict(dropped))
+    return PromptSet(train, evaluation, dict(dropped), tuple(renderer.notes))
 
 
 def render_all(
-    questions: Iterable[Question], config: DataConfig, tokenizer: Tokenizer, room: int | None
+    questions: Iterable[Question], renderer: Renderer, room: int | None
 ) -> tuple[list[Prompt], dict[str, int]]:
     """Every usable question as a prompt, and the number of dropped rows by reason.
 
     ``room``: most tokens of a prompt, beside ``max_prompt_length``; None: no other limit.
     """
     dropped: Counter[str] = Counter()
-    longest = min(config.max_prompt_length, room or config.max_prompt_length)
-    return _render(questions, config, tokenizer, longest, dropped), dict(dropped)
+    longest = renderer.config.max_prompt_length
+    return _render(questions, renderer, min(longest, room or longest), dropped), dict(dropped)
 
 
 def check_batch_size(
@@ -175,18 +193,14 @@ def _embedded_questions(config: DataConfig, parts: Sequence[Part], seed: int) ->
 
 
 def _render(
-    questions: Iterable[Question],
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    longest: int,
-    dropped: Counter[str],
+    questions: Iterable[Question], renderer: Renderer, longest: int, dropped: Counter[str]
 ) -> list[Prompt]:
     prompts: dict[str, Prompt] = {}
     for question in questions:
         if not question.text.strip() or not question.answer.strip():
             dropped["empty question or answer"] += 1
             continue
-        text, token_ids = _tokenize(config, question, tokenizer)
+        text, token_ids = renderer(question)
         if text in prompts:
             dropped["duplicate question"] += 1
         elif len(token_ids) > longest:
@@ -196,36 +210,6 @@ def _render(
             identity = prompt_id(asked, question.answer)
             prompts[text] = Prompt(identity, text, tuple(token_ids), question.answer)
     return list(prompts.values())
-
-
-def _tokenize(
-    config: DataConfig, question: Question, tokenizer: Tokenizer
-) -> tuple[str, list[int]]:
-    system, template = TEMPLATES.get(config.template, (None, config.template))
-    system = system if config.system_prompt is None else config.system_prompt
-    messages = list(question.messages)
-    # Where an answer was begun after it, the question cannot be wrapped in the template.
-    if not messages or messages[-1][0] == "user":
-        messages[-1:] = [("user", template.replace("{prompt}", question.text))]
-    if system and not any(role == "system" for role, _ in messages):
-        messages.insert(0, ("system", system))
-    templated = bool(config.chat_template and tokenizer.chat_template)
-    try:
-        if templated:
-            text = tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        else:
-            text = "\n\n".join(content for _, content in messages)
-        # A chat template writes the special tokens itself.
-        return text, tokenizer.encode(text, add_special_tokens=not templated)
-    except Exception as error:
-        raise InputError(
-            f"the policy's tokenizer cannot encode the prompt {question.text[:40]!r} "
-            f"({one_line(error)}); does policy.model fit {config.train}?"
-        ) from error
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dibs.model.batching import TokenBatch, TokenSequence, collate, micro_batches
+from dibs.model.fitness import declared_eos
 from dibs.model.forward_pass import completion_hidden_states, completion_logits
 from dibs.model.output_head import find_output_head
 from dibs.model.token_logprobs import full_logprobs, token_logprobs
+from dibs.model.turn_end import Stops
 
 
 class Policy:
@@ -35,6 +37,9 @@ class Policy:
         mixed: whether products are bfloat16 (see :meth:`autocast`).
         compiled: whether log-probabilities run a compiled decoder.
     """
+
+    stops: Stops = Stops()
+    """What ends a completion besides the end-of-sequence tokens."""
 
     def __init__(
         self,
@@ -62,11 +67,8 @@ class Policy:
 
     @property
     def eos_ids(self) -> list[int]:
-        """Tokens that end a completion: the generation config's, and the tokenizer's."""
-        declared = self.model.generation_config.eos_token_id
-        ids = [] if declared is None else [declared] if isinstance(declared, int) else declared
-        own = self.tokenizer.eos_token_id
-        return list(dict.fromkeys([*ids, *([] if own is None else [own])]))
+        """Tokens that end a completion: the model's, the tokenizer's, and those of ``stops``."""
+        return list(dict.fromkeys([*declared_eos(self.model, self.tokenizer), *self.stops.tokens]))
 
     def frozen_copy(self) -> Policy:
         """A copy of the policy with its weights of now, which does not train: a reference policy."""

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dibs.config import LoraConfig, PolicyConfig
+from dibs.model.fitness import check_model
 from dibs.model.policy import Policy
 from dibs.types import InputError
 
@@ -28,8 +29,8 @@ _TINY = 20_000_000
 def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     """Load ``config.model``, a hub id or a folder, and its tokenizer.
 
-    Raises InputError when there is no such model, it cannot be loaded, or it declares no end-of-sequence
-    token.
+    Raises InputError when there is no such model, it cannot be loaded, or it cannot be a policy (see
+    :func:`.check_model`).
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -46,6 +47,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
+    check_model(config.model, model, tokenizer)
     if config.threads is None and device.type == "cpu" and model.num_parameters() < _TINY:
         torch.set_num_threads(1)
     if config.lora.rank > 0:
@@ -53,10 +55,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     mixed = config.dtype == "mixed"
-    policy = Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
-    if not policy.eos_ids:
-        raise InputError(f"policy.model {config.model}: no end-of-sequence token is declared")
-    return policy
+    return Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
 
 
 def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:

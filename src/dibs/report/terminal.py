@@ -58,8 +58,10 @@ def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
     )
     for reason, rows in found["dropped"].items():
         yield f"{rows:,} rows dropped: {reason}"
+    yield from found["notes"]
     for prompt in found["prompts"]:
         yield f"\n--- {prompt['prompt_id']}, answer {prompt['answer']!r}\n{prompt['text']}"
+        yield f"last tokens: {' '.join(map(repr, prompt['last_tokens']))}"
 
 
 def verdict_table(counts: Mapping[str, Any]) -> Table:

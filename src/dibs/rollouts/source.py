@@ -36,13 +36,14 @@ class DrawCost:
     """What a draw took: completions and tokens of all processes.
 
     ``busiest``: tokens of the process that drew most. ``missing``: completions that were asked for and
-    did not arrive.
+    did not arrive. ``fault``: why no completion at all got a verdict; None where one did.
     """
 
     rollouts: int = 0
     tokens: int = 0
     busiest: int = 0
     missing: int = 0
+    fault: str | None = None
 
     def add(self, other: DrawCost) -> None:
         """Count another draw as well."""
@@ -121,15 +122,33 @@ class RolloutSource:
         options = self.config.verify
         keep = (failures or options.failures) == "reject"
 
-        def judged() -> tuple[list[Group], list[int]]:
-            own = verified(self.verifier, prompts, drawn(), options.accept_threshold, keep)
-            return own, lengths
+        def judged() -> tuple[list[Group], list[int], list[str]]:
+            reasons: list[str] = []
+            own = verified(
+                self.verifier,
+                prompts,
+                drawn(),
+                options.accept_threshold,
+                keep,
+                reasons=reasons,
+                require_end=options.require_end,
+            )
+            return own, lengths, reasons
 
         shares = self.processes.all_gather_results(judged)
-        groups = [Group.merged(parts) for parts in zip(*(own for own, _ in shares), strict=True)]
-        tokens = [sum(each) for _, each in shares]
-        arrived = sum(len(each) for _, each in shares)
-        return groups, DrawCost(arrived, sum(tokens), max(tokens), sum(counts) - arrived)
+        groups = [Group.merged(parts) for parts in zip(*(own for own, *_ in shares), strict=True)]
+        tokens = [sum(each) for _, each, _ in shares]
+        arrived = sum(len(each) for _, each, _ in shares)
+        fault = no_verdict_at_all([reason for *_, reasons in shares for reason in reasons], arrived)
+        return groups, DrawCost(arrived, sum(tokens), max(tokens), sum(counts) - arrived, fault)
+
+
+def no_verdict_at_all(reasons: Sequence[str], completions: int) -> str | None:
+    """Why no completion of several has a verdict, from the reasons of those without; None if one has."""
+    if completions == 0 or len(reasons) < completions:
+        return None
+    first = reasons[0].rstrip(".")
+    return f"the verifier gave no verdict on any of {completions:,} completions; the first: {first}"
 
 
 def share_of_requests(

@@ -21,6 +21,8 @@ def announce(
     """Show what is trained on what, and how it is sampled."""
     for reason, rows in prompts.dropped.items():
         view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
+    for note in prompts.notes:
+        view.message(note)
     view.message(
         f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
         f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "

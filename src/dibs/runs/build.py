@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 
 import torch
 import transformers
@@ -13,7 +14,7 @@ from dibs.allocation.target import Target
 from dibs.config import Config, PolicyConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
 from dibs.data.prompts import (
-    Questions,
+    PromptSet,
     build_prompts,
     check_batch_size,
     read_questions,
@@ -21,6 +22,7 @@ from dibs.data.prompts import (
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
+from dibs.model.turn_end import stops_of
 from dibs.model.warm_start import warm_started_policy
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import Sampler, build_sampler
@@ -34,7 +36,7 @@ from dibs.training.losses import PolicyLoss
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
-from dibs.types import InputError, TrainingExample
+from dibs.types import InputError, NonFiniteError, TrainingExample
 
 
 def _quiet_transformers() -> None:
@@ -42,10 +44,13 @@ def _quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> Trainer:
+def build_trainer(
+    config: Config, view: View, processes: Processes = ALONE, clock: datetime | None = None
+) -> Trainer:
     """Check the configuration against the world and put the parts of a run together.
 
-    Raises InputError for anything that would stop the run later.
+    ``clock``: the time that chat templates write; None: now. Raises InputError for anything that would
+    stop the run later.
     """
     _check(config)
     _quiet_transformers()
@@ -53,10 +58,15 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
     questions = read_questions(config.data, config.seed)
     with processes.main_first():  # it warms up an embedded task's policy
         start = starting_policy(config.policy, view)
-    policy = load_policy(start, config.sampling.temperature)
+    policy = loaded_policy(config, start)
     sampler = build_sampler(config, policy, processes.main)
     try:
-        return _assembled(config, view, questions, policy, sampler, processes)
+        room = processes.broadcast(_room_for_prompts(policy, config, sampler))
+        prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room, clock)
+        return _assembled(config, view, prompts, policy, sampler, processes)
+    except NonFiniteError as error:
+        sampler.close()
+        raise InputError(f"policy.model {config.policy.model}: {error}") from None
     except BaseException:
         sampler.close()
         raise
@@ -65,13 +75,11 @@ def build_trainer(config: Config, view: View, processes: Processes = ALONE) -> T
 def _assembled(
     config: Config,
     view: View,
-    questions: Questions,
+    prompts: PromptSet,
     policy: Policy,
     sampler: Sampler,
     processes: Processes,
 ) -> Trainer:
-    room = processes.broadcast(_room_for_prompts(policy, config, sampler))
-    prompts = build_prompts(questions, config.data, policy.tokenizer, config.seed, room)
     check_batch_size(prompts.train, config.train.prompts_per_step)
     if isinstance(config.select.pool, int):
         check_batch_size(prompts.train, config.select.pool, "select.pool")
@@ -144,6 +152,13 @@ def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:
         lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
     )
     return config.model_copy(update={"model": str(folder)})
+
+
+def loaded_policy(config: Config, start: PolicyConfig) -> Policy:
+    """The policy that ``start`` names, and what ends its completions."""
+    policy = load_policy(start, config.sampling.temperature)
+    policy.stops = stops_of(policy.tokenizer, config.sampling.stop, chat=config.data.chat_template)
+    return policy
 
 
 def _room_for_prompts(policy: Policy, config: Config, sampler: Sampler) -> int | None:

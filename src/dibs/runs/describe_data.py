@@ -19,6 +19,9 @@ from dibs.model.warm_start import build_tokenizer
 from dibs.runs.build import _quiet_transformers
 from dibs.types import InputError
 
+_LAST = 5
+"""Tokens shown of a prompt's end, where a wrong template or tokenizer shows."""
+
 
 def describe_data(config: Config) -> dict[str, Any]:
     """What a run would train on: counts, lengths in tokens, five rendered prompts, dropped rows."""
@@ -49,8 +52,14 @@ def describe_data(config: Config) -> dict[str, Any]:
             "max": int(lengths.max()),
         },
         "dropped": prompts.dropped,
+        "notes": list(prompts.notes),
         "prompts": [
-            {"prompt_id": prompt.prompt_id, "text": prompt.text, "answer": prompt.answer}
+            {
+                "prompt_id": prompt.prompt_id,
+                "text": prompt.text,
+                "answer": prompt.answer,
+                "last_tokens": tokenizer.convert_ids_to_tokens(prompt.token_ids[-_LAST:]),
+            }
             for prompt in first
         ],
     }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,17 @@ import numpy as np
 from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
-from dibs.data.prompts import (
-    render_all,
-)
+from dibs.data.containers import BadRows
+from dibs.data.prompts import render_all
 from dibs.data.questions import read_questions_of
+from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
-from dibs.model.pretrained import load_policy
-from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
+from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
+from dibs.rollouts.source import no_verdict_at_all
 from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
-from dibs.runs.build import _quiet_transformers, _room_for_prompts, starting_policy
+from dibs.runs.build import _quiet_transformers, _room_for_prompts, loaded_policy, starting_policy
 from dibs.runs.console import View
 from dibs.types import Group, InputError, NonFiniteError, Prompt
 
@@ -53,7 +54,10 @@ _MEANS = {
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The parts of an evaluation: ``samples`` completions a prompt for scores at ``k``."""
+    """The parts of an evaluation: ``samples`` completions a prompt for scores at ``k``.
+
+    ``clock``: the time that chat templates write, which an evaluation that goes on keeps.
+    """
 
     config: Config
     policy: Policy
@@ -62,6 +66,7 @@ class Evaluator:
     k: int
     samples: int
     view: View
+    clock: datetime
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the scores."""
@@ -80,6 +85,7 @@ class Evaluator:
             "seed": config.seed,
             "k": self.k,
             "samples": self.samples,
+            "clock": self.clock.isoformat(timespec="seconds"),
             **sections,
         }
 
@@ -105,10 +111,15 @@ class Evaluator:
 
     def _prompts(self, source: str, room: int | None) -> tuple[list[Prompt], dict[str, int]]:
         config = self.config.data.model_copy(update={"train": source})
-        questions = read_questions_of(config, source, config.eval_split)
-        prompts, dropped = render_all(questions, config, self.policy.tokenizer, room)
+        bad = BadRows(config.max_bad_rows)
+        questions = read_questions_of(config, source, config.eval_split, bad)
+        renderer = Renderer(config, self.policy.tokenizer, self.clock)
+        prompts, dropped = render_all(questions, renderer, room)
+        dropped |= bad.dropped
         if not prompts:
             raise InputError(f"{source}: no usable prompts (dropped: {json.dumps(dropped)})")
+        for note in renderer.notes:
+            self.view.message(f"{source}: {note}")
         for reason, count in dropped.items():
             self.view.message(f"{source}: {count} rows dropped: {reason}")
         return prompts, dropped
@@ -124,7 +135,7 @@ class Evaluator:
             changed = [
                 f"{key} was {before.get(key)!r} and is {value!r}"
                 for key, value in self.settings().items()
-                if before.get(key) != value
+                if before.get(key) != value and key != "clock"
             ]
             if changed:
                 raise InputError(
@@ -166,8 +177,27 @@ class Evaluator:
         ]
         options = self.config.verify
         keep = options.failures == "reject"
-        stream = self.sampler.sample(requests)
-        return verified(self.verifier, prompts, stream, options.accept_threshold, keep)
+        drawn: list[Sampled] = []
+
+        def stream() -> Iterator[Sampled]:
+            for sampled in self.sampler.sample(requests):
+                drawn.append(sampled)
+                yield sampled
+
+        reasons: list[str] = []
+        groups = verified(
+            self.verifier,
+            prompts,
+            stream(),
+            options.accept_threshold,
+            keep,
+            reasons=reasons,
+            require_end=options.require_end,
+        )
+        fault = no_verdict_at_all(reasons, len(drawn))
+        if fault is not None:
+            raise InputError(f"{fault}; mend verify.verifier {options.verifier}")
+        return groups
 
     def _record(self, group: Group, read: Callable[[str], str | None]) -> dict[str, Any]:
         rollouts = group.rollouts
@@ -243,6 +273,16 @@ def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
     return {record["prompt_id"]: record for _, record in whole}
 
 
+def _clock_of(out: Path | None) -> datetime:
+    """The clock of the evaluation in a folder; now where there is none."""
+    try:
+        path = Path() if out is None else out / "settings.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return datetime.fromisoformat(settings["clock"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return datetime.now().replace(microsecond=0)
+
+
 def run_evaluation(
     config: Config, sources: Sequence[str], k: int, samples: int, out: Path | None, view: View
 ) -> dict[str, Any]:
@@ -251,13 +291,14 @@ def run_evaluation(
     Raises InputError for a source that cannot be read, before anything is sampled.
     """
     _quiet_transformers()
-    policy = load_policy(starting_policy(config.policy, view), config.sampling.temperature)
+    policy = loaded_policy(config, starting_policy(config.policy, view))
     policy.model.eval()
     with (
         closing(build_sampler(config, policy)) as sampler,
         closing(build_verifier(config.verify, "")) as verifier,
     ):
-        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view)
+        clock = _clock_of(out)
+        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view, clock)
         try:
             return evaluator.run(sources, out, _room_for_prompts(policy, config, sampler))
         except NonFiniteError as error:

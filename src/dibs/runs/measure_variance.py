@@ -10,7 +10,7 @@ from dibs.runs.build import build_trainer
 from dibs.runs.console import View
 from dibs.training.measured_gradients import GradientSource
 from dibs.training.variance_meter import measure_variance
-from dibs.types import InputError, NonFiniteError
+from dibs.types import InputError, NonFiniteError, NoVerdictError
 
 
 def run_variance(config: Config, view: View, *, shapes: bool = False) -> dict[str, Any]:
@@ -30,5 +30,7 @@ def run_variance(config: Config, view: View, *, shapes: bool = False) -> dict[st
         return measure_variance(source, trainer.prompts.train, shapes=shapes)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
+    except NoVerdictError as error:
+        raise InputError(f"{error}; mend verify.verifier {config.verify.verifier}") from None
     finally:
         trainer.source.close()

@@ -21,13 +21,14 @@ from dibs.runs.checkpoints import Checkpoint
 from dibs.runs.console import NoView, View
 from dibs.runs.folder import Plan, RunFolder
 from dibs.runs.measured_shape import keep_shape, kept_shape, measured_shape, with_shape
+from dibs.runs.prompts_mark import PromptsMark, started
 from dibs.runs.resume_state import load_trainer_state, trainer_state
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import NoTrackers, Trackers
 from dibs.runs.versions import session_line
 from dibs.train import Trainer
 from dibs.training.records import StepRecord, describe_prompts, sample_records
-from dibs.types import InputError, NonFiniteError
+from dibs.types import InputError, NonFiniteError, NoVerdictError
 
 _Result = TypeVar("_Result")
 
@@ -57,9 +58,12 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
             view.message("The run had not reached its first checkpoint; it starts again.")
         shape = _shape(config, view, processes, plan)
         shaped = config if shape is None else with_shape(config, shape)
-        trainer = build_trainer(shaped, view, processes)
+        clock = processes.broadcast(started(plan.found))
+        trainer = build_trainer(shaped, view, processes, clock)
+        prompts = PromptsMark(clock, trainer.prompts.fingerprint())
         with closing(trainer.source):
             if plan.found is not None:
+                prompts.compare(plan.found, config, view)
                 _load(plan.found, trainer)
             elif shape is not None:
                 trainer.totals.add_draw(DrawCost(**shape["drawn"]), Purpose.PILOT)
@@ -70,7 +74,7 @@ def run_training(config: Config, view: View, processes: Processes = ALONE) -> di
                     keep_shape(folder.path, shape)
 
             processes.from_main(begin)
-            return _Session(shaped, view, trainer, folder, processes, plan).run()
+            return _Session(shaped, view, trainer, folder, processes, plan, prompts).run()
 
 
 def _shape(config: Config, view: View, processes: Processes, plan: Plan) -> dict[str, Any] | None:
@@ -97,8 +101,9 @@ def _load(found: Checkpoint, trainer: Trainer) -> None:
 class _Session:
     """A run from its start, or from a checkpoint, to its end, or until it is stopped.
 
-    ``saved``: the step of the last checkpoint, -1 for none. ``accuracy``: of the last step, None where
-    it was not evaluated. ``earlier_seconds``: of the run before it was resumed.
+    ``saved``: the step of the last checkpoint, -1 for none. ``step``: the last that is finished.
+    ``accuracy``: of that step, None where it was not evaluated. ``earlier_seconds``: of the run before
+    it was resumed.
     """
 
     config: Config
@@ -107,9 +112,11 @@ class _Session:
     folder: RunFolder
     processes: Processes
     plan: Plan
+    prompts: PromptsMark
     earlier_seconds: float = 0.0
     saving_seconds: float = 0.0
     saved: int = -1
+    step: int = 0
     accuracy: float | None = None
     trackers: Trackers | NoTrackers = field(default_factory=NoTrackers)
     started: float = field(default_factory=time.perf_counter)
@@ -144,7 +151,18 @@ class _Session:
                 return before, after
         except NonFiniteError as error:
             advice = "lower update.learning_rate or set update.max_grad_norm"
+            if self.trainer.totals.optimizer_updates == 0:  # training is not to blame
+                advice = (
+                    f"no update was made yet, so policy.model {self.config.policy.model} itself gives "
+                    "them; try policy.dtype float32, or another model"
+                )
             raise InputError(f"stopped at {error}; {self._last_good()}; {advice}") from None
+        except NoVerdictError as error:
+            self._in_folder(partial(self._save, self.step))
+            raise InputError(
+                f"stopped at {error}; {self._last_good()}; mend verify.verifier "
+                f"{self.config.verify.verifier} and go on with --resume"
+            ) from None
         except KeyboardInterrupt:
             onward = " The same command with --resume goes on from it." if self.saved >= 0 else ""
             self.view.message(
@@ -190,6 +208,7 @@ class _Session:
         first = {"step": 0, **asdict(self.trainer.totals), **scores}
         self.accuracy = first["accuracy"]
         self._in_folder(partial(self._keep_first, first))
+        self.trainer.require_verdicts("the first evaluation")
         return first
 
     def _go_on(self, found: Checkpoint) -> Mapping[str, Any]:
@@ -197,7 +216,7 @@ class _Session:
         self.earlier_seconds = float(found.facts["wall_seconds"])
         self.saving_seconds = float(found.facts["saving_seconds"])
         self.accuracy = found.facts["accuracy"]
-        self.saved = found.step
+        self.saved = self.step = found.step
         self.view.message(f"Going on from step {found.step}, {found.folder}")
         self._in_folder(lambda: self._note_session(found.step))
         return self._in_folder(lambda: self.folder.metrics(0))
@@ -210,10 +229,12 @@ class _Session:
         for record in self.trainer.run(first):
             after = record.metrics
             self.accuracy = after.get("accuracy")
+            self.step = record.step
             self._in_folder(partial(self._keep, record))
             self._stop_if_asked(stop, record.step)
         if "accuracy" not in after:  # a run resumed after what is now its last step
             after = {**after, **self.trainer.evaluate()}
+            self.trainer.require_verdicts("the last evaluation")
         return after
 
     def _stop_if_asked(self, stop: StopRequest, step: int) -> None:
@@ -271,6 +292,7 @@ class _Session:
             "wall_seconds": self._seconds(),
             "saving_seconds": self.saving_seconds,
             "trackers": self.trackers.run_ids,
+            **self.prompts.facts,
         }
         keep = self.config.checkpoint.keep
         self.folder.save_checkpoint(self.trainer.policy, facts, trainer_state(self.trainer), keep)

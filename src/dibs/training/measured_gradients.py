@@ -23,7 +23,7 @@ from dibs.training.examples import normalized_example
 from dibs.training.losses import PolicyLoss
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
-from dibs.types import Group, Prompt
+from dibs.types import Group, NoVerdictError, Prompt
 
 _NUMBERS_HELD = 2**28
 """Of gradient sums, all prompts together: 1 GiB."""
@@ -175,13 +175,17 @@ class GradientSource:
         per_prompt, m = self.config.variance.num_generations, len(prompts)
         groups: list[Group] = []
         at_once = -(-m // 20)
+        faults: list[str | None] = []
         for start in range(0, m, at_once):
             part = prompts[start : start + at_once]
-            drawn, _ = self.source.draw(
+            drawn, cost = self.source.draw(
                 part, [per_prompt] * len(part), Purpose.METER, 0, failures="reject"
             )
+            faults.append(cost.fault)
             groups += drawn
             self.on_progress("sampling", len(groups), m)
+        if faults and None not in faults:
+            raise NoVerdictError(faults[0])
         return groups
 
     def _sums(self, updater: Updater, project: Projection, group: Group) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dibs.model.policy import Policy
+from dibs.model.turn_end import decoded
 from dibs.types import Completion, NonFiniteError, Prompt
 
 
@@ -115,11 +116,17 @@ def engine_seed(request: SampleRequest, part: int = 0) -> int:
 
 
 def as_completion(policy: Policy, tokens: Sequence[int], logprobs: Sequence[float]) -> Completion:
-    """Tokens as a completion. Raises NonFiniteError where a log-probability is NaN or infinite."""
+    """Tokens as a completion, which ends with the first of the policy's ends.
+
+    Raises NonFiniteError where a log-probability is NaN or infinite.
+    """
     if not np.isfinite(logprobs).all():
         raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
     finished = tokens[-1] in policy.eos_ids
-    text = policy.tokenizer.decode(
-        list(tokens[:-1] if finished else tokens), skip_special_tokens=True
-    )
+    written = tokens[:-1] if finished else tokens
+    cut = policy.stops.cut(policy.tokenizer, written)
+    if cut is not None:
+        length, text = cut
+        return Completion(tuple(tokens[:length]), text, tuple(logprobs[:length]), True)
+    text = decoded(policy.tokenizer, written)
     return Completion(tuple(tokens), text, tuple(logprobs), finished)

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dibs.model.forward_pass import in_evaluation_mode
 from dibs.model.memory import halved, out_of_memory
 from dibs.model.policy import Policy
+from dibs.model.turn_end import decoded
 from dibs.rollouts.sampling.cache import join_rows, new_cache, select_rows
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion
@@ -282,6 +283,18 @@ class _Batch:
         self.written += going
         self.positions += going
         self.ended |= torch.isin(token, self.drawing.ends) | (self.written == self.drawing.length)
+        if self.drawing.policy.stops.texts:
+            self.ended |= self._stopped()
+
+    def _stopped(self) -> Tensor:
+        """Whether the last tokens of each row hold a text that ends a completion, bool [B]."""
+        policy, ended = self.drawing.policy, self.ended.tolist()
+        stopped = []
+        for row, length, over in zip(self.tokens, self.written.tolist(), ended, strict=True):
+            last = row[max(0, length - policy.stops.longest) : length]
+            text = "" if over else decoded(policy.tokenizer, last.tolist())
+            stopped.append(policy.stops.found_in(text) is not None)
+        return torch.tensor(stopped, device=self.ended.device)
 
 
 _STATE = ("positions", "uniforms", "tokens", "logprobs", "written", "ended")

@@ -17,6 +17,7 @@ from dibs.data.answers import LONGEST, reading
 from dibs.data.arithmetic import ANSWER_MARK, parts_of
 from dibs.plugins import import_function
 from dibs.rollouts.verify.judges import (
+    NO_ANSWER,
     Judge,
     judge_arithmetic,
     judge_choice,
@@ -44,6 +45,9 @@ def verified(
     sampled: Iterable[tuple[int, int, Completion]],
     accept_threshold: float,
     keep_unreached: bool,
+    *,
+    reasons: list[str] | None = None,
+    require_end: bool = False,
 ) -> list[Group]:
     """Judge completions as they are sampled, and return one group of rollouts for each prompt.
 
@@ -53,15 +57,24 @@ def verified(
         accept_threshold: least reward of an accepted completion.
         keep_unreached: whether a completion without a verdict is a rollout of reward 0. If not, it is
             left out, and the group notes its status.
+        reasons: gets the reason for each completion without a verdict.
+        require_end: whether a completion that did not end has no answer, and is not judged.
     """
     drawn: list[tuple[int, int, Completion]] = []
+    cut_off: list[tuple[int, int, Completion, Verdict]] = []
 
     def items() -> Iterator[tuple[str, str]]:
         for each in sampled:
+            if require_end and not each[2].finished:
+                cut_off.append((*each, NO_ANSWER))
+                continue
             drawn.append(each)
             yield prompts[each[0]].answer, each[2].text
 
     judged = [(*drawn[n], v) for n, v in enumerate(verifier.verdicts(items()))]
+    judged += cut_off
+    if reasons is not None:
+        reasons += [verdict.reason for *_, verdict in judged if not verdict.reached]
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     left_out: list[list[str]] = [[] for _ in prompts]
     for index, _, completion, verdict in sorted(judged, key=lambda each: each[:2]):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dibs.config import VerifyConfig
-from dibs.data.questions import json_rows
+from dibs.data.containers import json_rows
 from dibs.files import whole_file
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.types import InputError
