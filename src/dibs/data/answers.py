@@ -25,7 +25,7 @@ JOINT = re.compile(
 _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\\q?quad|[\s$~]")
-_DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
+_DIGIT_GAP = re.compile(r"(?<=\d)(?:\s|\\q?quad|\\ |~)+(?=\d)")
 
 
 def final_answer(text: str, anywhere: bool = False) -> str | None:

@@ -15,9 +15,14 @@ _ENDS = re.compile(
 )
 _NUMERAL = re.compile(
     r"[-−–+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,4}(?!\w))?(?:\s*(?:\^|\*\*)\s*\{?-?\d+\}?|[⁰¹²³⁴-⁹⁺⁻]+)?"
-    r"(?:/\d+)?%?"
+    r"(?:/\d+)?%?(?:!(?=\s+[a-z]|[^\s]))?"
 )
 _LABEL = re.compile(r"\b(?:step|case|part|option|question|problem)\s$", re.IGNORECASE)
+_UNSURE = re.compile(
+    r"\b(?:or|either|maybe|perhaps|possibly|about|approximately|around|roughly|not|nearly|almost)\s$"
+    r"|\d\s(?:and|to)\s$",
+    re.IGNORECASE,
+)
 _NOT = re.compile(r"(?:not|never|n't)\b", re.IGNORECASE)
 
 
@@ -36,8 +41,8 @@ def stated_answers(text: str) -> tuple[str, ...]:
         clause = tail[: end.start()] if end else tail
         return tuple(dict.fromkeys(part for part in (clause.strip(" *`$"), tail) if part))
     numerals = [
-        match[0]
+        "" if _UNSURE.search(text[max(0, match.start() - 24) : match.start()]) else match[0]
         for match in _NUMERAL.finditer(text)
         if not _LABEL.search(text[max(0, match.start() - 9) : match.start()])
     ]
-    return tuple(numerals[-1:])
+    return tuple(filter(None, numerals[-1:]))

@@ -172,6 +172,8 @@ def _equal_ratios(gold: Value, given: Value) -> bool:
     ratio, plain = (gold, given) if isinstance(gold, Ratio) else (given, gold)
     if not isinstance(ratio, Ratio) or not isinstance(plain, Quantity) or len(ratio.parts) != 2:
         return False
+    if plain.node.op == "num" and plain.node.value.denominator == 1:
+        return False  # 5:1 is not the number 5
     return (
         not plain.unit and not ratio.half and same_expression(Node("div", ratio.parts), plain.node)
     )

@@ -41,6 +41,13 @@ class Cursor:
         self.at += found
         return found
 
+    def take_word(self, text: str) -> bool:
+        """Whether this word stands here; then it is passed."""
+        token = self.here
+        found = token is not None and token.kind == "word" and token.text == text
+        self.at += found
+        return found
+
     def expect(self, text: str) -> None:
         if not self.take(text):
             raise UnreadableError(f"{text!r} is missing")

@@ -20,7 +20,8 @@ _HEDGE = re.compile(
 )
 _RETRACTED = re.compile(
     r"\b(?:no|not|wait|wrong|incorrect|instead|actually|fails?|failed|mistakes?|error|correct(?:ed|ion)?|"
-    r"however|recheck\w*|reconsider\w*|rather|oops|sorry|scratch|see|check\w*|but)\b",
+    r"however|recheck\w*|reconsider\w*|rather|oops|sorry|scratch|see|"
+    r"hmm|let me|re-?comput\w*|recalculat\w*|redo\w*|check\w*|but)\b",
     re.IGNORECASE,
 )
 _CONCLUDED = re.compile(

@@ -36,6 +36,8 @@ def infinite(node: Node) -> int:
 
 def from_relations(sides: Sequence[Node], signs: Sequence[str]) -> Region | None:
     """``x < 3``, ``0 < x <= 1``, ``x != 3`` as a region of the one side that is a variable."""
+    if len(sides) == 2 and sides[0].op == "abs" and signs[0] != "!=" and is_constant(sides[1]):
+        return _within(sides[0].args[0], signs[0], sides[1])
     at = [n for n, side in enumerate(sides) if side.op == "sym"]
     if len(sides) not in (2, 3) or (len(sides) == 3 and at[:1] != [1]):
         at = [n for n in at if n == 1] if len(sides) == 3 else at
@@ -56,6 +58,18 @@ def from_relations(sides: Sequence[Node], signs: Sequence[str]) -> Region | None
             return None
         region = met
     return region
+
+
+def _within(inside: Node, sign: str, bound: Node) -> Region | None:
+    """``|x| < 2`` or ``|x| > 2`` as a region."""
+    low = Node("neg", (bound,))
+    if sign in ("<", "<="):
+        return from_relations((low, inside, bound), (sign, sign))
+    left, right = (
+        from_relations((inside, low), (_TURNED[sign],)),
+        from_relations((inside, bound), (sign,)),
+    )
+    return None if left is None or right is None else _union([left, right])
 
 
 def _side_of(bound: Node, sign: str) -> tuple[Piece, ...]:

@@ -14,13 +14,15 @@ from dibs.rollouts.verify.latex import FUNCTIONS
 from dibs.rollouts.verify.tokens import Token, UnreadableError
 from dibs.rollouts.verify.vocabulary import words
 
-_DEEPEST = 120
+_DEEPEST = 60
 _CALLED = words(
     """
     f g h F G H O Theta Omega phi psi Phi
     """
 )
 """Letters that name a function where a bracket follows."""
+_MOST_MARKS = 8
+"""Most exponents, factorials and signs of degrees behind one factor."""
 _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _INVERSE = {f: f"arc{f}" for f in ("sin", "cos", "tan", "cot")}
 _ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}
@@ -71,12 +73,16 @@ class _Parser(Cursor):
 
     def product(self) -> Node:
         node = self.power()
+        levels = 0
         while True:
+            levels += node.op != "mul"
+            if levels > _DEEPEST:
+                raise UnreadableError("a product is too long")
             if self.take("cdot", "times", "*"):
-                node = Node("mul", (node, self.factor()))
+                node = _times(node, self.factor())
             elif self.take("/", "div"):
                 node = Node("div", (node, self.factor()))
-            elif self.take("bmod"):
+            elif self.take("bmod", "mod") or self.take_word("mod"):
                 node = Node("mod", (node, self.factor()))
             elif self.starts_factor():
                 node = self.beside(node)
@@ -105,7 +111,7 @@ class _Parser(Cursor):
             is_part = part.op == "div" and all(each.op == "num" for each in part.args)
             proper = is_part and part.args[0].value < part.args[1].value
             if not (proper and before.kind == "num" and whole.op == "num" and token.text == "frac"):
-                return Node("mul", (node, part))
+                return _times(node, part)
         if whole.value.denominator != 1:
             raise UnreadableError("a fraction stands behind a decimal")
         return Node("add", (node, part))
@@ -124,7 +130,9 @@ class _Parser(Cursor):
 
     def power(self) -> Node:
         node = self.atom()
-        while self.here is not None:
+        for _ in range(_MOST_MARKS):
+            if self.here is None:
+                break
             if self.is_here("^"):
                 node = self.raised(node)
             elif self.take("!"):
@@ -282,6 +290,8 @@ class _Parser(Cursor):
             return Node("sym", (), "vector i")
         if name in ("hat", "vec") and node.op == "sym" and node.value in ("j", "k"):
             return Node("sym", (), f"vector {node.value}")
+        if name in ("overline", "bar") and node.op == "num":
+            raise UnreadableError("digits under a bar")
         if name in ("overline", "bar") and node.op != "mul":
             return Node("conj", (node,))
         return Node("opaque", (node,), name)
@@ -383,6 +393,10 @@ _STARTING = FUNCTIONS | words(
     frac binom lfloor lceil infty hat vec overline bar sum prod int angle triangle
     """
 )
+
+
+def _times(node: Node, factor: Node) -> Node:
+    return Node("mul", (*(node.args if node.op == "mul" else (node,)), factor))
 
 
 def _variable(node: Node, name: str) -> Node:

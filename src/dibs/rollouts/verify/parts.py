@@ -26,12 +26,13 @@ _ANSWER_WORDS = words(
     """
 )
 _WORDS_BETWEEN = ("and", "or", "to")
-_MARKS = (".", ",", ";", ":", "!", "?", "#", "'")
+_MARKS = (".", ",", ";", ":", "!", "#")
 
 
 def words_of(tokens: Sequence[Token]) -> Words:
     """Tokens as words: case, plural, articles, spacing and marks aside."""
     found = []
+    is_text = not any(t.kind in ("num", "sym", "cmd") for t in tokens)
     for token in tokens:
         text = token.text
         if token.kind == "word" or (token.kind == "sym" and token.style == "text"):
@@ -42,7 +43,7 @@ def words_of(tokens: Sequence[Token]) -> Words:
         elif token.kind == "num":
             text = str(decimal_value(text))
         elif text in (",", ".", "{", "}", ";", "(", ")", "'", "-"):
-            if text in (",", ".", ";") or not any(t.kind in ("num", "sym", "cmd") for t in tokens):
+            if text in (",", ".", ";") or is_text:
                 continue
         elif text == "|" and len(tokens) == 1:
             continue
@@ -96,8 +97,14 @@ def without_dress(tokens: Sequence[Token]) -> list[Token]:
             if [t.text for t in kept[-3:]] == list("..."):
                 break
             kept.pop()
-        while kept and kept[0].text in (":", "#", ",", ";", "\\") and kept[0].kind in ("ch", "cmd"):
+        while (
+            kept
+            and kept[0].text in (":", "#", ",", ";", "\\", "=")
+            and kept[0].kind in ("ch", "cmd")
+        ):
             kept.pop(0)
+        if len(kept) > 2 and kept[0].text == kept[-1].text and kept[0].text in ("'", "*"):
+            kept = kept[1:-1]
         if is_whole(kept) and kept[0].text == "{" and kept[-1].text == "}":
             kept = kept[1:-1]
         kept = _without_answer_words(_without_denial(kept))

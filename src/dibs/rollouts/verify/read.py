@@ -27,8 +27,12 @@ from dibs.rollouts.verify.values import (
     Value,
     Words,
 )
-from dibs.rollouts.verify.vocabulary import NUMBER_WORDS
+from dibs.rollouts.verify.vocabulary import NUMBER_WORDS, unit_name
 
+_MODULUS = ("pmod", "mod", "bmod")
+_CURRENCIES = ("dollar", "euro", "pound_money", "yen", "rupee")
+_LONGEST = 2000
+"""Most tokens of an answer."""
 _DEEPEST = 40
 _ORDER = {"<": "<", ">": ">", "le": "<=", "ge": ">="}
 _MATRICES = frozenset(["pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array"])
@@ -45,7 +49,7 @@ def read(text: str) -> tuple[Value, ...]:
 def _read_one(text: str, join_thousands: bool) -> Value:
     try:
         return value_of(tokens_of(text, join_thousands))
-    except UnreadableError:
+    except (UnreadableError, RecursionError):
         return Words((text.strip(),))
 
 
@@ -53,6 +57,8 @@ def value_of(tokens: Sequence[Token], depth: int = 0) -> Value:
     """The value of some tokens. Raises UnreadableError where brackets are nested too deeply."""
     if depth > _DEEPEST:
         raise UnreadableError("brackets are nested too deeply")
+    if len(tokens) > _LONGEST:
+        raise UnreadableError("an answer has too many parts")
     tokens = without_dress(tokens)
     for reader in (_congruence, _several, _related, _set_algebra, _shaped, _ratio, _in_base):
         value = reader(tokens, depth)
@@ -62,22 +68,23 @@ def value_of(tokens: Sequence[Token], depth: int = 0) -> Value:
 
 
 def _congruence(tokens: Sequence[Token], depth: int) -> Value | None:
-    r"""``x \equiv 5 \pmod 7``, ``5 (mod 7)``."""
-    for n, token in enumerate(tokens):
-        if n and token.text in ("pmod", "mod") and token.kind in ("cmd", "word"):
-            before = list(tokens[: n - 1] if tokens[n - 1].text == "(" else tokens[:n])
-            after = [t for t in tokens[n + 1 :] if t.text not in ("(", ")", "{", "}")]
-            if before and before[-1].text == "(":
-                before.pop()
-            parts, _ = split(before, "equiv", "=")
-            try:
-                modulus = parse_expression(after)
-            except UnreadableError:
-                return None
-            if len(parts) > 2:
-                return None
-            return Congruence(value_of(parts[-1], depth + 1), modulus)
-    return None
+    r"""``x \equiv 5 \pmod 7``, ``5 (mod 7)``; ``5 \bmod 3`` alone is a remainder."""
+    at = next((n for n, t in enumerate(tokens) if t.text in _MODULUS and t.kind != "sym"), 0)
+    if not at:
+        return None
+    before, after = list(tokens[:at]), list(tokens[at + 1 :])
+    parts, _ = split(before, "equiv", "=")
+    if before[-1].text == "(" and after and after[-1].text == ")":
+        parts, _ = split(before[:-1], "equiv", "=")
+        after.pop()
+    elif tokens[at].text != "pmod" and len(parts) == 1:
+        return None
+    if len(parts) > 2 or not parts[-1]:
+        return None
+    try:
+        return Congruence(value_of(parts[-1], depth + 1), parse_expression(after))
+    except UnreadableError:
+        return None
 
 
 def _several(tokens: Sequence[Token], depth: int) -> Value | None:
@@ -315,8 +322,10 @@ def _in_base(tokens: Sequence[Token], depth: int) -> Value | None:
 def quantity_of(tokens: Sequence[Token]) -> Value | None:
     """An expression with the words that may stand beside it, or None."""
     tokens = list(tokens)
-    if len(tokens) == 1 and tokens[0].text.lower() in NUMBER_WORDS:
-        return Quantity(number(NUMBER_WORDS[tokens[0].text.lower()]))
+    if tokens and tokens[0].text.lower() in NUMBER_WORDS:
+        tokens[0] = Token("num", str(NUMBER_WORDS[tokens[0].text.lower()]))
+    if tokens and tokens[0].kind == "word" and unit_name(tokens[0].text) in _CURRENCIES:
+        tokens[0] = Token("money", str(unit_name(tokens[0].text)))
     letters = len(tokens) > 1 and all(t.kind == "sym" and len(t.text) == 1 for t in tokens)
     if letters and any(t.style == "run" for t in tokens) and not any(t.gap for t in tokens[1:]):
         return words_of(tokens)  # a name, such as AB

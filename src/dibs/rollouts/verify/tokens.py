@@ -58,6 +58,8 @@ _SPACED = re.compile(
 _TIMES = re.compile(r"(?<=\d)[ ]?[xX][ ]?(?=10[ ]?\^)")
 _PUNCTUATION = re.compile(r"\{([:,])\}")
 _NO_BRACKET = re.compile(r"\\(?:left|right)\s*\.")
+_POWER = re.compile(r"(?<=[\w)\]}])\*\*(?=[\w({\\-])")
+_BOLD = re.compile(r"\*\*+")
 _ROW_SPACE = re.compile(r"\\\\\[[^\[\]]{0,12}\]")
 
 _LAYERS = 200
@@ -74,6 +76,7 @@ def tokens_of(text: str, join_thousands: bool = True) -> list[Token]:
     Raises UnreadableError where braces are nested too deeply or closed too often.
     """
     text = _COMMA.sub(",", _NO_BRACKET.sub(" ", plain_characters(text)))
+    text = _BOLD.sub(" ", _POWER.sub("^", text))
     text = _TIMES.sub(r"\\times ", _ROW_SPACE.sub(r"\\\\", _PUNCTUATION.sub(r"\1", text)))
     text = _SPACED.sub(lambda m: m[1] + re.sub(r"[^\d]", "", m[2]), text)
     return _undressed(_scanned(text, _TOGETHER if join_thousands else _SEPARATE))
@@ -108,6 +111,7 @@ def _scanned(text: str, pattern: re.Pattern[str]) -> list[Token]:
 def _undressed(raw: list[Token]) -> list[Token]:
     out: list[Token] = []
     styles: list[str | None] = []  # of the open braces; None for braces that are kept
+    tables = 0  # open matrices and the like, in which & is a mark
     pending: str | None = None  # the style that the next opening brace starts
     i = 0
     while i < len(raw):
@@ -130,10 +134,11 @@ def _undressed(raw: list[Token]) -> list[Token]:
             continue
         pending = None
         if token.kind == "cmd":
+            tables += _opened_tables(token, raw, i)
             i, pending = _command(token, raw, i, style, out)
         elif token.kind == "run":
             out.extend(_run(token, style, out))
-        elif token.kind == "ch" and token.text in '$`"*' and not _is_star(token, out, raw, i):
+        elif token.kind == "ch" and (token.text in '$`"' or (token.text == "&" and not tables)):
             continue
         else:
             out.append(replace(token, style=style) if style else token)
@@ -142,13 +147,10 @@ def _undressed(raw: list[Token]) -> list[Token]:
     return out
 
 
-def _is_star(token: Token, out: list[Token], raw: list[Token], i: int) -> bool:
-    """Whether an asterisk is a product, not a mark of bold text."""
-    return (
-        token.text == "*" and bool(out) and i < len(raw) and raw[i].text not in "*.,;"
-        and out[-1].text != "="
-        and raw[i - 2].text != "*"
-    )  # fmt: skip
+def _opened_tables(token: Token, raw: list[Token], i: int) -> int:
+    """1 where a matrix or the like begins, -1 where one ends, else 0."""
+    name = raw[i + 1].text if i + 1 < len(raw) and raw[i].text == "{" else ""
+    return (token.text == "begin") - (token.text == "end") if name and name not in BLOCKS else 0
 
 
 def _command(
@@ -241,8 +243,9 @@ def _run(token: Token, style: str, out: list[Token]) -> Iterator[Token]:
 
 
 def _stands_alone(token: Token, out: list[Token]) -> bool:
-    if not is_word(token.text):
-        return False
+    after_word = bool(out) and out[-1].kind == "word" and token.gap
+    if after_word or not is_word(token.text):
+        return after_word
     if token.text.lower() in _ATTACHED:
         return token.gap or not out
     behind_number = bool(out) and out[-1].kind == "num" and unit_name(token.text) is not None

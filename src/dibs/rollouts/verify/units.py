@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from dibs.rollouts.verify.tokens import Token
 from dibs.rollouts.verify.values import Unit
-from dibs.rollouts.verify.vocabulary import GLUE, POWERS, SCALES, is_noun, singular, unit_name
+from dibs.rollouts.verify.vocabulary import (
+    ADJECTIVES,
+    GLUE,
+    POWERS,
+    SCALES,
+    is_noun,
+    singular,
+    unit_name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ class _Reader:
         self.side = 1  # -1 in a denominator
         self.power = 1  # of the next unit
         self.last = ""
+        self.described = False  # an adjective waits for its noun
 
     def reads(self, tokens: Sequence[Token], side: int) -> bool:
         """Take in some tokens; False where one of them is not known."""
@@ -75,12 +84,13 @@ class _Reader:
             if end < 0:
                 return False
             i = end
-        return self.power == 1
+        return self.power == 1 and not self.described
 
     def add(self, name: str) -> bool:
         self.last = name
         self.powers[name] = self.powers.get(name, 0) + self.side * self.power
         self.power = 1
+        self.described = False
         return True
 
     def fraction(self, tokens: Sequence[Token], i: int) -> int:
@@ -112,7 +122,9 @@ class _Reader:
             self.side = -1
             return bool(self.powers) or self.percent
         else:
-            return token.text in ("cdot", "times", "*", "-", ".", "{", "}") and bool(self.last)
+            return token.text in ("cdot", "times", "*", "-", ".", "{", "}") and (
+                bool(self.last) or self.power > 1
+            )
         return True
 
     def word(self, token: Token) -> bool:
@@ -135,8 +147,10 @@ class _Reader:
             return bool(self.last) or not low.endswith("ed")
         elif unit_name(text) is not None:
             return self.add(str(unit_name(text)))
+        elif low in ADJECTIVES:
+            self.described = True
         elif low in GLUE:
-            return bool(self.last) or low in ("in", "the", "a")
+            return bool(self.last) or low in ("in", "the", "a", "total", "altogether")
         else:
             return is_noun(text) and token.kind == "word" and self.add(singular(low))
         return True

@@ -45,6 +45,13 @@ SCALES = {
 }  # fmt: skip
 _COUNTED = "zero one two three four five six seven eight nine ten eleven twelve"
 NUMBER_WORDS = {word: value for value, word in enumerate(_COUNTED.split())}
+ADJECTIVES = words(
+    """
+    red blue green white black yellow orange purple different distinct possible positive full whole
+    ordered unique such remaining small large new old
+    """
+)
+"""Words that may stand between a number and what is counted."""
 GLUE = words(
     """
     per in a an each the total altogether long wide high tall old apart away
