@@ -156,7 +156,9 @@ def test_words_behind_a_number_are_units_or_nothing_is_read():
     measure = measure_of(tokens_of(r"\text{ square miles per hour}"))
     assert measure is not None
     assert measure.unit == (("h", -1), ("mi", 2))
-    assert measure_of(tokens_of(r"\text{million dollars}")).factor == 10**6
+    millions = measure_of(tokens_of(r"\text{million dollars}"))
+    assert millions is not None
+    assert millions.factor == 10**6
     for words in ("is wrong", "red", "dozen red", "square", "times 2"):
         assert measure_of(tokens_of(rf"\text{{{words}}}")) is None
 
@@ -171,8 +173,8 @@ def test_digits_with_commas_are_read_both_ways():
 PIECES = [
     "5", "5 ", "(", ")", "{", "}", "x+", "-", "1,", "5 is ", r"\frac", r"\frac{1}{2}", r"\text{a ",
     r"\left(", r"\sqrt{", "^", "_1", r"\boxed{5}", r"\boxed{", "answer is 5 ", "or ", "\u00bd",
-    "\u221a2", "a ", "ab", "x^2+", "$", "\\", "\n", ",", "1 000 ", "|", "\\\\", "5!", "**", "A) ", r"\begin{pmatrix}", "[",
-    "=", "...", "0.33", "<", r"\pm ", "5%", " cm", "\u00b2",
+    "\u221a2", "a ", "ab", "x^2+", "$", "\\", "\n", ",", "1 000 ", "|", "\\\\", "5!", "**", "A) ",
+    r"\begin{pmatrix}", "[", "=", "...", "0.33", "<", r"\pm ", "5%", " cm", "\u00b2",
 ]  # fmt: skip
 
 

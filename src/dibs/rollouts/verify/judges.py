@@ -60,10 +60,9 @@ def judge_exact(answer: str, completion: str, anywhere: bool = False) -> Verdict
     if not found.readings or found.several:
         return _unanswered(found)
     gold = plain_characters(answer)
-    for reading in map(plain_characters, found.readings):
-        if same_text(reading, gold) or _same_decimal(reading, gold):
-            return ACCEPTED
-    return REJECTED
+    readings = [plain_characters(reading) for reading in found.readings]
+    same = any(same_text(reading, gold) or _same_decimal(reading, gold) for reading in readings)
+    return _compared(same, "text", readings[0])
 
 
 def judge_numeric(
@@ -83,7 +82,7 @@ def judge_numeric(
     bound = Fraction(tolerance) * max(Fraction(1), abs(gold))
     numbers = [_number(reading) for reading in found.readings]
     near = any(number is not None and abs(number - gold) <= bound for number in numbers)
-    return ACCEPTED if near else REJECTED
+    return _compared(near, "number", found.readings[0])
 
 
 def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdict:
@@ -97,13 +96,19 @@ def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdic
     gold = chosen_letter(answer)
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no letter")
-    return ACCEPTED if gold in map(chosen_letter, found.readings) else REJECTED
+    return _compared(gold in map(chosen_letter, found.readings), "letter", found.readings[0])
 
 
 def _unanswered(found: Found) -> Verdict:
     if not found.readings:
-        return NO_ANSWER
+        return Verdict(0.0, "no_answer", "find: there is no final answer")
     return Verdict(0.0, "rejected", "find: several answers that contradict each other")
+
+
+def _compared(same: bool, what: str, given: str) -> Verdict:
+    if same:
+        return Verdict(1.0, "accepted", f"compare: the same {what}")
+    return Verdict(0.0, "rejected", f"compare: {' '.join(given.split())[:40]!r} is not the {what}")
 
 
 _CHOICE = re.compile(

@@ -204,7 +204,8 @@ class _Parser(Cursor):
 
     def name(self, token: Token) -> Node:
         name = token.text
-        if token.style == "bold" and name in "ijk":
+        around = [t.text for t in self.tokens[max(0, self.at - 2) : self.at + 1 : 2]]
+        if token.style == "bold" and name in "ijk" and around == ["{", "}"]:
             return Node("sym", (), f"vector {name}")
         subscript = self.subscript()
         primes = 0
