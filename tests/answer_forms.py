@@ -369,6 +369,8 @@ DIFFERENT = [
     ("0", "\\{0,1\\}"),
     ("no solution", "x = no solution or 5"),
     ("5", "5 no solution"),
+    ("3x-2y+1=0", "0"),
+    ("y=2x+1", "1"),
 ]
 
 BOXES = [

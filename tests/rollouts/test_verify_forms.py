@@ -42,6 +42,16 @@ def test_several_boxes_are_an_answer_only_where_earlier_ones_are_taken_back(text
     assert (judge_math("5", text).status == "accepted") == right
 
 
+def test_digits_in_a_base_are_the_answer_to_a_gold_one_with_this_base_only():
+    assert judge_math("203_5", boxed("203")).status == "accepted"
+    assert judge_math("203", boxed("203_5")).status == "rejected"
+
+
+def test_a_gold_equation_is_not_its_right_side():
+    assert judge_math("3x+2y=12", boxed("12")).status == "rejected"
+    assert judge_math("12", boxed("a+b=12")).status == "accepted"
+
+
 @pytest.mark.parametrize(("gold", "text", "right"), UNBOXED)
 def test_answers_without_a_box(gold, text, right):
     assert (judge_math(gold, text, anywhere=True).status == "accepted") == right

@@ -105,8 +105,15 @@ def _equal_statements(gold: Value, given: Value) -> bool:
             return True
         return _same_equation(gold, given)
     if isinstance(given, Statement):
-        return is_label(given.label) and equal(gold, given.value)
-    return isinstance(gold, Statement) and is_label(gold.label) and equal(gold.value, given)
+        is_equation = _is_sum(given.label) and given.value == Quantity(number(0))
+        return not is_equation and is_label(given.label) and equal(gold, given.value)
+    if not isinstance(gold, Statement) or _is_sum(gold.label):
+        return False
+    return is_label(gold.label) and equal(gold.value, given)
+
+
+def _is_sum(label: Value) -> bool:
+    return isinstance(label, Quantity) and label.node.op in ("add", "neg", "mul")
 
 
 def _renamed(statement: Statement) -> Statement:
@@ -147,10 +154,9 @@ def _equal_congruences(gold: Value, given: Value) -> bool:
 def _equal_digits(gold: Value, given: Value) -> bool:
     if isinstance(gold, InBase) and isinstance(given, InBase):
         return gold == given
-    based, plain = (gold, given) if isinstance(gold, InBase) else (given, gold)
-    if not isinstance(based, InBase) or not isinstance(plain, Quantity) or plain.unit:
+    if not isinstance(gold, InBase) or not isinstance(given, Quantity) or given.unit:
         return False
-    return plain.node.op == "num" and based.digits.lstrip("0") == str(plain.node.value)
+    return given.node.op == "num" and gold.digits.lstrip("0") == str(given.node.value)
 
 
 def _equal_ratios(gold: Value, given: Value) -> bool:

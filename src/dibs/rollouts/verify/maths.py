@@ -8,6 +8,7 @@ which stop it where a value takes too long to compute.
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 from dibs.data.answers import clean, same_text
@@ -18,6 +19,9 @@ from dibs.rollouts.verify.judges import chosen_letter, is_letter
 from dibs.rollouts.verify.read import read
 from dibs.rollouts.verify.values import Value, Words
 from dibs.types import Verdict
+
+_FONT = re.compile(r"\\(?:text\w*|math\w\w|mbox)\s*\{([^{}]*)\}|\\[$%]")
+_MARKUP = re.compile(r"[\\^_{}=<>+*|]")
 
 
 def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
@@ -39,6 +43,13 @@ def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
             other = _judged(gold, reading)
             verdict = other if other.status == "accepted" else verdict
     return verdict
+
+
+def is_readable_gold(answer: str) -> bool:
+    r"""Whether a gold answer is read as mathematics, or is plain words: ``\frac{1}{`` is neither."""
+    if not all(isinstance(value, Words) for value in read(clean(answer))):
+        return True
+    return _MARKUP.search(_FONT.sub("", answer)) is None
 
 
 def _judged(gold: str, given: str) -> Verdict:
