@@ -8,6 +8,10 @@ no comparison of texts can shorten; ``speedup_first`` is the first round's, befo
 parsed. Also: every gold answer against itself and against the next row's.
 
     python benchmarks/verifier.py --data math500.jsonl [--data aime24.jsonl ...] [--json]
+
+With ``--cases`` it prints the false accepts and false rejects on cases whose verdict is known, by kind:
+
+    python benchmarks/verifier.py --cases cases.jsonl [--json]
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 from math_verify import parse, verify
 from rich.console import Console
 from rich.table import Table
+from verifier_cases import case_rates, print_rates
 
 from dibs.config import DataConfig, VerifyConfig
 from dibs.data.questions import read_rows
@@ -120,15 +125,22 @@ def main() -> None:
     parser.add_argument(
         "--data",
         action="append",
-        required=True,
+        default=[],
         type=Path,
         metavar="FILE",
         help="rows with an answer and perhaps a solution; the first file is timed",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each way")
     parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument("--cases", type=Path, metavar="FILE", help="cases with a known verdict")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    if args.cases:
+        rates = case_rates(args.cases)
+        print(json.dumps(rates, indent=1)) if args.json else print_rates(rates)
+        return
+    if not args.data:
+        parser.error("give --data or --cases")
     files = {path.stem: rows_of(path) for path in args.data}
     items = completions(next(iter(files.values())))
 

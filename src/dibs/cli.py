@@ -227,6 +227,13 @@ def verify(
         Path | None,
         typer.Option(metavar="VERDICTS", help="File to write one verdict a line to, in order."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Print a line for each row first: status, gold answer, and the stage that decided.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Judge completions against gold answers.
@@ -234,7 +241,8 @@ def verify(
     FILE holds one JSON object a line, with completion and answer.
 
     Prints how many were accepted, rejected, without an answer, out of time (timeout) or impossible to
-    judge (error). A verdict holds reward (null where there is none), status and reason.
+    judge (error). A verdict holds reward (null where there is none), status and reason. The reason of
+    the verifier math begins with the stage that decided: find, text, choice, read or compare.
     """
     path, given = split_config(context.args)
     if path is not None:
@@ -244,9 +252,9 @@ def verify(
         key = option.replace("-", "_")
         if key not in VERIFY_KEYS:
             known = ", ".join(f"--{each.replace('_', '-')}" for each in VERIFY_KEYS)
-            raise InputError(f"unknown option --{option}; known: {known}, --out, --json")
+            raise InputError(f"unknown option --{option}; known: {known}, --out, --explain, --json")
         overrides[f"verify.{key}"] = text
-    commands.verify(file, overrides, out, as_json)
+    commands.verify(file, overrides, out, as_json, explain and not as_json)
 
 
 @app.command(cls=ReportCommand, short_help="Draw figures and one HTML page from run folders.")

@@ -17,7 +17,7 @@ from dibs.allocation.statistics_file import count_lines, read_statistics
 from dibs.allocation.target import Target
 from dibs.config import BENCHMARKS
 from dibs.config.load import load_config
-from dibs.types import InputError
+from dibs.types import InputError, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,13 +196,19 @@ def evaluate(
         console.print(note, markup=False, highlight=False)
 
 
-def verify(file: Path, overrides: Mapping[str, str], out: Path | None, as_json: bool) -> None:
-    """Judge the completions of a file, and print counts of the verdicts."""
+def verify(
+    file: Path, overrides: Mapping[str, str], out: Path | None, as_json: bool, explain: bool
+) -> None:
+    """Judge the completions of a file, and print counts of the verdicts; ``explain``: each, too."""
     config = load_config(None, overrides).verify
     from dibs.report.terminal import verdict_table
     from dibs.rollouts.verify.verify_file import verify_file
 
-    counts = verify_file(file, config, out, _console(stderr=True))
+    def show(answer: str, verdict: Verdict) -> None:
+        print(f"{verdict.status}\t{' '.join(answer.split())[:40]}\t{verdict.reason}")
+
+    console = _console(stderr=True)
+    counts = verify_file(file, config, out, console, show if explain else None)
     if as_json:
         print(json.dumps(counts))
     else:

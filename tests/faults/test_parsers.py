@@ -22,6 +22,7 @@ from dibs.config import Config, DataConfig
 from dibs.config.load import config_keys, load_config, split_config
 from dibs.data.answers import clean, final_answer, same_text
 from dibs.data.prompts import read_questions
+from dibs.rollouts.verify.final_answer import find_answer
 from dibs.rollouts.verify.judges import judge_choice, judge_exact, judge_numeric, judged
 from dibs.types import InputError
 from tiny_groups import make_group, make_prompt
@@ -158,7 +159,8 @@ def test_answers_are_read_from_any_text(text, gold):
         assert answer is None or (answer and clean(answer) == answer)
     if answer is not None:
         assert same_text(answer, answer)
-        assert judge_exact(answer, text, anywhere=True).status == "accepted"
+        if not find_answer(text, anywhere=True).several:
+            assert judge_exact(answer, text, anywhere=True).status == "accepted"
     for judge in (judge_exact, judge_numeric, judge_choice):
         verdict = judged(judge, gold, text)
         known = verdict.status in ("accepted", "rejected", "no_answer")

@@ -55,10 +55,10 @@ def test_gold_answers_accept_themselves_and_not_each_other(math):
 
 HARMFUL = [
     # (gold, completion, statuses that are right)
-    ("7", boxed("9^{9^{9^{9}}}"), {"timeout", "error"}),
-    ("7", boxed("2^{2^{2^{2^{2^{2}}}}}"), {"timeout", "error"}),
-    ("7", boxed("10^{10^{10}}!"), {"timeout", "error"}),
-    ("7", boxed("100000000!"), {"timeout", "error"}),
+    ("7", boxed("9^{9^{9^{9}}}"), {"rejected"}),
+    ("7", boxed("2^{2^{2^{2^{2^{2}}}}}"), {"rejected"}),
+    ("7", boxed("10^{10^{10}}!"), {"rejected"}),
+    ("7", boxed("100000000!"), {"rejected"}),
     ("7", boxed("(" * 3000 + "1" + ")" * 3000), {"timeout", "error", "rejected"}),
     ("7", boxed("{" * 4000 + "}" * 4000), {"timeout", "error", "rejected"}),
     ("7", "{" * 10**6, {"no_answer"}),
@@ -77,8 +77,7 @@ HARMFUL = [
     ("7", boxed("import os; os.abort()"), {"rejected"}),
     ("7", boxed("7") + boxed("8"), {"rejected"}),
     ("8", "Maybe " + boxed("7") + " No, wait. " + boxed("8"), {"accepted"}),
-    # Sentence after sentence: the last one counts, so that listing is no better than guessing.
-    ("7", " or ".join(boxed(str(i)) for i in range(1, 8)), {"accepted"}),
+    ("7", " or ".join(boxed(str(i)) for i in range(1, 8)), {"rejected"}),
     ("6", " or ".join(boxed(str(i)) for i in range(1, 8)), {"rejected"}),
     ("7", ", ".join(rf"\boxed{{{i}}}" for i in range(1, 8)), {"rejected"}),
     ("7", "\n".join(rf"$\boxed{{{i}}}$" for i in range(1, 8)), {"rejected"}),
@@ -106,7 +105,7 @@ HARMFUL = [
     ("7", boxed(r"\begin{pmatrix} " * 500), {"rejected", "timeout", "error", "no_answer"}),
     ("7", boxed("%s%s%n{0.__class__}"), {"rejected"}),
     ("7", "\ud800" + boxed("7"), {"accepted", "error"}),
-    ("9^{9^{9^{9}}}", boxed("7"), {"timeout", "error"}),
+    ("9^{9^{9^{9}}}", boxed("7"), {"rejected"}),
 ]
 
 

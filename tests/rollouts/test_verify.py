@@ -13,9 +13,6 @@ from dibs.rollouts.verify.pool import VerifierPool
 from dibs.rollouts.verify.verifiers import InlineVerifier, build_verifier
 from dibs.types import InputError, Verdict
 
-MISSED = {(r"\frac{x}{2}+\frac{x}{2}", "x"), ("(1+i)^2", "2i")}
-"""Equal pairs that the verifier calls different: see the lab notes."""
-
 
 @pytest.mark.parametrize(
     ("text", "answer"),
@@ -81,8 +78,7 @@ def test_text_is_compared_without_spacing_fonts_and_dollars():
 
 @pytest.mark.parametrize(("gold", "given"), EQUAL)
 def test_answers_equal_in_value_are_accepted(gold, given):
-    status = "rejected" if (gold, given) in MISSED else "accepted"
-    assert judge_math(gold, boxed(given)).status == status
+    assert judge_math(gold, boxed(given)).status == "accepted"
 
 
 @pytest.mark.parametrize(("gold", "given"), NEAR)
@@ -93,7 +89,6 @@ def test_near_misses_are_rejected(gold, given):
 def test_there_are_enough_pairs():
     assert len(EQUAL) >= 60
     assert len(NEAR) >= 60
-    assert len(MISSED) <= 2
 
 
 @pytest.mark.parametrize(
@@ -111,7 +106,7 @@ def test_there_are_enough_pairs():
         (judge_numeric, "1000000", "1,000,002", "rejected"),
         (judge_numeric, r"50\%", "0.5", "accepted"),
         (judge_numeric, "5", r"\$5.00", "accepted"),
-        (judge_numeric, "5", "five", "rejected"),
+        (judge_numeric, "5", "five", "accepted"),
         (judge_numeric, "0", "1e-7", "accepted"),
         (judge_numeric, "1", "1/0", "rejected"),
         (judge_numeric, "5.5", r"5\frac{1}{2}", "accepted"),

@@ -146,7 +146,7 @@ def test_an_answer_file_is_judged(tmp_path, capsys):
         ("\\boxed{7}", "7"),
         ("\\boxed{8}", "7"),
         ("none", "7"),
-        ("\\boxed{9^{9^{9^{9}}}}", "7"),
+        (r"\boxed{\sum_{k=1}^{2000}\sum_{j=1}^{2000}\sqrt{\frac{1}{kj}}}", "7"),
     ]
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps({"completion": text, "answer": gold}) for text, gold in rows]
@@ -170,6 +170,30 @@ def test_an_answer_file_is_judged(tmp_path, capsys):
     assert verdicts[3]["reason"] == "no verdict within 2 s"
     assert main(["verify", str(path), "--verifier", "exact"]) == 0
     assert "accepted" in capsys.readouterr().out
+
+
+def test_gold_answers_that_cannot_be_read_are_named(byte_model, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    golds = ["7", r"\frac{1}{", "see below", r"\text{no}"] * 5
+    lines = [json.dumps({"question": f"q{n}", "answer": g}) for n, g in enumerate(golds)]
+    path.write_text("\n".join(lines))
+    words = ["data", "--policy.model", str(byte_model), "--data.train", str(path)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["unreadable_answers"]
+    assert found == {"count": 5, "first": [r"\frac{1}{"] * 5}
+    assert main([*words, "--verify.verifier", "numeric"]) == 0
+    assert "15 gold answers cannot be read" in capsys.readouterr().out
+
+
+def test_verdicts_are_explained(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    texts = [r"\boxed{7}", r"\boxed{7 \text{ is wrong}}", r"\boxed{6} or maybe \boxed{7}"]
+    path.write_text("\n".join(json.dumps({"completion": text, "answer": "7"}) for text in texts))
+    assert main(["verify", str(path), "--explain"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "accepted\t7\ttext: the same text"
+    assert lines[1] == "rejected\t7\tread: the answer was read as words: 7 is wrong"
+    assert lines[2] == "rejected\t7\tfind: several answers: 6 and 7"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from dibs.data.stated_answers import stated_answers
+
 LONGEST = 20_000
 """Characters at the end of a completion that are searched, since an answer stands at the end."""
 _LAYERS = 8
@@ -15,17 +17,15 @@ _LAYERS = 8
 
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"\\boxed\s*([^\s{}$\\]+)")
-_JOINT = re.compile(
+JOINT = re.compile(
     r"(?:[\s,;:$&|/*•-]|\\[()\[\],;! ]|\\q?quad|\\(?:lor|land|vee|wedge|mid)(?![a-z])"
     r"|\\(?:text|mathrm|textbf)\s*\{\s*(?:and|or)\s*\}|and|or|alternatively"
     r"|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])*"
 )
-_STATED = re.compile(r"(?:answer\s*(?:is|:|=)\s*:?|####)[ \t]*(\S[^\n]*)", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
 _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\\q?quad|[\s$~]")
-_DIGIT_GAP = re.compile(r"(?<=\d)\s+(?=\d)")
+_DIGIT_GAP = re.compile(r"(?<=\d)(?:\s|\\q?quad|\\ |~)+(?=\d)")
 
 
 def final_answer(text: str, anywhere: bool = False) -> str | None:
@@ -35,7 +35,7 @@ def final_answer(text: str, anywhere: bool = False) -> str | None:
     else the last number.
     """
     text = text[-LONGEST:]
-    found = _boxes(text)
+    found = boxes_in(text)
     if found:
         return clean(_last_joined(text, found)) or None
     unbraced = _UNBRACED.findall(text)
@@ -43,11 +43,11 @@ def final_answer(text: str, anywhere: bool = False) -> str | None:
         return clean(unbraced[-1]) or None
     if not anywhere:
         return None
-    stated = _STATED.findall(text) or _NUMBER.findall(text)
-    return (clean(stated[-1]) or None) if stated else None
+    stated = [clean(each) for each in stated_answers(text)]
+    return next(filter(None, stated), None)
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
+def boxes_in(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of every complete box that is not inside another."""
     depth: list[tuple[int, int] | None] = []
     complete: list[tuple[int, int, str]] = []
@@ -70,7 +70,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 def _last_joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
     parts = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        if not _JOINT.fullmatch(text, box[1], parts[0][0]):
+        if not JOINT.fullmatch(text, box[1], parts[0][0]):
             break
         parts.insert(0, box)
     contents = list(dict.fromkeys(clean(content) for *_, content in parts))
@@ -86,7 +86,7 @@ def clean(answer: str) -> str:
             long_enough = len(stripped) > len(opening) + len(closing)
             if long_enough and stripped.startswith(opening) and stripped.endswith(closing):
                 stripped = inside if closing not in inside else stripped
-        inner = _boxes(stripped)
+        inner = boxes_in(stripped)
         if len(inner) == 1 and inner[0][:2] == (0, len(stripped)):
             stripped = inner[0][2]
         if stripped == answer:
@@ -97,7 +97,7 @@ def clean(answer: str) -> str:
 
 def _without_stop(text: str) -> str:
     r"""The text without full stops, commas and small spaces (``\,``) at its end."""
-    while text and text[-1] in ".,;:!~ \n\t" and not text.endswith(r"\right."):
+    while text and text[-1] in ".,;:!~ \n\t" and not text.endswith((r"\right.", "...")):
         if text[-1] == "!" and text[-2:] != r"\!":
             break  # a factorial
         text = text[:-1].rstrip()

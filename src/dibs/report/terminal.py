@@ -59,6 +59,13 @@ def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
     for reason, rows in found["dropped"].items():
         yield f"{rows:,} rows dropped: {reason}"
     yield from found["notes"]
+    unreadable = found["unreadable_answers"]
+    if unreadable["count"]:
+        first = ", ".join(repr(answer[:40]) for answer in unreadable["first"])
+        yield (
+            f"{unreadable['count']:,} gold answers cannot be read by the verifier, so they equal only "
+            f"the same text: {first}"
+        )
     for prompt in found["prompts"]:
         yield f"\n--- {prompt['prompt_id']}, answer {prompt['answer']!r}\n{prompt['text']}"
         yield f"last tokens: {' '.join(map(repr, prompt['last_tokens']))}"

@@ -16,6 +16,7 @@ from dibs.data.prompts import (
 from dibs.files import one_line
 from dibs.model.pretrained import load_tokenizer
 from dibs.model.warm_start import build_tokenizer
+from dibs.rollouts.verify.verifiers import gold_reader
 from dibs.runs.build import _quiet_transformers
 from dibs.types import InputError
 
@@ -24,7 +25,10 @@ _LAST = 5
 
 
 def describe_data(config: Config) -> dict[str, Any]:
-    """What a run would train on: counts, lengths in tokens, five rendered prompts, dropped rows."""
+    """What a run would train on: counts, lengths in tokens, five rendered prompts, dropped rows.
+
+    ``unreadable_answers`` are gold answers that the verifier cannot compare by value.
+    """
     _quiet_transformers()
     if config.policy.model in TASKS:
         tokenizer = build_tokenizer()
@@ -39,6 +43,9 @@ def describe_data(config: Config) -> dict[str, Any]:
     prompts = build_prompts(
         read_questions(config.data, config.seed), config.data, tokenizer, config.seed
     )
+    is_readable = gold_reader(config.verify, config.data.train)
+    every = [*prompts.train, *prompts.eval]
+    unreadable = [prompt.answer for prompt in every if not is_readable(prompt.answer)]
     lengths = np.array([len(prompt.token_ids) for prompt in prompts.train])
     first = next(batches(prompts.train, min(5, len(prompts.train)), config.seed))
     return {
@@ -53,6 +60,7 @@ def describe_data(config: Config) -> dict[str, Any]:
         },
         "dropped": prompts.dropped,
         "notes": list(prompts.notes),
+        "unreadable_answers": {"count": len(unreadable), "first": unreadable[:5]},
         "prompts": [
             {
                 "prompt_id": prompt.prompt_id,

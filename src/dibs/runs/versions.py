@@ -12,7 +12,7 @@ from dibs import __version__
 _PACKAGES = (
     "accelerate",
     "datasets",
-    "math-verify",
+    "mpmath",
     "numpy",
     "peft",
     "scipy",

@@ -5,13 +5,20 @@ A judge is a function ``(gold answer, completion text) -> Verdict``.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
-from dibs.data.answers import clean, final_answer, same_text
+from dibs.data.answers import clean, same_text
 from dibs.data.arithmetic import ANSWER_MARK
+from dibs.rollouts.verify.characters import plain_characters
+from dibs.rollouts.verify.compare import is_label
+from dibs.rollouts.verify.equality import decimal_expansion
+from dibs.rollouts.verify.expressions import TooLargeError
+from dibs.rollouts.verify.final_answer import Found, find_answer
+from dibs.rollouts.verify.read import read
+from dibs.rollouts.verify.values import Quantity, Statement
 from dibs.types import Verdict
 
 Judge = Callable[[str, str], Verdict]
@@ -35,14 +42,8 @@ def judged(judge: Judge, answer: str, text: str) -> Verdict:
         return unreached("error", f"{type(error).__name__}: {error}")
 
 
-_FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)")
-_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?"
-_PLAIN = re.compile(rf"([+-]?)\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?")
-_MIXED = re.compile(r"([+-]?)\s*(\d{1,15})\s+(\d{1,15})\s*/\s*(\d{1,15})")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _OTHER_LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?![A-Za-z])")
-_LETTER = re.compile(
-    r"\(?\s*(?:\\text\w*\s*\{)?\s*\(?\s*([A-Za-z])\s*\)?\s*\}?\s*\)?\s*(?:[.:)].*)?"
-)
 
 
 def judge_arithmetic(answer: str, completion: str) -> Verdict:
@@ -55,10 +56,13 @@ def judge_arithmetic(answer: str, completion: str) -> Verdict:
 
 def judge_exact(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     """Accept a final answer that is the gold one as text, spacing aside, or the same decimal."""
-    given = final_answer(completion, anywhere)
-    if given is None:
-        return NO_ANSWER
-    return ACCEPTED if same_text(given, answer) or _same_decimal(given, answer) else REJECTED
+    found = find_answer(completion, anywhere)
+    if not found.readings or found.several:
+        return _unanswered(found)
+    gold = plain_characters(answer)
+    readings = [plain_characters(reading) for reading in found.readings]
+    same = any(same_text(reading, gold) or _same_decimal(reading, gold) for reading in readings)
+    return _compared(same, "text", readings[0])
 
 
 def judge_numeric(
@@ -66,17 +70,19 @@ def judge_numeric(
 ) -> Verdict:
     """Accept the gold number, up to a relative tolerance, which is absolute for numbers below 1.
 
-    Raises ValueError where the gold answer is no number.
+    A percentage is a hundredth: ``50\\%`` is 0.5, not 50. Raises ValueError where the gold answer is no
+    number.
     """
-    given = final_answer(completion, anywhere)
-    if given is None:
-        return NO_ANSWER
-    gold, number = _number(answer), _number(given)
+    found = find_answer(completion, anywhere)
+    if not found.readings or found.several:
+        return _unanswered(found)
+    gold = _number(answer)
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no number")
-    if number is None:
-        return REJECTED
-    return ACCEPTED if abs(number - gold) <= tolerance * max(1.0, abs(gold)) else REJECTED
+    bound = Fraction(tolerance) * max(Fraction(1), abs(gold))
+    numbers = [_number(reading) for reading in found.readings]
+    near = any(number is not None and abs(number - gold) <= bound for number in numbers)
+    return _compared(near, "number", found.readings[0])
 
 
 def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdict:
@@ -84,46 +90,90 @@ def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdic
 
     Raises ValueError where the gold answer is no letter.
     """
-    given = final_answer(completion, anywhere)
-    if given is None:
-        return NO_ANSWER
-    # Long runs of spaces would make the pattern slow.
-    gold, letter = (_LETTER.fullmatch(" ".join(t.split())) for t in (clean(answer), given))
+    found = find_answer(completion, anywhere)
+    if not found.readings or found.several:
+        return _unanswered(found)
+    gold = chosen_letter(answer)
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no letter")
-    if letter is None:
-        return REJECTED
-    named = {letter.group(1).upper(), *_OTHER_LETTER.findall(given)}
-    return ACCEPTED if named == {gold.group(1).upper()} else REJECTED
+    return _compared(gold in map(chosen_letter, found.readings), "letter", found.readings[0])
+
+
+def _unanswered(found: Found) -> Verdict:
+    if not found.readings:
+        return Verdict(0.0, "no_answer", "find: there is no final answer")
+    return Verdict(0.0, "rejected", "find: several answers that contradict each other")
+
+
+def _compared(same: bool, what: str, given: str) -> Verdict:
+    if same:
+        return Verdict(1.0, "accepted", f"compare: the same {what}")
+    return Verdict(0.0, "rejected", f"compare: {' '.join(given.split())[:40]!r} is not the {what}")
+
+
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:answer|option|choice)(?: is)?:? ?)?\(?([A-Za-z])(?:\)|[.:])? ?(.*)",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(r"\b(?:wrong|incorrect|maybe|perhaps|possibly|unlikely|not)\b", re.IGNORECASE)
+_BARE_LETTER = re.compile(r"\(?([A-K])\)?[.)]?")
+
+
+def is_letter(answer: str) -> bool:
+    """Whether an answer is the letter of a choice and nothing else: ``B``, ``(B)``."""
+    return _BARE_LETTER.fullmatch(_unstyled(answer)) is not None
+
+
+def chosen_letter(answer: str) -> str | None:
+    """The one letter that an answer names, or None: ``(B)``, ``B. 5``, ``Option B``, ``(B) 5``.
+
+    Text behind the letter must be set off by a bracket, stop or colon and name no other letter.
+    """
+    text = _unstyled(answer)
+    match = _CHOICE.fullmatch(text)
+    if match is None:
+        return None
+    letter, behind = match[1].upper(), match[2]
+    set_off = text[match.end(1) : match.end(1) + 1] in (")", ".", ":")
+    if behind and (not set_off or _OTHER_LETTER.search(behind) or _DOUBT.search(behind)):
+        return None
+    return letter
+
+
+_DRESS = re.compile(
+    r"\\(?:text\w*|math\w\w|mbox|boldsymbol|bm)\s*(?=\{)|[{}$]|\\[,;:! ]|\\q?quad|~"
+)
+
+
+def _unstyled(answer: str) -> str:
+    return " ".join(_DRESS.sub(" ", clean(answer)).replace("( ", "(").split()).replace(" )", ")")
 
 
 def _same_decimal(one: str, other: str) -> bool:
     if "_" in one + other:  # Python's digit groups
         return False
     try:
-        return Decimal(clean(one)) == Decimal(clean(other))
+        return Decimal(_ungrouped(clean(one))) == Decimal(_ungrouped(clean(other)))
     except InvalidOperation:
         return False
 
 
-def _number(text: str) -> float | None:
-    """The value of a decimal, fraction, mixed number or percentage; commas and dollars are skipped."""
-    text = clean(text).replace(r"\$", "").replace("$", "").replace(r"\!", "").replace("\\%", "%")
-    text = _FRACTION.sub(lambda m: f" {m[1]}{m[2].strip('{}')}/{m[3].strip('{}')}", text).strip()
-    number = text.removesuffix("%").strip()
-    mixed, plain = _MIXED.fullmatch(number), _PLAIN.fullmatch(number)
-    if mixed is not None:
-        sign, whole, above, below = mixed.groups()
-    elif plain is not None:
-        sign, above, below = plain.groups()
-        whole = "0"
-    else:
+def _ungrouped(text: str) -> str:
+    return text.replace(",", "") if _GROUPED.fullmatch(text) else text
+
+
+def _number(text: str) -> Fraction | None:
+    """The exact value of a number, or of one that follows a label; None for anything else.
+
+    Irrational numbers are given to 30 digits.
+    """
+    value = read(clean(text))[0]
+    if isinstance(value, Statement) and is_label(value.label):
+        value = value.value
+    if not isinstance(value, Quantity):
         return None
-    below = float((below or "1").replace(",", ""))
-    if below == 0:
+    try:
+        number = decimal_expansion(value.node)
+    except TooLargeError:
         return None
-    value = float(whole) + float(above.replace(",", "")) / below
-    if not math.isfinite(value):
-        return None
-    value = -value if sign == "-" else value
-    return value / 100 if text.endswith("%") else value
+    return number / 100 if number is not None and value.percent else number

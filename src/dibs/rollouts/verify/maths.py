@@ -1,154 +1,84 @@
-"""Equality of mathematical answers: math-verify, and checks for wrong answers that it accepts.
+"""Equality of mathematical answers: find the answer, undress and read it, compare, judge leftovers.
 
-This runs in the workers of ``pool``, which stop it where parsing or comparing hangs or exhausts memory.
+The stages are pure functions in modules of their own: ``final_answer``, ``tokens`` (by ``characters``
+and ``latex``), ``read`` (by ``parse_expression``, ``units`` and ``intervals``) and ``compare`` (by
+``equality``). A verdict's ``reason`` names the stage that decided. This runs in the workers of ``pool``,
+which stop it where a value takes too long to compute.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import lru_cache
 from itertools import product
-from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import FiniteSet, Float, Interval, S, Tuple, Union, default_sort_key
-from sympy.logic.boolalg import And, Boolean
-
-from dibs.data.answers import clean, final_answer, same_text
-from dibs.rollouts.verify.judges import ACCEPTED, NO_ANSWER, REJECTED
+from dibs.data.answers import clean, same_text
+from dibs.rollouts.verify.compare import equal
+from dibs.rollouts.verify.expressions import TooLargeError
+from dibs.rollouts.verify.final_answer import Found, find_answer
+from dibs.rollouts.verify.judges import chosen_letter, is_letter
+from dibs.rollouts.verify.read import read
+from dibs.rollouts.verify.values import Value, Words
 from dibs.types import Verdict
 
-# It warns that it sets no time limit; the workers set one.
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
-
-_CONFIG = (LatexExtractionConfig(boxed_match_priority=0),)
-_BASE = re.compile(r"\d\s*_\s*\{?\s*(\d+)\s*\}?$")
-_UNIT = re.compile(
-    r"(?:\\(?:text|mathrm|mbox)\s*\{\s*([^{}]*[A-Za-z][^{}]*)\}|(?<=[\d }])([A-Za-z]{1,12}))"
-    r"(\^\s*\{?\s*\d\s*\}?)?$"
-)
-_WORD = re.compile(r"[A-Za-z]{3,}(?:\s+[A-Za-z]+)*|no", re.IGNORECASE)
-_APPROXIMATELY = re.compile(r"\\(?:approx|simeq|sim|cong|doteq)(?![a-z])")
-_CONNECTIVE = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])|\\(?:lor|vee)(?![a-z])")
-_EXPONENT = re.compile(r"(?<![\w.])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,4})(?!\w)")
-_SEVERAL = (FiniteSet, Tuple, Interval, Union, And)
-_DIGITS = 2e-6
-"""Largest relative difference of decimals that count as equal."""
+_FONT = re.compile(r"\\(?:text\w*|math\w\w|mbox)\s*\{([^{}]*)\}|\\[$%]")
+_MARKUP = re.compile(r"[\\^_{}=<>+*|]")
 
 
 def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     """Accept a final answer of the same value as the gold one: numbers, expressions, sets, matrices.
 
-    Three rules go beyond math-verify. An answer that is the gold one as text is accepted without
-    parsing. A false statement (``1=2=3``) is rejected. Number bases and units must be the same where
-    both answers have one.
-
-    Raises MemoryError or RecursionError where the answers could not be compared.
+    The verdict's reason begins with the name of the stage that decided: ``find`` (no answer, or several
+    that contradict each other), ``text`` (the same text), ``choice`` (a letter), ``read`` (one of them
+    is no mathematics), or ``compare``.
     """
-    given = final_answer(completion, anywhere)
-    if given is None:
-        return NO_ANSWER
+    found = find_answer(completion, anywhere)
+    if not found.readings:
+        return Verdict(0.0, "no_answer", "find: there is no final answer")
+    if found.several:
+        return _rejected(f"find: several answers: {_listed(found)}")
     gold = clean(answer)
-    if same_text(given, gold):
-        return ACCEPTED
-    # Words are compared as text. An answer with a box inside hides another answer.
-    by_text = _WORD.fullmatch(gold) is not None or r"\boxed" in given
-    if by_text or _differ(_BASE, gold, given) or _differ(_UNIT, gold, given):
-        return REJECTED
-    given = _APPROXIMATELY.split(given)[0]
-    targets = _parsed(given)
-    # Of several answers joined by "or", perhaps only one was parsed.
-    half_read = _CONNECTIVE.search(given) and not any(isinstance(t, _SEVERAL) for t in targets)
-    if half_read or any(_is_false(target) for target in targets):
-        return REJECTED
-    equal = any(_equal(one, other) for one, other in product(_parsed_gold(gold), targets))
-    return ACCEPTED if equal else REJECTED
+    verdict = _judged(gold, found.readings[0])
+    for reading in found.readings[1:]:
+        if verdict.status != "accepted":
+            other = _judged(gold, reading)
+            verdict = other if other.status == "accepted" else verdict
+    return verdict
 
 
-def _scientific(match: re.Match[str]) -> str:
-    return f"{match[1]} \\times 10^{{{int(match[2])}}}"
-
-
-def _differ(pattern: re.Pattern[str], gold: str, given: str) -> bool:
-    one, other = (pattern.search(text) for text in (gold, given))
-    if one is None or other is None:
-        return False
-    plain = ["".join(filter(str.isalnum, "".join(m.groups("")))).lower() for m in (one, other)]
-    if sorted(plain[0]) == sorted(plain[1]):
-        return False  # ab and ba are a product, not units
-    # A plural is the same unit.
-    return re.sub("e?s$", "", plain[0]) != re.sub("e?s$", "", plain[1])
-
-
-@lru_cache(maxsize=8192)
-def _parsed_gold(answer: str) -> list[Any]:
-    return _parsed(answer)
-
-
-def _parsed(answer: str) -> list[Any]:
-    """What math-verify parses an answer to: expressions and text; empty where it is no mathematics."""
-    try:
-        written = _EXPONENT.sub(_scientific, answer)
-        found: list[Any] = parse(
-            f"\\boxed{{{written}}}", _CONFIG, parsing_timeout=None, raise_on_error=True
-        )
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:
-        # math-verify raises exceptions of many kinds from its parser.
-        return []
-    return found
-
-
-def _is_false(expression: Any) -> bool:
-    """Whether an expression is a false statement, or a chain of statements of which one is false."""
-    if not isinstance(expression, Boolean):
-        return False
-    if isinstance(expression, And):
-        return any(_is_false(part) for part in expression.args)
-    return not expression.free_symbols and bool(expression.doit() == S.false)
-
-
-def _equal(gold: Any, target: Any) -> bool:
-    try:
-        alike = bool(
-            verify(
-                gold,
-                target,
-                allow_set_relation_comp=True,
-                timeout_seconds=None,
-                raise_on_error=True,
-            )
-        )
-        return alike and _close(gold, target)
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:
-        return False
-
-
-def _close(gold: Any, target: Any) -> bool:
-    """Whether decimals are equal to six significant digits.
-
-    math-verify compares six places after the point, however small the numbers are. True where there are
-    no decimals, and where the parts of both do not match one to one.
-    """
-    if isinstance(gold, str) or not (gold.has(Float) or target.has(Float)):
+def is_readable_gold(answer: str) -> bool:
+    r"""Whether a gold answer is read as mathematics, or is plain words: ``\frac{1}{`` is neither."""
+    if not all(isinstance(value, Words) for value in read(clean(answer))):
         return True
-    if getattr(gold, "is_number", False) and getattr(target, "is_number", False):
-        try:
-            one, other = complex(gold.evalf(20)), complex(target.evalf(20))
-        except TypeError:  # a percentage, which math-verify does not evaluate
-            return True
-        return abs(one - other) <= _DIGITS * max(abs(one), abs(other))
-    if isinstance(gold, _SEVERAL) and len(gold.args) == len(target.args):
-        order = default_sort_key if isinstance(gold, FiniteSet) else None
-        pairs = zip(
-            sorted(gold.args, key=order) if order else gold.args,
-            sorted(target.args, key=order) if order else target.args,
-            strict=True,
-        )
-        return all(_close(*pair) for pair in pairs)
-    return True
+    return _MARKUP.search(_FONT.sub("", answer)) is None
+
+
+def _judged(gold: str, given: str) -> Verdict:
+    if same_text(given, gold):
+        return Verdict(1.0, "accepted", "text: the same text")
+    if is_letter(gold):
+        letter = chosen_letter(given)
+        if letter is not None:
+            same = letter == chosen_letter(gold)
+            return Verdict(float(same), "accepted" if same else "rejected", f"choice: {letter}")
+    wanted, got = read(gold), read(given)
+    try:
+        if any(equal(one, other) for one, other in product(wanted, got)):
+            return Verdict(1.0, "accepted", f"compare: {_kind(got[0])} of the same value")
+    except TooLargeError as error:
+        return _rejected(f"compare: {error}")
+    for value, whose in ((got[0], "the answer"), (wanted[0], "the gold answer")):
+        if isinstance(value, Words):
+            return _rejected(f"read: {whose} was read as words: {' '.join(value.words)[:80]}")
+    return _rejected(f"compare: {_kind(got[0])} of another value")
+
+
+def _rejected(reason: str) -> Verdict:
+    return Verdict(0.0, "rejected", " ".join(reason.split()))
+
+
+def _kind(value: Value) -> str:
+    return type(value).__name__.lower()
+
+
+def _listed(found: Found) -> str:
+    return " and ".join(text[:30] for text in found.several[:4])

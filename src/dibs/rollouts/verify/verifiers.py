@@ -146,6 +146,19 @@ def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | No
     return partial(reading, anywhere=config.answer_from == "anywhere")
 
 
+def gold_reader(config: VerifyConfig, source: str) -> Callable[[str], bool]:
+    """A function that says whether a gold answer is one that the configured verifier can compare."""
+    name = _resolved(config, source)
+    if name == "math":
+        from dibs.rollouts.verify.maths import is_readable_gold
+
+        return is_readable_gold
+    judge = {"numeric": judge_numeric, "choice": judge_choice}.get(name)
+    if judge is None:
+        return lambda answer: True
+    return lambda answer: judged(judge, answer, r"\boxed{0}").reached
+
+
 def _resolved(config: VerifyConfig, source: str) -> str:
     if config.verifier != "auto":
         return config.verifier

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,15 +19,21 @@ from dibs.config import VerifyConfig
 from dibs.data.containers import json_rows
 from dibs.files import whole_file
 from dibs.rollouts.verify.verifiers import build_verifier
-from dibs.types import InputError
+from dibs.types import InputError, Verdict
 
 STATUSES = ("accepted", "rejected", "no_answer", "timeout", "error")
 
 
 def verify_file(
-    path: Path, config: VerifyConfig, out: Path | None, console: Console
+    path: Path,
+    config: VerifyConfig,
+    out: Path | None,
+    console: Console,
+    explain: Callable[[str, Verdict], None] | None = None,
 ) -> dict[str, Any]:
     """Judge every row, and return the number of items, of each status, and the seconds taken.
+
+    ``explain`` is called with each row's gold answer and verdict, in order.
 
     ``out``: file for the verdicts, one JSON object a line; it is written whole or not at all. Raises
     InputError, with the row, for a bad one.
@@ -51,6 +57,8 @@ def verify_file(
     try:
         with _finished_or_nothing(out) as lines, bar:
             for verdict in bar.track(verifier.verdicts(items), total=len(items)):
+                if explain is not None:
+                    explain(items[counts.total()][0], verdict)
                 counts[verdict.status] += 1
                 if lines is not None:
                     reward = None if math.isnan(verdict.reward) else verdict.reward

@@ -1,0 +1,211 @@
+"""The stages of the verifier of mathematics: finding, undressing, reading, comparing, leftovers."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+
+import pytest
+
+from answer_forms import BOXES, DIFFERENT, SAME, UNBOXED
+from answer_pairs import boxed
+from dibs.rollouts.verify.characters import plain_characters
+from dibs.rollouts.verify.equality import order, proportional, same_expression
+from dibs.rollouts.verify.expressions import TooLargeError, UndefinedError, exact
+from dibs.rollouts.verify.final_answer import find_answer
+from dibs.rollouts.verify.maths import judge_math
+from dibs.rollouts.verify.parse_expression import parse_expression
+from dibs.rollouts.verify.read import read
+from dibs.rollouts.verify.tokens import UnreadableError, tokens_of
+from dibs.rollouts.verify.units import measure_of
+from dibs.rollouts.verify.values import Listing, Quantity, Words
+
+
+def tree(text):
+    return parse_expression(tokens_of(text))
+
+
+@pytest.mark.parametrize(("gold", "given"), SAME)
+def test_the_same_answer_in_another_form_is_accepted(gold, given):
+    verdict = judge_math(gold, boxed(given))
+    assert verdict.status == "accepted", verdict.reason
+
+
+@pytest.mark.parametrize(("gold", "given"), DIFFERENT)
+def test_what_changes_an_answer_is_not_overlooked_on_either_side(gold, given):
+    assert judge_math(gold, boxed(given)).status == "rejected"
+    assert judge_math(given, boxed(gold)).status == "rejected"
+
+
+@pytest.mark.parametrize(("text", "right"), BOXES)
+def test_several_boxes_are_an_answer_only_where_earlier_ones_are_taken_back(text, right):
+    assert (judge_math("5", text).status == "accepted") == right
+
+
+def test_digits_in_a_base_are_the_answer_to_a_gold_one_with_this_base_only():
+    assert judge_math("203_5", boxed("203")).status == "accepted"
+    assert judge_math("203", boxed("203_5")).status == "rejected"
+
+
+def test_a_gold_equation_is_not_its_right_side():
+    assert judge_math("3x+2y=12", boxed("12")).status == "rejected"
+    assert judge_math("12", boxed("a+b=12")).status == "accepted"
+
+
+@pytest.mark.parametrize(("gold", "text", "right"), UNBOXED)
+def test_answers_without_a_box(gold, text, right):
+    assert (judge_math(gold, text, anywhere=True).status == "accepted") == right
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "reason"),
+    [
+        ("5", "nothing", "find: there is no final answer"),
+        ("5", r"\boxed{4} or maybe \boxed{5}", "find: several answers: 4 and 5"),
+        ("5", r"\boxed{ 5 }", "text: the same text"),
+        ("B", r"\boxed{\text{(B) } 7}", "choice: B"),
+        ("5", r"\boxed{5 \text{ is wrong}}", "read: the answer was read as words: 5 is wrong"),
+        (r"\frac{1}{", r"\boxed{5}", "read: the gold answer was read as words"),
+        ("5", r"\boxed{x = 5}", "compare: statement of the same value"),
+        ("5", r"\boxed{6}", "compare: quantity of another value"),
+        ("5", r"\boxed{9^{9^{9^9}}}", "compare: a power has too many digits"),
+    ],
+)
+def test_the_reason_names_the_stage_that_decided(gold, text, reason):
+    assert judge_math(gold, text).reason.startswith(reason)
+
+
+def test_find_answer_gives_the_answer_and_those_that_contradict_it():
+    assert find_answer(r"\boxed{4} or perhaps \boxed{5}").several == ("4", "5")
+    assert find_answer(r"<think>\boxed{4} or \boxed{6}</think> \boxed{5}").several == ()
+    assert find_answer("The answer is 5 because 2 + 3 = 5", anywhere=True).readings[0] == "5"
+    assert find_answer("no number").readings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("½", r"\frac{1}{2}"),
+        ("x²", "x^{2}"),
+        ("√12", r" \sqrt {12}"),
+        ("−5", "-5"),
+        ("１２", "12"),
+        ("٥", "5"),
+        ("a\u200bb", "ab"),
+        ("plain", "plain"),
+    ],
+)
+def test_characters_of_any_script(text, plain):
+    assert plain_characters(text) == plain
+
+
+def test_dress_is_no_token():
+    dressed = r"\displaystyle\boldsymbol{\textcolor{red}{\left(5\right)}}\,\checkmark\quad"
+    assert [t.text for t in tokens_of(dressed) if t.text not in "{}"] == ["(", "5", ")"]
+    for text in ("{" * 1000, "}", r"\text{a"):
+        with pytest.raises(UnreadableError):
+            tokens_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"\frac12", Fraction(1, 2)),
+        ("1 1/2", Fraction(3, 2)),
+        (r"-2\frac{1}{3}", Fraction(-7, 3)),
+        (r"0.1\overline{6}", Fraction(1, 6)),
+        ("0.4545...", Fraction(5, 11)),
+        (r"2^{10}-4!", Fraction(1000)),
+        (r"\sqrt{\frac{9}{16}}", Fraction(3, 4)),
+        (r"\binom{5}{2}\cdot 3", Fraction(30)),
+        (r"\lfloor -2.5 \rfloor", Fraction(-3)),
+        ("1.2e-3", Fraction(12, 10**4)),
+        (r"\sqrt{2}", None),
+        ("x", None),
+    ],
+)
+def test_exact_values(text, value):
+    assert exact(tree(text)) == value
+
+
+def test_values_that_cannot_be_are_errors():
+    with pytest.raises(TooLargeError):
+        exact(tree("9^{9^9}"))
+    with pytest.raises(TooLargeError):
+        exact(tree("100000!"))
+    with pytest.raises(UndefinedError):
+        exact(tree(r"\frac{5}{0}"))
+    for text in (
+        "5 6",
+        "5 +",
+        "(5",
+        "5)",
+        "x 5",
+        "1..2",
+        r"\unknown{5}",
+        "(" * 500 + "1" + ")" * 500,
+    ):
+        with pytest.raises(UnreadableError):
+            tree(text)
+
+
+def test_numbers_are_told_apart_relative_to_their_size():
+    assert same_expression(tree(r"\sqrt{5+2\sqrt6}"), tree(r"\sqrt2+\sqrt3"))
+    assert same_expression(tree(r"\sin\pi"), tree("0"))
+    assert not same_expression(tree("e^{-1000}"), tree("0"))
+    assert not same_expression(tree(r"\sqrt2+10^{-90}"), tree(r"\sqrt2"))
+    assert not same_expression(tree(r"x+10^{-90}"), tree("x"))
+    assert not same_expression(tree("|x|"), tree("x"))
+    assert order(tree(r"\sqrt2"), tree("1.42")) == -1
+    assert order(tree("x"), tree("1")) is None
+    assert proportional(tree("2x-4y"), tree("2y-x"))
+    assert not proportional(tree("2x-4y"), tree("2x-3y"))
+
+
+def test_words_behind_a_number_are_units_or_nothing_is_read():
+    measure = measure_of(tokens_of(r"\text{ square miles per hour}"))
+    assert measure is not None
+    assert measure.unit == (("h", -1), ("mi", 2))
+    millions = measure_of(tokens_of(r"\text{million dollars}"))
+    assert millions is not None
+    assert millions.factor == 10**6
+    for words in ("is wrong", "red", "dozen red", "square", "times 2"):
+        assert measure_of(tokens_of(rf"\text{{{words}}}")) is None
+
+
+def test_digits_with_commas_are_read_both_ways():
+    one, other = read("1,234")
+    assert isinstance(one, Quantity)
+    assert isinstance(other, Listing)
+    assert isinstance(read("5 is wrong")[0], Words)
+
+
+PIECES = [
+    "5", "5 ", "(", ")", "{", "}", "x+", "-", "1,", "5 is ", r"\frac", r"\frac{1}{2}", r"\text{a ",
+    r"\left(", r"\sqrt{", "^", "_1", r"\boxed{5}", r"\boxed{", "answer is 5 ", "or ", "\u00bd",
+    "\u221a2", "a ", "ab", "x^2+", "$", "\\", "\n", ",", "1 000 ", "|", "\\\\", "5!", "**", "A) ",
+    r"\begin{pmatrix}", "[", "=", "...", "0.33", "<", r"\pm ", "5%", " cm", "\u00b2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_time_is_linear_in_the_length_of_a_text(piece):
+    """Ten times the characters take about ten times the time, and never more than seconds."""
+    for size in (10**4, 10**5, 10**6):
+        text = piece * (size // len(piece))
+        started = time.perf_counter()
+        judge_math("5", text, anywhere=True)
+        judge_math("5", text + r" \boxed{5}", anywhere=True)
+        judge_math("5", rf"\boxed{{{text}}}")
+        assert time.perf_counter() - started < 4
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_stages_take_linear_time_without_the_limit_on_a_completion(piece):
+    spent = []
+    for size in (10**4, 10**5):
+        text = piece * (size // len(piece))
+        started = time.perf_counter()
+        read.__wrapped__(text)
+        spent.append(time.perf_counter() - started)
+    assert spent[1] < 30 * spent[0] + 1
