@@ -75,6 +75,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         handler = self.handlers.get(func)
         given = (*args, *kwargs.values())
+        made: Any
         if handler and any(id(each) in self.names or id(each) in self.derived for each in given):
             made = handler(*args, **kwargs)
         else:
