@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dibs.config import GradNormMethod, GradNormParameters
-from dibs.model.grad_norms import gradient_norms, output_layer, recorder
+from dibs.model.grad_norms import gradient_norms, output_layer, products
 from dibs.model.policy import Policy
 from dibs.types import TrainingExample
 from tiny_gradients import (
@@ -41,10 +41,10 @@ def test_both_forms_of_a_linear_layer_agree(policy, monkeypatch, tied):
     policy = make_policy(policy, "qwen3", tied)
     made = examples(policy, 6)
     for block, chunk in itertools.product([2**20, 40], [2**22, 7 * 60, 30]):
-        monkeypatch.setattr(recorder, "_BLOCK", block)
+        monkeypatch.setattr(products, "_BLOCK", block)
         monkeypatch.setattr(output_layer, "_CHUNK", chunk)
         for form in (True, False):
-            monkeypatch.setattr(recorder, "gram_is_cheaper", lambda *shape, form=form: form)
+            monkeypatch.setattr(products, "gram_is_cheaper", lambda *shape, form=form: form)
             check_exact(policy, made)
 
 

@@ -47,7 +47,8 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda hidden, strength: hidden * (1 + strength),
+        lambda hidden, strength: hidden * (1 + strength).square(),
+        lambda hidden, strength: hidden + (2 * hidden.sum(2, keepdim=True)) * (1 + strength).cos(),
         lambda hidden, strength: hidden @ strength.diag(),
         lambda hidden, strength: hidden * strength.view(1, 1, -1).exp(),
     ],
@@ -64,12 +65,41 @@ def test_a_parameter_that_is_not_covered_is_named_and_exact_slow_covers_it(polic
     np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
-def test_tokens_of_samples_mixed_up_are_refused(policy):
-    """Mixture-of-experts layers flatten the batch."""
+def test_a_vector_made_of_a_parameter_is_covered(policy):
+    """Gemma's norms multiply with ``1 + weight.float()``."""
     policy = make_policy(policy)
-    mlp = policy.model.model.layers[0].mlp
+    norm = policy.model.model.norm
+    policy.model.model.norm = Scaled(norm, lambda hidden, s: hidden * (1.5 + s.float().add(0.5)))
+    check_exact(policy, examples(policy, 4))
+
+
+def mixed_up(mlp, order: str):
     inner = mlp.forward
-    mlp.forward = lambda hidden: inner(hidden.flatten(0, 1)).view_as(hidden)
+
+    def forward(hidden):
+        size = hidden.shape
+        if order == "sample by sample":
+            return inner(hidden.flatten(0, 1)).view(size)
+        if order == "token by token":
+            turned = hidden.transpose(0, 1)
+            return inner(turned.flatten(0, 1)).view(turned.shape).transpose(0, 1)
+        rows = torch.arange(size[0] * size[1] - 1, -1, -1)
+        return inner(hidden.flatten(0, 1)[rows])[rows].view(size)
+
+    mlp.forward = forward
+
+
+def test_all_tokens_sample_by_sample_are_covered(policy):
+    policy = make_policy(policy)
+    mixed_up(policy.model.model.layers[0].mlp, "sample by sample")
+    check_exact(policy, examples(policy, 4))
+
+
+@pytest.mark.parametrize("order", ["token by token", "backwards"])
+def test_tokens_of_samples_mixed_up_are_refused(policy, order):
+    """As mixtures of experts may do, which pick tokens."""
+    policy = make_policy(policy)
+    mixed_up(policy.model.model.layers[0].mlp, order)
     with pytest.raises(
         InputError, match=r"layers\.0\.mlp\..*whose first axis is not the batch of 3"
     ):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dibs.model.batching import TokenBatch
 from dibs.model.grad_norms.output_layer import output_layer
-from dibs.model.grad_norms.recorder import Products
+from dibs.model.grad_norms.products import Products
 
 NORMS = "dibs_grad_norms"
 """Field of verl's batches with the norm of each row."""

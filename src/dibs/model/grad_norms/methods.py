@@ -23,7 +23,8 @@ from dibs.config import GradNormMethod, GradNormParameters
 from dibs.model.batching import TokenBatch, TokenSequence
 from dibs.model.forward_pass import in_evaluation_mode
 from dibs.model.grad_norms.output_layer import Sketch, output_layer
-from dibs.model.grad_norms.recorder import Products, Recorder, uncovered
+from dibs.model.grad_norms.products import Products
+from dibs.model.grad_norms.recorder import Recorder, UncoveredError, uncovered
 from dibs.model.policy import Policy
 from dibs.types import InputError, NonFiniteError
 
@@ -89,8 +90,24 @@ def gradient_norms(
         NonFiniteError: a norm is NaN or infinite.
     """
     _check_arguments(sequences, method, parameters, sketch, group_sizes)
-    measure = _method(policy, method, parameters, sketch, seed)
-    limit = 1 if method == "exact_slow" else max_tokens
+    try:
+        measure = _method(policy, method, parameters, sketch, seed)
+        limit = 1 if method == "exact_slow" else max_tokens
+        return _measured(policy, sequences, measure, group_sizes, limit)
+    except UncoveredError as fault:
+        raise InputError(
+            f"{fault}; set grad_norm to {_advice(policy, method, parameters)}"
+        ) from None
+
+
+def _measured(
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    measure: _Measure,
+    group_sizes: Sequence[int] | None,
+    limit: int,
+) -> GradientNorms:
+    """Measure batch by batch, with the model as it was afterwards."""
     squares = np.zeros(len(sequences))
     products = []
     with torch.inference_mode(False), in_evaluation_mode(policy.model), policy.full_precision():
@@ -105,6 +122,30 @@ def gradient_norms(
         raise NonFiniteError("the gradient norm of a completion is NaN or infinite")
     # Rounding can leave a tiny negative square.
     return GradientNorms(squares.clip(min=0), None if group_sizes is None else tuple(products))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A context and a completion of one token each, on which methods are tried."""
+
+    context_ids: tuple[int, ...] = (0,)
+    completion_ids: tuple[int, ...] = (1,)
+
+
+def _advice(policy: Policy, refused: str, parameters: GradNormParameters) -> str:
+    """What to choose in place of a refused method: only what works for this model."""
+    words = {"exact": "exact", "exact_slow": "exact_slow (one sample at a time)"}
+    working = []
+    for method in get_args(GradNormMethod):
+        chosen: GradNormParameters = "all" if method == "last_layer" else parameters
+        try:
+            probe = _method(policy, method, chosen, None, 0)
+            if method != refused:
+                _measured(policy, [_Probe(), _Probe()], probe, None, 1)
+                working.append(words.get(method, method))
+        except (InputError, NonFiniteError):
+            continue
+    return " or ".join([", ".join(working), "none"] if working else ["none"])
 
 
 def _check_arguments(
@@ -168,9 +209,9 @@ def _method(
     if method == "exact":
         return _exact(policy, _tracked(policy, parameters), head)
     if head is None:
-        raise InputError(
+        raise UncoveredError(
             f"grad_norm last_layer: the logits of {type(policy.model).__name__} are not a "
-            "Linear output layer of its last hidden state; set grad_norm to exact or none"
+            "Linear output layer of its last hidden state"
         )
     vocabulary = len(head.weight)
     drawn = None if sketch is None else Sketch(sketch, vocabulary, seed, policy.device)
@@ -184,7 +225,7 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
 
     def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
         batch = policy.collate(sequences)
-        recorder = Recorder(tracked, products)
+        recorder = Recorder(tracked, products, batch.input_ids.shape[1])
         with _gradients(tracked, policy.model, recorder.around):
             with recorder:
                 start = (
@@ -284,10 +325,7 @@ def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
         chosen = {name: p for name, p in trainable.items() if id(p) in own}
     if not chosen:
         what = "parameter" if choice == "all" else f"parameter of {choice}"
-        raise InputError(
-            f"grad_norm: no {what} of {type(model).__name__} is trainable; "
-            "unfreeze some, or set grad_norm to last_layer or none"
-        )
+        raise UncoveredError(f"grad_norm: no {what} of {type(model).__name__} is trainable")
     return chosen
 
 

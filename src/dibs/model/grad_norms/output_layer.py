@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dibs.model.batching import TokenBatch
-from dibs.model.grad_norms.recorder import Products, product
+from dibs.model.grad_norms.products import Products, product
 
 _CHUNK = 2**22
 """Logits held at once on a CPU (16 MiB), more where one token's logits need it."""

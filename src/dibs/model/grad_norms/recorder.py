@@ -15,87 +15,18 @@ the sample's gradient is ``sum_t g_t x_t^T``. Its squared norm comes from T x T 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from dibs.model.grad_norms.backward_passes import EmbeddingMap, LinearMap, VectorCopies
+from dibs.model.grad_norms.products import Products, product
 from dibs.types import InputError
-
-_BLOCK = 2**20
-"""Entries of per-sample gradients held at once, which fit the cache of a CPU core."""
-_BLOCK_ON_DEVICE = 2**27
-"""The same on an accelerator, where larger products run faster (512 MiB)."""
-
-
-class Products:
-    """Inner products of the samples' gradients, summed over the parameters added so far.
-
-    ``total``: float64, [B] squared norms or, with ``pairs``, [B, B] inner products.
-    """
-
-    def __init__(self, samples: int, pairs: bool, device: torch.device) -> None:
-        self.pairs = pairs
-        shape = (samples, samples) if pairs else (samples,)
-        self.total = torch.zeros(shape, dtype=torch.float64, device=device)
-
-    def add(self, gradients: Tensor, sign: float = 1.0, rows: slice = slice(None)) -> None:
-        """Add gradients [B, ...] of some parameter entries, times ``sign``, for the samples ``rows``."""
-        flat = gradients.flatten(1).float()
-        if self.pairs:
-            self.total[rows, rows] += sign * (flat @ flat.T).double()
-        else:
-            self.total[rows] += sign * _squares(flat)
-
-    def add_outer(self, left: Tensor, right: Tensor, rows: slice = slice(None)) -> None:
-        """Add gradients ``sum_t left_t right_t^T`` of ``left`` [B, T, o] and ``right`` [B, T, i]."""
-        samples, length, outputs = left.shape
-        inputs = right.shape[2]
-        if not self.pairs and gram_is_cheaper(length, outputs, inputs):
-            squares = product(left, left.mT).mul_(product(right, right.mT)).sum((1, 2))
-            self.total[rows] += squares.clamp(min=0).double()
-            return
-        block = _BLOCK_ON_DEVICE if left.is_cuda else _BLOCK
-        if not self.pairs and samples * outputs * inputs > block:
-            for i in range(samples):
-                self._add_blocks(left[i : i + 1], right[i : i + 1], block, _one(rows, i))
-        else:
-            self._add_blocks(left, right, block, rows)
-
-    def _add_blocks(self, left: Tensor, right: Tensor, block: int, rows: slice) -> None:
-        width = max(1, block // (left.shape[0] * right.shape[2]))
-        for some in left.split(width, dim=2):
-            self.add(product(some.mT, right), rows=rows)
-
-
-def _squares(flat: Tensor) -> Tensor:
-    """Squared norms, float64 [B]. A float32 norm of millions of entries would be off by 1e-5."""
-    samples, size = flat.shape
-    whole = size - size % 1024
-    pieces = torch.linalg.vector_norm(flat[:, :whole].reshape(samples, whole // 1024, 1024), dim=2)
-    rest = torch.linalg.vector_norm(flat[:, whole:], dim=1)
-    return pieces.double().square().sum(1) + rest.double().square()
-
-
-def _one(rows: slice, i: int) -> slice:
-    start = (rows.start or 0) + i
-    return slice(start, start + 1)
-
-
-def gram_is_cheaper(length: int, outputs: int, inputs: int) -> bool:
-    """Whether two T x T Gram matrices take fewer multiplications than the gradient itself."""
-    return length * (outputs + inputs) < outputs * inputs
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """The float32 product of two matrices or batches of matrices, also where these are bfloat16."""
-    if left.is_cuda and left.dtype == right.dtype != torch.float32:
-        multiply = torch.mm if left.ndim == 2 else torch.bmm
-        return multiply(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
 
 
 class Recorder(TorchFunctionMode):
@@ -104,16 +35,20 @@ class Recorder(TorchFunctionMode):
     Args:
         tracked: parameters by name.
         products: where shares are added. The first axis of every activation must be its samples, which
-            is checked by shape alone.
+            is checked by shape alone; or all tokens, sample by sample, as some models write it. That
+            is followed from the call that made it on.
+        length: tokens of a sample, padding included.
 
-    Raises InputError, with the parameter's name, where one is used in a way that is not covered.
+    Raises UncoveredError, with the parameter's name, where one is used in a way that is not covered.
     """
 
-    def __init__(self, tracked: Mapping[str, Tensor], products: Products) -> None:
+    def __init__(self, tracked: Mapping[str, Tensor], products: Products, length: int) -> None:
         super().__init__()
         self.products = products
         self.samples = len(products.total)
+        self.length = length
         self.names = {id(parameter): name for name, parameter in tracked.items()}
+        self.derived: dict[int, _Derived] = {}
         self.handlers: dict[Any, Callable[..., Tensor]] = {
             F.linear: self._linear,
             F.embedding: self._embedding,
@@ -121,6 +56,8 @@ class Recorder(TorchFunctionMode):
             F.rms_norm: self._rms_norm,
             torch.mul: self._mul,
             Tensor.mul: self._mul,
+            torch.addmm: self._addmm,
+            **{function: partial(self._derive, function) for function in _OF_ONE_VECTOR},
         }
         self.vectors: dict[str, Tensor] = {}
         self.finished: set[str] = set()
@@ -137,9 +74,23 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         handler = self.handlers.get(func)
-        if handler and any(id(value) in self.names for value in (*args, *kwargs.values())):
-            return handler(*args, **kwargs)
-        return func(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        made: Any
+        if handler and any(id(each) in self.names or id(each) in self.derived for each in given):
+            made = handler(*args, **kwargs)
+        else:
+            made = func(*args, **kwargs)
+        if self._makes_all_tokens(func, given, made):
+            made.all_tokens = True
+        return made
+
+    def _makes_all_tokens(self, func: Any, given: tuple[Any, ...], made: Any) -> bool:
+        """Whether the first axis of a result is that of all tokens, sample by sample."""
+        if not isinstance(made, Tensor) or made.shape[:-1] != (self.samples * self.length,):
+            return False
+        if func in _FLATTEN and isinstance(given[0], Tensor):
+            return given[0].shape[:2] == (self.samples, self.length)
+        return func in _ROW_BY_ROW and any(hasattr(each, "all_tokens") for each in given)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` with this recorder entered, for code that runs later or in another thread."""
@@ -153,7 +104,7 @@ class Recorder(TorchFunctionMode):
     def close(self) -> None:
         """Add what is complete only at the end of the backward pass.
 
-        Raises InputError for a parameter used without gradients and never again with them.
+        Raises UncoveredError for a parameter used without gradients and never again with them.
         """
         for name in self.used_without_gradient - self.finished - self.vectors.keys():
             raise uncovered(
@@ -180,7 +131,7 @@ class Recorder(TorchFunctionMode):
             raise uncovered(name, f"a linear map of shape {list(weight.shape)}")
         else:
             self._check_samples(name, input)
-            output = _Linear.apply(input, weight, self, name)
+            output = LinearMap.apply(input, weight, self, name)
         return output if bias is None else output + bias
 
     def _embedding(
@@ -201,7 +152,7 @@ class Recorder(TorchFunctionMode):
         slots, rows = distinct_rows(ids, self.products.pairs)
         self.looked_up[name] = rows
         real = None if padding_idx is None else ids != padding_idx % len(weight)
-        return _Embedding.apply(input, weight, slots, rows.shape[1], real, self, name)
+        return EmbeddingMap.apply(input, weight, slots, rows.shape[1], real, self, name)
 
     def _layer_norm(
         self,
@@ -231,20 +182,63 @@ class Recorder(TorchFunctionMode):
         left, right = self._per_sample(input, other), self._per_sample(other, input)
         return torch.mul(left, right)
 
+    def _addmm(self, bias: Tensor, input: Tensor, weight: Tensor, **scales: Any) -> Tensor:
+        """A linear map whose matrix is stored transposed, as GPT-2's are."""
+        name = self.name_of(weight)
+        if scales or name is None:
+            raise uncovered(name or str(self.name_of(bias)), "its use in torch.addmm")
+        self._check_samples(name, input)
+        return LinearMap.apply(input, weight.t(), self, name) + self._per_sample(bias, input)
+
+    def _derive(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """A vector made of a tracked one and numbers, such as Gemma's ``1 + weight.float()``.
+
+        It is made as usual, and remembered. Where it is multiplied with activations, it is made again
+        of the copies of each sample. Any other use leaves a ``.grad``, and so is noticed.
+        """
+        made = function(*args, **kwargs)
+        vectors = [each for each in args if isinstance(each, Tensor)]
+        if len(vectors) != 1 or made is vectors[0] or made.shape != vectors[0].shape:
+            return made
+        (vector,) = vectors
+
+        def again(copies: Tensor) -> Tensor:
+            return function(*[copies if each is vector else each for each in args], **kwargs)
+
+        before = self.derived.get(id(vector))
+        if before is None:
+            self.derived[id(made)] = _Derived(made, vector, again)
+        else:
+            self.derived[id(made)] = _Derived(
+                made, before.parameter, lambda copies: again(before.again(copies))
+            )
+        return made
+
     def _per_sample(self, vector: Any, activations: Any) -> Any:
         """A tracked vector, copied for each sample so that each copy has its own gradient."""
+        derived = self.derived.get(id(vector))
+        if derived is not None:
+            vector = derived.parameter
         name = self.name_of(vector)
         if name is None:
             return vector
         if not isinstance(activations, Tensor) or vector.ndim != 1:
             raise uncovered(name, f"a factor of shape {list(vector.shape)}")
         self._check_samples(name, activations)
-        shape = (self.samples, *[1] * (activations.ndim - 2), len(vector))
-        return _Vector.apply(vector, shape, self, name)
+        flat = hasattr(activations, "all_tokens")
+        shape = (self.samples, *[1] * (1 if flat else activations.ndim - 2), len(vector))
+        copies = VectorCopies.apply(vector, shape, self, name)
+        if derived is not None:
+            copies = derived.again(copies)
+        if flat:
+            copies = copies.expand(-1, self.length, -1).flatten(0, 1)
+        return copies
 
     def _check_samples(self, name: str, activations: Tensor) -> None:
         if not torch.is_grad_enabled():
             self.used_without_gradient.add(name)
+        if hasattr(activations, "all_tokens"):
+            return
         if activations.ndim < 2 or activations.shape[0] != self.samples:
             raise uncovered(
                 name,
@@ -297,7 +291,7 @@ class Recorder(TorchFunctionMode):
         self.vectors[name] = self.vectors[name] + flat if name in self.vectors else flat
 
     def finish(self, name: str) -> None:
-        """Note that a matrix's share was added. Raises InputError the second time."""
+        """Note that a matrix's share was added. Raises UncoveredError the second time."""
         if name in self.finished:
             raise uncovered(name, "a matrix used more than once in a forward pass")
         self.finished.add(name)
@@ -322,61 +316,38 @@ def distinct_rows(ids: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     return slots, rows
 
 
-def uncovered(name: str, what: str) -> InputError:
+class UncoveredError(InputError):
+    """A method cannot measure the gradients of a model; another may. The message holds the reason."""
+
+
+def uncovered(name: str, what: str) -> UncoveredError:
     """The error for a parameter that has no closed form here."""
-    return InputError(
-        f"grad_norm exact: parameter {name}: {what} is not covered; set grad_norm to "
-        "exact_slow (one sample at a time) or last_layer"
-    )
+    return UncoveredError(f"grad_norm exact: parameter {name}: {what} is not covered")
 
 
-class _Linear(Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, recorder: Recorder, name: str) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        ctx.recorder, ctx.name = recorder, name
-        return F.linear(inputs, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
-        inputs, weight = ctx.saved_tensors
-        ctx.recorder.add_matrix(ctx.name, inputs, gradient)
-        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
-
-
-class _Embedding(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        ids: Tensor,
-        weight: Tensor,
-        slots: Tensor,
-        size: int,
-        real: Tensor | None,
-        recorder: Recorder,
-        name: str,
-    ) -> Tensor:
-        ctx.slots, ctx.size, ctx.real, ctx.recorder, ctx.name = slots, size, real, recorder, name
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
-        gradient = gradient.reshape(*ctx.slots.shape, -1)
-        if ctx.real is not None:
-            gradient = gradient * ctx.real.unsqueeze(2)
-        ctx.recorder.add_embedding(ctx.name, ctx.slots, ctx.size, gradient)
-        return (None,) * 7
+_OF_ONE_VECTOR = (
+    Tensor.float,
+    Tensor.to,
+    Tensor.type,
+    Tensor.add,
+    torch.add,
+    Tensor.__add__,
+    Tensor.__radd__,
+)
+"""Functions of torch that make a vector of a parameter before it meets activations."""
+_FLATTEN = {Tensor.view, Tensor.reshape, Tensor.flatten, torch.reshape, torch.flatten}
+_ROW_BY_ROW = {
+    *_OF_ONE_VECTOR,
+    *(torch.mul, Tensor.mul, torch.addmm, torch.pow, Tensor.pow, torch.tanh, torch.sigmoid),
+    *(F.linear, F.layer_norm, F.rms_norm, F.dropout, F.relu, F.gelu, F.silu, Tensor.contiguous),
+}
+"""Functions of torch that keep the rows of their input in their order."""
 
 
-class _Vector(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, vector: Tensor, shape: tuple[int, ...], recorder: Recorder, name: str
-    ) -> Tensor:
-        ctx.recorder, ctx.name = recorder, name
-        return vector.expand(shape).clone()
+@dataclass(frozen=True)
+class _Derived:
+    """A vector made of a parameter: itself, the parameter, and how to make it of copies of it."""
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
-        ctx.recorder.add_vector(ctx.name, gradient)
-        return (None,) * 4
+    made: Tensor
+    parameter: Tensor
+    again: Callable[[Tensor], Tensor]

@@ -1,0 +1,67 @@
+"""Functions whose backward passes hand per-sample gradients to a recorder, in place of ``.grad``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.autograd import Function
+
+
+class LinearMap(Function):
+    """A linear map, whose matrix gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, recorder: Any, name: str) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.recorder, ctx.name = recorder, name
+        return F.linear(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+        inputs, weight = ctx.saved_tensors
+        ctx.recorder.add_matrix(ctx.name, inputs, gradient)
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
+
+
+class EmbeddingMap(Function):
+    """A look-up of rows, whose matrix gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ids: Tensor,
+        weight: Tensor,
+        slots: Tensor,
+        size: int,
+        real: Tensor | None,
+        recorder: Any,
+        name: str,
+    ) -> Tensor:
+        ctx.slots, ctx.size, ctx.real, ctx.recorder, ctx.name = slots, size, real, recorder, name
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        gradient = gradient.reshape(*ctx.slots.shape, -1)
+        if ctx.real is not None:
+            gradient = gradient * ctx.real.unsqueeze(2)
+        ctx.recorder.add_embedding(ctx.name, ctx.slots, ctx.size, gradient)
+        return (None,) * 7
+
+
+class VectorCopies(Function):
+    """A copy of a vector for each sample; the vector itself gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, vector: Tensor, shape: tuple[int, ...], recorder: Any, name: str
+    ) -> Tensor:
+        ctx.recorder, ctx.name = recorder, name
+        return vector.expand(shape).clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        ctx.recorder.add_vector(ctx.name, gradient)
+        return (None,) * 4
