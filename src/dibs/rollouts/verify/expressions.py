@@ -43,6 +43,18 @@ def number(value: int | Fraction) -> Node:
     return Node("num", (), Fraction(value))
 
 
+def times(node: Node, factor: Node) -> Node:
+    """The product of a tree and one more factor, flat where the tree is a product."""
+    return Node("mul", (*(node.args if node.op == "mul" else (node,)), factor))
+
+
+def with_index(node: Node, name: str) -> Node:
+    """The tree in which ``i`` is the index of a sum, not the imaginary unit."""
+    if node.op == "const" and node.value == name:
+        return Node("sym", (), name)
+    return Node(node.op, tuple(with_index(arg, name) for arg in node.args), node.value)
+
+
 def symbols(node: Node) -> frozenset[str]:
     """The names of the variables."""
     if node.op == "sym":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dibs.rollouts.verify.cursor import Cursor
-from dibs.rollouts.verify.expressions import Node, number
+from dibs.rollouts.verify.expressions import Node, number, times, with_index
 from dibs.rollouts.verify.latex import FUNCTIONS
 from dibs.rollouts.verify.tokens import Token, UnreadableError
 from dibs.rollouts.verify.vocabulary import words
@@ -79,7 +79,7 @@ class _Parser(Cursor):
             if levels > _DEEPEST:
                 raise UnreadableError("a product is too long")
             if self.take("cdot", "times", "*"):
-                node = _times(node, self.factor())
+                node = times(node, self.factor())
             elif self.take("/", "div"):
                 node = Node("div", (node, self.factor()))
             elif self.take("bmod", "mod") or self.take_word("mod"):
@@ -111,7 +111,7 @@ class _Parser(Cursor):
             is_part = part.op == "div" and all(each.op == "num" for each in part.args)
             proper = is_part and part.args[0].value < part.args[1].value
             if not (proper and before.kind == "num" and whole.op == "num" and token.text == "frac"):
-                return _times(node, part)
+                return times(node, part)
         if whole.value.denominator != 1:
             raise UnreadableError("a fraction stands behind a decimal")
         return Node("add", (node, part))
@@ -369,7 +369,7 @@ class _Parser(Cursor):
         self.expect("^")
         last = self.argument()
         body = self.product()
-        return Node(name, (first, last, _variable(body, index.text)), index.text)
+        return Node(name, (first, last, with_index(body, index.text)), index.text)
 
     def integral(self) -> Node:
         self.expect("_")
@@ -394,14 +394,3 @@ _STARTING = FUNCTIONS | words(
     frac binom lfloor lceil infty hat vec overline bar sum prod int angle triangle
     """
 )
-
-
-def _times(node: Node, factor: Node) -> Node:
-    return Node("mul", (*(node.args if node.op == "mul" else (node,)), factor))
-
-
-def _variable(node: Node, name: str) -> Node:
-    """The tree in which ``i`` is the index of a sum, not the imaginary unit."""
-    if node.op == "const" and node.value == name:
-        return Node("sym", (), name)
-    return Node(node.op, tuple(_variable(arg, name) for arg in node.args), node.value)
