@@ -63,10 +63,10 @@ def test_models_that_cannot_be_a_policy_are_one_line(tmp_path, capsys, fault):
 
 
 def test_a_model_whose_pad_and_end_are_odd_but_usable_is_taken(tmp_path, capsys):
-    """No pad token; no end but the generation config's, of which one is not the model's."""
+    """No pad token; no end but the generation config's, of which the first is not the model's."""
     tokenizer = byte_tokenizer(eos=None, pad=None)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    model = save_model(tmp_path / "model", tokenizer, eos_ids=[end, 9000], vocab_size=320)
+    model = save_model(tmp_path / "model", tokenizer, eos_ids=[9000, end], vocab_size=320)
     assert main(small_evaluation(model, questions_file(tmp_path))) == 0
     assert "0.0" in capsys.readouterr().out
 

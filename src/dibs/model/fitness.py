@@ -28,8 +28,15 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     _check_weights(name, model)
 
 
+def eos_of(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Tokens that end a completion: those of :func:`declared_eos` that the model has."""
+    rows = _rows(model.get_input_embeddings())
+    declared = declared_eos(model, tokenizer)
+    return [end for end in declared if end >= 0 and (rows is None or end < rows)]
+
+
 def declared_eos(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Tokens that end a completion: those of the generation config, and the tokenizer's."""
+    """End-of-sequence tokens of the generation config and of the tokenizer."""
     given = getattr(model.generation_config, "eos_token_id", None)
     ids = list(given) if isinstance(given, list | tuple) else [given]
     ids.append(tokenizer.eos_token_id)
@@ -60,14 +67,13 @@ def _check_sizes(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
 
 def _check_end(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     ends = declared_eos(model, tokenizer)
-    rows = _rows(model.get_input_embeddings())
-    known = [end for end in ends if end >= 0 and (rows is None or end < rows)]
     if not ends:
         raise InputError(
             f"policy.model {name}: no end-of-sequence token is declared, so no completion would end; "
             "set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json"
         )
-    if not known:
+    if not eos_of(model, tokenizer):
+        rows = _rows(model.get_input_embeddings())
         raise InputError(
             f"policy.model {name}: its end-of-sequence tokens {ends} are not among its {rows:,} tokens; "
             "correct eos_token_id in its generation_config.json"

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dibs.model.batching import TokenBatch, TokenSequence, collate, micro_batches
-from dibs.model.fitness import declared_eos
+from dibs.model.fitness import eos_of
 from dibs.model.forward_pass import completion_hidden_states, completion_logits
 from dibs.model.output_head import find_output_head
 from dibs.model.token_logprobs import full_logprobs, token_logprobs
@@ -68,7 +68,7 @@ class Policy:
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a completion: the model's, the tokenizer's, and those of ``stops``."""
-        return list(dict.fromkeys([*declared_eos(self.model, self.tokenizer), *self.stops.tokens]))
+        return list(dict.fromkeys([*eos_of(self.model, self.tokenizer), *self.stops.tokens]))
 
     def frozen_copy(self) -> Policy:
         """A copy of the policy with its weights of now, which does not train: a reference policy."""

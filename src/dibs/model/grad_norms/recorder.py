@@ -89,7 +89,8 @@ class Recorder(TorchFunctionMode):
         if not isinstance(made, Tensor) or made.shape[:-1] != (self.samples * self.length,):
             return False
         if func in _FLATTEN and isinstance(given[0], Tensor):
-            return given[0].shape[:2] == (self.samples, self.length)
+            rows = given[0].shape[:2] == (self.samples, self.length)
+            return rows or hasattr(given[0], "all_tokens")
         return func in _ROW_BY_ROW and any(hasattr(each, "all_tokens") for each in given)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
