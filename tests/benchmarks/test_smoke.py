@@ -48,7 +48,14 @@ OTHER_ENVIRONMENTS = {
     "verl_overhead": (".venv-verl", "--steps=6"),
 }
 """Those that need another: its folder and the options."""
-PARTS = {"gradient_tables", "measured_policies", "step_trl", "two_lengths", "verl_alternate"}
+PARTS = {
+    "gradient_tables",
+    "measured_policies",
+    "step_trl",
+    "two_lengths",
+    "verifier_cases",
+    "verl_alternate",
+}
 """Files that belong to one of the others."""
 STUDIES = {
     "embedded": [
