@@ -106,7 +106,18 @@ def test_rules_that_draw_at_random_need_a_pool():
         allocate([1, 1], [1, 0], [1, 1], budget=4, allocator="mopps")
 
 
-@pytest.mark.parametrize("name", [name for name in rules.NAMES if name != "gvm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uniform",
+        "spo",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in rules.NAMES
+            if name not in ("gvm", "spo", "uniform")
+        ),
+    ],
+)
 def test_a_corrected_choice_is_unbiased_and_an_uncorrected_one_is_not(name):
     """The weighted mean of rewards over many steps, for prompts that differ in accept rate."""
     rates = np.linspace(0.02, 0.6, 24)

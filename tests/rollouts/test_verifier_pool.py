@@ -210,6 +210,7 @@ def test_verdicts_come_while_items_are_still_made():
     verifier.close()
 
 
+@pytest.mark.slow
 def test_what_nobody_waits_for_is_dropped():
     verifier = pool(verifier="own_verifiers:sleepy", timeout=5)
     items = [(os.devnull, text) for text in ["right", *["sleep 4"] * 20]]
