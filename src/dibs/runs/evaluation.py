@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +27,7 @@ from dibs.data.questions import read_questions_of
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.policy import Policy
-from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest, build_sampler
+from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
 from dibs.rollouts.source import no_verdict_at_all
 from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
@@ -177,24 +177,18 @@ class Evaluator:
         ]
         options = self.config.verify
         keep = options.failures == "reject"
-        drawn: list[Sampled] = []
-
-        def stream() -> Iterator[Sampled]:
-            for sampled in self.sampler.sample(requests):
-                drawn.append(sampled)
-                yield sampled
-
         reasons: list[str] = []
         groups = verified(
             self.verifier,
             prompts,
-            stream(),
+            self.sampler.sample(requests),
             options.accept_threshold,
             keep,
             reasons=reasons,
             require_end=options.require_end,
         )
-        fault = no_verdict_at_all(reasons, len(drawn))
+        drawn = sum(len(group.rollouts) + len(group.unreached) for group in groups)
+        fault = no_verdict_at_all(reasons, drawn)
         if fault is not None:
             raise InputError(f"{fault}; mend verify.verifier {options.verifier}")
         return groups

@@ -42,7 +42,7 @@ def same_expression(one: Node, other: Node) -> bool:
     if one == other:
         return True
     if has_op(one, "infinity") or has_op(other, "infinity"):
-        return _without_plus(one) == _without_plus(other)
+        return False
     try:
         first, second = exact(one), exact(other)
         if first is not None and second is not None:
@@ -118,10 +118,6 @@ def proportional(one: Node, other: Node) -> bool:
             )
     except (UndefinedError, TooLargeError):
         return False
-
-
-def _without_plus(node: Node) -> Node:
-    return node
 
 
 def _same_numbers(one: Node, other: Node, point: Mapping[str, Any], surely: bool = True) -> bool:

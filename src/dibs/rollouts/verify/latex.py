@@ -18,8 +18,8 @@ TEXT_FONTS = words(
 )
 SWITCHES = words(
     """
-    displaystyle textstyle scriptstyle scriptscriptstyle tiny scriptsize footnotesize small
-    normalsize large Large LARGE huge Huge bf it rm sf tt cal left right middle big Big bigg
+    textstyle scriptstyle scriptscriptstyle tiny scriptsize footnotesize small
+    normalsize large Large LARGE huge Huge bf it sf tt cal left right middle big Big bigg
     Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr limits nolimits quad qquad checkmark
     blacksquare square qed therefore because hfill nobreak newline par centering boldmath
     bfseries itshape noindent protect strut enspace thinspace medspace thickspace negthinspace ,
@@ -43,7 +43,7 @@ SAME = {
     "geqslant": "ge", "leqq": "le", "geqq": "ge", "neq": "ne", "lt": "<", "gt": ">", "land": "and",
     "wedge": "and", "lor": "or", "vee": "or", "lbrace": "{", "rbrace": "}", "dots": "ldots",
     "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "varnothing": "emptyset",
-    "arcsin": "arcsin", "tg": "tan", "ctg": "cot", "iff": "implies", "Rightarrow": "implies",
+    "tg": "tan", "ctg": "cot", "iff": "implies", "Rightarrow": "implies",
     "Leftrightarrow": "implies", "Longrightarrow": "implies", "rightarrow": "implies",
     "longrightarrow": "implies", "to": "implies", "mapsto": "implies",
     "varepsilon": "epsilon", "vartheta": "theta", "varphi": "phi", "vert": "|", "lvert": "|",
@@ -52,8 +52,7 @@ SAME = {
     "degrees": "degree", "simeq": "approx", "thickapprox": "approx", "doteq": "approx", "sim": "approx",
     "cong": "approx", "backslash": "setminus", "smallsetminus": "setminus", "lbrack": "[", "rbrack": "]",
     "dbinom": "binom", "tbinom": "binom", "R": "reals", "Z": "integers", "imath": "i", "prime": "'",
-    "colon": ":", "ge": "ge", "triangleq": "=", "coloneqq": "=", "overrightarrow": "vec",
-    "overset": "overset",
+    "colon": ":", "triangleq": "=", "coloneqq": "=", "overrightarrow": "vec",
 }  # fmt: skip
 MONEY = {
     "$": "dollar",

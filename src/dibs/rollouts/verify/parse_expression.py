@@ -25,7 +25,7 @@ _MOST_MARKS = 8
 """Most exponents, factorials and signs of degrees behind one factor."""
 _OPENING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _INVERSE = {f: f"arc{f}" for f in ("sin", "cos", "tan", "cot")}
-_ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}
+_ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _SIGNS = ("+", "-", "pm", "mp")
 _HALF_TURN = "deg"
 
@@ -260,7 +260,7 @@ class _Parser(Cursor):
     def command(self, token: Token) -> Node:
         name = token.text
         if name in FUNCTIONS:
-            return self.function(_ALIASES.get(name, name) if name != "log" else "log")
+            return self.function(_ALIASES.get(name, name))
         if name == "frac":
             above = self.digit_argument()
             return Node("div", (above, self.digit_argument()))

@@ -36,7 +36,7 @@ _LONGEST = 2000
 _DEEPEST = 40
 _ORDER = {"<": "<", ">": ">", "le": "<=", "ge": ">="}
 _MATRICES = frozenset(["pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array"])
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}
+_BASES = {word: value for word, value in NUMBER_WORDS.items() if 2 <= value <= 9}
 
 
 @lru_cache(maxsize=16384)

@@ -7,7 +7,7 @@ is replaced by its content, whose tokens are marked: a run of letters there is a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from dibs.rollouts.verify.characters import plain_characters
@@ -203,15 +203,25 @@ def _meaning(name: str, token: Token, style: str) -> Token:
     return Token("cmd", name, token.gap, style)
 
 
-def _after_group(raw: list[Token], i: int) -> int:
-    """The index behind the group that opens at ``i``."""
+def group_end(tokens: Sequence[Token], i: int) -> int:
+    """The index behind the group that opens at ``i``; -1 where none opens there, or it is not closed."""
+    if not 0 <= i < len(tokens) or tokens[i].text != "{":
+        return -1
     depth = 0
-    for j in range(i, len(raw)):
-        if raw[j].kind == "ch":
-            depth += (raw[j].text == "{") - (raw[j].text == "}")
+    for j in range(i, len(tokens)):
+        if tokens[j].kind == "ch":
+            depth += (tokens[j].text == "{") - (tokens[j].text == "}")
             if depth == 0:
                 return j + 1
-    raise UnreadableError("a brace is not closed")
+    return -1
+
+
+def _after_group(raw: list[Token], i: int) -> int:
+    """The index behind the group that opens at ``i``."""
+    end = group_end(raw, i)
+    if end < 0:
+        raise UnreadableError("a brace is not closed")
+    return end
 
 
 _ATTACHED = words(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dibs.rollouts.verify.tokens import Token
+from dibs.rollouts.verify.tokens import Token, group_end
 from dibs.rollouts.verify.values import Unit
 from dibs.rollouts.verify.vocabulary import (
     ADJECTIVES,
@@ -94,8 +94,8 @@ class _Reader:
         return True
 
     def fraction(self, tokens: Sequence[Token], i: int) -> int:
-        middle = _group_end(tokens, i)
-        end = _group_end(tokens, middle)
+        middle = group_end(tokens, i)
+        end = group_end(tokens, middle)
         side = self.side
         if end < 0 or not self.reads(tokens[i + 1 : middle - 1], side):
             return -1
@@ -169,15 +169,3 @@ def _exponent(tokens: Sequence[Token], i: int) -> tuple[int, int | None]:
     if text == "degree":
         return i, None
     return i, (-1 if negative else 1) * int(text) if text.isdigit() and len(text) < 3 else 0
-
-
-def _group_end(tokens: Sequence[Token], i: int) -> int:
-    if i < 0 or i >= len(tokens) or tokens[i].text != "{":
-        return -1
-    depth = 0
-    for j in range(i, len(tokens)):
-        if tokens[j].kind == "ch":
-            depth += (tokens[j].text == "{") - (tokens[j].text == "}")
-            if depth == 0:
-                return j + 1
-    return -1
