@@ -15,7 +15,7 @@ class SelectConfig(Section):
     pool: PositiveInt | Literal["all"] | None = Field(
         None,
         description="Prompts among which the budget of a step is spent. null draws "
-        "train.prompts_per_step prompts, and all of them get completions. A number draws so many, "
+        "a batch of prompts, and all of them get completions. A number draws so many, "
         "and all takes the whole training set; which of them get completions, and how many, is then "
         "decided together, at random, with weights that leave the gradient unbiased.",
     )
@@ -24,7 +24,7 @@ class SelectConfig(Section):
         ge=1,
         description="With a pool: completions that a prompt gets at a time, if it gets any. Fewer "
         "completions of each leave room for more prompts. null takes the fewest that the "
-        "target needs: 2 with a baseline of the group, algorithm.order with order_k, 2 with "
+        "target needs: 2 with a baseline of the group, the order with order_k, 2 with "
         "self_normalized, else 1.",
     )
     uniform_share: float = Field(

@@ -9,56 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 
 from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.prompt_budget import Chosen, PromptBudget, check_choice
-from dibs.config import least_group
+from dibs.config import SelectConfig, least_group
 from dibs.types import InputError
 
 _DRAWING = 11
 """Part of the seed of pools, so that nothing else draws the same numbers."""
 
 
-class PoolConfig(BudgetConfig):
-    """A budget, and whether it is spent on prompts that are chosen with their counts."""
+class PoolConfig(SelectConfig, BudgetConfig):
+    """A budget, and whether it is spent on prompts that are chosen with their counts.
 
-    pool: PositiveInt | Literal["all"] | None = Field(
-        None,
-        description="Prompts among which the budget of a step is spent. null keeps the prompts that "
-        "the trainer draws. all takes the whole training set, and a number draws so many of it "
-        "evenly; which of them get completions, and how many, is then decided together, at random, "
-        "with weights that leave the gradient unbiased.",
-    )
-    group: int | None = Field(
-        None,
-        ge=1,
-        description="With a pool: completions that a prompt gets at a time, if it gets any. null "
-        "takes the fewest that the target needs: 2 with a baseline of the group, order with "
-        "order_k, 2 with self_normalized, else 1.",
-    )
-    uniform_share: float = Field(
-        0.25,
-        gt=0,
-        le=1,
-        description="With a pool: every prompt is expected to get at least this share of a uniform "
-        "count, so that no completion weighs more than 1 / uniform_share times a uniform one.",
-    )
-
-    correct: bool = Field(
-        True,
-        description="With a pool: a completion weighs 1 over how many its prompt was expected to get, "
-        "which leaves the gradient that of the pool. false weighs all completions of a step alike.",
-    )
+    ``pool`` null keeps the prompts that the trainer draws.
+    """
 
     @model_validator(mode="after")
     def _pool_fits(self) -> PoolConfig:
         if self.pool is None:
-            for key in ("group", "uniform_share", "correct"):
-                if key in self.model_fields_set:
+            for key in SelectConfig.model_fields:
+                if key != "pool" and key in self.model_fields_set:
                     raise ValueError(f"{key} is given without a pool; set pool, or leave it out")
             return self
         if self.pool == "all" and self.mode == "pilot":
