@@ -151,6 +151,8 @@ def test_prompts_that_share_a_row_are_chosen_one_by_one(name):
     found = pool_counts(problem, rows, name, group=1, uniform_share=0.25, rng=rng)
     assert len(found.counts) == 40
     assert found.counts.sum() == 40
+    assert found.achievable_gain >= found.expected_gain - 1e-9
+    assert (found.achievable_gain > 1) == (name != "uniform")
     assert found.expected.sum() == pytest.approx(40)
     if rules.is_random(name):
         unseen = rules.weights_of(name, problem.restricted(rows, [f"{i}" for i in range(40)]), rng)

@@ -39,7 +39,7 @@ def allocator(name: str) -> Callable[[Allocator], Allocator]:
 
 def uniform(problem: AllocationProblem) -> np.ndarray:
     """The same count for every prompt, as far as the bounds allow."""
-    return _in_proportion(np.ones(len(problem.stats)), problem)
+    return ALLOCATORS["uniform"](problem)
 
 
 def _by_rule(name: str) -> Allocator:

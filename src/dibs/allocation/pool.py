@@ -72,7 +72,7 @@ def pool_counts(
         correct: whether what is drawn seldom weighs more.
     """
     shared = not np.array_equal(rows, np.arange(len(problem.stats)))
-    if allocator in rules.NAMES and allocator != "uniform" and shared:
+    if shared and allocator not in ("min_variance", "uniform"):
         # A rule may draw at random, or rank the prompts, so each has a row of its own.
         problem = problem.restricted(rows, [str(i) for i in range(len(rows))])
         rows = np.arange(len(rows))
@@ -97,35 +97,29 @@ def expected_of_rows(
     ``multiplicity``: prompts that have each row, [k].
     """
     even = _even(problem, multiplicity)
+    if allocator == "uniform":
+        return even, 1.0, 1.0
     floor = np.maximum(problem.lower, uniform_share * even.min())
 
     def in_proportion(sigma: np.ndarray) -> np.ndarray:
         return expected_counts(sigma, problem.budget, problem.cost, floor, multiplicity)
 
-    chosen, gain, achievable = even, 1.0, 1.0
-    if allocator in rules.NAMES and allocator != "uniform":
-        weights = rules.weights_of(allocator, problem, rng)
-        none = np.full(len(weights), np.inf)
-        chosen = fill(
-            np.maximum(weights, 1e-200),
-            problem.budget,
-            floor,
-            none,
-            problem.cost * multiplicity,
-        )
-        believed = problem.sigma**2 * multiplicity
-        gain = float((believed / even).sum() / (believed / chosen).sum())
-    elif allocator == "min_variance":
-        candidates = [in_proportion(problem.sigma**power) for power in POWERS]
-        doubts = problem.doubts**2 * multiplicity
-        worst = [float(((doubts / even).sum(1) / (doubts / e).sum(1)).min()) for e in candidates]
-        believed = problem.sigma**2 * multiplicity
-        gains = [float((believed / even).sum() / (believed / e).sum()) for e in candidates]
-        best = int(np.argmax(worst))
-        achievable = max(gains)
-        if worst[best] > 1:
-            chosen, gain = candidates[best], gains[best]
-    return chosen, gain, achievable
+    believed = problem.sigma**2 * multiplicity
+
+    def gained(expected: np.ndarray) -> float:
+        return float((believed / even).sum() / (believed / expected).sum())
+
+    candidates = [in_proportion(problem.sigma**power) for power in POWERS]
+    achievable = max(map(gained, candidates))
+    if allocator != "min_variance":
+        weights = np.maximum(rules.weights_of(allocator, problem, rng), 1e-200)
+        unlimited = np.full(len(weights), np.inf)
+        chosen = fill(weights, problem.budget, floor, unlimited, problem.cost * multiplicity)
+        return chosen, gained(chosen), achievable
+    doubts = problem.doubts**2 * multiplicity
+    worst = [float(((doubts / even).sum(1) / (doubts / e).sum(1)).min()) for e in candidates]
+    best = candidates[int(np.argmax(worst))]
+    return (best, gained(best), achievable) if max(worst) > 1 else (even, 1.0, achievable)
 
 
 def describe_pool(found: Sequence[PoolCounts], allocator: str) -> dict[str, Any]:
