@@ -200,6 +200,7 @@ def test_time_is_linear_in_the_length_of_a_text(piece):
         assert time.perf_counter() - started < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES)
 def test_stages_take_linear_time_without_the_limit_on_a_completion(piece):
     spent = []

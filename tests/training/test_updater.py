@@ -304,7 +304,7 @@ def test_projections_keep_inner_products():
     assert torch.equal(vectors(3, 256), sketches[3])
 
 
-@pytest.mark.parametrize("loss", [RAFT, RATIO])
+@pytest.mark.parametrize("loss", [RAFT, pytest.param(RATIO, marks=pytest.mark.slow)])
 def test_micro_batches_are_halved_where_memory_does_not_suffice(policy, loss, monkeypatch):
     made = examples(policy, 20)
     inner, sizes = Policy.logprobs_and_entropy, []
