@@ -229,8 +229,9 @@ class PromptStats:
     less than 1, so these need not be whole numbers. ``grad_norm``: mean of ``||grad log pi(y|x)||``
     over accepted pilots, each divided by what the loss divides its gradient by, float64 [m]; NaN where
     none was accepted. ``grad_norm_rejected``: the same over rejected pilots. ``mean_tokens``: mean
-    length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments of both classes. The
-    last four are optional.
+    length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments of both classes.
+    ``streak``: how many of the prompt's last visits in a row had all completions accepted or all
+    rejected, [m]. The last five are optional.
 
     Raises InputError, with the prompt's id, for impossible values.
     """
@@ -243,10 +244,18 @@ class PromptStats:
     mean_tokens: np.ndarray | None = None
     accepted: CompletionMoments | None = None
     rejected: CompletionMoments | None = None
+    streak: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         m = len(self.prompt_ids)
-        for name in ("trials", "successes", "grad_norm", "grad_norm_rejected", "mean_tokens"):
+        for name in (
+            "trials",
+            "successes",
+            "grad_norm",
+            "grad_norm_rejected",
+            "mean_tokens",
+            "streak",
+        ):
             values = getattr(self, name)
             if values is None:
                 continue
@@ -294,6 +303,7 @@ class PromptStats:
             taken(self.mean_tokens),
             None if self.accepted is None else self.accepted.take(rows),
             None if self.rejected is None else self.rejected.take(rows),
+            taken(self.streak),
         )
 
     @property

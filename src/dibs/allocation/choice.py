@@ -49,6 +49,27 @@ class Choice:
             expected=np.sum(expected, axis=0) if expected else None,
         )
 
+    def restricted(
+        self, rows: np.ndarray, counts: np.ndarray, shares: np.ndarray, metrics: Mapping[str, Any]
+    ) -> Choice:
+        """Some of the prompts, by their positions, with other counts and weights; of one part.
+
+        Args:
+            counts: of these prompts. shares: what the weights of each prompt's completions add up to.
+        """
+        prompts = [self.prompts[i] for i in rows.tolist()]
+        names = [prompt.prompt_id for prompt in prompts]
+        nothing = [Group(prompt, ()) for prompt in prompts]
+        stats = self.stats.take(rows, names)
+        return Choice(
+            prompts,
+            stats,
+            [GradientPart(stats, nothing, nothing, shares)],
+            [problem.restricted(rows, names) for problem in self.problems],
+            [Allocation(names, counts, self.allocations[0].allocator)],
+            {**self.metrics, **metrics},
+        )
+
 
 def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, step: int) -> Choice:
     """Choose what a step samples, by what is known of the prompts of its batch or pool.
@@ -57,7 +78,9 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
     step alone.
     """
     problems = allocation_problems(estimate, config, _reading(prompts, estimate, config))
-    if config.select.pool is None:
+    if config.allocate.rounds is not None:
+        return _candidates(prompts, estimate, problems, config.allocate.rounds)
+    if not config.chooses:
         allocations = [solve(problem, config.allocate.allocator) for problem in problems]
         metrics = describe(problems, allocations)
         return Choice(prompts, estimate.stats, estimate.parts, problems, allocations, metrics)
@@ -101,6 +124,19 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
         ],
         describe_pool(found, config.allocate.allocator),
     )
+
+
+def _candidates(
+    prompts: Sequence[Prompt],
+    estimate: StepEstimate,
+    problems: Sequence[AllocationProblem],
+    rule: str,
+) -> Choice:
+    """All prompts, with no completions yet: a rule for rounds decides them as it draws."""
+    names = [prompt.prompt_id for prompt in prompts]
+    none_yet = Allocation(names, np.zeros(len(prompts), dtype=np.int64), rule)
+    unknown = {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
+    return Choice(prompts, estimate.stats, estimate.parts, problems, [none_yet], unknown)
 
 
 def _reading(

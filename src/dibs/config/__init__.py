@@ -4,10 +4,10 @@ Unknown keys are errors. Every field carries its description, and ``dibs train -
 all. ``dibs.config.load`` reads a configuration from a file and the command line.
 """
 
+from dibs.config.allocating import AllocateConfig
 from dibs.config.learning import (
     DEFAULT_ORDER,
     AlgorithmConfig,
-    AllocateConfig,
     Baseline,
     EstimateConfig,
     Estimator,

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dibs.config.allocating import AllocateConfig
 from dibs.config.learning import (
     AlgorithmConfig,
-    AllocateConfig,
     EstimateConfig,
     TrainConfig,
     UpdateConfig,
@@ -18,6 +18,7 @@ from dibs.config.learning import (
     why_groups,
 )
 from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
+from dibs.config.rounds import check_keep, check_rounds
 from dibs.config.section import Section
 from dibs.config.selecting import SelectConfig
 from dibs.config.watching import (
@@ -87,6 +88,16 @@ class Config(Section):
         return self.allocate.num_generations * one_each if given is None else given
 
     @property
+    def chooses(self) -> bool:
+        """Whether prompts are chosen together with their counts, by expected counts over a pool."""
+        return self.select.pool is not None and self.allocate.rounds is None
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether all prompts of a step get the counts that an allocator decides."""
+        return self.select.pool is None and self.allocate.rounds is None
+
+    @property
     def group(self) -> int:
         """Completions that a prompt of a pool gets at a time."""
         return self._least_group if self.select.group is None else self.select.group
@@ -124,8 +135,10 @@ class Config(Section):
     def measures_at(self, step: int) -> bool:
         """Whether a step measures what its counts gain over uniform ones; never if they are."""
         interval = self.variance.interval
-        fixed = self.select.pool is None and self.allocate.allocator != "uniform"
-        return interval > 0 and step % interval == 0 and fixed
+        counts_differ = self.fixed_batch and self.allocate.allocator != "uniform"
+        return (
+            interval > 0 and step % interval == 0 and counts_differ and self.allocate.keep is None
+        )
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the held-out prompts are scored after a step; always after the last."""
@@ -136,17 +149,23 @@ class Config(Section):
     def _pool_agrees(self) -> Config:
         """ValueError for a pool that the other sections cannot draw from."""
         pool, own = self.select.pool, self.algorithm
+        auto = self.train.shape == "auto"
+        if auto and (self.allocate.rounds is not None or self.allocate.keep is not None):
+            raise ValueError(
+                "train.shape auto measures counts that an allocator decides; leave allocate.rounds and "
+                "allocate.keep out, or give the shape"
+            )
+        if self.allocate.rounds is not None:
+            check_rounds(self.allocate, self.select, self.estimate.mode, own)
+            self._check_pool_size()
+            return self
         if pool is None:
             if self.select.group is not None:
                 raise ValueError(f"select.group {self.select.group} needs a select.pool")
             if not self.select.correct:
                 raise ValueError("select.correct false needs a select.pool")
             return self
-        if pool != "all" and pool < self.train.prompts_per_step:
-            raise ValueError(
-                f"select.pool {pool} is smaller than train.prompts_per_step "
-                f"{self.train.prompts_per_step}; raise it, or leave it out"
-            )
+        self._check_pool_size()
         if ":" in self.allocate.allocator:
             raise ValueError(
                 f"allocate.allocator {self.allocate.allocator} decides counts of a fixed batch; with a "
@@ -175,6 +194,14 @@ class Config(Section):
                 f"{self.group}; change allocate.num_generations or the group"
             )
         return self
+
+    def _check_pool_size(self) -> None:
+        pool, wanted = self.select.pool, self.train.prompts_per_step
+        if isinstance(pool, int) and pool < wanted:
+            raise ValueError(
+                f"select.pool {pool} is smaller than train.prompts_per_step {wanted}; raise it, or "
+                "leave it out"
+            )
 
     @property
     def _for_groups(self) -> int:
@@ -224,7 +251,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _bounds_agree(self) -> Config:
         """ValueError for a budget that the bounds of a fixed batch do not allow."""
-        if self.select.pool is not None:
+        if not self.fixed_batch:
             return self
         m = self.train.prompts_per_step
         grouped = self.algorithm.baseline in ("mean", "leave_one_out")
@@ -265,6 +292,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
+        check_keep(self.allocate, least_group(self.algorithm))
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
             raise ValueError(
                 "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
