@@ -46,7 +46,7 @@ def problem_of(rates=RATES, budget=16, trials=1000.0) -> AllocationProblem:
         (
             "vas",
             [0.7647, 1.2353, 0.7647, 1.2353],
-        ),  # mean of p q is .17: 1/2 + .09 / .34, 1/2 + .25 / .34
+        ),  # 1/2 + p q / .34
         ("cures_prompts", [20.0855, 148.4132, 20.0855, 148.4132]),  # e^3, e^5
         ("dars", [1.66667, 1, 1, 1]),  # .5 / sqrt(.09)
     ],
@@ -76,7 +76,7 @@ def with_norms(accepted: float, rejected: float, mean: float, mean_rejected: flo
 
 
 def test_cures_by_hand():
-    """At p = .5: .125 x 10 + .125 x 5 - .0625 x (3 - 2)^2 = 1.8125, at p = .1: .081 x 10 + .009 x 5 - .0081."""
+    """At p = .5: .125 x 10 + .125 x 5 - .0625; at p = .1: .081 x 10 + .009 x 5 - .0081."""
     found = rules.weights_of("cures", with_norms(10.0, 5.0, 3.0, 2.0)) ** 2
     assert found[:2] == pytest.approx([0.8469, 1.8125])
     same = rules.weights_of("cures", with_norms(4.0, 4.0, 2.0, 2.0)) ** 2

@@ -223,7 +223,7 @@ def test_names_and_settings_that_have_no_use(tmp_path, more, said):
     "name", [pytest.param(n, marks=() if n == "dapo" else pytest.mark.slow) for n in RULES]
 )
 def test_every_rollout_of_every_round_is_counted(tmp_path, name):
-    """Of a real run: completions in the totals, in the step's counts, and updates as in a uniform one."""
+    """Of a real run: in the totals and in each step's counts; and updates are those of uniform."""
     summary = run(tmp_path / "run", *RUN, *RULES[name], f"--allocate.rounds={name}")
     steps = list(read_lines(tmp_path / "run" / "metrics.jsonl"))[1:]
     counted = list(read_lines(tmp_path / "run" / "allocations.jsonl"))
