@@ -152,6 +152,12 @@ class AlgorithmConfig(Section):
         "that decided the counts let expect; counts then change nothing, and a reward's "
         "baseline is the mean of the others.",
     )
+    prompt_weight: Literal["none", "curverl"] = Field(
+        "none",
+        description="How much a prompt counts in the objective. none counts all alike. curverl lets "
+        "those count for more that are harder than most of the others, or like many of them, by the "
+        "accept rates of earlier steps or pilots.",
+    )
     length_normalization: Literal["none", "constant", "sequence"] = Field(
         "none",
         description="Divides a completion's gradient by nothing, by "

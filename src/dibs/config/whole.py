@@ -234,6 +234,23 @@ class Config(Section):
                 f"{self.algorithm.order}, which every group of estimator order_k needs; raise it"
             )
 
+    def _check_prompt_weight(self) -> None:
+        weight = f"algorithm.prompt_weight {self.algorithm.prompt_weight}"
+        if self.estimate.mode == "none":
+            raise ValueError(
+                f"{weight} needs accept rates; set estimate.mode to online, pilot or cross_fit"
+            )
+        if self.allocate.allocator == "min_variance":
+            raise ValueError(
+                f"{weight} is not known to allocate.allocator min_variance, which takes all prompts to "
+                "count alike; choose uniform or a rule of docs/rules.md"
+            )
+        if self.allocate.rounds is not None or self.algorithm.estimator == "flat":
+            raise ValueError(
+                f"{weight} weighs prompts; allocate.rounds and algorithm.estimator flat weigh them "
+                "otherwise; leave one of them out"
+            )
+
     def _check_prompt_cost(self) -> None:
         cost = f"allocate.prompt_cost {self.allocate.prompt_cost:g}"
         if self.allocate.budget_unit != "tokens":
@@ -293,6 +310,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         check_keep(self.allocate, least_group(self.algorithm))
+        if self.algorithm.prompt_weight != "none":
+            self._check_prompt_weight()
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
             raise ValueError(
                 "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "
