@@ -57,7 +57,7 @@ def test_shares_over_a_pool_are_weighed_by_all_of_its_prompts():
     weighed, even = (choose(PROMPTS, estimate, each, 1) for each in (own, plain))
     assert [p.prompt_id for p in weighed.prompts] == [p.prompt_id for p in even.prompts]
     expected = {"00": 1, "01": 1, "02": 1, "03": 1 / 4}
-    factors = weighed.parts[0].shares / even.parts[0].shares
+    factors = np.asarray(weighed.parts[0].shares) / np.asarray(even.parts[0].shares)
     assert factors == pytest.approx([expected[str(p.prompt_id)] for p in weighed.prompts])
 
 

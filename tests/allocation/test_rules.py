@@ -15,9 +15,11 @@ from dibs import allocate
 from dibs.allocation import rules
 from dibs.allocation.allocators import ALLOCATORS, allocator, solve
 from dibs.allocation.class_norms import ClassNorms
+from dibs.allocation.drawn import Drawn
 from dibs.allocation.pool import pool_counts
 from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem, Bounds, pose
+from dibs.allocation.rounds import Keeper, RoundsRule
 from dibs.types import InputError, PromptStats
 
 RATES = np.array([0.1, 0.5, 0.9, 0.5])
@@ -282,15 +284,20 @@ def test_lists_of_whole_numbers_are_counts():
 
 def test_the_example_of_the_documentation_is_an_allocator():
     document = Path(__file__).parents[2].joinpath("docs/rules.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
     found: dict[str, Any] = {}
-    exec(example, found)
+    for example in re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL):
+        exec(example, found)
     problem = problem_of()
     ALLOCATORS["example"] = found["hardest_first"]
     try:
         assert solve(problem, "example").counts.tolist() == [8, 8, 0, 0]
     finally:
         del ALLOCATORS["example"]
+    drawn = Drawn(1, np.array([4, 4]), [], [np.ones(4, dtype=bool), np.zeros(4, dtype=bool)], 4, 2)
+    assert RoundsRule("example", found["until_two_are_right"]).more(drawn).tolist() == [0, 4]
+    own = Keeper("example", found["by_turns"], whole_baseline=False)
+    right = np.array([True, True, True, False, False])
+    assert own.keep(right * 1.0, right, 2).tolist() == [0, 3]
     (rule,) = re.findall(r"```diff\n(.*?)```", document, flags=re.DOTALL)
     lines = [line[1:] for line in rule.splitlines() if not line.startswith("+++")]
     exec("\n".join(lines), found)

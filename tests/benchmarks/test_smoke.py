@@ -85,6 +85,7 @@ STUDIES = {
         "--compare.exclude=['*/grpo/*', '*/*/uniform-16', '*/*/gvm-*']",
     ],
     "polar": ["--compare.exclude=['*/*/online']"],
+    "rules": ["--compare.learning_rates=[]", "--compare.exclude=['polar/*', 'lengths/*']"],
     "uneven": ["--compare.exclude=['*/small-rate/*', '*/*/gvm-8x-updates']"],
 }
 """What makes a study tiny, beside ``TINY_STUDY``."""

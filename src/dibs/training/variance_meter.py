@@ -44,6 +44,13 @@ def measure_variance(
     config = scaled(meter.config)
     if shapes:
         check_shapes(meter.config)
+    rounds, keep = config.allocate.rounds, config.allocate.keep
+    if rounds is not None or keep is not None:
+        key = "keep" if rounds is None else "rounds"
+        raise InputError(
+            f"dibs variance measures counts that are decided before a step; leave allocate.{key} "
+            f"{rounds or keep} out, and compare it by training (dibs compare)"
+        )
     if Target.of(config.algorithm).knows_baseline:
         group = "mean" if config.algorithm.objective != "expected_reward" else "leave_one_out"
         raise InputError(
