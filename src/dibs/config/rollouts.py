@@ -265,6 +265,22 @@ class SamplingConfig(Section):
     temperature: float = Field(
         1.0, gt=0, description="Sampling temperature. All log-probabilities are computed at it too."
     )
+    anneal_from: float | None = Field(
+        None,
+        gt=0,
+        description="For engine transformers: temperature of a completion's first token, from which it "
+        "falls token by token, faster and faster, so that early tokens explore. It needs "
+        "algorithm.importance_sampling, and multiplies temperature. null keeps one temperature.",
+    )
+    anneal_floor: float = Field(
+        0.1, gt=0, description="Lowest temperature that anneal_from falls to."
+    )
+    anneal_tokens: float = Field(
+        1000.0,
+        gt=0,
+        description="Tokens over which the temperature falls by 1.72. Set it to about the length of "
+        "completions.",
+    )
     max_completion_length: int = Field(
         512,
         ge=1,

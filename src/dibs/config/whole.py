@@ -234,6 +234,19 @@ class Config(Section):
                 f"{self.algorithm.order}, which every group of estimator order_k needs; raise it"
             )
 
+    def _check_annealing(self) -> None:
+        start = f"sampling.anneal_from {self.sampling.anneal_from:g}"
+        if self.sampling.engine != "transformers":
+            raise ValueError(
+                f"{start} needs sampling.engine transformers; {self.sampling.engine} has one temperature "
+                "for all tokens"
+            )
+        if self.algorithm.importance_sampling == "none":
+            raise ValueError(
+                f"{start} draws from other probabilities than the policy's; set "
+                "algorithm.importance_sampling, token_truncate for example"
+            )
+
     def _check_prompt_weight(self) -> None:
         weight = f"algorithm.prompt_weight {self.algorithm.prompt_weight}"
         if self.estimate.mode == "none":
@@ -310,6 +323,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         check_keep(self.allocate, least_group(self.algorithm))
+        if self.sampling.anneal_from is not None:
+            self._check_annealing()
         if self.algorithm.prompt_weight != "none":
             self._check_prompt_weight()
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
