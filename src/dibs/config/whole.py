@@ -238,8 +238,8 @@ class Config(Section):
         start = f"sampling.anneal_from {self.sampling.anneal_from:g}"
         if self.sampling.engine != "transformers":
             raise ValueError(
-                f"{start} needs sampling.engine transformers; {self.sampling.engine} has one temperature "
-                "for all tokens"
+                f"{start} needs sampling.engine transformers; {self.sampling.engine} keeps one "
+                "temperature for all tokens"
             )
         if self.algorithm.importance_sampling == "none":
             raise ValueError(

@@ -13,8 +13,8 @@ class Annealing:
     """The temperature of token t, the first being 0: ``max(1 + start - exp(t / decay), floor)``.
 
     So it is ``start`` at first, and ``start - 1.72`` or ``floor`` after ``decay`` tokens: early tokens
-    explore, late ones are nearly greedy. What is drawn is not from the policy, so importance weights must
-    correct for it; the sampler reports the log-probabilities that it drew with.
+    explore, late ones are nearly greedy. What is drawn is not from the policy, so importance weights
+    must correct for it; the sampler reports the log-probabilities that it drew with.
 
     Departure: ``decay`` stays the same over a run. The paper raises it with the step, since completions
     grow longer.
