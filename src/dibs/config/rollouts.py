@@ -87,8 +87,9 @@ class PolicyConfig(Section):
 
     model: str = Field(
         "arithmetic",
-        description="Model to train: a Hugging Face id, the folder of a model, or an embedded "
-        f"task: {EMBEDDED}.",
+        description="Model to train: a Hugging Face id, the folder of a model, a GGUF file or a folder "
+        "with one (needs dibs-rl[gguf]), package:NAME for an installed Python package that holds a "
+        f"model, or an embedded task: {EMBEDDED}.",
     )
     dtype: Literal["float32", "mixed", "bfloat16"] = Field(
         "float32",

@@ -26,6 +26,7 @@ from dibs.data.prompts import render_all
 from dibs.data.questions import read_questions_of
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
+from dibs.model.gguf_file import model_source
 from dibs.model.policy import Policy
 from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
@@ -80,7 +81,7 @@ class Evaluator:
         }
         return {
             "model": config.policy.model,
-            "weights": _fingerprint(Path(config.policy.model)),
+            "weights": _fingerprint(Path(model_source(config.policy.model))),
             "dtype": config.policy.dtype,
             "seed": config.seed,
             "k": self.k,
@@ -251,9 +252,14 @@ def _records_file(out: Path, source: str) -> Path:
 
 def _fingerprint(folder: Path) -> str | None:
     """What changes when a local model is saved again; None for a hub id."""
-    if not folder.is_dir():
+    if folder.is_file():  # of type GGUF
+        files = [folder]
+    elif folder.is_dir():
+        files = sorted(
+            each for kind in ("safetensors", "gguf") for each in folder.glob(f"*.{kind}")
+        )
+    else:
         return None
-    files = sorted(folder.glob("*.safetensors"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
