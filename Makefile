@@ -36,6 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); this takes a minute or two the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[reasoning-gym]' \
+		|| echo "The packages of the extra reasoning-gym cannot be had here; its tests will be left out."
 	touch $@
 
 demo: $(STAMP)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,8 +22,9 @@ from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
 from dibs.data.containers import BadRows
-from dibs.data.prompts import render_all
-from dibs.data.questions import read_questions_of
+from dibs.data.prompts import held_out_of_gym, render_all
+from dibs.data.questions import Question, read_questions_of
+from dibs.data.reasoning_gym import gym_names
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.gguf_file import model_source
@@ -113,7 +114,11 @@ class Evaluator:
     def _prompts(self, source: str, room: int | None) -> tuple[list[Prompt], dict[str, int]]:
         config = self.config.data.model_copy(update={"train": source})
         bad = BadRows(config.max_bad_rows)
-        questions = read_questions_of(config, source, config.eval_split, bad)
+        questions: Iterable[Question]
+        if gym_names(source) is None:
+            questions = read_questions_of(config, source, config.eval_split, bad)
+        else:
+            questions = held_out_of_gym(config, source, self.config.seed)
         renderer = Renderer(config, self.policy.tokenizer, self.clock)
         prompts, dropped = render_all(questions, renderer, room)
         dropped |= bad.dropped
@@ -250,6 +255,19 @@ def _records_file(out: Path, source: str) -> Path:
     return out / "records" / f"{Path(source).stem}-{mark}.jsonl"
 
 
+def _one_kind(sources: Sequence[str]) -> str:
+    """The source that the verifier of all of them fits; empty for files and known sets.
+
+    Raises InputError where generated questions, which have a verifier of their own, are among others.
+    """
+    generated = [source for source in sources if gym_names(source) is not None]
+    if generated and len(generated) < len(sources):
+        raise InputError(
+            f"{generated[0]} has a verifier of its own; evaluate it in a command of its own"
+        )
+    return generated[0] if generated else ""
+
+
 def _fingerprint(folder: Path) -> str | None:
     """What changes when a local model is saved again; None for a hub id."""
     if folder.is_file():  # of type GGUF
@@ -295,7 +313,7 @@ def run_evaluation(
     policy.model.eval()
     with (
         closing(build_sampler(config, policy)) as sampler,
-        closing(build_verifier(config.verify, "")) as verifier,
+        closing(build_verifier(config.verify, _one_kind(sources))) as verifier,
     ):
         clock = _clock_of(out)
         evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view, clock)
