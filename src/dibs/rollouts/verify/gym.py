@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import re
 
+# The server that forks the workers imports this module, so that none of them loads the package while a
+# completion waits.
+import reasoning_gym  # noqa: F401
+
 from dibs.data.answers import LONGEST, final_answer
 from dibs.data.reasoning_gym import GymAnswer, score_of
 from dibs.rollouts.verify.judges import NO_ANSWER, unreached
