@@ -90,9 +90,9 @@ def main() -> int:
     for table in comparison_tables(rows):
         console.print(table)
     for row in rows:
-        console.print(rise(row), highlight=False)
+        console.print(rise(row), highlight=False, soft_wrap=True)
     for line in differences(rows):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(
         "Each arm is one run: the intervals are over held-out prompts and leave out the luck of a run."
     )
