@@ -13,7 +13,7 @@ TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo test test-slow test-vllm test-trl test-verl test-page lint format constraints trl \
+.PHONY: help demo test test-slow test-vllm test-trl test-verl test-page test-sources lint format constraints trl \
 	bench-step bench-trl bench-verl clean
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
 	@echo "make test-verl  the tests with verl on the CPU; builds $(VERL_VENV) (2.1 GB)"
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
+	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make format     reformat the sources"
 	@echo "make constraints  write the versions installed in $(VENV) to constraints.txt"
@@ -108,6 +109,16 @@ test-page: $(STAMP)
 		echo "SKIPPED: the packages of the extra 'page' cannot be had here (see above)"; \
 	else \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m page tests/page; \
+	fi
+
+# Some fifty small packages, which only these tests need.
+test-sources: $(STAMP)
+	@if ! $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+			-e '.[reasoning-gym,verifiers]'; then \
+		echo "SKIPPED: the packages of the extras reasoning-gym and verifiers cannot be had here (see above)"; \
+	else \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/data/test_environments.py \
+			tests/data/test_reasoning_gym.py; \
 	fi
 
 format: $(STAMP)

@@ -54,7 +54,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="training steps of each arm (default: 24)")
     parser.add_argument("--seed", type=int, help="seed of both arms (default: 0)")
     parser.add_argument(
-        "--threads", type=int, help="CPU threads; give 1 on a busy machine (default: torch's choice)"
+        "--threads",
+        type=int,
+        help="CPU threads; give 1 on a busy machine (default: torch's choice)",
     )
     options = parser.parse_args()
 

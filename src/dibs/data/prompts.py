@@ -15,14 +15,18 @@ import numpy as np
 from dibs.config import Config, DataConfig
 from dibs.data.arithmetic import Part, draw_problems, parts_of
 from dibs.data.containers import BadRows
+from dibs.data.packages import (
+    check_options,
+    evaluation_source,
+    held_out_questions,
+    is_packaged,
+    training_questions,
+)
 from dibs.data.questions import Question, read_questions_of
-from dibs.data.reasoning_gym import check_options, gym_names, gym_questions
 from dibs.data.rendering import Renderer, Tokenizer
 from dibs.types import InputError, Prompt
 
 _EVAL_SEED_OFFSET = 1_000_003
-_TRAINING, _HELD_OUT = 0, 1
-"""Beside the seed, what makes generated questions differ."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +71,20 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
     parts = parts_of(config.train)
     if parts is not None:
         return _embedded_questions(config, parts, seed)
-    check_options(config.options, config.train, config.eval)
-    generated = gym_names(config.train) is not None
+    check_options(config)
     held_out = None
     dropped: dict[str, int] = {}
-    source = config.train if generated and config.eval is None else config.eval
-    if source is not None and gym_names(source) is not None:
-        held_out = held_out_of_gym(config, source, seed)
+    source = evaluation_source(config)
+    if source is not None and is_packaged(source):
+        held_out = held_out_questions(config, source, seed)
     elif source is not None:
         held_out, dropped_here = _read(config, source, config.eval_split)
         dropped = {f"{reason} (evaluation)": rows for reason, rows in dropped_here.items()}
-    if generated:
+    if is_packaged(config.train):
         texts = frozenset(question.text for question in held_out or ())
-        train = gym_questions(config.train, config.options, config.size, (seed, _TRAINING), texts)
-        return Questions(train, held_out, dropped)
+        return Questions(training_questions(config, seed, texts), held_out, dropped)
     train, dropped_here = _read(config, config.train, config.split)
     return Questions(train, held_out, dropped_here | dropped)
-
-
-def held_out_of_gym(config: DataConfig, source: str, seed: int) -> list[Question]:
-    """``data.eval_size`` questions that reasoning-gym generates; they do not depend on ``data.size``."""
-    return gym_questions(source, config.options, config.eval_size, (seed, _HELD_OUT))
 
 
 def _read(config: DataConfig, source: str, split: str) -> tuple[list[Question], dict[str, int]]:

@@ -69,17 +69,6 @@ def gym_names(source: str) -> list[str] | None:
     return names
 
 
-def check_options(options: Mapping[str, Any], *sources: str | None) -> None:
-    """InputError for options of a data set that no source names."""
-    names = [name for source in sources for name in gym_names(source or "") or ()]
-    for name in options:
-        if name not in names:
-            known = f"names {', '.join(names)}" if names else "names none"
-            raise InputError(
-                f"data.options has {name!r}, a data set of reasoning-gym, but data.train {known}"
-            )
-
-
 def gym_questions(
     source: str,
     options: Mapping[str, Any],

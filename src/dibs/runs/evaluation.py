@@ -22,9 +22,9 @@ from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
 from dibs.data.containers import BadRows
-from dibs.data.prompts import held_out_of_gym, render_all
+from dibs.data.packages import held_out_questions, is_packaged
+from dibs.data.prompts import render_all
 from dibs.data.questions import Question, read_questions_of
-from dibs.data.reasoning_gym import gym_names
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
 from dibs.model.gguf_file import model_source
@@ -115,10 +115,10 @@ class Evaluator:
         config = self.config.data.model_copy(update={"train": source})
         bad = BadRows(config.max_bad_rows)
         questions: Iterable[Question]
-        if gym_names(source) is None:
-            questions = read_questions_of(config, source, config.eval_split, bad)
+        if is_packaged(source):
+            questions = held_out_questions(config, source, self.config.seed)
         else:
-            questions = held_out_of_gym(config, source, self.config.seed)
+            questions = read_questions_of(config, source, config.eval_split, bad)
         renderer = Renderer(config, self.policy.tokenizer, self.clock)
         prompts, dropped = render_all(questions, renderer, room)
         dropped |= bad.dropped
@@ -258,14 +258,12 @@ def _records_file(out: Path, source: str) -> Path:
 def _one_kind(sources: Sequence[str]) -> str:
     """The source that the verifier of all of them fits; empty for files and known sets.
 
-    Raises InputError where generated questions, which have a verifier of their own, are among others.
+    Raises InputError where questions of a package, which have a verifier of their own, are among others.
     """
-    generated = [source for source in sources if gym_names(source) is not None]
-    if generated and len(generated) < len(sources):
-        raise InputError(
-            f"{generated[0]} has a verifier of its own; evaluate it in a command of its own"
-        )
-    return generated[0] if generated else ""
+    own = [source for source in sources if is_packaged(source)]
+    if own and len({source.partition(":")[0] for source in own}) + (len(own) < len(sources)) > 1:
+        raise InputError(f"{own[0]} has a verifier of its own; evaluate it in a command of its own")
+    return own[0] if own else ""
 
 
 def _fingerprint(folder: Path) -> str | None:

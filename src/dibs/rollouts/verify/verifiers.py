@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from dibs.config import VerifyConfig
 from dibs.data.answers import LONGEST, reading
 from dibs.data.arithmetic import ANSWER_MARK, parts_of
+from dibs.data.environments import environment_name
 from dibs.data.reasoning_gym import gym_names
 from dibs.plugins import import_function
 from dibs.rollouts.verify.judges import (
@@ -29,7 +30,7 @@ from dibs.rollouts.verify.judges import (
 )
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 
-VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic", "reasoning-gym")
+VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic", "reasoning-gym", "environment")
 
 
 class Verifier(Protocol):
@@ -129,6 +130,10 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
         from dibs.rollouts.verify.maths import judge_math
 
         return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
+    if name == "environment":
+        from dibs.rollouts.verify.environment import EnvironmentVerifier
+
+        return EnvironmentVerifier(config.accept_threshold, config.timeout)
     if name == "reasoning-gym":
         from dibs.rollouts.verify.gym import judge_gym
 
@@ -170,6 +175,8 @@ def _resolved(config: VerifyConfig, source: str) -> str:
         return config.verifier
     if gym_names(source) is not None:
         return "reasoning-gym"
+    if environment_name(source) is not None:
+        return "environment"
     return "arithmetic" if parts_of(source) else "math"
 
 
