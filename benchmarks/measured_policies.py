@@ -25,11 +25,11 @@ from rich.progress import track
 from dibs.allocation.target import Target
 from dibs.config import WarmStartConfig
 from dibs.config.load import load_config
+from dibs.loop import Trainer
 from dibs.model.grad_norms import gradient_norms
 from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from dibs.train import Trainer
 from dibs.types import Completion, Group, Prompt, Rollout
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"

@@ -44,10 +44,10 @@ from rich.table import Table
 import dibs
 from dibs.config import Config, WarmStartConfig
 from dibs.data.prompts import batches
+from dibs.loop import Trainer
 from dibs.model.warm_start import warm_started_policy
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from dibs.train import Trainer
 
 HERE = Path(__file__).resolve().parent
 TASK = "arithmetic"

@@ -207,8 +207,8 @@ def evaluate(
 
     pass@k is the unbiased estimate from all samples.
 
-    MODEL is a Hugging Face id, the folder of a model, or an embedded task. The prompt template is
-    boxed unless data.template names another.
+    MODEL is a Hugging Face id, the folder of a model, a GGUF file, or an embedded task. The prompt
+    template is boxed unless data.template names another.
     """
     path, overrides = split_config(context.args)
     if path is not None:

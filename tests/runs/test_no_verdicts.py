@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dibs.cli import main
+from dibs.loop import Trainer
 from dibs.rollouts.verify.judges import unreached
 from dibs.rollouts.verify.verifiers import InlineVerifier
 from dibs.runs.console import PlainView
-from dibs.train import Trainer
 from dibs.types import InputError
 from odd_models import byte_tokenizer, questions_file, save_model, small_evaluation, small_run
 from tiny_runs import WORDS, result, run

@@ -15,11 +15,11 @@ from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.target import Target
 from dibs.config import GradNormMethod
 from dibs.config.load import load_config, split_config
+from dibs.loop import Trainer
 from dibs.model.grad_norms import gradient_norms
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.runs.resume_state import load_trainer_state, trainer_state
-from dibs.train import Trainer
 from dibs.training.examples import length_divisor, normalized_example
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.types import Allocation, Completion, Group, Rollout

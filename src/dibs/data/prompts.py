@@ -15,6 +15,13 @@ import numpy as np
 from dibs.config import Config, DataConfig
 from dibs.data.arithmetic import Part, draw_problems, parts_of
 from dibs.data.containers import BadRows
+from dibs.data.packages import (
+    check_options,
+    evaluation_source,
+    held_out_questions,
+    is_packaged,
+    training_questions,
+)
 from dibs.data.questions import Question, read_questions_of
 from dibs.data.rendering import Renderer, Tokenizer
 from dibs.types import InputError, Prompt
@@ -58,17 +65,26 @@ class PromptSet:
 def read_questions(config: DataConfig, seed: int) -> Questions:
     """Read the rows of a run, which needs no tokenizer.
 
-    Raises InputError for a missing or malformed file, a missing column, or no rows.
+    Raises InputError for a missing or malformed file, a missing column, or no rows. Generated questions
+    are the same for the same seed, and none of those to train on is held out.
     """
     parts = parts_of(config.train)
     if parts is not None:
         return _embedded_questions(config, parts, seed)
-    train, dropped = _read(config, config.train, config.split)
+    check_options(config)
     held_out = None
-    if config.eval:
-        held_out, dropped_here = _read(config, config.eval, config.eval_split)
-        dropped |= {f"{reason} (evaluation)": rows for reason, rows in dropped_here.items()}
-    return Questions(train, held_out, dropped)
+    dropped: dict[str, int] = {}
+    source = evaluation_source(config)
+    if source is not None and is_packaged(source):
+        held_out = held_out_questions(config, source, seed)
+    elif source is not None:
+        held_out, dropped_here = _read(config, source, config.eval_split)
+        dropped = {f"{reason} (evaluation)": rows for reason, rows in dropped_here.items()}
+    if is_packaged(config.train):
+        texts = frozenset(question.text for question in held_out or ())
+        return Questions(training_questions(config, seed, texts), held_out, dropped)
+    train, dropped_here = _read(config, config.train, config.split)
+    return Questions(train, held_out, dropped_here | dropped)
 
 
 def _read(config: DataConfig, source: str, split: str) -> tuple[list[Question], dict[str, int]]:

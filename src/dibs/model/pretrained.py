@@ -17,6 +17,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dibs.config import LoraConfig, PolicyConfig
 from dibs.model.fitness import check_model
+from dibs.model.gguf_file import gguf_file_of, load_gguf_model, load_gguf_tokenizer, model_source
 from dibs.model.policy import Policy
 from dibs.types import InputError
 
@@ -27,7 +28,7 @@ _TINY = 20_000_000
 
 
 def load_policy(config: PolicyConfig, temperature: float) -> Policy:
-    """Load ``config.model``, a hub id or a folder, and its tokenizer.
+    """Load ``config.model`` and its tokenizer: a hub id, a folder, a GGUF file or an installed package.
 
     Raises InputError when there is no such model, it cannot be loaded, or it cannot be a policy (see
     :func:`.check_model`).
@@ -36,14 +37,21 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
     options = {"trust_remote_code": config.trust_remote_code}
-    if config.model.startswith(("/", ".", "~")) and not Path(config.model).exists():
+    source = model_source(config.model)
+    file = gguf_file_of(source)
+    if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
         raise InputError(f"policy.model {config.model}: no such folder")
     try:
-        tokenizer = load_tokenizer(config.model, options)
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model, dtype=_DTYPES[config.dtype], **options
-        )
+        tokenizer = load_tokenizer(source, options)
+        if file is not None:
+            model = load_gguf_model(file, _DTYPES[config.dtype], tokenizer.eos_token_id)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=_DTYPES[config.dtype], **options
+            )
         model.to(device)
+    except InputError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
@@ -79,11 +87,15 @@ def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:
 
 
 def load_tokenizer(source: str, options: dict[str, Any]) -> Any:
-    """Load a tokenizer of the class that it was saved with.
+    """Load a tokenizer of the class that it was saved with; a GGUF file holds one too.
 
     AutoTokenizer of transformers 5 would replace a generic tokenizer in, for example, a Qwen2 folder by
     Qwen2's own class, which splits text differently from the ``tokenizer.json`` in that folder.
     """
+    source = model_source(source)
+    file = gguf_file_of(source)
+    if file is not None:
+        return load_gguf_tokenizer(file)
     declared = get_tokenizer_config(source, **options).get("tokenizer_class")
     if declared in _GENERIC_TOKENIZERS:
         return PreTrainedTokenizerFast.from_pretrained(source, **options)

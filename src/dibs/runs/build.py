@@ -20,6 +20,7 @@ from dibs.data.prompts import (
     check_batch_size,
     read_questions,
 )
+from dibs.loop import Trainer
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
@@ -32,7 +33,6 @@ from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.announce import announce
 from dibs.runs.console import View
 from dibs.runs.trackers import check_trackers
-from dibs.train import Trainer
 from dibs.training.losses import PolicyLoss
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients

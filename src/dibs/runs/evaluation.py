@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,10 +22,12 @@ from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
 from dibs.data.containers import BadRows
+from dibs.data.packages import held_out_questions, is_packaged
 from dibs.data.prompts import render_all
-from dibs.data.questions import read_questions_of
+from dibs.data.questions import Question, read_questions_of
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
+from dibs.model.gguf_file import model_source
 from dibs.model.policy import Policy
 from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
@@ -80,7 +82,7 @@ class Evaluator:
         }
         return {
             "model": config.policy.model,
-            "weights": _fingerprint(Path(config.policy.model)),
+            "weights": _fingerprint(Path(model_source(config.policy.model))),
             "dtype": config.policy.dtype,
             "seed": config.seed,
             "k": self.k,
@@ -112,7 +114,11 @@ class Evaluator:
     def _prompts(self, source: str, room: int | None) -> tuple[list[Prompt], dict[str, int]]:
         config = self.config.data.model_copy(update={"train": source})
         bad = BadRows(config.max_bad_rows)
-        questions = read_questions_of(config, source, config.eval_split, bad)
+        questions: Iterable[Question]
+        if is_packaged(source):
+            questions = held_out_questions(config, source, self.config.seed)
+        else:
+            questions = read_questions_of(config, source, config.eval_split, bad)
         renderer = Renderer(config, self.policy.tokenizer, self.clock)
         prompts, dropped = render_all(questions, renderer, room)
         dropped |= bad.dropped
@@ -249,11 +255,27 @@ def _records_file(out: Path, source: str) -> Path:
     return out / "records" / f"{Path(source).stem}-{mark}.jsonl"
 
 
+def _one_kind(sources: Sequence[str]) -> str:
+    """The source that the verifier of all of them fits; empty for files and known sets.
+
+    Raises InputError where questions of a package, which have a verifier of their own, are among others.
+    """
+    own = [source for source in sources if is_packaged(source)]
+    if own and len({source.partition(":")[0] for source in own}) + (len(own) < len(sources)) > 1:
+        raise InputError(f"{own[0]} has a verifier of its own; evaluate it in a command of its own")
+    return own[0] if own else ""
+
+
 def _fingerprint(folder: Path) -> str | None:
     """What changes when a local model is saved again; None for a hub id."""
-    if not folder.is_dir():
+    if folder.is_file():  # of type GGUF
+        files = [folder]
+    elif folder.is_dir():
+        files = sorted(
+            each for kind in ("safetensors", "gguf") for each in folder.glob(f"*.{kind}")
+        )
+    else:
         return None
-    files = sorted(folder.glob("*.safetensors"))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
@@ -289,7 +311,7 @@ def run_evaluation(
     policy.model.eval()
     with (
         closing(build_sampler(config, policy)) as sampler,
-        closing(build_verifier(config.verify, "")) as verifier,
+        closing(build_verifier(config.verify, _one_kind(sources))) as verifier,
     ):
         clock = _clock_of(out)
         evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view, clock)

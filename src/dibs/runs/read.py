@@ -18,7 +18,7 @@ import yaml
 
 from dibs.files import parsed_record
 from dibs.runs.safe_text import as_json_types
-from dibs.types import printable
+from dibs.types import InputError, printable
 
 _FAULTS_NAMED = 3
 _LAST_STEP = 10**9
@@ -51,6 +51,19 @@ class Run:
         for key in dotted.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
+
+    def frame(self) -> Any:
+        """``metrics`` as a pandas DataFrame, one row a step; lists and mappings stay in their cells.
+
+        Raises InputError where pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise InputError(
+                "Run.frame needs pandas; pip install pandas, or use .metrics"
+            ) from None
+        return pd.DataFrame(list(self.metrics))
 
 
 @dataclass(frozen=True)

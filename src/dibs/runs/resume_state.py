@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dibs.allocation.cross_fit import undivided
-from dibs.train import Trainer
+from dibs.loop import Trainer
 from dibs.types import CompletionMoments, PromptStats, RewardMoments
 
 _PARTS = ("totals", "history", "updater", "source", "gradients")

@@ -14,6 +14,7 @@ import torch
 
 from dibs.config import Config
 from dibs.files import one_line
+from dibs.loop import Trainer
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.source import DrawCost, Purpose
 from dibs.runs.build import build_trainer
@@ -26,7 +27,6 @@ from dibs.runs.resume_state import load_trainer_state, trainer_state
 from dibs.runs.stop_request import StopRequest
 from dibs.runs.trackers import NoTrackers, Trackers
 from dibs.runs.versions import session_line
-from dibs.train import Trainer
 from dibs.training.records import StepRecord, describe_prompts, sample_records
 from dibs.types import InputError, NonFiniteError, NoVerdictError
 

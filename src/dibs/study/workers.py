@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import TypeVar
 
+from dibs.child_processes import Spawn
 from dibs.types import InputError
 
 Job = TypeVar("Job")
@@ -30,7 +31,7 @@ def workers(number: int) -> Iterator[ProcessPoolExecutor]:
 
     Raises InputError if a process died.
     """
-    context = get_context("spawn")
+    context = Spawn()
     stop = context.Event()
     pool = ProcessPoolExecutor(number, context, initializer=_begin, initargs=(stop,))
     try:

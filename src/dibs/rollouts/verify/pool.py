@@ -6,7 +6,6 @@ in worker processes, with a limit on the wall-clock time of each item and on the
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,10 +13,12 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError
+from multiprocessing import get_context
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from dibs.child_processes import ForkServer
 from dibs.rollouts.verify.judges import Judge, judged, unreached
 from dibs.types import Verdict
 
@@ -84,8 +85,9 @@ class VerifierPool:
             # Workers are forked from a small server that has imported the judges. That is fast, and safe
             # beside threads. A process has one server, so every pool must let it import the same
             # modules.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["dibs.rollouts.verify.maths", _module_of(self.judge)])
+            module = _module_of(self.judge)
+            context = get_context("forkserver") if module == "__main__" else ForkServer()
+            context.set_forkserver_preload(["dibs.rollouts.verify.maths", module])
             self._pool = ProcessPool(
                 max_workers=self.workers,
                 max_tasks=_TASKS_A_WORKER,

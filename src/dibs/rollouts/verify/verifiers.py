@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from dibs.config import VerifyConfig
 from dibs.data.answers import LONGEST, reading
 from dibs.data.arithmetic import ANSWER_MARK, parts_of
+from dibs.data.environments import environment_name
+from dibs.data.reasoning_gym import gym_names
 from dibs.plugins import import_function
 from dibs.rollouts.verify.judges import (
     NO_ANSWER,
@@ -28,7 +30,7 @@ from dibs.rollouts.verify.judges import (
 )
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 
-VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic")
+VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic", "reasoning-gym", "environment")
 
 
 class Verifier(Protocol):
@@ -128,6 +130,15 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
         from dibs.rollouts.verify.maths import judge_math
 
         return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
+    if name == "environment":
+        from dibs.rollouts.verify.environment import EnvironmentVerifier
+
+        return EnvironmentVerifier(config.accept_threshold, config.timeout)
+    if name == "reasoning-gym":
+        from dibs.rollouts.verify.gym import judge_gym
+
+        judge = partial(judge_gym, **options, accept_threshold=config.accept_threshold)
+        return VerifierPool(judge, *limits)
     if ":" not in name:
         raise InputError(
             f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or your own as module:function"
@@ -162,6 +173,10 @@ def gold_reader(config: VerifyConfig, source: str) -> Callable[[str], bool]:
 def _resolved(config: VerifyConfig, source: str) -> str:
     if config.verifier != "auto":
         return config.verifier
+    if gym_names(source) is not None:
+        return "reasoning-gym"
+    if environment_name(source) is not None:
+        return "environment"
     return "arithmetic" if parts_of(source) else "math"
 
 
