@@ -7,8 +7,8 @@ ragged everywhere: any ``n_i >= 0`` is legal.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -88,12 +88,14 @@ class Verdict:
     """A verifier's judgment: a reward, and why.
 
     ``status`` is ``accepted``, ``rejected`` or ``no_answer``. Where there is no judgment it is
-    ``timeout`` or ``error``; the reward is then NaN, and ``reason`` holds what happened.
+    ``timeout`` or ``error``; the reward is then NaN, and ``reason`` holds what happened. ``rewards``:
+    those that it is the weighted sum of, by name; empty where there is one.
     """
 
     reward: float
     status: str
     reason: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reached(self) -> bool:
@@ -119,13 +121,14 @@ class TrainingExample:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prompt, one completion of it and the verdict on it."""
+    """A prompt, one completion of it and the verdict on it; ``rewards`` as in :class:`Verdict`."""
 
     prompt: Prompt
     completion: Completion
     reward: float
     status: str
     accepted: bool
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     def example(self, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
         """The rollout as an example to train on, with its share of the gradient."""

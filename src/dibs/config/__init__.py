@@ -29,11 +29,11 @@ from dibs.config.rollouts import (
     LoraConfig,
     PolicyConfig,
     SamplingConfig,
-    VerifyConfig,
     WarmStartConfig,
 )
 from dibs.config.section import Section
 from dibs.config.selecting import SelectConfig
+from dibs.config.verifying import RewardConfig, VerifyConfig
 from dibs.config.watching import (
     CheckpointConfig,
     EvaluateConfig,
@@ -60,6 +60,7 @@ __all__ = [
     "LoraConfig",
     "Objective",
     "PolicyConfig",
+    "RewardConfig",
     "SamplingConfig",
     "Section",
     "SelectConfig",

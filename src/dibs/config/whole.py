@@ -17,10 +17,11 @@ from dibs.config.learning import (
     needs_statistics,
     why_groups,
 )
-from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
+from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig
 from dibs.config.rounds import check_keep, check_rounds
 from dibs.config.section import Section
 from dibs.config.selecting import SelectConfig
+from dibs.config.verifying import VerifyConfig
 from dibs.config.watching import (
     CheckpointConfig,
     EvaluateConfig,

@@ -139,6 +139,12 @@ def _check(config: Config) -> None:
     """InputError for what can be checked without loading anything."""
     check_allocator(config.allocate.allocator)
     _check_rounds(config.allocate, config.select)
+    named = [reward.verifier for reward in config.verify.rewards] or [config.verify.verifier]
+    if config.data.columns and not any(":" in name for name in named):
+        raise InputError(
+            f"data.columns {', '.join(config.data.columns)} are for a verifier of your own "
+            "(verify.verifier module:function); leave them out"
+        )
     Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)
 
