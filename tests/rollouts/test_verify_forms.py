@@ -9,6 +9,7 @@ import pytest
 
 from answer_forms import BOXES, DIFFERENT, SAME, UNBOXED
 from answer_pairs import boxed
+from dibs.data.stated_answers import stated_answers
 from dibs.rollouts.verify.characters import plain_characters
 from dibs.rollouts.verify.equality import order, proportional, same_expression
 from dibs.rollouts.verify.expressions import TooLargeError, UndefinedError, exact
@@ -197,6 +198,19 @@ def test_time_is_linear_in_the_length_of_a_text(piece):
         judge_math("5", text, anywhere=True)
         judge_math("5", text + r" \boxed{5}", anywhere=True)
         judge_math("5", rf"\boxed{{{text}}}")
+        assert time.perf_counter() - started < 4
+
+
+@pytest.mark.parametrize(
+    "lead", ["answer is", "answer", "answer **", "answer:", "#### ", "5,", "5"]
+)
+@pytest.mark.parametrize("gap", [" ", "\n", " \n", "\t", "$ ", "**"])
+def test_a_long_gap_behind_an_answer_takes_linear_time(lead, gap):
+    """Where several parts of a pattern match the same gap, 10^4 spaces take hours."""
+    for size in (10**4, 10**5, 10**6):
+        started = time.perf_counter()
+        stated_answers(lead + gap * (size // len(gap)) + "\n")
+        judge_math("5", lead + gap * (size // len(gap)) + "\n", anywhere=True)
         assert time.perf_counter() - started < 4
 
 

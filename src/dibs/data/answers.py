@@ -25,6 +25,8 @@ JOINT = re.compile(
 _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[,;:! ]|\\q?quad|[\s$~]")
+APPROXIMATE = re.compile(r"[\s${]*~")
+"""A tilde before everything else: ``~5`` is not 5, though a tilde between words is a space."""
 _DIGIT_GAP = re.compile(r"(?<=\d)(?:\s|\\q?quad|\\ |~)+(?=\d)")
 
 
@@ -119,6 +121,8 @@ def same_text(one: str, other: str) -> bool:
 
 def _plain(answer: str) -> str:
     text = _STYLE.sub(r"\1", clean(answer))
-    text = _SPACING.sub("", _DIGIT_GAP.sub("\0", text)).rstrip(".")
+    about = "~" if APPROXIMATE.match(text) else ""
+    text = about + _SPACING.sub("", _DIGIT_GAP.sub("\0", text))
+    text = text if text.endswith("..") else text.removesuffix(".")
     text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     return text.casefold() if re.search(r"[A-Za-z]{2}", text) else text

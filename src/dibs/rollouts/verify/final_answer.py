@@ -7,10 +7,12 @@ back, has not answered. Everything before the end of a ``<think>`` block is a dr
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dibs.data.answers import JOINT, LONGEST, boxes_in, clean, final_answer
 from dibs.data.stated_answers import stated_answers
+from dibs.rollouts.verify.around_box import refusal
 
 _THOUGHT = "</think>"
 _HEDGE = re.compile(
@@ -38,13 +40,22 @@ _NEAR = 60
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answers of a completion. ``several``: all of them, where they contradict each other.
+    """The answers of a completion.
 
     ``readings`` are the texts that the answer may be, the likeliest first; empty without one.
+    ``several``: different texts that are given as the answer, of which all have to be right.
+    ``refused``: why the text in the last box is not given as the answer; empty where it is.
     """
 
     readings: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
+    refused: str = ""
+
+    def is_right(self, is_gold: Callable[[str], bool]) -> bool:
+        """Whether the answer is right, by a function that judges one text."""
+        if self.refused:
+            return False
+        return all(map(is_gold, self.several)) if self.several else any(map(is_gold, self.readings))
 
 
 def find_answer(text: str, anywhere: bool = False) -> Found:
@@ -60,9 +71,10 @@ def find_answer(text: str, anywhere: bool = False) -> Found:
     else:
         text = after
     if boxes:
-        several = _contradicting(text, boxes)
+        first, several = _contradicting(text, boxes)
         answer = final_answer(text)
-        return Found((answer,) if answer is not None else (), several)
+        refused = refusal(text, boxes[first][0], boxes[-1][1])
+        return Found((answer,) if answer is not None else (), several, refused)
     answer = final_answer(text)
     if answer is not None or not anywhere:
         return Found((answer,) if answer is not None else ())
@@ -70,20 +82,20 @@ def find_answer(text: str, anywhere: bool = False) -> Found:
     return Found(tuple(dict.fromkeys(filter(None, readings))))
 
 
-def _contradicting(text: str, boxes: list[tuple[int, int, str]]) -> tuple[str, ...]:
-    """The different answers in boxes before the last, if nothing takes them back."""
+def _contradicting(text: str, boxes: list[tuple[int, int, str]]) -> tuple[int, tuple[str, ...]]:
+    """The first box of the answer, and the different answers that are not taken back."""
     last = len(boxes) - 1
     while last > 0 and JOINT.fullmatch(text, boxes[last - 1][1], boxes[last][0]):
         if not _HEDGE.search(text, boxes[last - 1][1], boxes[last][0]):
             last -= 1
             continue
-        return _if_different(boxes, last)
+        return last, _if_different(boxes, last)
     first = boxes[last]
     if last == 0:
-        return ()
+        return last, ()
     earlier = boxes[last - 1]
     if clean(earlier[2]) == clean(boxes[-1][2]):
-        return ()
+        return last, ()
     between = text[earlier[1] : first[0]]
     lead = text[max(0, earlier[0] - _NEAR, boxes[last - 2][1] if last > 1 else 0) : earlier[0]]
     lead = re.split(r"[.!\n]", lead)[-1]
@@ -91,10 +103,10 @@ def _contradicting(text: str, boxes: list[tuple[int, int, str]]) -> tuple[str, .
     hedges = [match.end() for match in _HEDGE.finditer(between)]
     rest = between[hedges[-1] :] if hedges else between
     if not numbered and _RETRACTED.search(rest):
-        return ()
+        return last, ()
     if numbered or hedges or _HEDGE.search(lead) or not _CONCLUDED.search(rest):
-        return _if_different(boxes, last)
-    return ()
+        return last, _if_different(boxes, last)
+    return last, ()
 
 
 def _if_different(boxes: list[tuple[int, int, str]], last: int) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from dibs.data.answers import clean, same_text
+from dibs.data.answers import APPROXIMATE, clean, same_text
 from dibs.data.arithmetic import ANSWER_MARK
 from dibs.rollouts.verify.characters import plain_characters
 from dibs.rollouts.verify.compare import is_label
@@ -57,12 +57,16 @@ def judge_arithmetic(answer: str, completion: str) -> Verdict:
 def judge_exact(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     """Accept a final answer that is the gold one as text, spacing aside, or the same decimal."""
     found = find_answer(completion, anywhere)
-    if not found.readings or found.several:
+    if not found.readings or found.refused:
         return _unanswered(found)
     gold = plain_characters(answer)
-    readings = [plain_characters(reading) for reading in found.readings]
-    same = any(same_text(reading, gold) or _same_decimal(reading, gold) for reading in readings)
-    return _compared(same, "text", readings[0])
+
+    def is_same(text: str) -> bool:
+        return same_text(plain_characters(text), gold) or _same_decimal(
+            plain_characters(text), gold
+        )
+
+    return _compared(found, is_same, "text")
 
 
 def judge_numeric(
@@ -74,15 +78,18 @@ def judge_numeric(
     number.
     """
     found = find_answer(completion, anywhere)
-    if not found.readings or found.several:
+    if not found.readings or found.refused:
         return _unanswered(found)
     gold = _number(answer)
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no number")
     bound = Fraction(tolerance) * max(Fraction(1), abs(gold))
-    numbers = [_number(reading) for reading in found.readings]
-    near = any(number is not None and abs(number - gold) <= bound for number in numbers)
-    return _compared(near, "number", found.readings[0])
+
+    def is_near(text: str) -> bool:
+        number = _number(text)
+        return number is not None and abs(number - gold) <= bound
+
+    return _compared(found, is_near, "number")
 
 
 def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdict:
@@ -91,24 +98,27 @@ def judge_choice(answer: str, completion: str, anywhere: bool = False) -> Verdic
     Raises ValueError where the gold answer is no letter.
     """
     found = find_answer(completion, anywhere)
-    if not found.readings or found.several:
+    if not found.readings or found.refused:
         return _unanswered(found)
     gold = chosen_letter(answer)
     if gold is None:
         raise ValueError(f"the gold answer {answer[:40]!r} is no letter")
-    return _compared(gold in map(chosen_letter, found.readings), "letter", found.readings[0])
+    return _compared(found, lambda text: chosen_letter(text) == gold, "letter")
 
 
 def _unanswered(found: Found) -> Verdict:
     if not found.readings:
         return Verdict(0.0, "no_answer", "find: there is no final answer")
-    return Verdict(0.0, "rejected", "find: several answers that contradict each other")
+    return Verdict(0.0, "rejected", f"find: {found.refused}")
 
 
-def _compared(same: bool, what: str, given: str) -> Verdict:
-    if same:
+def _compared(found: Found, is_gold: Callable[[str], bool], what: str) -> Verdict:
+    if found.is_right(is_gold):
         return Verdict(1.0, "accepted", f"compare: the same {what}")
-    return Verdict(0.0, "rejected", f"compare: {' '.join(given.split())[:40]!r} is not the {what}")
+    if found.several:
+        return Verdict(0.0, "rejected", "find: several answers that contradict each other")
+    given = " ".join(plain_characters(found.readings[0]).split())[:40]
+    return Verdict(0.0, "rejected", f"compare: {given!r} is not the {what}")
 
 
 _CHOICE = re.compile(
@@ -130,6 +140,8 @@ def chosen_letter(answer: str) -> str | None:
     Text behind the letter must be set off by a bracket, stop or colon and name no other letter.
     """
     text = _unstyled(answer)
+    if APPROXIMATE.match(clean(answer)):
+        return None
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None

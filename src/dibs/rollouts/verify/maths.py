@@ -34,15 +34,14 @@ def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     found = find_answer(completion, anywhere)
     if not found.readings:
         return Verdict(0.0, "no_answer", "find: there is no final answer")
-    if found.several:
-        return _rejected(f"find: several answers: {_listed(found)}")
+    if found.refused:
+        return _rejected(f"find: {found.refused}")
     gold = clean(answer)
-    verdict = _judged(gold, found.readings[0])
-    for reading in found.readings[1:]:
-        if verdict.status != "accepted":
-            other = _judged(gold, reading)
-            verdict = other if other.status == "accepted" else verdict
-    return verdict
+    verdicts = [_judged(gold, text) for text in found.several or found.readings]
+    right = [verdict for verdict in verdicts if verdict.status == "accepted"]
+    if found.several and len(right) < len(verdicts):
+        return _rejected(f"find: several answers: {_listed(found)}")
+    return (right or verdicts)[-1 if found.several else 0]
 
 
 def is_readable_gold(answer: str) -> bool:

@@ -89,12 +89,13 @@ def has_grouped_digits(text: str) -> bool:
 
 def _scanned(text: str, pattern: re.Pattern[str]) -> list[Token]:
     found: list[Token] = []
-    gap = False
+    gap = begun = False
     for match in pattern.finditer(text):
         piece = match[0]
-        if piece.isspace() or piece in ("~", "\\ "):
+        if piece.isspace() or piece == "\\ " or (piece == "~" and begun):
             gap = True
             continue
+        begun = begun or not _is_dress(piece)
         if match[1] is not None:
             kind = "num"
         elif piece[0] == "\\" and len(piece) > 1:
@@ -106,6 +107,14 @@ def _scanned(text: str, pattern: re.Pattern[str]) -> list[Token]:
         found.append(Token(kind, piece, gap))
         gap = False
     return found
+
+
+def _is_dress(piece: str) -> bool:
+    """Whether an answer may have this before its first part, so that a tilde behind it is no space."""
+    name = piece[1:].rstrip("*")
+    return piece in ("{", "$") or (
+        piece[0] == "\\" and (name in TEXT_FONTS or name in FONTS or name in SWITCHES)
+    )
 
 
 def _undressed(raw: list[Token]) -> list[Token]:
