@@ -17,7 +17,7 @@ from dibs.files import to_json
 from dibs.study.costs import COSTS, SCORES
 from run_folders import make_run, write_lines
 
-ODD = st.one_of(
+ODD: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(
         [
             *(None, True, -1, 0, 10**9 + 1, 10**400, 1e308, -1e-300, float("nan"), float("-inf")),

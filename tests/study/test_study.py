@@ -302,7 +302,7 @@ WHOLE_LINE: dict[str, Any] = {
         (
             [{**WHOLE_ROW, "value_after": "0.5"}],
             WHOLE_LINE,
-            "row 1: value_after: Input should be a valid number",
+            "row 1: value_after: Input should be",
         ),
         ([{**WHOLE_ROW, "learning_rate": None}], WHOLE_LINE, "row 1: value_after has no learning_"),
         ([WHOLE_ROW], {k: v for k, v in WHOLE_LINE.items() if k != "seed"}, "'seed'"),
