@@ -16,8 +16,8 @@ def check_policy(trainer: Any) -> None:
     """
     if trainer._tokenizer.eos_token_id is None:
         raise InputError(
-            "the tokenizer has no end-of-sequence token, without which TRL cannot tell where a completion "
-            "ends; set its eos_token"
+            "the tokenizer has no end-of-sequence token, without which TRL cannot tell where a "
+            "completion ends; set its eos_token"
         )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
