@@ -184,6 +184,24 @@ def test_a_script_without_a_guard_runs_once(tmp_path):
     assert told.stdout.splitlines() == ["begun __main__", "8"], told.stderr
 
 
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_verifier_in_the_script_itself_needs_a_guard(tmp_path, guard):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import dibs\n"
+        "def same(answer, completion): return answer == completion\n"
+        f"{guard}print(dibs.verify(['7'], ['7'], 'script:same', workers=1)[0].status)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120, check=False
+    )
+    if guard:
+        assert told.stdout == "accepted\n", told.stderr
+    else:
+        assert told.stdout == ""
+        assert "'script:same' is in the script that runs" in told.stderr
+
+
 def test_processes_that_others_start_still_know_the_script(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

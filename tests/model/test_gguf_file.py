@@ -236,6 +236,6 @@ def test_the_folder_of_a_package(file, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert loaded("package:tiny_gguf_package").eos_ids == [END]
     assert "no package 'not_there' is installed" in message_of("package:not_there")
-    with pytest.raises(InputError, match="^policy.model package:not_there: no package"):
+    with pytest.raises(InputError, match=r"^policy\.model package:not_there: no package"):
         describe_data(load_config(None, {"policy.model": "package:not_there"}))
     assert "no package '../x' is installed" in message_of("package:../x")
