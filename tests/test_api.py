@@ -170,18 +170,26 @@ def test_importing_takes_no_torch():
     assert told.stdout.strip() == "[]"
 
 
-def test_a_script_without_a_guard_runs_once(tmp_path):
+VERDICTS = (
+    "import dibs\n"
+    "verdicts = dibs.verify(['7'] * 8, ['\\\\boxed{7}'] * 8, workers=2)\n"
+    "print([each.status for each in verdicts].count('accepted'))\n"
+)
+STUDY = (
+    "from dibs.study.workers import results, workers\n"
+    "with workers(1) as pool:\n"
+    "    print([given for _, given in results(pool, str.upper, ['a'])][0])\n"
+)
+
+
+@pytest.mark.parametrize(("code", "last"), [(VERDICTS, "8"), (STUDY, "A")], ids=["verify", "study"])
+def test_a_script_without_a_guard_runs_once(tmp_path, code, last):
     script = tmp_path / "script.py"
-    script.write_text(
-        "import dibs\n"
-        "print('begun', __name__)\n"
-        "verdicts = dibs.verify(['7'] * 8, ['\\\\boxed{7}'] * 8, workers=2)\n"
-        "print([each.status for each in verdicts].count('accepted'))\n"
-    )
+    script.write_text("print('begun', __name__)\n" + code)
     told = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, timeout=120, check=False
     )
-    assert told.stdout.splitlines() == ["begun __main__", "8"], told.stderr
+    assert told.stdout.splitlines() == ["begun __main__", last], told.stderr
 
 
 @pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
