@@ -43,6 +43,16 @@ def moody(answer: str, completion: str) -> float:
     return float(completion.endswith(f"#{answer}"))
 
 
+def brevity(answer: str, completion: str) -> float:
+    """1 for an empty completion, less the longer it is."""
+    return 1 / (1 + len(completion))
+
+
+def leveled(answer: str, completion: str, level: int, hint: str | None = None) -> float:
+    """Right answers count by the level of their question."""
+    return level * float(completion.endswith(answer)) + (0.5 if hint else 0.0)
+
+
 def silent(answer: str, completion: str) -> float:
     """Fails on every completion."""
     raise RuntimeError("no idea")

@@ -9,6 +9,8 @@ Departures from the textbook (REINFORCE with a group of n completions a prompt, 
   pilots, by the other half of a cross-fitted step, or by earlier steps. So they add no bias.
 - The estimator that turns ragged groups into one gradient is named in the configuration.
 - A step makes a fixed number of optimizer updates, whatever the counts.
+- A rule may draw a step's completions in rounds until it has enough, and train on some of them. Such
+  rules are published; their bias is stated where they are.
 - A completion without a verdict is left out of its group rather than counted as wrong.
 
 Departures from the released code of GVM (arXiv 2505.02391): pilots are counted in every total, and the
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from dibs.allocation.choice import choose
+from dibs.allocation.choice import Choice, choose
 from dibs.allocation.cross_fit import (
     StepEstimate,
     assign_rollouts,
@@ -46,6 +48,7 @@ from dibs.training.examples import weighted_examples
 from dibs.training.phases import PhaseTimer
 from dibs.training.records import StepRecord, StepSpending, step_record
 from dibs.training.rollout_gradients import RolloutGradients
+from dibs.training.rounds import draw_in_rounds, left_in
 from dibs.training.totals import Totals, learned
 from dibs.training.updater import Updater
 from dibs.types import Group, NonFiniteError, NoVerdictError, Prompt
@@ -113,18 +116,13 @@ class Trainer:
         config = self.config
         with self.phase("allocate"):
             choice = choose(prompts, estimate, config, step)
-            parts, problems = choice.parts, choice.problems
         with self.phase("sample"):
-            missing = missing_counts(choice.allocations, parts)
-            counts = np.sum(missing, axis=0).tolist()
-            costs = expected_tokens(choice.stats, config.sampling.max_completion_length)
-            verifying = partial(self.phase.turn_to, "verify")
-            fresh = self.draw(
-                choice.prompts, counts, Purpose.TRAINING, step, costs=costs, when_drawn=verifying
-            )
-            groups_of_parts = assign_rollouts(fresh, missing, parts)
+            choice, groups_of_parts = self.sample(choice, step)
         with self.phase("weigh"):
-            examples = weighted_examples(groups_of_parts, parts, problems, config)
+            problems = choice.problems
+            examples = weighted_examples(
+                *left_in(groups_of_parts, choice.parts, config), problems, config
+            )
             groups = [Group.merged(each) for each in zip(*groups_of_parts, strict=True)]
             self.totals.add_learning(groups, examples)
         if config.estimate.mode == "online":
@@ -150,11 +148,34 @@ class Trainer:
         record.metrics.update(self.phase.timings(self.cost.tokens))
         return record
 
+    def sample(self, choice: Choice, step: int) -> tuple[Choice, list[list[Group]]]:
+        """The completions of every part of a step, and the choice, which drawing in rounds completes."""
+        longest = self.config.sampling.max_completion_length
+        costs = expected_tokens(choice.stats, longest)
+
+        def draw(counts: np.ndarray, first: np.ndarray | None = None) -> list[Group]:
+            self.phase.turn_to("sample")
+            return self.draw(
+                choice.prompts,
+                counts.tolist(),
+                Purpose.TRAINING,
+                step,
+                first=first,
+                costs=costs,
+                when_drawn=partial(self.phase.turn_to, "verify"),
+            )
+
+        if self.config.allocate.rounds is not None:
+            choice, groups = draw_in_rounds(choice, self.config, draw)
+            return choice, [groups]
+        missing = missing_counts(choice.allocations, choice.parts)
+        return choice, assign_rollouts(draw(np.sum(missing, axis=0)), missing, choice.parts)
+
     def estimate(self, prompts: Sequence[Prompt], step: int) -> StepEstimate:
         """What is known of the prompts: from pilots, or from earlier steps."""
         mode = self.config.estimate.mode
         names = [prompt.prompt_id for prompt in prompts]
-        if self.config.select.pool is not None and mode in ("none", "online"):
+        if self.config.chooses and mode in ("none", "online"):
             return pooled(*self.history.pool_statistics(names, step))
         if mode == "none":
             return undivided(no_statistics(prompts), prompts)

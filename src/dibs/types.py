@@ -7,8 +7,8 @@ ragged everywhere: any ``n_i >= 0`` is legal.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -88,12 +88,14 @@ class Verdict:
     """A verifier's judgment: a reward, and why.
 
     ``status`` is ``accepted``, ``rejected`` or ``no_answer``. Where there is no judgment it is
-    ``timeout`` or ``error``; the reward is then NaN, and ``reason`` holds what happened.
+    ``timeout`` or ``error``; the reward is then NaN, and ``reason`` holds what happened. ``rewards``:
+    those that it is the weighted sum of, by name; empty where there is one.
     """
 
     reward: float
     status: str
     reason: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reached(self) -> bool:
@@ -119,13 +121,14 @@ class TrainingExample:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A prompt, one completion of it and the verdict on it."""
+    """A prompt, one completion of it and the verdict on it; ``rewards`` as in :class:`Verdict`."""
 
     prompt: Prompt
     completion: Completion
     reward: float
     status: str
     accepted: bool
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
     def example(self, advantage: float = 0.0, weight: float = 0.0) -> TrainingExample:
         """The rollout as an example to train on, with its share of the gradient."""
@@ -229,8 +232,9 @@ class PromptStats:
     less than 1, so these need not be whole numbers. ``grad_norm``: mean of ``||grad log pi(y|x)||``
     over accepted pilots, each divided by what the loss divides its gradient by, float64 [m]; NaN where
     none was accepted. ``grad_norm_rejected``: the same over rejected pilots. ``mean_tokens``: mean
-    length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments of both classes. The
-    last four are optional.
+    length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments of both classes.
+    ``streak``: how many of the prompt's last visits in a row had all completions accepted or all
+    rejected, [m]. The last five are optional.
 
     Raises InputError, with the prompt's id, for impossible values.
     """
@@ -243,10 +247,18 @@ class PromptStats:
     mean_tokens: np.ndarray | None = None
     accepted: CompletionMoments | None = None
     rejected: CompletionMoments | None = None
+    streak: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         m = len(self.prompt_ids)
-        for name in ("trials", "successes", "grad_norm", "grad_norm_rejected", "mean_tokens"):
+        for name in (
+            "trials",
+            "successes",
+            "grad_norm",
+            "grad_norm_rejected",
+            "mean_tokens",
+            "streak",
+        ):
             values = getattr(self, name)
             if values is None:
                 continue
@@ -294,6 +306,7 @@ class PromptStats:
             taken(self.mean_tokens),
             None if self.accepted is None else self.accepted.take(rows),
             None if self.rejected is None else self.rejected.take(rows),
+            taken(self.streak),
         )
 
     @property

@@ -83,7 +83,9 @@ def test_log_probabilities_of_zero_or_nan_are_unknown():
 
     def known(accepted: list[float], rejected: list[float]) -> bool:
         ends = [logprob_moments(count, np.array(values)) for values in (accepted, rejected)]
-        stats = PromptStats(["a", "b"], 2 * count, count, np.ones(2), None, None, *ends)
+        stats = PromptStats(
+            ["a", "b"], 2 * count, count, np.ones(2), accepted=ends[0], rejected=ends[1]
+        )
         return knows_likelihood(stats)
 
     assert known([-1.0, -2.0], [-1.0, -3.0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import pytest
 from dibs import allocate
 from dibs.allocation import rules
 from dibs.allocation.allocators import ALLOCATORS, allocator, solve
+from dibs.allocation.class_norms import ClassNorms
+from dibs.allocation.drawn import Drawn
 from dibs.allocation.pool import pool_counts
 from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem, Bounds, pose
+from dibs.allocation.rounds import Keeper, RoundsRule
 from dibs.types import InputError, PromptStats
 
 RATES = np.array([0.1, 0.5, 0.9, 0.5])
@@ -40,16 +45,96 @@ def problem_of(rates=RATES, budget=16, trials=1000.0) -> AllocationProblem:
         ("vip", [0.3, 0.5, 0.3, 0.5]),
         ("reinforce_ada_est", [3.16228, 1.41421, 1.05409, 1.41421]),
         ("nearest_half", [0, 1, 0, 1]),
+        (
+            "vas",
+            [0.7647, 1.2353, 0.7647, 1.2353],
+        ),  # 1/2 + p q / .34
+        ("cures_prompts", [20.0855, 148.4132, 20.0855, 148.4132]),  # e^3, e^5
+        ("dars", [1.66667, 1, 1, 1]),  # .5 / sqrt(.09)
     ],
 )
 def test_weights_by_hand(name, expected):
-    assert rules.weights_of(name, problem_of()) == pytest.approx(expected, abs=1e-5)
+    assert rules.weights_of(name, problem_of()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_gvm_by_hand():
     """G = 1, alpha = 1e-3, beta = 2: 1 / sqrt(p + .001 / p)."""
     expected = 1 / np.sqrt(RATES + 1e-3 / RATES)
     assert rules.weights_of("gvm", problem_of()) == pytest.approx(expected)
+
+
+def with_norms(accepted: float, rejected: float, mean: float, mean_rejected: float):
+    """Mean squared norms of both classes, and mean norms, for all four prompts."""
+    found = problem_of()
+    squares = np.log(np.repeat([[accepted], [rejected]], 4, axis=1))
+    zero = np.zeros((2, 4))
+    norms = ClassNorms(squares, zero, zero, zero, zero)
+    stats = replace(
+        found.stats, grad_norm=np.full(4, mean), grad_norm_rejected=np.full(4, mean_rejected)
+    )
+    changed = replace(found, stats=stats)
+    changed.__dict__["posterior"] = replace(found.posterior, norms=norms)
+    return changed
+
+
+def test_cures_by_hand():
+    """At p = .5: .125 x 10 + .125 x 5 - .0625; at p = .1: .081 x 10 + .009 x 5 - .0081."""
+    found = rules.weights_of("cures", with_norms(10.0, 5.0, 3.0, 2.0)) ** 2
+    assert found[:2] == pytest.approx([0.8469, 1.8125])
+    same = rules.weights_of("cures", with_norms(4.0, 4.0, 2.0, 2.0)) ** 2
+    assert same == pytest.approx(4 * RATES * (1 - RATES))  # G^2 p q
+
+
+def test_cures_counts_no_mean_norm_above_the_root_mean_square():
+    found = rules.weights_of("cures", with_norms(1.0, 1.0, 100.0, np.nan)) ** 2
+    assert found == pytest.approx(RATES * (1 - RATES))
+
+
+def test_dars_is_bounded():
+    assert rules.weights_of("dars", problem_of(np.array([1e-6, 0.5]))) == pytest.approx([4, 1])
+
+
+def test_cero_fills_up_the_prompts_with_few_completions():
+    """All of one value: 2, 10, 12 and 40 completions before and 20 more end at 15, 15, 15 - and 40."""
+    problem = problem_of(np.full(4, 0.5), budget=20)
+    before = np.array([2.0, 10.0, 12.0, 40.0])
+    stats = replace(problem.stats, trials=before, successes=before / 2)
+    changed = replace(problem, stats=stats)
+    changed.__dict__["posterior"] = problem.posterior
+    assert rules.weights_of("cero", changed) == pytest.approx(
+        [12.6667, 4.6667, 2.6667, 0], abs=1e-4
+    )
+
+
+def test_knapsack_has_the_largest_value_of_all_counts():
+    rates = np.array([0.05, 0.3, 0.6, 0.95])
+    problem = problem_of(rates, budget=11)
+
+    def value(counts: np.ndarray) -> float:
+        return float(((1 - rates**counts - (1 - rates) ** counts) * rates * (1 - rates) ** 2).sum())
+
+    possible = [
+        np.array(each) for each in product(range(2, 8), repeat=4) if sum(each) == problem.budget
+    ]
+    best = max(value(each) for each in possible)
+    counts = solve(problem, "knapsack").counts
+    assert value(counts) == pytest.approx(best, rel=1e-12)
+    assert counts.sum() == 11
+
+
+def test_knapsack_with_less_than_two_completions_a_prompt():
+    assert solve(problem_of(budget=3), "knapsack").counts.sum() == 3
+
+
+def test_greso_skips_prompts_by_their_streak():
+    problem = problem_of(np.full(3, 0.5))
+    rng = np.random.default_rng(0)
+    assert rules.weights_of("greso", problem, rng).tolist() == [1, 1, 1]  # no history
+    changed = replace(problem, stats=replace(problem.stats, streak=np.array([0, 1, 3])))
+    taken = np.mean([rules.weights_of("greso", changed, rng) for _ in range(4000)], axis=0)
+    assert taken == pytest.approx([1, 0.5, 0.125], abs=5 * 0.5 / np.sqrt(4000))
+    hopeless = replace(problem, stats=replace(problem.stats, streak=np.full(3, 2000)))
+    assert rules.weights_of("greso", hopeless, rng).tolist() == [1, 1, 1]
 
 
 def test_mopps_draws_what_is_little_known_now_and_then():
@@ -66,7 +151,7 @@ def test_mopps_draws_what_is_little_known_now_and_then():
     assert 0 < taken[3] < taken[0] < 1
 
 
-@pytest.mark.parametrize("name", rules.NAMES)
+@pytest.mark.parametrize("name", rules.WEIGHTS)
 @pytest.mark.parametrize(
     ("trials", "successes"),
     [
@@ -113,7 +198,7 @@ def test_rules_that_draw_at_random_need_a_pool():
         "spo",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in rules.NAMES
+            for name in rules.WEIGHTS
             if name not in ("gvm", "spo", "uniform")
         ),
     ],
@@ -139,10 +224,10 @@ def test_a_corrected_choice_is_unbiased_and_an_uncorrected_one_is_not(name):
             kept.append(float(chosen.shares @ means))
         off[correct] = abs(np.mean(kept) - rates.mean()) / (np.std(kept) / np.sqrt(len(kept)))
     assert off[True] < 5
-    assert (off[False] > 5) == (name != "uniform")
+    assert (off[False] > 5) == (name not in ("uniform", "greso"))  # no streaks here
 
 
-@pytest.mark.parametrize("name", rules.NAMES)
+@pytest.mark.parametrize("name", rules.WEIGHTS)
 def test_prompts_that_share_a_row_are_chosen_one_by_one(name):
     """Of 40 prompts, 30 were never seen and have one row of the statistics between them."""
     rows = np.append(np.arange(10), np.full(30, 10))
@@ -152,9 +237,9 @@ def test_prompts_that_share_a_row_are_chosen_one_by_one(name):
     assert len(found.counts) == 40
     assert found.counts.sum() == 40
     assert found.achievable_gain >= found.expected_gain - 1e-9
-    assert (found.achievable_gain > 1) == (name != "uniform")
+    assert name == "greso" or (found.achievable_gain > 1) == (name != "uniform")
     assert found.expected.sum() == pytest.approx(40)
-    if rules.is_random(name):
+    if name == "mopps":
         unseen = rules.weights_of(name, problem.restricted(rows, [f"{i}" for i in range(40)]), rng)
         assert unseen.sum() == 10  # a quarter, whatever rows they share
 
@@ -199,15 +284,20 @@ def test_lists_of_whole_numbers_are_counts():
 
 def test_the_example_of_the_documentation_is_an_allocator():
     document = Path(__file__).parents[2].joinpath("docs/rules.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
     found: dict[str, Any] = {}
-    exec(example, found)
+    for example in re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL):
+        exec(example, found)
     problem = problem_of()
     ALLOCATORS["example"] = found["hardest_first"]
     try:
         assert solve(problem, "example").counts.tolist() == [8, 8, 0, 0]
     finally:
         del ALLOCATORS["example"]
+    drawn = Drawn(1, np.array([4, 4]), [], [np.ones(4, dtype=bool), np.zeros(4, dtype=bool)], 4, 2)
+    assert RoundsRule("example", found["until_two_are_right"]).more(drawn).tolist() == [0, 4]
+    own = Keeper("example", found["by_turns"], whole_baseline=False)
+    right = np.array([True, True, True, False, False])
+    assert own.keep(right * 1.0, right, 2).tolist() == [0, 3]
     (rule,) = re.findall(r"```diff\n(.*?)```", document, flags=re.DOTALL)
     lines = [line[1:] for line in rule.splitlines() if not line.startswith("+++")]
     exec("\n".join(lines), found)

@@ -163,6 +163,14 @@ def test_algorithms_bring_their_objective_and_baseline():
             "interval 2 needs mode: pilot",
         ),
         (
+            ["--sampling.anneal_from=1.2"],
+            "sampling.anneal_from 1.2 draws from other probabilities than the policy's",
+        ),
+        (
+            ["--sampling.anneal_from=1.2", "--sampling.engine=vllm"],
+            "sampling.anneal_from 1.2 needs sampling.engine transformers",
+        ),
+        (
             ["--allocate.prompt_cost=1", "--estimate.mode=online", "--select.pool=all"],
             "allocate.prompt_cost 1 needs allocate.budget_unit tokens",
         ),

@@ -14,7 +14,6 @@ from dibs.data.questions import Question
 from dibs.data.reasoning_gym import Dataset, GymAnswer, gym_questions
 from dibs.files import read_lines
 from dibs.model.pretrained import load_tokenizer
-from dibs.rollouts.verify.gym import given_answer, judge_gym
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.console import NoView
 from dibs.runs.evaluation import run_evaluation
@@ -22,6 +21,7 @@ from dibs.runs.train_run import run_training
 from dibs.types import InputError
 
 gym = pytest.importorskip("reasoning_gym", reason="the package reasoning-gym is not installed")
+from dibs.rollouts.verify.gym import given_answer, judge_gym  # noqa: E402  (imports that package)
 
 SUMS = "reasoning-gym:chain_sum"
 SMALL = {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}

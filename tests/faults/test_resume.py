@@ -55,7 +55,18 @@ def kill_and_resume(undisturbed, tmp_path, seed: int, *more: str, most: int = 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [ONLINE, POOL], ids=["online", "pool"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ONLINE,
+        POOL,
+        [*POOL, "--allocate.allocator=greso"],
+        [*POOL, "--allocate.allocator=mopps"],
+        [*ONLINE, "--allocate.allocator=cero"],
+        [*ONLINE, "--allocate.allocator=uniform", "--allocate.rounds=reinforce_ada_pos"],
+    ],
+    ids=["online", "pool", "greso", "mopps", "cero", "rounds"],
+)
 def test_killed_online_runs_end_the_same(undisturbed, tmp_path, more):
     kill_and_resume(undisturbed, tmp_path, 4, *more)
 

@@ -13,8 +13,10 @@ from transformers import GenerationConfig
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_tokenizer
 from dibs.rollouts.sampling import SampleRequest, collected
+from dibs.rollouts.sampling.annealing import Annealing
 from dibs.rollouts.sampling.cache import new_cache
 from dibs.rollouts.sampling.transformers import TransformersSampler
+from dibs.training.losses import importance_weights
 from dibs.types import TrainingExample
 from tiny_groups import make_prompt
 
@@ -36,6 +38,51 @@ def test_counts_are_honored_and_order_is_kept(policy):
     groups = sample(TransformersSampler(policy, 6, 1000), requests([3, 0, 5]))
     assert [len(group) for group in groups] == [3, 0, 5]
     assert sample(TransformersSampler(policy, 6, 1000), requests([0, 0, 0])) == [[], [], []]
+
+
+def test_an_annealed_temperature_by_hand():
+    """1 + 1.2 - e^(t/10): 1.2 at 0, 1.2 - .1052 at 1, the floor from where e^(t/10) exceeds 2.1."""
+    found = Annealing(1.2, 0.1, 10.0).at(torch.tensor([0, 1, 7, 8, 100, 10**6]))
+    assert found.tolist() == pytest.approx([1.2, 1.09483, 0.18625, 0.1, 0.1, 0.1], abs=1e-5)
+
+
+def test_annealed_sampling_reports_what_it_drew_with(policy):
+    """Each token's log-probability is the model's, at the temperature of its place."""
+    annealing = Annealing(2.0, 0.3, 3.0)
+    for batch_tokens in (25, 1000):  # rows of different age side by side
+        groups = sample(
+            TransformersSampler(policy, 6, batch_tokens, annealing), requests([3, 3, 3])
+        )
+        for prompt, group in zip(PROMPTS, groups, strict=True):
+            for completion in group:
+                ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+                with torch.no_grad():
+                    logits = policy.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
+                places = torch.arange(len(completion.token_ids))
+                cooled = (logits / annealing.at(places)[:, None]).log_softmax(-1)
+                expected = cooled[places, list(completion.token_ids)]
+                assert completion.sampling_logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_evaluations_are_not_annealed(policy):
+    annealed = TransformersSampler(policy, 6, 1000, Annealing(3.0, 0.1, 2.0))
+    plain = TransformersSampler(policy, 6, 1000)
+    assert sample(annealed, requests([2, 2, 2]), 1.0) == sample(plain, requests([2, 2, 2]), 1.0)
+    assert sample(annealed, requests([2, 2, 2])) != sample(plain, requests([2, 2, 2]))
+
+
+def test_importance_weights_make_up_for_annealing(policy):
+    """The mean of a token's ratio of probabilities is 1, within five standard errors."""
+    one = [SampleRequest(PROMPTS[0], 2000, (3, 1))]
+    drawn = sample(TransformersSampler(policy, 1, 10**6, Annealing(1.5, 0.1, 5.0)), one)[0]
+    with torch.no_grad():
+        ids = torch.tensor([PROMPTS[0].token_ids])
+        logprobs = policy.model(input_ids=ids).logits[0, -1].log_softmax(-1)
+    old = torch.stack([logprobs[list(each.token_ids)] for each in drawn])
+    sampling = torch.tensor([each.sampling_logprobs for each in drawn])
+    mask = torch.ones_like(old, dtype=torch.bool)
+    ratio = importance_weights(old, sampling, mask, "token_truncate", 1e9)
+    assert abs(float(ratio.mean()) - 1) < 5 * float(ratio.std()) / np.sqrt(len(drawn))
 
 
 def test_completions_depend_on_their_own_seed_only(policy):

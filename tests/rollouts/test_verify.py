@@ -10,6 +10,7 @@ from dibs.data.answers import LONGEST, clean, final_answer, same_text
 from dibs.rollouts.verify.judges import judge_arithmetic, judge_choice, judge_exact, judge_numeric
 from dibs.rollouts.verify.maths import judge_math
 from dibs.rollouts.verify.pool import VerifierPool
+from dibs.rollouts.verify.several import AnyForm
 from dibs.rollouts.verify.verifiers import InlineVerifier, build_verifier
 from dibs.types import InputError, Verdict
 
@@ -149,7 +150,8 @@ def test_the_verifier_follows_the_data_and_unknown_ones_are_named():
     auto = VerifyConfig()
     embedded = build_verifier(auto, "arithmetic-hard")
     assert isinstance(embedded, InlineVerifier)
-    assert embedded.judge is judge_arithmetic
+    assert isinstance(embedded.judge, AnyForm)
+    assert embedded.judge.function is judge_arithmetic
     assert isinstance(build_verifier(auto, "some.jsonl"), VerifierPool)
     for name, message in (
         ("magic", "unknown verifier 'magic'; known: math, exact, .* module:function"),

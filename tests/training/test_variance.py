@@ -14,6 +14,7 @@ from dibs.allocation.problem import pose
 from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.target import Target
 from dibs.allocation.variance import (
+    fewer_steps,
     gain,
     noise_scale,
     rescaled_gain,
@@ -381,6 +382,36 @@ def test_the_advice(gains, words):
         for rule, (value, low) in gains.items()
     ]
     assert words in advice(recommended(rows), 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("noise", "words"),
+    [
+        (0.04, "times less noisy than 16 x 8 at the same rollouts. It will hardly show"),
+        (3.0, "Expect about 2.3 times fewer steps, since the noise of an update is 3 times its"),
+        (
+            np.inf,
+            "Expect about 4 times fewer steps, since the noise of an update drowns its gradient",
+        ),
+    ],
+)
+def test_the_advice_says_what_it_is_worth(noise, words):
+    """A gain of 4: (1 + 3) / (1 + 3/4) = 2.29."""
+    best = {
+        "rule": "pool",
+        "prompts": 64,
+        "completions": 2,
+        "gain": {"value": 4.0, "low": 3.0, "high": 5.0},
+    }
+    assert words in advice(best, 16, 8, noise_over_square=noise)
+
+
+def test_fewer_steps_by_hand():
+    assert fewer_steps(4.0, 0.0) == 1
+    assert fewer_steps(4.0, 1.0) == pytest.approx(1.6)
+    assert fewer_steps(4.0, 1e12) == pytest.approx(4)
+    assert fewer_steps(4.0, np.inf) == 4
+    assert fewer_steps(1.0, 5.0) == 1
 
 
 def test_one_prompt_is_refused(tmp_path):

@@ -49,7 +49,8 @@ def _by_rule(name: str) -> Allocator:
     return counts
 
 
-ALLOCATORS |= {name: _by_rule(name) for name in rules.NAMES if not rules.is_random(name)}
+ALLOCATORS |= {name: _by_rule(name) for name in rules.WEIGHTS if not rules.is_random(name)}
+ALLOCATORS |= {name: rules.module_of(name).counts for name in rules.COUNTS}
 
 
 @allocator("min_variance")
@@ -126,10 +127,14 @@ def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarra
 
 def check_allocator(name: str) -> None:
     """InputError unless an allocator of this name is registered, or ``module:function`` is one."""
-    if name in ALLOCATORS or name in rules.NAMES:
+    if name in ALLOCATORS or name in rules.WEIGHTS:
         return
+    if name in rules.ROUNDS:
+        raise InputError(
+            f"{name} draws in rounds; name it as allocate.rounds, with allocator uniform"
+        )
     if ":" not in name:
-        known = ", ".join(sorted(ALLOCATORS))
+        known = ", ".join(sorted({*ALLOCATORS, *rules.WEIGHTS}))
         raise InputError(
             f"unknown allocator {name!r}; known: {known}, or your own as module:function"
         )

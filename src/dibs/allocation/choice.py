@@ -17,6 +17,7 @@ from dibs.allocation.allocators import describe, solve
 from dibs.allocation.cross_fit import GradientPart, StepEstimate, allocation_problems
 from dibs.allocation.pool import describe_pool, pool_counts
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.prompt_weights import curverl_weights
 from dibs.config import Config
 from dibs.types import Allocation, Group, Prompt, PromptStats
 
@@ -49,6 +50,27 @@ class Choice:
             expected=np.sum(expected, axis=0) if expected else None,
         )
 
+    def restricted(
+        self, rows: np.ndarray, counts: np.ndarray, shares: np.ndarray, metrics: Mapping[str, Any]
+    ) -> Choice:
+        """Some of the prompts, by their positions, with other counts and weights; of one part.
+
+        Args:
+            counts: of these prompts. shares: what the weights of each prompt's completions add up to.
+        """
+        prompts = [self.prompts[i] for i in rows.tolist()]
+        names = [prompt.prompt_id for prompt in prompts]
+        nothing = [Group(prompt, ()) for prompt in prompts]
+        stats = self.stats.take(rows, names)
+        return Choice(
+            prompts,
+            stats,
+            [GradientPart(stats, nothing, nothing, shares)],
+            [problem.restricted(rows, names) for problem in self.problems],
+            [Allocation(names, counts, self.allocations[0].allocator)],
+            {**self.metrics, **metrics},
+        )
+
 
 def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, step: int) -> Choice:
     """Choose what a step samples, by what is known of the prompts of its batch or pool.
@@ -57,10 +79,17 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
     step alone.
     """
     problems = allocation_problems(estimate, config, _reading(prompts, estimate, config))
-    if config.select.pool is None:
+    if config.allocate.rounds is not None:
+        return _candidates(prompts, estimate, problems, config.allocate.rounds)
+    prompt_weights = [_prompt_weights(problem, estimate, config) for problem in problems]
+    if not config.chooses:
         allocations = [solve(problem, config.allocate.allocator) for problem in problems]
         metrics = describe(problems, allocations)
-        return Choice(prompts, estimate.stats, estimate.parts, problems, allocations, metrics)
+        parts = [
+            replace(part, shares=None if weights is None else weights / len(prompts))
+            for part, weights in zip(estimate.parts, prompt_weights, strict=True)
+        ]
+        return Choice(prompts, estimate.stats, parts, problems, allocations, metrics)
     rows = np.arange(len(prompts)) if estimate.rows is None else estimate.rows
     found = [
         pool_counts(
@@ -90,9 +119,9 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
                 part.stats.take(rows[drawn], names),
                 of_drawn(part.reused),
                 of_drawn(part.baseline_only),
-                own.shares[drawn],
+                own.shares[drawn] if weights is None else (own.shares * weights)[drawn],
             )
-            for part, own in zip(estimate.parts, found, strict=True)
+            for part, own, weights in zip(estimate.parts, found, prompt_weights, strict=True)
         ],
         [problem.restricted(rows[drawn], names) for problem in problems],
         [
@@ -101,6 +130,30 @@ def choose(prompts: Sequence[Prompt], estimate: StepEstimate, config: Config, st
         ],
         describe_pool(found, config.allocate.allocator),
     )
+
+
+def _candidates(
+    prompts: Sequence[Prompt],
+    estimate: StepEstimate,
+    problems: Sequence[AllocationProblem],
+    rule: str,
+) -> Choice:
+    """All prompts, with no completions yet: a rule for rounds decides them as it draws."""
+    names = [prompt.prompt_id for prompt in prompts]
+    none_yet = Allocation(names, np.zeros(len(prompts), dtype=np.int64), rule)
+    unknown = {"expected_gain": None, "achievable_gain": None, "allocation_note": None}
+    return Choice(prompts, estimate.stats, estimate.parts, problems, [none_yet], unknown)
+
+
+def _prompt_weights(
+    problem: AllocationProblem, estimate: StepEstimate, config: Config
+) -> np.ndarray | None:
+    """How much each prompt counts in the objective, [N]; None: all alike."""
+    if config.algorithm.prompt_weight == "none":
+        return None
+    rate = problem.posterior.accept_rate
+    rate = rate if estimate.rows is None else rate[estimate.rows]
+    return curverl_weights(rate, config.allocate.num_generations + 1)
 
 
 def _reading(

@@ -87,6 +87,12 @@ class ClassNorms:
     beyond: np.ndarray
     inferred: np.ndarray
 
+    @property
+    def squares(self) -> np.ndarray:
+        """``E[||s||^2]`` at the expected accept rate: the means of the log-normal ones, [2, m]."""
+        found: np.ndarray = np.exp(np.clip(self.log_square + self.deviation**2 / 2, -600, 600))
+        return found
+
     def take(self, rows: np.ndarray, m: int) -> ClassNorms:
         """The same of some of the m prompts, by their positions."""
         arrays = (self.log_square, self.deviation, self.slope, self.beyond, self.inferred)

@@ -120,7 +120,7 @@ def allocation_problems(
             costs, in tokens, [k]; None: nothing.
     """
     options, target, parts = config.allocate, Target.of(config.algorithm), estimate.parts
-    fixed = config.select.pool is None
+    fixed = config.fixed_batch
 
     def share(total: int, index: int) -> int:
         return total // len(parts) + (index < total % len(parts))
@@ -155,7 +155,7 @@ def _budgets(
     reading: np.ndarray | None,
 ) -> Sequence[float | Tokens]:
     """The budget of every part, in the unit of the step's."""
-    parts, fixed = estimate.parts, config.select.pool is None
+    parts, fixed = estimate.parts, config.fixed_batch
     if config.budget is not None:
         return (
             _divided(config.budget, lower, upper)

@@ -8,6 +8,7 @@ spent on. The policy moves, so old completions count less.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -39,6 +40,7 @@ class History:
         self._free: list[int] = []
         self._seen = np.zeros(0, dtype=np.int64)
         self._sums = np.zeros((0, SUMS))
+        self._streak = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         """Prompts that are kept; see :meth:`known` for those that still decide something."""
@@ -53,12 +55,16 @@ class History:
     def take_in(self, name: str, sums: np.ndarray, step: int) -> None:
         """Add the sums over a prompt's new completions; see :func:`.completion_sums`."""
         row = self._rows.pop(name, None)
+        new, alike = row is None, sums[1] in (0, sums[0])
         if row is None:
             row = self._new_row()
-        else:
-            sums = sums + self._at(np.array([row]), step)[0]
+        if sums[0] > 0:  # else nothing was judged
+            self._streak[row] = alike * ((0 if new else self._streak[row]) + 1)
+        elif new:
+            self._streak[row] = 0
         self._rows[name] = row
-        self._seen[row], self._sums[row] = step, sums
+        self._sums[row] = sums if new else sums + self._at(np.array([row]), step)[0]
+        self._seen[row] = step
 
     def forget(self, step: int) -> int:
         """Drop the prompts whose completions no longer count at a step; return their number."""
@@ -86,7 +92,10 @@ class History:
 
     def statistics(self, prompt_ids: Sequence[str], step: int) -> PromptStats:
         """Statistics of the prompts at a step; zero trials for a prompt never seen."""
-        return statistics(prompt_ids, self.sums(prompt_ids, step))
+        rows = self._find(prompt_ids)
+        streak = np.zeros(len(rows), dtype=np.int64)
+        streak[rows >= 0] = self._streak[rows[rows >= 0]]
+        return replace(statistics(prompt_ids, self.sums(prompt_ids, step)), streak=streak)
 
     def sums(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
         """The discounted sums of each prompt, float64 [m, 25]; zeros for a prompt never seen."""
@@ -110,8 +119,9 @@ class History:
         seen = np.flatnonzero(occurs)
         found = np.zeros((len(seen), SUMS))
         found[seen > 0] = self._at(seen[seen > 0] - 1, step)
+        streak = np.append(0, self._streak)[seen]
         numbers = range(len(seen))  # in place of names, which nobody reads
-        return statistics(numbers, found), (occurs.cumsum() - 1)[kept]
+        return replace(statistics(numbers, found), streak=streak), (occurs.cumsum() - 1)[kept]
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         """The row of each prompt, int64 [m]; -1 for one that is not kept."""
@@ -123,6 +133,7 @@ class History:
             more = max(size, 64)
             self._seen = np.concatenate([self._seen, np.zeros(more, dtype=np.int64)])
             self._sums = np.concatenate([self._sums, np.zeros((more, SUMS))])
+            self._streak = np.concatenate([self._streak, np.zeros(more, dtype=np.int64)])
             self._free = list(range(size + more - 1, size - 1, -1))
         return self._free.pop()
 
@@ -138,7 +149,10 @@ class History:
         return np.where(weights < _FORGOTTEN, 0.0, weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known of each prompt, as JSON takes it: the step of its last visit, and its sums."""
+        """What is known of each prompt, as JSON takes it: the step of its last visit, and its sums.
+
+        Beside them the streaks of equal rewards that are above 0.
+        """
         prompts = {
             name: [int(self._seen[row]), *self._sums[row].tolist()]
             for name, row in self._rows.items()
@@ -147,6 +161,11 @@ class History:
             "half_life": self.half_life,
             "length_normalization": self.length_normalization,
             "prompts": prompts,
+            "streaks": {
+                name: int(self._streak[row])
+                for name, row in self._rows.items()
+                if self._streak[row]
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
@@ -158,10 +177,12 @@ class History:
         prompts = sorted(state["prompts"].items(), key=lambda item: item[1][0])
         self._rows, self._free = {}, []
         self._seen, self._sums = np.zeros(0, dtype=np.int64), np.zeros((0, SUMS))
+        self._streak = np.zeros(0, dtype=np.int64)
         if state.get("length_normalization", "none") != self.length_normalization:
             return len(prompts)
         for name, (step, *sums) in prompts:
             row = self._new_row()
             self._rows[name] = row
             self._seen[row], self._sums[row] = step, sums
+            self._streak[row] = state.get("streaks", {}).get(name, 0)
         return 0

@@ -83,8 +83,7 @@ class Posterior:
         Args:
             factor: of an accept rate; multiplies the second moment before the expectation is taken.
         """
-        logs = self.norms.log_square + self.norms.deviation**2 / 2
-        squares = np.exp(np.clip(logs, -600, 600))
+        squares = self.norms.squares
         if self.rewards is not None and not target.fits_accepted:
             rewards, none = self.rewards, np.zeros(len(self.alpha))
             rate = self.accept_rate

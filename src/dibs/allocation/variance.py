@@ -8,6 +8,7 @@ return ratios of their sums. Intervals are over prompts; a prompt's own noise is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -102,6 +103,22 @@ def _product(parts: Sequence[tuple[np.ndarray, int]], factor: float) -> Interval
     if draws > 1:
         variance += float(of_draws.var(ddof=1)) / draws + _LEAST_ERROR**2
     return on_log_scale(float(np.exp(log)), np.sqrt(variance), max(effective_number(z), 2.0))
+
+
+def fewer_steps(gain: float, noise_over_square: float) -> float:
+    """How many times fewer steps a gradient takes whose noise is lower by a factor, at least 1.
+
+    A step at its best size makes progress in proportion to ``1 / (1 + V)``, with V the variance of its
+    gradient over ``||g||^2`` (McCandlish et al., arXiv 1812.06162, eq. (2.7)). So the gain counts in
+    full where noise drowns the gradient, and not at all where there is none.
+
+    Args:
+        gain: the variance before over that after, above 0.
+        noise_over_square: V before, at least 0; it may be infinite.
+    """
+    if not math.isfinite(noise_over_square):
+        return gain
+    return (1 + noise_over_square) / (1 + noise_over_square / gain)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ Unknown keys are errors. Every field carries its description, and ``dibs train -
 all. ``dibs.config.load`` reads a configuration from a file and the command line.
 """
 
+from dibs.config.allocating import AllocateConfig
 from dibs.config.learning import (
     DEFAULT_ORDER,
     AlgorithmConfig,
-    AllocateConfig,
     Baseline,
     EstimateConfig,
     Estimator,
@@ -29,11 +29,11 @@ from dibs.config.rollouts import (
     LoraConfig,
     PolicyConfig,
     SamplingConfig,
-    VerifyConfig,
     WarmStartConfig,
 )
 from dibs.config.section import Section
 from dibs.config.selecting import SelectConfig
+from dibs.config.verifying import RewardConfig, VerifyConfig
 from dibs.config.watching import (
     CheckpointConfig,
     EvaluateConfig,
@@ -60,6 +60,7 @@ __all__ = [
     "LoraConfig",
     "Objective",
     "PolicyConfig",
+    "RewardConfig",
     "SamplingConfig",
     "Section",
     "SelectConfig",

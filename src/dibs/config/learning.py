@@ -152,6 +152,12 @@ class AlgorithmConfig(Section):
         "that decided the counts let expect; counts then change nothing, and a reward's "
         "baseline is the mean of the others.",
     )
+    prompt_weight: Literal["none", "curverl"] = Field(
+        "none",
+        description="How much a prompt counts in the objective. none counts all alike. curverl lets "
+        "those count for more that are harder than most of the others, or like many of them, by the "
+        "accept rates of earlier steps or pilots.",
+    )
     length_normalization: Literal["none", "constant", "sequence"] = Field(
         "none",
         description="Divides a completion's gradient by nothing, by "
@@ -271,64 +277,6 @@ class EstimateConfig(Section):
                 f"mode cross_fit halves the pilots; num_pilots {self.num_pilots} is odd"
             )
         return self
-
-
-class AllocateConfig(Section):
-    """How the budget is spent."""
-
-    allocator: str = Field(
-        "min_variance",
-        description="Decides how many completions each prompt gets: min_variance, uniform, a rule of "
-        "docs/rules.md (gvm, spo, vip, reinforce_ada_est, nearest_half, mopps), or your own function "
-        "as module:function.",
-    )
-    num_generations: int = Field(
-        8,
-        ge=1,
-        description="Completions that a prompt gets on average. It sets the budget where budget "
-        "is null.",
-    )
-    budget: int | None = Field(
-        None,
-        ge=0,
-        description="Completions (or tokens, see budget_unit) to spend in each step. null lets "
-        "num_generations decide: the budget is what that many completions for each of "
-        "train.prompts_per_step prompts cost.",
-    )
-    budget_unit: Literal["completions", "tokens"] = Field(
-        "completions",
-        description="Unit of the budget. With tokens the budget limits the expected number of "
-        "tokens, and prompts with short completions get more of them.",
-    )
-    prompt_cost: float = Field(
-        0.0,
-        ge=0,
-        description="With budget_unit tokens and a select.pool: what reading a token of a prompt "
-        "costs, in tokens written. A prompt is read once for each group of completions that it gets "
-        "in a step. 0 leaves reading out of the budget. Raise it where prompts are long: few of "
-        "them are then drawn, with more completions each (select.group).",
-    )
-    lower: int = Field(
-        0,
-        ge=0,
-        description="Fewest completions that a prompt gets. At 0, gvm gives none to prompts that "
-        "seem hopeless.",
-    )
-    upper: int | None = Field(
-        None, ge=0, description="Most completions that a prompt gets. null sets no limit."
-    )
-    accept_rate_penalty: float = Field(
-        1e-3,
-        ge=0,
-        description="Alpha of GVM, for objective log_likelihood: raise it to give fewer "
-        "completions to prompts that are hardly ever solved.",
-    )
-    accept_rate_power: float = Field(
-        2.0,
-        ge=1,
-        description="Beta of GVM: the power of the accept rate in that penalty. The paper asks "
-        "for at least 2.",
-    )
 
 
 class UpdateConfig(Section):

@@ -173,6 +173,15 @@ class DataConfig(Section):
         description="Column that holds the question, as text or as messages. null takes that of a "
         "known set, or else the first of prompt, problem and question.",
     )
+    answers: Literal["one", "any"] = Field(
+        "one",
+        description="What a list in the answer column means. one takes its entries as the parts of one "
+        "answer; any takes each entry as an accepted form of the answer. A CSV file writes it as JSON.",
+    )
+    columns: tuple[str, ...] = Field(
+        (),
+        description="Further columns that your own verifier gets, as keyword arguments of these names.",
+    )
     answer_column: str | None = Field(
         None,
         description="Column that holds the gold answer. null takes that of a known set, or else "
@@ -220,64 +229,27 @@ class DataConfig(Section):
         return self
 
 
-class VerifyConfig(Section):
-    """What makes a completion right."""
-
-    verifier: str = Field(
-        "auto",
-        description="Decides whether an answer is right: math (equal in value), exact (equal "
-        "text), numeric, choice (a letter), arithmetic, reasoning-gym (that package's score, a real "
-        "number), environment (its rubric's reward, a real number), or your own module:function of "
-        "(answer, completion). auto lets the data decide: arithmetic for embedded tasks, reasoning-gym "
-        "and environment for their prompts, math for the others.",
-    )
-    answer_from: Literal["boxed", "anywhere"] = Field(
-        "boxed",
-        description="Where the answer is found. boxed takes the last \\boxed{...}. anywhere, if "
-        "there is none, takes what follows the last 'answer is' or '####', or the "
-        "last number.",
-    )
-    failures: Literal["exclude", "reject"] = Field(
-        "exclude",
-        description="What happens to completions that the verifier failed on or ran out of time "
-        "for. exclude leaves them out of the step; reject gives them reward 0. Both "
-        "are counted. Where a step or an evaluation gets no verdict at all, the run is saved and ends.",
-    )
-    require_end: bool = Field(
-        False,
-        description="Whether a completion that was cut off at its length limit has no answer, whatever "
-        "is boxed in it. Set it for policies that think first: unfinished thoughts hold boxes.",
-    )
-    timeout: float = Field(
-        5.0,
-        gt=0,
-        description="Seconds that judging one completion may take before its worker is killed.",
-    )
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="Processes that run math and your own function. null takes one for each core, "
-        "at most 8.",
-    )
-    memory_limit: int = Field(
-        4096, ge=256, description="Megabytes of address space that each worker may use."
-    )
-    tolerance: float = Field(
-        1e-6,
-        ge=0,
-        description="For verifier numeric: largest relative error of a right answer; absolute for "
-        "answers below 1.",
-    )
-    accept_threshold: float = Field(
-        1.0, description="Lowest reward at which a completion is accepted."
-    )
-
-
 class SamplingConfig(Section):
     """How completions are drawn."""
 
     temperature: float = Field(
         1.0, gt=0, description="Sampling temperature. All log-probabilities are computed at it too."
+    )
+    anneal_from: float | None = Field(
+        None,
+        gt=0,
+        description="For engine transformers: temperature of a completion's first token, from which it "
+        "falls token by token, faster and faster, so that early tokens explore. It needs "
+        "algorithm.importance_sampling, and multiplies temperature. null keeps one temperature.",
+    )
+    anneal_floor: float = Field(
+        0.1, gt=0, description="Lowest temperature that anneal_from falls to."
+    )
+    anneal_tokens: float = Field(
+        1000.0,
+        gt=0,
+        description="Tokens over which the temperature falls by 1.72. Set it to about the length of "
+        "completions.",
     )
     max_completion_length: int = Field(
         512,

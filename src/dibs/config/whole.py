@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dibs.config.allocating import AllocateConfig
 from dibs.config.learning import (
     AlgorithmConfig,
-    AllocateConfig,
     EstimateConfig,
     TrainConfig,
     UpdateConfig,
@@ -17,9 +17,11 @@ from dibs.config.learning import (
     needs_statistics,
     why_groups,
 )
-from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig, VerifyConfig
+from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig
+from dibs.config.rounds import check_keep, check_rounds
 from dibs.config.section import Section
 from dibs.config.selecting import SelectConfig
+from dibs.config.verifying import VerifyConfig
 from dibs.config.watching import (
     CheckpointConfig,
     EvaluateConfig,
@@ -87,6 +89,16 @@ class Config(Section):
         return self.allocate.num_generations * one_each if given is None else given
 
     @property
+    def chooses(self) -> bool:
+        """Whether prompts are chosen together with their counts, by expected counts over a pool."""
+        return self.select.pool is not None and self.allocate.rounds is None
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether all prompts of a step get the counts that an allocator decides."""
+        return self.select.pool is None and self.allocate.rounds is None
+
+    @property
     def group(self) -> int:
         """Completions that a prompt of a pool gets at a time."""
         return self._least_group if self.select.group is None else self.select.group
@@ -124,8 +136,10 @@ class Config(Section):
     def measures_at(self, step: int) -> bool:
         """Whether a step measures what its counts gain over uniform ones; never if they are."""
         interval = self.variance.interval
-        fixed = self.select.pool is None and self.allocate.allocator != "uniform"
-        return interval > 0 and step % interval == 0 and fixed
+        counts_differ = self.fixed_batch and self.allocate.allocator != "uniform"
+        return (
+            interval > 0 and step % interval == 0 and counts_differ and self.allocate.keep is None
+        )
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the held-out prompts are scored after a step; always after the last."""
@@ -136,17 +150,23 @@ class Config(Section):
     def _pool_agrees(self) -> Config:
         """ValueError for a pool that the other sections cannot draw from."""
         pool, own = self.select.pool, self.algorithm
+        auto = self.train.shape == "auto"
+        if auto and (self.allocate.rounds is not None or self.allocate.keep is not None):
+            raise ValueError(
+                "train.shape auto measures counts that an allocator decides; leave allocate.rounds and "
+                "allocate.keep out, or give the shape"
+            )
+        if self.allocate.rounds is not None:
+            check_rounds(self.allocate, self.select, self.estimate.mode, own)
+            self._check_pool_size()
+            return self
         if pool is None:
             if self.select.group is not None:
                 raise ValueError(f"select.group {self.select.group} needs a select.pool")
             if not self.select.correct:
                 raise ValueError("select.correct false needs a select.pool")
             return self
-        if pool != "all" and pool < self.train.prompts_per_step:
-            raise ValueError(
-                f"select.pool {pool} is smaller than train.prompts_per_step "
-                f"{self.train.prompts_per_step}; raise it, or leave it out"
-            )
+        self._check_pool_size()
         if ":" in self.allocate.allocator:
             raise ValueError(
                 f"allocate.allocator {self.allocate.allocator} decides counts of a fixed batch; with a "
@@ -175,6 +195,14 @@ class Config(Section):
                 f"{self.group}; change allocate.num_generations or the group"
             )
         return self
+
+    def _check_pool_size(self) -> None:
+        pool, wanted = self.select.pool, self.train.prompts_per_step
+        if isinstance(pool, int) and pool < wanted:
+            raise ValueError(
+                f"select.pool {pool} is smaller than train.prompts_per_step {wanted}; raise it, or "
+                "leave it out"
+            )
 
     @property
     def _for_groups(self) -> int:
@@ -207,6 +235,36 @@ class Config(Section):
                 f"{self.algorithm.order}, which every group of estimator order_k needs; raise it"
             )
 
+    def _check_annealing(self) -> None:
+        start = f"sampling.anneal_from {self.sampling.anneal_from:g}"
+        if self.sampling.engine != "transformers":
+            raise ValueError(
+                f"{start} needs sampling.engine transformers; {self.sampling.engine} keeps one "
+                "temperature for all tokens"
+            )
+        if self.algorithm.importance_sampling == "none":
+            raise ValueError(
+                f"{start} draws from other probabilities than the policy's; set "
+                "algorithm.importance_sampling, token_truncate for example"
+            )
+
+    def _check_prompt_weight(self) -> None:
+        weight = f"algorithm.prompt_weight {self.algorithm.prompt_weight}"
+        if self.estimate.mode == "none":
+            raise ValueError(
+                f"{weight} needs accept rates; set estimate.mode to online, pilot or cross_fit"
+            )
+        if self.allocate.allocator == "min_variance":
+            raise ValueError(
+                f"{weight} is not known to allocate.allocator min_variance, which takes all prompts to "
+                "count alike; choose uniform or a rule of docs/rules.md"
+            )
+        if self.allocate.rounds is not None or self.algorithm.estimator == "flat":
+            raise ValueError(
+                f"{weight} weighs prompts; allocate.rounds and algorithm.estimator flat weigh them "
+                "otherwise; leave one of them out"
+            )
+
     def _check_prompt_cost(self) -> None:
         cost = f"allocate.prompt_cost {self.allocate.prompt_cost:g}"
         if self.allocate.budget_unit != "tokens":
@@ -224,7 +282,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _bounds_agree(self) -> Config:
         """ValueError for a budget that the bounds of a fixed batch do not allow."""
-        if self.select.pool is not None:
+        if not self.fixed_batch:
             return self
         m = self.train.prompts_per_step
         grouped = self.algorithm.baseline in ("mean", "leave_one_out")
@@ -265,6 +323,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
+        check_keep(self.allocate, least_group(self.algorithm))
+        if self.sampling.anneal_from is not None:
+            self._check_annealing()
+        if self.algorithm.prompt_weight != "none":
+            self._check_prompt_weight()
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
             raise ValueError(
                 "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "

@@ -10,6 +10,7 @@ from typing import Any
 
 from dibs.data.answers import final_answer
 from dibs.data.containers import Number
+from dibs.data.gold_answers import GoldAnswer
 from dibs.types import InputError
 
 Messages = tuple[tuple[str, str], ...]
@@ -53,6 +54,23 @@ def answer_of(cell: Any, place: str, is_solution: bool) -> str:
     if mark:
         return after.strip()
     return "" if is_solution else text
+
+
+def gold_of(cell: Any, place: str, is_solution: bool, meaning: str) -> str:
+    """The gold answer in a cell, with all accepted forms where a list means these.
+
+    Args:
+        meaning: ``one``, or ``any`` where each entry of a list, which a text may hold as JSON, is an
+            accepted form of the answer; see ``data.answers``.
+
+    Raises InputError as :func:`answer_of` does.
+    """
+    entries = _listed(cell) if meaning == "any" else None
+    if entries is None:
+        return answer_of(cell, place, is_solution)
+    read = [answer_of(entry, place, is_solution) for entry in entries]
+    forms = tuple(dict.fromkeys(each for each in read if each.strip()))
+    return GoldAnswer(" | ".join(forms), forms) if forms else ""
 
 
 def missing(cell: Any) -> bool:
@@ -115,6 +133,16 @@ def _text(content: Any) -> str | None:
             return None
         pieces.append(piece)
     return "".join(pieces)
+
+
+def _listed(cell: Any) -> list[Any] | None:
+    """The entries of a list, which a text may hold as JSON; None for anything else."""
+    if isinstance(cell, str) and not isinstance(cell, Number) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return None
+    return cell if isinstance(cell, list) else None
 
 
 def _written_as_json(text: str) -> Any:

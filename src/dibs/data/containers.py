@@ -34,6 +34,15 @@ class Number(str):
     __slots__ = ()
 
 
+def with_numbers(cell: Any) -> Any:
+    """A cell in which numbers of a JSON file are int or float, at any depth."""
+    if isinstance(cell, Number):
+        return json.loads(cell)
+    if isinstance(cell, Mapping):
+        return {key: with_numbers(value) for key, value in cell.items()}
+    return [with_numbers(each) for each in cell] if isinstance(cell, list) else cell
+
+
 @dataclass
 class BadRows:
     """Rows that cannot be read: ``limit`` of them are left out and counted, one more is an error.

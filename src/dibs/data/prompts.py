@@ -69,6 +69,11 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
     are the same for the same seed, and none of those to train on is held out.
     """
     parts = parts_of(config.train)
+    if config.columns and (parts is not None or is_packaged(config.train)):
+        raise InputError(
+            f"data.columns {', '.join(config.columns)}: prompts of {config.train} have no columns; "
+            "leave it out"
+        )
     if parts is not None:
         return _embedded_questions(config, parts, seed)
     check_options(config)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dibs.config import DataConfig
-from dibs.data.cells import answer_of, question_of
+from dibs.data.cells import gold_of, question_of
 from dibs.data.containers import (
     FILE_TYPES,
     JSON_TYPES,
@@ -24,7 +24,9 @@ from dibs.data.containers import (
     csv_entries,
     file_type,
     json_entries,
+    with_numbers,
 )
+from dibs.data.gold_answers import GoldAnswer, forms_of
 from dibs.files import one_line
 from dibs.types import InputError
 
@@ -91,7 +93,13 @@ def read_questions_of(
             answer_column, answer = _cell(row, answer_names, place, "answer_column")
             text, messages = question_of(prompt, f"{place}: column {prompt_column!r}")
             solved = answer_column == "solution"
-            gold = answer_of(answer, f"{place}: column {answer_column!r}", solved)
+            gold = gold_of(answer, f"{place}: column {answer_column!r}", solved, config.answers)
+            if config.columns and gold:
+                columns = {
+                    name: with_numbers(_cell(row, (name,), place, "columns")[1])
+                    for name in config.columns
+                }
+                gold = GoldAnswer(gold, forms_of(gold), columns)
         except InputError as fault:
             bad.add(fault)
             continue

@@ -86,6 +86,7 @@ class RolloutSource:
         purpose: Purpose,
         step: int,
         *,
+        first: Sequence[int] | np.ndarray | None = None,
         failures: str | None = None,
         costs: np.ndarray | None = None,
         when_drawn: Callable[[], None] = lambda: None,
@@ -96,15 +97,18 @@ class RolloutSource:
 
         Args:
             purpose: part of the seed; evaluation also has a temperature of its own.
+            first: how many completions of each prompt were drawn for this purpose in this step before,
+                [m]; None: none.
             failures: ``exclude`` or ``reject``, in place of ``verify.failures``.
             costs: tokens that one completion of each prompt is expected to take, [m], so that the shares
                 of processes are even; None: all alike.
             when_drawn: called once the last completion is drawn and only verdicts are missing.
         """
         seed = (self.config.seed, int(purpose), step)
+        starts = [0] * len(prompts) if first is None else first
         requests = [
-            SampleRequest(prompt, count, (*seed, int(prompt.prompt_id, 16)))
-            for prompt, count in zip(prompts, counts, strict=True)
+            SampleRequest(prompt, count, (*seed, int(prompt.prompt_id, 16)), int(start))
+            for prompt, count, start in zip(prompts, counts, starts, strict=True)
         ]
         evaluating = purpose is Purpose.EVALUATION
         temperature = self.config.evaluate.temperature if evaluating else None

@@ -36,10 +36,21 @@ def announce(
         view.message(f"{processes.size} processes on this machine share sampling and gradients")
     if config.estimate.mode != "none" and not config.uses_statistics:
         view.message("The estimates decide nothing here; estimate.mode none saves their cost.")
-    if config.select.pool is not None:
+    if config.allocate.rounds is not None:
+        view.message(_rounds_note(config))
+    elif config.select.pool is not None:
         view.message(_pool_note(config, len(prompts.train)))
     elif config.estimate.mode == "online" and config.allocate.allocator != "uniform":
         view.message(_online_note(config, len(prompts.train)))
+
+
+def _rounds_note(config: Config) -> str:
+    """That a step takes what it needs, and that its gradient is biased."""
+    candidates = config.select.pool or config.train.prompts_per_step
+    return (
+        f"A step draws from {candidates:,} prompts in at most {config.allocate.max_rounds} rounds, as "
+        f"{config.allocate.rounds} asks; its gradient is biased, since rewards decide what is drawn"
+    )
 
 
 def _pool_note(config: Config, prompts: int) -> str:

@@ -10,8 +10,9 @@ import transformers
 
 from dibs.allocation.allocators import check_allocator
 from dibs.allocation.history import History
+from dibs.allocation.rounds import keeper, rounds_rule
 from dibs.allocation.target import Target
-from dibs.config import Config, PolicyConfig, VerifyConfig
+from dibs.config import AllocateConfig, Config, PolicyConfig, SelectConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
 from dibs.data.prompts import (
     PromptSet,
@@ -137,8 +138,34 @@ def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
 def _check(config: Config) -> None:
     """InputError for what can be checked without loading anything."""
     check_allocator(config.allocate.allocator)
+    _check_rounds(config.allocate, config.select)
+    named = [reward.verifier for reward in config.verify.rewards] or [config.verify.verifier]
+    if config.data.columns and not any(":" in name for name in named):
+        raise InputError(
+            f"data.columns {', '.join(config.data.columns)} are for a verifier of your own "
+            "(verify.verifier module:function); leave them out"
+        )
     Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)
+
+
+def _check_rounds(options: AllocateConfig, select: SelectConfig) -> None:
+    """InputError for rules that do not exist, or that have no use for a setting."""
+    if options.keep is not None:
+        keeper(options.keep)
+    if options.rounds is None:
+        return
+    rule = rounds_rule(options.rounds)
+    if select.pool is not None and not rule.chooses:
+        raise InputError(
+            f"allocate.rounds {options.rounds} trains on all prompts of a batch, so select.pool "
+            f"{select.pool} has no use; leave it out"
+        )
+    if options.keep_count is not None and (options.keep or rule.keep) is None:
+        raise InputError(
+            f"allocate.keep_count {options.keep_count} has no use: allocate.rounds {options.rounds} "
+            "keeps all completions; set allocate.keep, pods for example"
+        )
 
 
 def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:

@@ -54,7 +54,7 @@ def examples_of_part(
     shares: np.ndarray | None = None,
     scale: float = 1.0,
 ) -> list[TrainingExample]:
-    """Every rollout with its advantage and its estimator weight.
+    """Every rollout that has a weight, with its advantage.
 
     Args:
         known: of the prompts, from the estimate step.
@@ -77,6 +77,7 @@ def examples_of_part(
         normalized_example(rollout, advantage, scale * weight, config)
         for group, *both in zip(groups, advantages, weights, strict=True)
         for rollout, advantage, weight in zip(group.rollouts, *both, strict=True)
+        if weight != 0
     ]
 
 

@@ -79,6 +79,7 @@ def describe_step(
     counts = allocation.counts
     return {
         "reward": _mean([rollout.reward for rollout in rollouts]),
+        **mean_rewards(rollouts),
         "accept_rate": _mean([rollout.accepted for rollout in rollouts]),
         "accepted": sum(rollout.accepted for rollout in rollouts),
         "verifier_timeouts": _without_verdict(groups, "timeout"),
@@ -94,6 +95,15 @@ def describe_step(
         "estimated_accept_rate": _mean(_known(stats.accept_rate)),
         "estimated_grad_norm": _mean(_known(stats.grad_norm)),
         "accept_rate_histogram": accept_rate_histogram(prompt_accept_rates(groups, stats)),
+    }
+
+
+def mean_rewards(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Means of the rewards of ``verify.rewards`` by name, ``reward/NAME``; none where there is one."""
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout.rewards)
+    return {
+        f"reward/{name}": _mean([r.rewards[name] for r in rollouts if name in r.rewards])
+        for name in names
     }
 
 
@@ -169,6 +179,7 @@ def _sample_record(step: int, rollout: Rollout, rate: float, count: int) -> dict
         "completion": rollout.completion.text,
         "answer": rollout.prompt.answer,
         "reward": rollout.reward,
+        **({"rewards": dict(rollout.rewards)} if rollout.rewards else {}),
         "status": rollout.status,
         "accept_rate": rate,
         "count": count,

@@ -23,6 +23,7 @@ from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, Tokens, 
 from dibs.allocation.shapes import ShapeNoise, noise_ratio, shape_noise
 from dibs.allocation.statistics import pilot_statistics
 from dibs.allocation.target import Target
+from dibs.allocation.variance import fewer_steps
 from dibs.config import Config, least_group
 from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group, InputError, PromptStats
@@ -51,7 +52,12 @@ def check_shapes(config: Config) -> None:
         )
 
 
-def shape_report(config: Config, measured: MeasuredGradients, available: int) -> dict[str, Any]:
+def shape_report(
+    config: Config,
+    measured: MeasuredGradients,
+    available: int,
+    noise_over_square: float | None = None,
+) -> dict[str, Any]:
     """The noise of shapes at the cost of a step, relative to the configured one; intervals are 95%.
 
     The cost is in completions or, with ``allocate.budget_unit`` tokens, in tokens; then prompts that are
@@ -59,10 +65,11 @@ def shape_report(config: Config, measured: MeasuredGradients, available: int) ->
 
     Args:
         available: training prompts; no shape has more.
+        noise_over_square: variance of an update's gradient over the square of its mean, for the
+            configured shape; infinite where noise drowns the gradient, None where it is not known.
     """
     m, n = config.train.prompts_per_step, _completions(config)
     meter = _ShapeMeter(config, measured)
-    reference = meter.uniform(n)
     reference = meter.uniform(n)
     most = min(len(measured.prompts[0].rewards) // 4, m * n)  # a group is drawn from half of them
     sizes = [size for size in _sizes(config, most) if meter.prompts(size) <= available]
@@ -93,7 +100,10 @@ def shape_report(config: Config, measured: MeasuredGradients, available: int) ->
         "measured_prompts": len(measured.groups),
         "shapes": rows,
         "recommended": best,
-        "advice": advice(best, m, n, unit),
+        "fewer_steps": None
+        if best is None or noise_over_square is None
+        else fewer_steps(_value(best), noise_over_square),
+        "advice": advice(best, m, n, unit, noise_over_square),
     }
 
 
@@ -130,8 +140,14 @@ def recommended_keys(best: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def advice(best: dict[str, Any] | None, m: int, n: int, unit: str = "completions") -> str:
-    """One sentence: how many prompts, how many completions, which rule, and whether it is worth it."""
+def advice(
+    best: dict[str, Any] | None,
+    m: int,
+    n: int,
+    unit: str = "completions",
+    noise_over_square: float | None = None,
+) -> str:
+    """How many prompts, how many completions, which rule, and how many steps that is worth."""
     if best is None:
         return (
             f"Nothing is clearly less noisy than {m} x {n} at the same {_EQUAL[unit]}; measure more "
@@ -142,19 +158,33 @@ def advice(best: dict[str, Any] | None, m: int, n: int, unit: str = "completions
         f"{gain['value']:.2g} ({gain['low']:.2g}-{gain['high']:.2g}) times less noisy than {m} x {n} at "
         f"the same {_EQUAL[unit]}"
     )
+    worth = "" if noise_over_square is None else _worth(_value(best), noise_over_square)
     if best["rule"] == "uniform":
         keys = (
             f"train.prompts_per_step {best['prompts']} and allocate.num_generations "
             f"{best['completions']}"
         )
-        return f"Use {keys}: {how}, with uniform counts."
+        return f"Use {keys}: {how}, with uniform counts.{worth}"
     if best["rule"] == "counts":
         return (
             f"Use {best['prompts']} prompts with {best['completions']} completions on average and "
-            f"allocate.allocator min_variance: {how}."
+            f"allocate.allocator min_variance: {how}.{worth}"
         )
     return (
-        f"Use select.pool all with select.group {best['completions']}, estimate.mode online: {how}."
+        f"Use select.pool all with select.group {best['completions']}, estimate.mode online: "
+        f"{how}.{worth}"
+    )
+
+
+def _worth(gain: float, noise_over_square: float) -> str:
+    """A sentence: how many times fewer steps that is."""
+    fewer = fewer_steps(gain, noise_over_square)
+    if fewer < _CLEARLY:
+        return " It will hardly show: an update's noise is small against its gradient."
+    much = "drowns" if not np.isfinite(noise_over_square) else f"is {noise_over_square:.2g} times"
+    return (
+        f" Expect about {fewer:.2g} times fewer steps, since the noise of an update {much} its "
+        "gradient."
     )
 
 

@@ -7,7 +7,7 @@ of its target's gradient stands beside it, and so does what the best counts coul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -44,6 +44,13 @@ def measure_variance(
     config = scaled(meter.config)
     if shapes:
         check_shapes(meter.config)
+    rounds, keep = config.allocate.rounds, config.allocate.keep
+    if rounds is not None or keep is not None:
+        key = "keep" if rounds is None else "rounds"
+        raise InputError(
+            f"dibs variance measures counts that are decided before a step; leave allocate.{key} "
+            f"{rounds or keep} out, and compare it by training (dibs compare)"
+        )
     if Target.of(config.algorithm).knows_baseline:
         group = "mean" if config.algorithm.objective != "expected_reward" else "leave_one_out"
         raise InputError(
@@ -66,8 +73,21 @@ def measure_variance(
     measured = meter.measure(prompts)
     report = variance_report(meter.config, measured)
     if shapes:
-        report["shapes"] = shape_report(meter.config, measured, len(training_prompts))
+        report["shapes"] = shape_report(
+            meter.config, measured, len(training_prompts), _noise_over_square(report)
+        )
     return report
+
+
+def _noise_over_square(report: Mapping[str, Any]) -> float | None:
+    """Variance of an update's gradient over the square of its mean; infinite, or None if unknown."""
+    if report["prompts"] < 3 or report["allocations"]["uniform"]["variance"] == 0:
+        return None
+    of_step = report["noise_of_completions"], report["noise_of_prompts"]
+    if None in of_step:
+        return float("inf")
+    updates: float = report["step_rollouts"] / report["update_rollouts"]
+    return max(sum(of_step), 0.0) * updates
 
 
 def variance_report(config: Config, measured: MeasuredGradients) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dibs.config import Config
 from dibs.model.policy import Policy
+from dibs.rollouts.sampling.annealing import Annealing
 from dibs.rollouts.sampling.sampler import IdleSampler, Sampler
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import InputError, NonFiniteError
@@ -31,4 +32,9 @@ def build_sampler(config: Config, policy: Policy, main: bool = True) -> Sampler:
             return VllmServerSampler(policy, sampling)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
-    return TransformersSampler(policy, sampling.max_completion_length, sampling.batch_tokens)
+    annealing = None
+    if sampling.anneal_from is not None:
+        annealing = Annealing(sampling.anneal_from, sampling.anneal_floor, sampling.anneal_tokens)
+    return TransformersSampler(
+        policy, sampling.max_completion_length, sampling.batch_tokens, annealing
+    )

@@ -20,6 +20,7 @@ from dibs.model.forward_pass import in_evaluation_mode
 from dibs.model.memory import halved, out_of_memory
 from dibs.model.policy import Policy
 from dibs.model.turn_end import decoded
+from dibs.rollouts.sampling.annealing import Annealing
 from dibs.rollouts.sampling.cache import join_rows, new_cache, select_rows
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion
@@ -53,8 +54,15 @@ class TransformersSampler:
     shared = False
     description = "the model that is trained"
 
-    def __init__(self, policy: Policy, max_completion_length: int, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        max_completion_length: int,
+        batch_tokens: int,
+        annealing: Annealing | None = None,
+    ) -> None:
         self.policy = policy
+        self.annealing = annealing
         self.max_completion_length = max_completion_length
         self.batch_tokens = batch_tokens
 
@@ -70,7 +78,7 @@ class TransformersSampler:
         # Longest first, so that the largest batch comes at once; rows of a prompt stay together.
         rows.sort(key=lambda row: -len(row.prompt))
         longest = max((len(row.prompt) for row in rows), default=0) + self.max_completion_length
-        drawing = _Drawing(self, self.policy.temperature if temperature is None else temperature)
+        drawing = _Drawing(self, temperature)
         while rows:
             done: set[_Row] = set()
             try:
@@ -125,16 +133,26 @@ class TransformersSampler:
 
 
 class _Drawing:
-    """Draws tokens: the inverse CDF of the softmax at a row's own uniform numbers."""
+    """Draws tokens: the inverse CDF of the softmax at a row's own uniform numbers.
 
-    def __init__(self, sampler: TransformersSampler, temperature: float) -> None:
+    ``temperature`` None: the policy's, or what the sampler's annealing makes of it.
+    """
+
+    def __init__(self, sampler: TransformersSampler, temperature: float | None) -> None:
         self.policy = sampler.policy
         self.length = sampler.max_completion_length
-        self.temperature = temperature
+        self.annealing = sampler.annealing if temperature is None else None
+        self.temperature = self.policy.temperature if temperature is None else temperature
         self.ends = torch.tensor(self.policy.eos_ids, device=self.policy.device)
 
-    def tokens(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's token and its log-probability, [B] each, from logits [B, V] and uniforms [B]."""
+    def tokens(self, logits: Tensor, uniforms: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's token and its log-probability, [B] each.
+
+        Args:
+            logits: [B, V]. uniforms: [B]. places: of the tokens in their completions, [B].
+        """
+        if self.annealing is not None:
+            logits = logits.float() / self.annealing.at(places).unsqueeze(1)
         size = max(1, _BLOCK // logits.shape[1])
         drawn = [
             self._tokens(*each)
@@ -275,7 +293,8 @@ class _Batch:
     def _write(self, logits: Tensor) -> None:
         """Draw the next token of every row; rows that have ended do not change."""
         place = self.written.clamp(max=self.drawing.length - 1).unsqueeze(1)
-        token, logprob = self.drawing.tokens(logits, self.uniforms.gather(1, place).squeeze(1))
+        uniforms = self.uniforms.gather(1, place).squeeze(1)
+        token, logprob = self.drawing.tokens(logits, uniforms, place.squeeze(1))
         # Tokens after the end of a finished row are never read.
         self.tokens.scatter_(1, place, token.unsqueeze(1))
         self.logprobs.scatter_(1, place, logprob.unsqueeze(1))

@@ -135,6 +135,6 @@ def _bounded(judge: Judge, answer: str, text: str, seconds: float) -> Verdict:
 
 
 def _module_of(judge: Judge) -> str:
-    # A partial or OwnJudge holds the function whose module is wanted.
-    function = getattr(judge, "func", getattr(judge, "function", judge))
-    return str(function.__module__)
+    # Partials and judges around others hold the function whose module is wanted.
+    function = getattr(judge, "func", getattr(judge, "function", None))
+    return str(judge.__module__) if function is None else _module_of(function)

@@ -16,6 +16,7 @@ from dibs.config import VerifyConfig
 from dibs.data.answers import LONGEST, reading
 from dibs.data.arithmetic import ANSWER_MARK, parts_of
 from dibs.data.environments import environment_name
+from dibs.data.gold_answers import columns_of, forms_of
 from dibs.data.reasoning_gym import gym_names
 from dibs.plugins import import_function
 from dibs.rollouts.verify.judges import (
@@ -28,6 +29,7 @@ from dibs.rollouts.verify.judges import (
     judged,
     unreached,
 )
+from dibs.rollouts.verify.several import AnyForm, Part, WeightedVerifier
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 
 VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic", "reasoning-gym", "environment")
@@ -84,7 +86,9 @@ def verified(
             reward = verdict.reward if verdict.reached else 0.0
             accepted = verdict.reached and reward >= accept_threshold
             rollouts[index].append(
-                Rollout(prompts[index], completion, reward, verdict.status, accepted)
+                Rollout(
+                    prompts[index], completion, reward, verdict.status, accepted, verdict.rewards
+                )
             )
         else:
             left_out[index].append(verdict.status)
@@ -113,7 +117,17 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
 
     Raises InputError for an unknown name or a function that cannot be imported.
     """
-    name = _resolved(config, source)
+    if not config.rewards:
+        return _built(_resolved(config, source), config)
+    parts = [
+        Part(reward.label, reward.weight, _built(reward.verifier, config))
+        for reward in config.rewards
+    ]
+    return WeightedVerifier(parts, config.accept_threshold)
+
+
+def _built(name: str, config: VerifyConfig) -> Verifier:
+    """The verifier of one name."""
     options: dict[str, Any] = {"anywhere": config.answer_from == "anywhere"}
     inline: dict[str, Judge] = {
         "arithmetic": judge_arithmetic,
@@ -122,14 +136,14 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
         "choice": partial(judge_choice, **options),
     }
     if name in inline:
-        return InlineVerifier(inline[name])
+        return InlineVerifier(AnyForm(inline[name]))
     from dibs.rollouts.verify.pool import VerifierPool
 
     limits = (config.workers or min(os.cpu_count() or 1, 8), config.timeout, config.memory_limit)
     if name == "math":
         from dibs.rollouts.verify.maths import judge_math
 
-        return VerifierPool(partial(judge_math, **options), *limits, longest=LONGEST)
+        return VerifierPool(AnyForm(partial(judge_math, **options)), *limits, longest=LONGEST)
     if name == "environment":
         from dibs.rollouts.verify.environment import EnvironmentVerifier
 
@@ -144,7 +158,7 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
             f"unknown verifier {name!r}; known: {', '.join(VERIFIERS)}, or your own as module:function"
         )
     own = import_function(name, "verify.verifier")
-    return VerifierPool(OwnJudge(own, config.accept_threshold), *limits)
+    return VerifierPool(AnyForm(OwnJudge(own, config.accept_threshold)), *limits)
 
 
 def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | None]:
@@ -158,8 +172,13 @@ def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | No
 
 
 def gold_reader(config: VerifyConfig, source: str) -> Callable[[str], bool]:
-    """A function that says whether a gold answer is one that the configured verifier can compare."""
-    name = _resolved(config, source)
+    """A function that says whether the configured verifier can compare a gold answer, in every form."""
+    names = [reward.verifier for reward in config.rewards] or [_resolved(config, source)]
+    readers = list(map(_gold_reader, names))
+    return lambda answer: all(reads(form) for reads in readers for form in forms_of(answer))
+
+
+def _gold_reader(name: str) -> Callable[[str], bool]:
     if name == "math":
         from dibs.rollouts.verify.maths import is_readable_gold
 
@@ -181,7 +200,10 @@ def _resolved(config: VerifyConfig, source: str) -> str:
 
 
 class OwnJudge:
-    """A judge from a user's function of (answer, completion) that returns a reward, bool or Verdict."""
+    """A judge from a user's function of (answer, completion) that returns a reward, bool or Verdict.
+
+    The function also gets the columns of ``data.columns``, as keyword arguments.
+    """
 
     def __init__(self, function: Callable[[str, str], Any], accept_threshold: float) -> None:
         self.function = function
@@ -189,7 +211,7 @@ class OwnJudge:
 
     def __call__(self, answer: str, completion: str) -> Verdict:
         """The function's result as a verdict; a reward of at least the threshold is accepted."""
-        given = self.function(answer, completion)
+        given = self.function(answer, completion, **columns_of(answer))
         if isinstance(given, Verdict):
             return given
         reward = float(given)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -16,8 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dibs.config import VerifyConfig
-from dibs.data.containers import json_rows
+from dibs.data.containers import json_rows, with_numbers
+from dibs.data.gold_answers import GoldAnswer
 from dibs.files import whole_file
+from dibs.plugins import import_function
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.types import InputError, Verdict
 
@@ -40,7 +43,7 @@ def verify_file(
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    items = list(_items(path))
+    items = list(_items(path, _own_functions(config)))
     if not items:
         raise InputError(f"{path} holds no completions; give one JSON object a line")
     verifier = build_verifier(config, str(path))
@@ -75,16 +78,40 @@ def verify_file(
     }
 
 
-def _items(path: Path) -> Iterator[tuple[str, str]]:
+def _own_functions(config: VerifyConfig) -> list[Callable[..., Any]]:
+    """The user's functions among the verifiers."""
+    names = [reward.verifier for reward in config.rewards] or [config.verifier]
+    return [import_function(name, "verify.verifier") for name in names if ":" in name]
+
+
+def _wanted(functions: Sequence[Callable[..., Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that functions have parameters for, beside answer and completion."""
+    wanted: set[str] = set()
+    for function in functions:
+        try:
+            others = list(inspect.signature(function).parameters.values())[2:]
+        except ValueError:  # of a function in C
+            continue
+        if any(each.kind is each.VAR_KEYWORD for each in others):
+            wanted |= set(row) - {"answer", "completion"}
+        wanted |= {each.name for each in others} & set(row)
+    return {name: with_numbers(row[name]) for name in row if name in wanted}
+
+
+def _items(path: Path, functions: Sequence[Callable[..., Any]] = ()) -> Iterator[tuple[str, str]]:
+    """The gold answer, with its accepted forms and columns, and the completion of every row."""
     for number, row in enumerate(json_rows(path), start=1):
         for key in ("completion", "answer"):
             if key not in row:
                 raise InputError(f"{path}, row {number}: no {key}; it has {', '.join(row)}")
-            if not isinstance(row[key], str):
-                raise InputError(f"{path}, row {number}: {key} holds {row[key]!r:.40}, not text")
-        if not row["answer"].strip():
+        texts = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        for key, text in (("completion", row["completion"]), *(("answer", each) for each in texts)):
+            if not isinstance(text, str):
+                raise InputError(f"{path}, row {number}: {key} holds {text!r:.40}, not text")
+        forms = tuple(text for text in texts if text.strip())
+        if not forms:
             raise InputError(f"{path}, row {number}: the answer is empty")
-        yield str(row["answer"]), row["completion"]
+        yield GoldAnswer(" | ".join(forms), forms, _wanted(functions, row)), row["completion"]
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+"""Rules that draw in rounds, and rules for which completions are kept: found by name, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dibs.allocation import rules
+from dibs.allocation.drawn import Drawn
+from dibs.plugins import import_function
+from dibs.types import InputError
+
+
+@dataclass(frozen=True)
+class RoundsRule:
+    """A rule that draws in rounds; see :mod:`.rules`. ``keep``: name of the keeper that it goes with."""
+
+    name: str
+    function: Callable[[Drawn], np.ndarray]
+    choice: Callable[[Drawn], np.ndarray] | None = None
+    keep: str | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it trains on some of a pool of candidates."""
+        return self.choice is not None
+
+    def more(self, drawn: Drawn) -> np.ndarray:
+        """Completions of each prompt to draw next, int64 [N].
+
+        Raises InputError unless there is a whole number of at least 0 for each.
+        """
+        return _whole_numbers(self.function(drawn), len(drawn), f"allocate.rounds {self.name}")
+
+    def trained(self, drawn: Drawn) -> np.ndarray:
+        """Which prompts are trained on, bool [N]: by default all that were drawn from."""
+        if self.choice is None:
+            return drawn.asked > 0
+        return np.asarray(self.choice(drawn), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A rule for which completions of a prompt are trained on.
+
+    ``whole_baseline``: whether the others enter the baseline and the deviation of the group.
+    """
+
+    name: str
+    function: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+    whole_baseline: bool
+
+    def keep(self, rewards: np.ndarray, accepted: np.ndarray, count: int) -> np.ndarray:
+        """Positions of at most ``count`` of n completions, in order, int64.
+
+        Raises InputError unless they are positions, each once.
+        """
+        what = f"allocate.keep {self.name}"
+        positions = _whole_numbers(self.function(rewards, accepted, count), None, what)
+        if len(positions) > count or len(np.unique(positions)) < len(positions):
+            raise InputError(
+                f"{what} returned {len(positions)} positions; it must return at most {count}, each once"
+            )
+        if len(positions) and positions.max() >= len(rewards):
+            raise InputError(
+                f"{what} returned position {positions.max()} of {len(rewards)} completions"
+            )
+        return np.sort(positions)
+
+
+def rounds_rule(name: str) -> RoundsRule:
+    """The rule for rounds of this name, or ``module:function``. InputError if there is none."""
+    if name in rules.ROUNDS:
+        module = rules.module_of(name)
+        return RoundsRule(
+            name, module.more, getattr(module, "trained", None), getattr(module, "KEEP", None)
+        )
+    if ":" not in name:
+        known = ", ".join(rules.ROUNDS)
+        raise InputError(
+            f"unknown allocate.rounds {name!r}; known: {known}, or your own as module:function"
+        )
+    return RoundsRule(name, import_function(name, "allocate.rounds"))
+
+
+def keeper(name: str) -> Keeper:
+    """The keeper of this name, or ``module:function``. InputError if there is none."""
+    if name in rules.KEEPERS:
+        module = rules.module_of(name)
+        return Keeper(name, module.keep, module.WHOLE_BASELINE)
+    if ":" not in name:
+        known = ", ".join(rules.KEEPERS)
+        raise InputError(
+            f"unknown allocate.keep {name!r}; known: {known}, or your own as module:function"
+        )
+    return Keeper(name, import_function(name, "allocate.keep"), whole_baseline=False)
+
+
+def _whole_numbers(given: object, size: int | None, what: str) -> np.ndarray:
+    """What a rule returned, int64, of ``size`` where that is known."""
+    try:
+        numbers = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} returned {type(given).__name__}, not whole numbers") from None
+    if numbers.ndim != 1 or (size is not None and len(numbers) != size):
+        wanted = "a list of positions" if size is None else f"one count for each of {size} prompts"
+        raise InputError(f"{what} returned an array of shape {numbers.shape}; it must be {wanted}")
+    if not (np.isfinite(numbers) & (numbers == np.floor(numbers)) & (numbers >= 0)).all():
+        raise InputError(f"{what} returned numbers that are not whole or below 0")
+    return numbers.astype(np.int64)

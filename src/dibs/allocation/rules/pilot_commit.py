@@ -1,0 +1,46 @@
+"""Pilot-Commit: pilots of all, then what is left of the budget for accept rates near 1/2 (2605.26606).
+
+Needs a pool of candidates. Pilots are a quarter of a group, and half of the budget at most. Candidates
+of which a quarter to three quarters are accepted get the rest of a group each, as long as the budget of
+the step lasts, and are trained on, pilots included.
+
+Biased: which prompts are trained on depends on rewards that they are trained with.
+
+Departures: the paper puts off prompts that are too hard, and never draws again those that are too easy.
+Here all come back, since both change.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dibs.allocation.drawn import Drawn
+
+_RATES = 0.25, 0.75
+_PILOT_SHARE = 0.5
+"""Of the budget of a step, at most."""
+
+
+def _pilots(drawn: Drawn) -> int:
+    return max(drawn.group // 4, min(2, drawn.group))
+
+
+def more(drawn: Drawn) -> np.ndarray:
+    """The pilots of all, then the rest of a group for those that are committed to; int64 [N]."""
+    pilots = _pilots(drawn)
+    budget = drawn.wanted * drawn.group
+    if drawn.rounds == 0:
+        affordable = int(_PILOT_SHARE * budget) // pilots
+        return np.where(np.arange(len(drawn)) < affordable, pilots, 0)
+    rest = drawn.group - pilots
+    if drawn.rounds > 1 or rest == 0:
+        return np.zeros(len(drawn), dtype=np.int64)
+    left = budget - int(drawn.asked.sum())
+    rate = np.nan_to_num(drawn.accept_rate, nan=-1.0)
+    informative = (rate >= _RATES[0]) & (rate <= _RATES[1])
+    return np.where(drawn.first(informative, max(left, 0) // rest), rest, 0)
+
+
+def trained(drawn: Drawn) -> np.ndarray:
+    """Those that got more than pilots, bool [N]."""
+    return drawn.asked > _pilots(drawn)

@@ -1,0 +1,67 @@
+"""What drawing in rounds, and training on some of a group, agree with."""
+
+from __future__ import annotations
+
+from dibs.config.allocating import AllocateConfig
+from dibs.config.learning import AlgorithmConfig
+from dibs.config.selecting import SelectConfig
+
+
+def check_rounds(
+    allocate: AllocateConfig, select: SelectConfig, mode: str, algorithm: AlgorithmConfig
+) -> None:
+    """ValueError for settings that a rule for rounds has no use for."""
+    rule = f"allocate.rounds {allocate.rounds}"
+    if allocate.allocator != "uniform":
+        raise ValueError(
+            f"{rule} decides the counts itself; set allocate.allocator to uniform, in place of "
+            f"{allocate.allocator}"
+        )
+    if mode not in ("none", "online"):
+        raise ValueError(
+            f"{rule} decides by what it draws, so the pilots of estimate.mode {mode} have no use; set "
+            "it to none, or to online for baselines of earlier steps"
+        )
+    if allocate.budget is not None or allocate.budget_unit == "tokens":
+        raise ValueError(
+            f"{rule} draws as much as it needs, so it has no budget; leave allocate.budget and "
+            "allocate.budget_unit out (allocate.num_generations is the size of a group)"
+        )
+    if allocate.lower or allocate.upper is not None:
+        raise ValueError(f"{rule} knows no allocate.lower and allocate.upper; leave them out")
+    if select.pool == "all":
+        raise ValueError(
+            f"select.pool all would make every training prompt a candidate of {rule} in every step; "
+            "give it a number, some times train.prompts_per_step"
+        )
+    if select.group is not None or not select.correct:
+        raise ValueError(
+            f"select.group and select.correct belong to expected counts over a pool; {rule} has none"
+        )
+    if algorithm.estimator == "flat":
+        raise ValueError(
+            f"algorithm.estimator flat weighs completions alike, and {rule} weighs prompts alike; "
+            "choose another estimator"
+        )
+
+
+def check_keep(allocate: AllocateConfig, least: int) -> None:
+    """ValueError for keeping completions where none are left out, or fewer than the target needs.
+
+    ``least``: completions from which the gradient learns something.
+    """
+    count = allocate.keep_count
+    if count is None:
+        if allocate.keep is not None and allocate.rounds is None:
+            raise ValueError(
+                f"allocate.keep {allocate.keep} needs allocate.keep_count, below num_generations "
+                f"{allocate.num_generations}"
+            )
+        return
+    if allocate.keep is None and allocate.rounds is None:
+        raise ValueError(f"allocate.keep_count {count} needs allocate.keep, pods for example")
+    if count < least:
+        raise ValueError(
+            f"allocate.keep_count {count} is below {least}, the fewest completions that the algorithm "
+            "learns from"
+        )

@@ -1,0 +1,99 @@
+"""A step's completions drawn in rounds, and some of its completions left out of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dibs.allocation.choice import Choice
+from dibs.allocation.cross_fit import GradientPart
+from dibs.allocation.drawn import Drawn
+from dibs.allocation.rounds import Keeper, keeper, rounds_rule
+from dibs.config import Config
+from dibs.types import Group
+
+Draw = Callable[[np.ndarray, np.ndarray], Sequence[Group]]
+"""Draws a number of completions of each prompt [N], from a number on [N]; a group a prompt."""
+
+
+def draw_in_rounds(choice: Choice, config: Config, draw: Draw) -> tuple[Choice, list[Group]]:
+    """Draw until the rule of ``allocate.rounds`` has enough, or ``allocate.max_rounds`` are done.
+
+    Args:
+        choice: the candidates.
+
+    Returns:
+        The prompts that were drawn from, with the counts that they got and weights that are equal for
+        those that are trained on and 0 for the others; and all completions of each.
+    """
+    options, prompts = config.allocate, choice.prompts
+    assert options.rounds is not None
+    rule = rounds_rule(options.rounds)
+    asked = np.zeros(len(prompts), dtype=np.int64)
+    groups = [Group(prompt, ()) for prompt in prompts]
+    rounds = 0
+
+    def drawn() -> Drawn:
+        return Drawn(
+            rounds,
+            asked.copy(),
+            [group.rewards for group in groups],
+            [group.accepted for group in groups],
+            options.num_generations,
+            config.train.prompts_per_step,
+        )
+
+    while rounds < options.max_rounds and (more := rule.more(drawn())).any():
+        fresh = draw(more, asked)
+        groups = [Group.merged(pair) for pair in zip(groups, fresh, strict=True)]
+        asked += more
+        rounds += 1
+    rows = np.flatnonzero(asked)
+    trained = rule.trained(drawn())[rows]
+    shares = trained / max(int(trained.sum()), 1)
+    metrics = {"rounds": rounds, "trained_prompts": int(trained.sum())}
+    found = choice.restricted(rows, asked[rows], shares, metrics)
+    return found, [groups[i] for i in rows.tolist()]
+
+
+def left_in(
+    groups_of_parts: Sequence[Sequence[Group]], parts: Sequence[GradientPart], config: Config
+) -> tuple[Sequence[Sequence[Group]], Sequence[GradientPart]]:
+    """The completions that are trained on, of each part: those that ``allocate.keep`` leaves.
+
+    Returns:
+        Groups and parts. What is left out may still enter a part's baselines.
+    """
+    options = config.allocate
+    name = options.keep
+    if name is None and options.rounds is not None:
+        name = rounds_rule(options.rounds).keep
+    if name is None:
+        return groups_of_parts, parts
+    rule, count = keeper(name), options.keep_count or options.num_generations
+    kept, rests = [], []
+    for groups in groups_of_parts:
+        pairs = [_divided(group, rule, count) for group in groups]
+        kept.append([pair[0] for pair in pairs])
+        rests.append([pair[1] for pair in pairs])
+    if not rule.whole_baseline:
+        return kept, parts
+    return kept, [
+        replace(
+            part,
+            baseline_only=[
+                Group.merged(pair) for pair in zip(part.baseline_only, rest, strict=True)
+            ],
+        )
+        for part, rest in zip(parts, rests, strict=True)
+    ]
+
+
+def _divided(group: Group, rule: Keeper, count: int) -> tuple[Group, Group]:
+    """The completions that a rule keeps, and the others."""
+    kept = set(rule.keep(group.rewards, group.accepted, count).tolist())
+    inside = tuple(each for i, each in enumerate(group.rollouts) if i in kept)
+    outside = tuple(each for i, each in enumerate(group.rollouts) if i not in kept)
+    return replace(group, rollouts=inside), Group(group.prompt, outside)
