@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +25,16 @@ from dibs.rollouts.verify.tokens import UnreadableError, tokens_of
 from dibs.rollouts.verify.units import measure_of
 from dibs.rollouts.verify.values import Listing, Quantity, Words
 
+CASES = [
+    json.loads(line)
+    for line in Path(__file__)
+    .parents[1]
+    .joinpath("answer_kinds.jsonl")
+    .read_text("utf8")
+    .splitlines()
+]
+"""Answers by kind, as ``benchmarks/verifier.py --cases`` reads them."""
+
 
 def tree(text):
     return parse_expression(tokens_of(text))
@@ -36,6 +50,17 @@ def test_the_same_answer_in_another_form_is_accepted(gold, given):
 def test_what_changes_an_answer_is_not_overlooked_on_either_side(gold, given):
     assert judge_math(gold, boxed(given)).status == "rejected"
     assert judge_math(given, boxed(gold)).status == "rejected"
+
+
+@pytest.mark.parametrize("kind", sorted({case["kind"] for case in CASES}))
+def test_forms_by_kind(kind):
+    """Only right answers of the kind "not read" are judged wrongly; these are rejected."""
+    for case in CASES:
+        if case["kind"] == kind:
+            anywhere = case.get("answer_from") == "anywhere"
+            verdict = judge_math(case["answer"], case["completion"], anywhere)
+            right = case["expected"] and kind != "not read"
+            assert (verdict.status == "accepted") == right, (case, verdict.reason)
 
 
 @pytest.mark.parametrize(("text", "right"), BOXES)
@@ -199,6 +224,23 @@ def test_time_is_linear_in_the_length_of_a_text(piece):
         judge_math("5", text + r" \boxed{5}", anywhere=True)
         judge_math("5", rf"\boxed{{{text}}}")
         assert time.perf_counter() - started < 4
+
+
+def test_no_text_is_an_error():
+    """Random strings of the pieces of answers are judged, whatever they are."""
+    draw = random.Random(0)
+    forms = " ".join(case["answer"] + case["completion"] for case in CASES)
+    pieces = [*re.findall(r"\\[A-Za-z]+|\w+|.", forms), *PIECES, "53E5612", "9^{9^9}", "123_4"]
+    for _ in range(1000):
+        text = "".join(draw.choice(pieces) for _ in range(draw.randint(1, 14)))
+        gold = text[: draw.randint(1, len(text))]
+        assert judge_math(gold, text, anywhere=True).status in ("accepted", "rejected", "no_answer")
+        assert judge_math(gold, boxed(text)).status in ("accepted", "rejected", "no_answer")
+
+
+def test_numbers_too_long_to_write_out_are_read_or_words():
+    for gold, text in (("5", "in 53E5612 in"), ("123_4", "53E5612"), ("5" * 3000 + "_6", "5")):
+        assert judge_math(gold, boxed(text)).status == "rejected"
 
 
 @pytest.mark.parametrize(

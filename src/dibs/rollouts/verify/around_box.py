@@ -1,6 +1,6 @@
 r"""What stands right before and behind a box: words that deny it, and signs that make it a part.
 
-``\boxed{5} is wrong`` does not give the answer 5, and neither do ``-\boxed{5}`` and ``\boxed{5} million``.
+``\boxed{5} is wrong`` does not give the answer 5, nor do ``-\boxed{5}`` and ``\boxed{5} million``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _DENIED_BEHIND = re.compile(
-    rf"\s?(?:\$+|\*\*|\\[)\]])?(?:\s+(?:is|was)|[.?!,]?\s+(?:no, )?(?:that|this|it)(?: is|'s))\s+{_WRONG}",
+    r"\s?(?:\$+|\*\*|\\[)\]])?(?:\s+(?:is|was)|[.?!,]?\s+(?:no, )?(?:that|this|it)(?: is|'s))\s+"
+    + _WRONG,
     re.IGNORECASE,
 )
 _PART_BEFORE = re.compile(

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from dibs.rollouts.verify import intervals
 from dibs.rollouts.verify.equality import nearly_same, proportional, same_expression
-from dibs.rollouts.verify.expressions import Node, number, substituted, symbols
+from dibs.rollouts.verify.expressions import (
+    Node,
+    UndefinedError,
+    exact,
+    number,
+    substituted,
+    symbols,
+)
 from dibs.rollouts.verify.values import (
     Congruence,
     InBase,
@@ -22,6 +30,8 @@ from dibs.rollouts.verify.values import (
 from dibs.rollouts.verify.vocabulary import CHANGING
 
 _HUNDRED = number(100)
+_POLAR = {"theta": "s", "phi": "t"}
+"""Letters in whose place behind r these are put."""
 _MOST_ITEMS = 2000
 
 
@@ -145,10 +155,24 @@ def _equal_congruences(gold: Value, given: Value) -> bool:
     if isinstance(gold, Congruence) and isinstance(given, Congruence):
         if not same_expression(gold.modulus, given.modulus):
             return False
-        return equal(gold.residues, given.residues)
+        one, other = _remainders(gold), _remainders(given)
+        return equal(gold.residues, given.residues) or (one is not None and one == other)
     if isinstance(gold, Congruence):
         return equal(gold.residues, given)
     return isinstance(given, Congruence) and equal(gold, given.residues)
+
+
+def _remainders(congruence: Congruence) -> frozenset[Fraction] | None:
+    """The remainders that a congruence names; None where one of them is no number."""
+    items = _items(congruence.residues)
+    try:
+        modulus = exact(congruence.modulus)
+        values = [exact(i.node) for i in items if isinstance(i, Quantity) and not i.unit]
+    except UndefinedError:
+        return None
+    if not modulus or len(values) != len(items) or None in values:
+        return None
+    return frozenset(value % modulus for value in values if value is not None)
 
 
 def _equal_digits(gold: Value, given: Value) -> bool:
@@ -156,7 +180,8 @@ def _equal_digits(gold: Value, given: Value) -> bool:
         return gold == given
     if not isinstance(gold, InBase) or not isinstance(given, Quantity) or given.unit:
         return False
-    return given.node.op == "num" and gold.digits.lstrip("0") == str(given.node.value)
+    written = gold.digits if gold.digits.isdigit() and len(gold.digits) < _MOST_ITEMS else "-1"
+    return given.node.op == "num" and given.node.value == int(written)
 
 
 def _equal_ratios(gold: Value, given: Value) -> bool:
@@ -193,9 +218,16 @@ def _equal_matrices(gold: Value, given: Value) -> bool:
 
 
 def _as_matrix(value: Value) -> Matrix | None:
+    if isinstance(value, Listing) and value.brackets == "[]":
+        rows = [row.items for row in value.items if _is_row(row) and isinstance(row, Listing)]
+        return Matrix(tuple(rows)) if rows and len(rows) == len(value.items) else None
     if isinstance(value, Listing) and value.brackets in ("()", "<>"):
         return Matrix(tuple((item,) for item in value.items))
     return value if isinstance(value, Matrix) else None
+
+
+def _is_row(value: Value) -> bool:
+    return isinstance(value, Listing) and value.brackets == "[]"
 
 
 def _equal_listings(gold: Value, given: Value) -> bool:
@@ -206,15 +238,19 @@ def _equal_listings(gold: Value, given: Value) -> bool:
         whole = gold if isinstance(gold, Listing) else given
         if not isinstance(whole, Listing) or whole.brackets not in ("", "{}") or not whole.items:
             return False
+        if _assigned(whole.items):
+            return False
         return all(equal(a, b) for a in one for b in other)
+    if {isinstance(item, Listing) for item in one} != {isinstance(item, Listing) for item in other}:
+        return False  # {{1}} is not {1}
     brackets = {gold.brackets, given.brackets}
     if brackets <= {"", "{}"}:
         assigned = _assigned(one), _assigned(other)
         if any(assigned) and not all(assigned):
-            return _in_order(one, other)
+            return _in_order(_by_name(one), _by_name(other))
         return _in_any_order(one, other)
     if len(brackets) == 1 or brackets <= {"()", "<>", ""}:
-        return _in_order(one, other)
+        return _in_order(_by_name(one), _by_name(other))
     return brackets == {"[]", "<>"} and _in_order(one, other)
 
 
@@ -230,6 +266,26 @@ def _assigned(items: Sequence[Value]) -> bool:
             return False
         names.append(str(item.label.node.value).partition("_")[0] or repr(item.label.node))
     return len(set(names)) == len(names) > 1
+
+
+def _by_name(items: Sequence[Value]) -> Sequence[Value]:
+    """Items in the order of the variables that they are assigned to, where these have one.
+
+    Neighbors in the alphabet do, such as y and x, and so do x_2 and x_1, and polar coordinates. Other
+    names do not, and their items stay as they are.
+    """
+    found = []
+    for item in items:
+        label = item.label if isinstance(item, Statement) else None
+        name = str(label.node.value) if isinstance(label, Quantity) else ""
+        letter, _, index = _POLAR.get(name, name).partition("_")
+        if len(letter) != 1 or (index and not index.isdigit()):
+            return items
+        found.append((letter, int(index or 0)))
+    letters = [ord(letter) for letter, _ in found]
+    if not found or len(set(found)) < len(found) or max(letters) - min(letters) > 3:
+        return items
+    return [items[n] for n in sorted(range(len(items)), key=found.__getitem__)]
 
 
 def _in_order(one: Sequence[Value], other: Sequence[Value]) -> bool:

@@ -58,11 +58,14 @@ class Cursor:
         return number(value) if repeated is None else number(repeated)
 
     def repeated(self, text: str) -> Fraction | None:
-        r"""The value of a repeating decimal: ``0.1\overline{6}``, ``0.\dot{3}``, ``0.333\ldots``."""
+        r"""The value of a repeating decimal: ``0.1\overline{6}``, ``0.\dot{3}``, ``0.(3)``, ``.33...``
+
+        None where it does not. Raises UnreadableError for digits that go on without a pattern.
+        """
         if "." not in text:
             return None
         start = text.partition(".")[2]
-        block = ""
+        block = self.bracketed_digits(text)
         if self.is_here("overline", "dot", "bar"):
             while self.take("overline", "dot", "bar"):
                 braced = self.take("{")
@@ -86,6 +89,16 @@ class Cursor:
         value = decimal_value(text if text[-1] != "." else text[:-1])
         tail = Fraction(int(block), (10 ** len(block) - 1) * 10 ** len(start))
         return value + tail
+
+    def bracketed_digits(self, text: str) -> str:
+        """The digits of ``(3)`` right behind a decimal, which repeat: ``0.(3)`` is a third."""
+        after = self.tokens[self.at : self.at + 3]
+        if [t.text for t in after[::2]] != ["(", ")"] or after[0].gap or "e" in text.lower():
+            return ""
+        if after[1].kind != "num" or not after[1].text.isdigit():
+            return ""
+        self.at += 3
+        return after[1].text
 
     def subscript(self) -> str:
         if not self.take("_"):

@@ -130,17 +130,25 @@ def set_algebra(values: Sequence[Value], marks: Sequence[str]) -> Value | None:
     return result
 
 
-def joined(regions: Sequence[Region], both: bool) -> Region | None:
-    """Inequalities joined by "or", or by "and": then the common part, where there is one."""
+def joined(regions: Sequence[Region], marks: Sequence[str]) -> Region | None:
+    """Inequalities joined by marks: all of them, or the common part, where there is one.
+
+    The common part is meant where "and" joins them, and where commas do and one leaves out a point.
+    """
     if len({region.variable for region in regions}) != 1:
         return None
-    if both:
+    if "and" in marks or ("or" not in marks and any(map(_leaves_out_a_point, regions))):
         common: Region | None = regions[0]
         for region in regions[1:]:
             common = common and _meet(common, region)
         if common is None or common.pieces:
             return common
     return _union(regions)
+
+
+def _leaves_out_a_point(region: Region) -> bool:
+    ends = [end for piece in region.pieces for end in (piece.low, piece.high)]
+    return len(ends) == 4 and ends[0] is None and ends[3] is None and ends[1] == ends[2]
 
 
 def _compare_low(one: Piece, other: Piece) -> int:

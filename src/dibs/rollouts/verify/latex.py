@@ -31,7 +31,7 @@ TAKE_ARGUMENT = words(
     hspace vspace hspace* vspace* color phantom hphantom vphantom label tag
     """
 )
-TAKE_FIRST = frozenset(["textcolor", "colorbox", "href"])
+TAKE_FIRST = frozenset(["textcolor", "colorbox", "href", "scalebox"])
 BLOCKS = words(
     """
     aligned align align* alignedat equation equation* gather gathered gather* split center
@@ -51,6 +51,7 @@ SAME = {
     "ast": "cdot", "star": "cdot", "bullet": "cdot", "circ": "degree", "infin": "infty",
     "degrees": "degree", "simeq": "approx", "thickapprox": "approx", "doteq": "approx", "sim": "approx",
     "cong": "approx", "backslash": "setminus", "smallsetminus": "setminus", "lbrack": "[", "rbrack": "]",
+    "nicefrac": "frac", "sfrac": "frac", "surd": "sqrt", "deg": "degree",
     "dbinom": "binom", "tbinom": "binom", "R": "reals", "Z": "integers", "imath": "i", "prime": "'",
     "colon": ":", "triangleq": "=", "coloneqq": "=", "overrightarrow": "vec",
 }  # fmt: skip

@@ -15,11 +15,7 @@ from dibs.rollouts.verify.tokens import Token, UnreadableError
 from dibs.rollouts.verify.vocabulary import words
 
 _DEEPEST = 60
-_CALLED = words(
-    """
-    f g h F G H O Theta Omega phi psi Phi
-    """
-)
+_CALLED = words("f g h F G H O Theta Omega phi psi Phi")
 """Letters that name a function where a bracket follows."""
 _MOST_MARKS = 8
 """Most exponents, factorials and signs of degrees behind one factor."""
@@ -34,8 +30,7 @@ def parse_expression(tokens: Sequence[Token]) -> Node:
     """The expression that all the tokens make. Raises UnreadableError where they make none."""
     parser = _Parser(tokens)
     node = parser.sum()
-    if parser.take("choose"):
-        node = Node("binom", (node, parser.sum()))
+    node = parser.stacked(node)
     if parser.here is not None:
         raise UnreadableError(f"{parser.here.text!r} is left over")
     return node
@@ -233,6 +228,12 @@ class _Parser(Cursor):
                 return Node("opaque", args, full + ("^-1" if inverse else ""))
         return Node("sym", (), full)
 
+    def stacked(self, above: Node) -> Node:
+        r"""A fraction or binomial of what was read and what follows: ``a \over b``, ``n \choose k``."""
+        if self.take("choose"):
+            return Node("binom", (above, self.sum()))
+        return Node("div", (above, self.sum())) if self.take("over") else above
+
     def several(self, closing: str) -> tuple[Node, ...]:
         args = [self.sum()]
         while self.take(",", ";"):
@@ -244,8 +245,8 @@ class _Parser(Cursor):
         if token.text in ("(", "[", "{"):
             bars, self.bars = self.bars, 0
             node = self.sum()
-            if token.text == "{" and self.take("choose"):
-                node = Node("binom", (node, self.sum()))
+            if token.text == "{":
+                node = self.stacked(node)
             self.expect(_OPENING[token.text])
             self.bars = bars
             return node
@@ -390,7 +391,5 @@ class _Parser(Cursor):
 
 
 _STARTING = FUNCTIONS | words(
-    """
-    frac binom lfloor lceil infty hat vec overline bar sum prod int angle triangle
-    """
+    "frac binom lfloor lceil infty hat vec overline bar sum prod int angle triangle"
 )

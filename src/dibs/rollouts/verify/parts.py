@@ -33,15 +33,17 @@ def words_of(tokens: Sequence[Token]) -> Words:
     """Tokens as words: case, plural, articles, spacing and marks aside."""
     found = []
     is_text = not any(t.kind in ("num", "sym", "cmd") for t in tokens)
-    for token in tokens:
+    for token, following in zip(tokens, [*tokens[1:], None], strict=False):
         text = token.text
+        if text in "aA" and token.kind == "sym" and following and following.kind == "word":
+            continue
         if token.kind == "word" or (token.kind == "sym" and token.style == "text"):
             low = text.lower()
             if low in ARTICLES and len(tokens) > 1:
                 continue
             text = unit_name(text) or singular(low) if len(text) > 1 else text
         elif token.kind == "num":
-            text = str(decimal_value(text))
+            text = text.lower() if "e" in text.lower() else str(decimal_value(text))
         elif text in (",", ".", "{", "}", ";", "(", ")", "'", "-"):
             if text in (",", ".", ";") or is_text:
                 continue
@@ -103,7 +105,7 @@ def without_dress(tokens: Sequence[Token]) -> list[Token]:
             and kept[0].kind in ("ch", "cmd")
         ):
             kept.pop(0)
-        if len(kept) > 2 and kept[0].text == kept[-1].text and kept[0].text in ("'", "*"):
+        if len(kept) > 2 and kept[0].text == kept[-1].text and kept[0].text in ("'", "*", "_"):
             kept = kept[1:-1]
         if is_whole(kept) and kept[0].text == "{" and kept[-1].text == "}":
             kept = kept[1:-1]

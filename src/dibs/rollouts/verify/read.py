@@ -11,7 +11,9 @@ from functools import lru_cache
 
 from dibs.rollouts.verify import intervals, units
 from dibs.rollouts.verify.compare import equal
+from dibs.rollouts.verify.domains import domain_set_off, is_domain, is_of_integers
 from dibs.rollouts.verify.expressions import Node, has_op, number
+from dibs.rollouts.verify.numerals import with_digits
 from dibs.rollouts.verify.parse_expression import parse_expression
 from dibs.rollouts.verify.parts import is_whole, split, without_dress, words_of
 from dibs.rollouts.verify.tokens import Token, UnreadableError, has_grouped_digits, tokens_of
@@ -34,6 +36,7 @@ _CURRENCIES = ("dollar", "euro", "pound_money", "yen", "rupee")
 _LONGEST = 2000
 """Most tokens of an answer."""
 _DEEPEST = 40
+_EVERYTHING = ("all real numbers", "all reals", "all real", "any real number", "every real number")
 _ORDER = {"<": "<", ">": ">", "le": "<=", "ge": ">="}
 _MATRICES = frozenset(["pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array"])
 _BASES = {word: value for word, value in NUMBER_WORDS.items() if 2 <= value <= 9}
@@ -59,7 +62,7 @@ def value_of(tokens: Sequence[Token], depth: int = 0) -> Value:
         raise UnreadableError("brackets are nested too deeply")
     if len(tokens) > _LONGEST:
         raise UnreadableError("an answer has too many parts")
-    tokens = without_dress(tokens)
+    tokens = with_digits(domain_set_off(without_dress(tokens)))
     for reader in (_congruence, _several, _related, _set_algebra, _shaped, _ratio, _in_base):
         value = reader(tokens, depth)
         if value is not None:
@@ -73,6 +76,8 @@ def _congruence(tokens: Sequence[Token], depth: int) -> Value | None:
     if not at:
         return None
     before, after = list(tokens[:at]), list(tokens[at + 1 :])
+    if any(token.text in ("not", "ne") for token in before):
+        return None
     parts, _ = split(before, "equiv", "=")
     if before[-1].text == "(" and after and after[-1].text == ")":
         parts, _ = split(before[:-1], "equiv", "=")
@@ -94,12 +99,15 @@ def _several(tokens: Sequence[Token], depth: int) -> Value | None:
     if parts and parts[0] and parts[0][0].text.lower() in ("both", "either") and "," not in marks:
         parts[0] = parts[0][1:]
     kept = [part for part in parts if without_dress(part)]
-    kept = kept[:1] + [part for part in kept[1:] if not _is_domain(part)]
-    if len(kept) == 1:
-        return value_of(kept[0], depth + 1)
+    said = kept[:1] + [part for part in kept[1:] if not is_domain(part)]
+    if len(said) == 1:
+        value = value_of(said[0], depth + 1)
+        whole = isinstance(value, Region) and any(map(is_of_integers, kept[1:]))
+        return words_of(tokens) if whole else value
+    kept = said
     items = [value_of(part, depth + 1) for part in kept]
     if items and all(isinstance(item, Region) for item in items):
-        joined = intervals.joined([i for i in items if isinstance(i, Region)], "and" in marks)
+        joined = intervals.joined([i for i in items if isinstance(i, Region)], marks)
         if joined is not None:
             return joined
     if (
@@ -118,18 +126,6 @@ def _flat(items: Sequence[Value]) -> tuple[Value, ...]:
     for item in items:
         flat += item.items if isinstance(item, Listing) and not item.brackets else [item]
     return tuple(flat)
-
-
-def _is_domain(tokens: Sequence[Token]) -> bool:
-    r"""Whether tokens only say what numbers a letter stands for: ``k \in \mathbb{Z}``."""
-    words = [token.text.lower() for token in tokens]
-    while words and words[0] in ("where", "for", "with", "all", "any", "every", "some"):
-        words.pop(0)
-    if len(words) == 3 and words[1] == "in":
-        return words[2] in ("mathbbz", "mathbbn", "mathbbr", "integers", "reals")
-    return words[1:] in (["is", "an", "integer"], ["an", "integer"], ["is", "any", "integer"]) or (
-        words in (["integer", "k"], ["integer", "n"], ["integers", "k"], ["integers", "n"])
-    )
 
 
 def _related(tokens: Sequence[Token], depth: int) -> Value | None:
@@ -151,6 +147,8 @@ def _related(tokens: Sequence[Token], depth: int) -> Value | None:
         return _equation([value_of(part, depth + 1) for part in parts], tokens)
     if marks == ["in"] and len(parts[0]) == 1:
         inside = value_of(parts[1], depth + 1)
+        if isinstance(inside, Listing) and inside.brackets == "{}" and parts[0][0].kind == "sym":
+            return inside
         region = intervals.as_region(inside)
         if region is not None:
             return Region(region.pieces, parts[0][0].text)
@@ -193,7 +191,11 @@ def _equation(sides: list[Value], tokens: Sequence[Token]) -> Value:
             return words_of(tokens)
         return Listing(tuple(Statement(a, b) for a, b in zip(label.items, last.items, strict=True)))
     if isinstance(label, Quantity) and intervals.is_constant(label.node):
-        return last if equal(label, last) else words_of(tokens)
+        if equal(label, last):
+            return last
+        if len(sides) > 2 or not isinstance(last, Quantity) or intervals.is_constant(last.node):
+            return words_of(tokens)
+        return Statement(last, label)
     if isinstance(last, Listing) and not last.brackets and isinstance(label, Words):
         return words_of(tokens)
     return Statement(label, last)
@@ -211,8 +213,10 @@ def _shaped(tokens: Sequence[Token], depth: int) -> Value | None:
     """Brackets around everything, matrices, and names of sets."""
     if len(tokens) == 1 and tokens[0].text in ("emptyset", "mathbbR", "reals"):
         return Listing((), "{}") if tokens[0].text == "emptyset" else Region(intervals.EVERYTHING)
-    if tokens and tokens[0].kind == "env":
-        return _environment(tokens, depth)
+    if " ".join(token.text.lower() for token in tokens[:4]) in _EVERYTHING:
+        return Region(intervals.EVERYTHING)
+    if tokens and "env" in (tokens[0].kind, tokens[-1].kind):
+        return (_environment if tokens[0].kind == "env" else _multiple)(tokens, depth)
     if (
         len(tokens) > 3
         and tokens[0].kind == "sym"
@@ -223,15 +227,14 @@ def _shaped(tokens: Sequence[Token], depth: int) -> Value | None:
         if tokens[1].text == "(" and isinstance(inside, Listing) and not tokens[1].gap:
             return inside if tokens[0].text != "O" else None
     if not is_whole(tokens):
-        return None
+        return _with_outward_brackets(tokens, depth)
     opening, closing = tokens[0].text, tokens[-1].text
     inner = tokens[1:-1]
     if opening == "\\{":
         return _braced(inner, depth) if closing == "\\}" else words_of(tokens)
     if opening in ("(", "[", "langle"):
         if (
-            opening == "("
-            and closing == ")"
+            opening + closing in ("()", "[]")
             and inner
             and inner[0].kind == "env"
             and not split(inner, ",")[1]
@@ -249,6 +252,16 @@ def _shaped(tokens: Sequence[Token], depth: int) -> Value | None:
             value = value_of(inner, depth + 1)
             return None if isinstance(value, Quantity) else value
     return None
+
+
+def _with_outward_brackets(tokens: Sequence[Token], depth: int) -> Value | None:
+    """An interval as in ``[2,5[``, of which a bracket that is turned outward leaves out the end."""
+    around = tokens[0].text + tokens[-1].text if tokens else ""
+    brackets = {"[[": "[)", "]]": "(]", "][": "()"}.get(around)
+    ends, commas = split(tokens[1:-1], ",", ";")
+    if brackets is None or len(commas) != 1 or any(t.text in "[]" for t in tokens[1:-1]):
+        return None
+    return Listing(tuple(value_of(end, depth + 1) for end in ends), brackets)
 
 
 def _braced(inner: Sequence[Token], depth: int) -> Value:
@@ -280,6 +293,25 @@ def _environment(tokens: Sequence[Token], depth: int) -> Value | None:
         cells = [split(row, "&")[0] for row in rows]
         return Matrix(tuple(tuple(value_of(c, depth + 1) for c in row) for row in cells))
     return words_of(tokens)
+
+
+def _multiple(tokens: Sequence[Token], depth: int) -> Value | None:
+    """A number times a matrix."""
+    start = next(n for n, token in enumerate(tokens) if token.kind == "env")
+    matrix = _environment(tokens[start:], depth)
+    factor = quantity_of(tokens[: start - (tokens[start - 1].text in ("cdot", "times", "*"))])
+    if not isinstance(matrix, Matrix) or not isinstance(factor, Quantity) or factor.unit:
+        return None
+    rows = [[_product(factor.node, cell) for cell in row] for row in matrix.rows]
+    if factor.percent or any(cell is None for row in rows for cell in row):
+        return None
+    return Matrix(tuple(tuple(cell for cell in row if cell is not None) for row in rows))
+
+
+def _product(factor: Node, cell: Value) -> Value | None:
+    if not isinstance(cell, Quantity) or cell.unit or cell.percent:
+        return None
+    return Quantity(Node("mul", (factor, cell.node)))
 
 
 def _ratio(tokens: Sequence[Token], depth: int) -> Value | None:
@@ -322,8 +354,8 @@ def _in_base(tokens: Sequence[Token], depth: int) -> Value | None:
 def quantity_of(tokens: Sequence[Token]) -> Value | None:
     """An expression with the words that may stand beside it, or None."""
     tokens = list(tokens)
-    if tokens and tokens[0].text.lower() in NUMBER_WORDS:
-        tokens[0] = Token("num", str(NUMBER_WORDS[tokens[0].text.lower()]))
+    if [token.text for token in tokens[:2]] == ["US", "dollar"]:
+        tokens.pop(0)
     if tokens and tokens[0].kind == "word" and unit_name(tokens[0].text) in _CURRENCIES:
         tokens[0] = Token("money", str(unit_name(tokens[0].text)))
     letters = len(tokens) > 1 and all(t.kind == "sym" and len(t.text) == 1 for t in tokens)

@@ -43,8 +43,8 @@ class Token:
     style: str = ""
 
 
-_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\w.]))?"
-_JOINED = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)(?:\.\d+)?"
+_NUMBER = r"(?:\d+(?:\.(?!\.)\d*)?|\.\d+)(?:[eE][+-]?\d{1,4}(?![\w.]))?"
+_JOINED = r"(?:[1-9]\d{0,2}|[1-9]\d?(?:,\d\d)+)(?:,\d{3})+(?!\d|,\d)(?:\.\d+)?"
 _PIECES = r"|\\[A-Za-z]+\*?|\\.|[A-Za-z]+|\s+|."
 _SEPARATE = re.compile(rf"({_NUMBER}){_PIECES}", re.DOTALL)
 _TOGETHER = re.compile(rf"({_JOINED}|{_NUMBER}){_PIECES}", re.DOTALL)
@@ -55,6 +55,8 @@ _COMMA = re.compile(
 _SPACED = re.compile(
     r"(?<![\d.,/])([1-9]\d{0,2})((?:(?:\\[,;:! ]|[ ~])\d{3})+)(?!\d|[ ~]*/|\\?[,; ]*\d|\.\d*\w)"
 )
+_UNDERSCORED = re.compile(r"(?<![\w.])[1-9]\d{0,2}(?:_\d{3})+(?![\w{])")
+_BARE_POINT = re.compile(r"(?<![\d.])\.(?=\\(?:overline|bar|dot)(?![a-z]))")
 _TIMES = re.compile(r"(?<=\d)[ ]?[xX][ ]?(?=10[ ]?\^)")
 _PUNCTUATION = re.compile(r"\{([:,])\}")
 _NO_BRACKET = re.compile(r"\\(?:left|right)\s*\.")
@@ -78,6 +80,8 @@ def tokens_of(text: str, join_thousands: bool = True) -> list[Token]:
     text = _COMMA.sub(",", _NO_BRACKET.sub(" ", plain_characters(text)))
     text = _BOLD.sub(" ", _POWER.sub("^", text))
     text = _TIMES.sub(r"\\times ", _ROW_SPACE.sub(r"\\\\", _PUNCTUATION.sub(r"\1", text)))
+    text = _BARE_POINT.sub("0.", text.replace("==", "="))
+    text = _UNDERSCORED.sub(lambda m: m[0].replace("_", ""), text)
     text = _SPACED.sub(lambda m: m[1] + re.sub(r"[^\d]", "", m[2]), text)
     return _undressed(_scanned(text, _TOGETHER if join_thousands else _SEPARATE))
 
@@ -262,7 +266,8 @@ def _run(token: Token, style: str, out: list[Token]) -> Iterator[Token]:
 
 
 def _stands_alone(token: Token, out: list[Token]) -> bool:
-    after_word = bool(out) and out[-1].kind == "word" and token.gap
+    hyphen = len(out) > 1 and out[-1].text == "-" and out[-2].kind == "word" and not token.gap
+    after_word = hyphen or (bool(out) and out[-1].kind == "word" and token.gap)
     if after_word or not is_word(token.text):
         return after_word
     if token.text.lower() in _ATTACHED:

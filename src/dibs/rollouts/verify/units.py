@@ -86,6 +86,11 @@ class _Reader:
             i = end
         return self.power == 1 and not self.described
 
+    def as_percent(self) -> bool:
+        first = not self.percent
+        self.percent = True
+        return first
+
     def add(self, name: str) -> bool:
         self.last = name
         self.powers[name] = self.powers.get(name, 0) + self.side * self.power
@@ -115,8 +120,8 @@ class _Reader:
         if token.kind == "money":
             return self.add(token.text)
         if token.text == "%":
-            self.percent = True
-        elif token.text == "degree":
+            return self.as_percent()
+        if token.text == "degree":
             self.add("deg")
         elif token.text == "/":
             self.side = -1
@@ -132,9 +137,12 @@ class _Reader:
         if text in ("C", "F") and self.last == "deg":
             self.powers.pop("deg")
             return self.add(f"deg{text}")
+        if low == "cent" and self.side < 0 and not self.powers:  # per cent
+            self.side = 1
+            return self.as_percent()
         if low in ("percent", "percents"):
-            self.percent = True
-        elif low == "per":
+            return self.as_percent()
+        if low == "per":
             self.side = -1
         elif singular(low) in SCALES:
             self.factor *= SCALES[singular(low)]
@@ -150,7 +158,7 @@ class _Reader:
         elif low in ADJECTIVES:
             self.described = True
         elif low in GLUE:
-            return bool(self.last) or low in ("in", "the", "a", "total", "altogether")
+            return bool(self.last) or low in ("in", "the", "a", "each", "total", "altogether")
         else:
             return is_noun(text) and token.kind == "word" and self.add(singular(low))
         return True

@@ -24,27 +24,56 @@ kW: kilowatt | kJ: kilojoule | kWh | cal: calorie | kcal | eV | mph | kph: kmh |
 unit: units u | acre | hectare: ha | percent: percents pct | am: a.m | pm: p.m | square_unit: sq_unit
 """
 _NOUNS = """
-adult animal answer apple arrangement bag ball balloon banana bead bean bird block boat book bottle
-box boy bracelet brick bus cake candy candle car card carton case cat chair chicken child children
-choice circle class clip coin color combination committee cookie cow crayon customer cube day
-diagonal dice digit dog donut doughnut dot edge egg element employee event face factor fan fish flower
-friend function game girl goal grape guest hat hen horse house integer item jar job kid kitten lap
-lawn lemon letter line link man men marble match meal member message mile minute mouse mice movie
-move muffin multiple necklace number nut objects object option orange outcome page pair_of_shoes
-painting parent partition pass path peach peaches pear pen pencil penny pennies people permutation
-person photo piece pig pizza place plant player point post potato potatoes present problem puppy
-puppies question quarter rabbit rectangle region ribbon ring root rose row runner score_points seat
-section sequence set sheep shirt shoe shot side slice snack solution song square stamp star step stick
-sticker stone story stories student subset sweater table teacher team term test ticket tile toy track
-train tree triangle triple trip turn value vase vertex vertices visitor vote vowel watermelon way wheel
-window woman women word worker yard zebra zero
+actor adult angel animal answer ant apartment apple apricot arrangement athlete author babies baby bag
+baker balconies balcony ball balloon banana banknote barrel basket bat batteries battery beach bead bean
+bear bee beetle bell bench berries berry bicycle bike bill bird blanket block blouse board boat bone
+book bottle bowl box boy bracelet branch brick brother bucket bug building bunnies bunny burger bus bush
+butterflies butterfly button cabin cage cake camel camera camper canal candle candy cap car card carpet
+carrot carton cartoon case castle cat chair cherries cherry chicken child children chocolate choice
+church circle cities city class classroom climber clip clock cloud clown coat coconut coin color
+combination comic committee computer cook cookie cop cousin cover cow crab crate crayon crow cube
+cucumber cupcake curtain customer dancer daughter day deer desk diagonal diamond dice digit dinosaur
+doctor dog doll dolphin donut door dot doughnut dragon drawer dress driver drum duck eagle edge egg
+element elephant employee engine engineer envelope essay event exam face factor fan farmer fence ferries
+ferry field finger fireman fish flag flies floor flower fly folder forest fork fossil fountain fox
+friend frog fruit function game garden gate geese ghost giraffe girl glass glasses glove goal goat goose
+grape guest guitar hammer hamster hand hat head heart hen hill hole hook horse hospital hotel house
+insect integer island item jacket jar jewel job juice kangaroo key kid king kitchen kite kitten knife
+knives ladder lake lamp lap lawn lawyer leaf leaves leg lemon lesson letter libraries library light
+lilies lily line link lion lizard lunch magazine man mango map marble mask match meal melon member men
+message mice mile minute monkey monster mountain mouse move movie muffin mug multiple musician napkin
+necklace neighbor nest newspaper number nurse nut oak object objects octopus officer onion option orange
+outcome owl ox oxen package paddle page painter painting pair_of_shoes palm pan panda paper parade
+parent park parrot partition pass passenger path peach peaches peanut pear pebble pen pencil penguin
+pennies penny people pepper permutation person photo piano picture piece pig pigeon pillow pilot pin
+pineapple pipe pizza place planet plant plate player plum pocket poem point ponies pony pool post
+postcard poster pot potato potatoes present prisoner prize problem program pumpkin puppies puppy puzzle
+quarter queen question rabbit rat reader recipe record rectangle region ribbon ring river road robot
+rock roof room root rope rose row ruler runner sail sailor salad sandwich school scientist scissor
+score_points sculpture seal seat section seed sequence set shark sheep shelf shell shelves ship shirt
+shoe shop shot shovel shrimp side singer sister skirt sled slice snack snail snake snowman snowmen sock
+sofa soldier solution son song spider sponge spoon square squirrel stage stair stamp star statue step
+stick sticker stone stories story strawberries strawberry street student subset suit suitcase swan
+sweater swimmer table tail tank taxi teacher team teammate teeth tent term test ticket tiger tile tire
+toad toe tomato tomatoes tooth tower town toy track tractor train traveler tree triangle trip triple
+truck tulip turkey turn turtle umbrella uncle value van vase vegetable vertex vertices village violin
+visitor volunteer vote voter vowel waiter wall wallet watermelon way whale wheel window wolf wolves
+woman women word worker worm wrench writer yard zebra zero zoo
 """
 SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "dozen": 12,
 }  # fmt: skip
-_COUNTED = "zero one two three four five six seven eight nine ten eleven twelve"
+_COUNTED = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen
+"""
 NUMBER_WORDS = {word: value for value, word in enumerate(_COUNTED.split())}
+_BY_TEN = "twenty thirty forty fifty sixty seventy eighty ninety"
+TENS = {word: 10 * value for value, word in enumerate(_BY_TEN.split(), 2)}
+_ORDINALS = "third fourth fifth sixth seventh eighth ninth tenth"
+PARTS = {"half": 2, "halve": 2, **{word: value for value, word in enumerate(_ORDINALS.split(), 3)}}
+"""Names of parts of a whole, of one: ``third``. A quarter may be a coin, and is none."""
 ADJECTIVES = words(
     """
     red blue green white black yellow orange purple different distinct possible positive full whole
@@ -86,8 +115,11 @@ NOUNS = frozenset(_NOUNS.split()) - {"zero", "pair_of_shoes", "score_points", "s
 
 
 def unit_name(word: str) -> str | None:
-    """The one name of a unit however it is written, or None: ``Inches`` is ``inch``."""
-    for form in (word, word.lower()):
+    """The one name of a unit however it is written, or None: ``Inches`` is ``inch``.
+
+    The case of a single letter matters: ``5 M`` is not in meters.
+    """
+    for form in (word, word.lower()) if len(word) > 1 else (word,):
         for candidate in (form, singular(form)):
             if candidate in UNITS:
                 return UNITS[candidate]
@@ -118,6 +150,7 @@ def is_word(run: str) -> bool:
         len(run) > 4
         or low in SCALES
         or low in NUMBER_WORDS
+        or low in TENS
         or low in CHANGING
         or low in _CONNECTING
         or (len(run) > 1 and (low in GLUE or low in POWERS or unit_name(run) is not None))
@@ -128,6 +161,6 @@ def is_word(run: str) -> bool:
 _CONNECTING = words(
     """
     and or to by is are mod the if for all any some with yes no true false even odd none red
-    blue both that this it be was so as at on from into onto when where
+    blue both that this it be was so as at on from into onto when where axis
     """
 )
