@@ -295,4 +295,19 @@ class Config(Section):
                 "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or "
                 "choose allocator min_variance"
             )
+        if self.estimate.grad_norm == "update":
+            self._check_norms_of_updates()
         return self
+
+    def _check_norms_of_updates(self) -> None:
+        """ValueError for a loss that weighs the tokens of a completion by themselves."""
+        if self.algorithm.beta > 0:
+            what = f"beta {self.algorithm.beta} adds a penalty to"
+        elif self.algorithm.importance_sampling.startswith("token"):
+            what = f"importance_sampling {self.algorithm.importance_sampling} weighs single tokens in"
+        else:
+            return
+        raise ValueError(
+            "estimate.grad_norm update measures plain log-probabilities, and algorithm."
+            f"{what} the loss; set estimate.grad_norm to exact"
+        )

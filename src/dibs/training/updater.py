@@ -109,10 +109,10 @@ class Updater:
         micro-batches are halved; the result stays the same, rounding and dropout masks aside.
 
         Args:
-            squares: float64 [n], NaN. It gets the squared norm of ``grad log pi(y|x)`` of each completion
-                of this process that an update passes over backward, at the weights that the update starts
-                from: those with an advantage, and :data:`MEASURED_SHARE` of the others. The loss must
-                have no KL penalty, and dropout must be off.
+            squares: float64 [n], NaN. It gets the squared norm of ``grad log pi(y|x)`` of this process's
+                completions that have an advantage, and of :data:`MEASURED_SHARE` of the others. Each is
+                measured in its update, at the weights that the update starts from. The loss must have no
+                KL penalty, and dropout must be off.
 
         Raises NonFiniteError after more than ``max_skipped`` skipped updates in a row.
         """
@@ -243,7 +243,6 @@ class Updater:
             updates,
             (self.seed, self.scheduler.last_epoch),
         )
-        parts = [[examples[i] for i in each] for each in dealt]
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient. It is left out only after the completions are
             # dealt: otherwise the sizes of the updates would depend on what is learned from them, and

@@ -1,9 +1,9 @@
 """The gradient of a weighted loss and the norm of every completion's gradient, from one backward pass.
 
 A loss that is a weighted sum of log-probabilities, ``sum_b c_b log pi(y_b|x_b)``, has the gradient
-``sum_b c_b s_b``. The backward pass of ``sum_b log pi(y_b|x_b)`` has the ``s_b`` in every layer. So that one
-is run: the norm of each ``s_b`` is recorded (see ``recorder``), and ``.grad`` gets the sum times ``c_b``. A
-completion with ``c_b = 0`` is measured like any other.
+``sum_b c_b s_b``. The backward pass of ``sum_b log pi(y_b|x_b)`` passes each layer's part of every
+``s_b``. So that one is run: it records the norm of each ``s_b`` (see ``recorder``), and ``.grad`` gets
+the weighted sum. A completion with ``c_b = 0`` is measured like any other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check_weighted(policy: Policy, dropout: float) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"estimate.grad_norm update: the policy {reason}, so the norms would not be those of the "
+                f"estimate.grad_norm update: the policy {reason}, so its norms would not be those of a "
                 "separate pass; set estimate.grad_norm to exact"
             )
 
@@ -48,8 +48,8 @@ def weighted_backward(
 
     Args:
         loss_of: the loss, which depends on the policy by the log-probabilities alone.
-        nominal: what the loss's derivatives by a completion's log-probabilities are where no importance ratio differs from
-            1, [B]. It serves for completions whose tokens have different ones.
+        nominal: of each completion, [B], the loss's derivative by the log-probability of a token whose
+            importance ratio is 1. It is used where a completion's tokens have different derivatives.
 
     Returns:
         ``||s||^2``, float64 [B]. Where the derivatives differ within a completion, s is the sum of its
@@ -59,7 +59,7 @@ def weighted_backward(
     """
     tracked = tracked_parameters(policy)
     head = policy.output_head
-    if head is not None and head.bias is not None:
+    if getattr(head, "bias", None) is not None:
         head = None
     products = Products(len(nominal), pairs=False, device=policy.device)
     recorder = Recorder(tracked, products, batch.input_ids.shape[1])
