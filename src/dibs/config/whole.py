@@ -358,4 +358,26 @@ class Config(Section):
                 "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or "
                 "choose allocator min_variance"
             )
+        if self.estimate.grad_norm == "update":
+            self._check_norms_of_updates()
         return self
+
+    def _check_norms_of_updates(self) -> None:
+        """ValueError for a loss that weighs the tokens of a completion by themselves."""
+        if self.algorithm.beta > 0:
+            what = f"beta {self.algorithm.beta} adds a penalty to"
+        elif self.algorithm.importance_sampling.startswith("token"):
+            what = (
+                f"importance_sampling {self.algorithm.importance_sampling} weighs single tokens in"
+            )
+        elif self.allocate.rounds is not None or self.allocate.keep is not None:
+            raise ValueError(
+                "estimate.grad_norm update measures what is trained on, and allocate.rounds and "
+                "allocate.keep leave completions out; set estimate.grad_norm to exact"
+            )
+        else:
+            return
+        raise ValueError(
+            "estimate.grad_norm update measures plain log-probabilities, and algorithm."
+            f"{what} the loss; set estimate.grad_norm to exact"
+        )

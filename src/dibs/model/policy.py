@@ -66,6 +66,11 @@ class Policy:
             self.output_head = find_output_head(self.model)
 
     @property
+    def compiled(self) -> bool:
+        """Whether log-probabilities run a compiled decoder."""
+        return self._compiled is not None
+
+    @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a completion: the model's, the tokenizer's, and those of ``stops``."""
         return list(dict.fromkeys([*eos_of(self.model, self.tokenizer), *self.stops.tokens]))
