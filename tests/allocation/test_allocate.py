@@ -259,7 +259,10 @@ def test_an_allocator_by_import_path(tmp_path, monkeypatch):
 
 
 MISTAKES = {
-    "raises": ("return 1 / 0", r"failed with ZeroDivisionError: division by zero in line 2 of .*py"),
+    "raises": (
+        "return 1 / 0",
+        r"failed with ZeroDivisionError: division by zero in line 2 of .*py",
+    ),
     "exits": ("raise SystemExit(3)", "failed with SystemExit: 3 in line 2"),
     "text": ("return 'abc'", "returned str, not counts"),
     "nothing": ("return None", "returned NoneType, not counts"),
