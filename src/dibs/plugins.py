@@ -26,6 +26,9 @@ def import_function(name: str, what: str) -> Callable[..., Any]:
         found: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{what} {name!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{what} {name!r} cannot be imported: {reason}") from error
     if not callable(found):
         raise InputError(f"{what} {name!r} is not a function")
     own: Callable[..., Any] = found

@@ -113,7 +113,7 @@ def test_configurations_of_arms(tmp_path):
         ({"reference": "best"}, "'best' is no arm; there are uniform, online"),
         ({"seed": [1]}, "unknown key seed; nearest is seeds"),
         ({"learning_rates": [0.0]}, "learning_rates must be above 0"),
-        ({"learning_rates": [float("nan")]}, "learning_rate: Input should be greater than 0"),
+        ({"learning_rates": [float("nan")]}, "learning_rates.0: must be a finite number"),
         (
             {"arms": {**STUDY["compare"]["arms"], "more": {"update.updates_per_step": 3}}},
             "updates_per_step differs (uniform 2, online 2, more 6), so the arms cannot be compared",
