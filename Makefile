@@ -1,4 +1,4 @@
-# Two commands do the work: `make demo` and `make test`. Both build .venv first.
+# `make demo` and `make test` are where to start. Both build .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,7 +18,7 @@ BROWSER := command -v chromium || command -v chromium-browser || command -v goog
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
-	@echo "make demo-llm   the same with SmolLM2-135M on sums: about 20 minutes (runs/demo-llm)"
+	@echo "make demo-llm   the same with SmolLM2-135M on sums: 40 minutes on busy cores (runs/demo-llm)"
 	@echo "make test       lint, types and tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"

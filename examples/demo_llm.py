@@ -51,7 +51,7 @@ def main() -> int:
         default=Path("runs/demo-llm"),
         help="folder OUT (default: runs/demo-llm)",
     )
-    parser.add_argument("--steps", type=int, help="training steps of each arm (default: 24)")
+    parser.add_argument("--steps", type=int, help="training steps of each arm (default: 16)")
     parser.add_argument("--seed", type=int, help="seed of both arms (default: 0)")
     parser.add_argument(
         "--threads",

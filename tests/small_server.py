@@ -21,7 +21,8 @@ _LOADING = threading.Lock()
 class SmallServer:
     """``fail``: statuses of the next answers to requests for completions; 0 closes the connection.
 
-    ``fewer``: completions left out of each answer. ``stale``: new weights are confirmed and not loaded.
+    ``bodies``: of all requests for completions. ``fewer``: completions left out of each answer.
+    ``stale``: new weights are confirmed and not loaded.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -33,6 +34,7 @@ class SmallServer:
         self.fewer = 0
         self.stale = False
         self.answered = 0
+        self.bodies: list[dict] = []
         self.when_asked = lambda: None
         self.lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -59,6 +61,7 @@ class SmallServer:
         if path == "/collective_rpc":
             return 200, {"results": [[self.version]]}
         self.when_asked()
+        self.bodies.append(body)
         if self.fail:
             return self.fail.pop(0), {"error": "out of order"}
         return 200, {"choices": self.completions(body)}

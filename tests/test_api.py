@@ -170,18 +170,44 @@ def test_importing_takes_no_torch():
     assert told.stdout.strip() == "[]"
 
 
-def test_a_script_without_a_guard_runs_once(tmp_path):
+VERDICTS = (
+    "import dibs\n"
+    "verdicts = dibs.verify(['7'] * 8, ['\\\\boxed{7}'] * 8, workers=2)\n"
+    "print([each.status for each in verdicts].count('accepted'))\n"
+)
+STUDY = (
+    "from dibs.study.workers import results, workers\n"
+    "with workers(1) as pool:\n"
+    "    print([given for _, given in results(pool, str.upper, ['a'])][0])\n"
+)
+
+
+@pytest.mark.parametrize(("code", "last"), [(VERDICTS, "8"), (STUDY, "A")], ids=["verify", "study"])
+def test_a_script_without_a_guard_runs_once(tmp_path, code, last):
+    script = tmp_path / "script.py"
+    script.write_text("print('begun', __name__)\n" + code)
+    told = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert told.stdout.splitlines() == ["begun __main__", last], told.stderr
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__': "])
+def test_a_verifier_in_the_script_itself_needs_a_guard(tmp_path, guard):
     script = tmp_path / "script.py"
     script.write_text(
         "import dibs\n"
-        "print('begun', __name__)\n"
-        "verdicts = dibs.verify(['7'] * 8, ['\\\\boxed{7}'] * 8, workers=2)\n"
-        "print([each.status for each in verdicts].count('accepted'))\n"
+        "def same(answer, completion): return answer == completion\n"
+        f"{guard}print(dibs.verify(['7'], ['7'], 'script:same', workers=1)[0].status)\n"
     )
     told = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, timeout=120, check=False
     )
-    assert told.stdout.splitlines() == ["begun __main__", "8"], told.stderr
+    if guard:
+        assert told.stdout == "accepted\n", told.stderr
+    else:
+        assert told.stdout == ""
+        assert "'script:same' is in the script that runs" in told.stderr
 
 
 def test_processes_that_others_start_still_know_the_script(tmp_path):

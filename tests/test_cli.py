@@ -106,7 +106,7 @@ def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, caps
     out = tmp_path / "out"
     for arguments, message in (
         ([str(tmp_path / "none.yaml")], "cannot read config"),
-        (["--train.steps", "1", "--seed", "-1"], "seed: Input should be greater"),
+        (["--train.steps", "1", "--seed", "-1"], "seed: must be at least 0 (got"),
         (["--seed", "1", "a.yaml", "b.yaml"], "got 'b.yaml' after the config a.yaml"),
         (["--allocate.alocator", "gvm"], "nearest is allocate.allocator"),
         (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
@@ -197,14 +197,14 @@ def test_help_of_verify_lists_the_keys_of_its_section(capsys):
         (["report", "none", "--watch"], "dibs report: nothing to report: none"),
         (["report", "--watch", "none"], "dibs report: nothing to report: none"),
         (["verify", "file", "--failures", "reject"], "dibs verify: unknown option --failures"),
-        (["verify", "file", "--timeout=-1"], "dibs verify: configuration: verify.timeout: Input"),
+        (["verify", "file", "--timeout=-1"], "dibs verify: command line: verify.timeout: must be"),
         (["allocate", "-", "--budget", "many"], "dibs allocate: Invalid value for '--budget'"),
         (["allocate", "-"], "dibs allocate: give either --budget or --token-budget"),
         (
             ["allocate", "-", "--budget", "1", "--token-budget", "1"],
             "dibs allocate: give either --budget or --token-budget",
         ),
-        (["train", "--se\ned", "1"], r"dibs train: configuration: unknown key se\ned;"),
+        (["train", "--se\ned", "1"], r"dibs train: command line: unknown key se\ned;"),
         (["train", "--a\u2028b.c\x1b[31m=1"], r"unknown key a\u2028b"),
         (["train", "no\nsuch.yaml"], r"dibs train: cannot read config no\nsuch.yaml"),
         (["train", "--train.steps", "3\n\n"], "dibs train: "),

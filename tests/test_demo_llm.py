@@ -22,7 +22,7 @@ MISSING = [name for name in NEEDED if find_spec(name) is None]
 def test_the_arms_spend_equal_rollouts_and_updates():
     arms = [load_config(CONFIG, overrides) for overrides in ARMS.values()]
     assert {config.budget for config in arms} == {128}
-    assert {config.train.steps * config.update.updates_per_step for config in arms} == {24}
+    assert {config.train.steps * config.update.updates_per_step for config in arms} == {16}
     assert [config.select.pool for config in arms] == [None, "all"]
     assert all(config.estimate.mode in ("none", "online") for config in arms)  # no pilots
 

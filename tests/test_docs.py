@@ -115,3 +115,15 @@ def test_make_targets_exist():
         for target in re.findall(r"`make ([a-z-]+)", document.read_text(encoding="utf-8"))
     }
     assert named - targets == set()
+
+
+def test_every_known_fault_names_tests_that_exist():
+    text = (ROOT / "docs" / "known-faults.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 20
+    for fault, _, tests in rows:
+        named = re.findall(r"`([^`]+)::(test_\w+)`", tests)
+        assert named, fault
+        for file, test in named:
+            source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {test}\(", source, flags=re.MULTILINE), (fault, test)

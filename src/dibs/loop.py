@@ -125,7 +125,8 @@ class Trainer:
             )
             groups = [Group.merged(each) for each in zip(*groups_of_parts, strict=True)]
             self.totals.add_learning(groups, examples)
-        if config.estimate.mode == "online":
+        from_updates = config.estimate.grad_norm == "update"
+        if config.estimate.mode == "online" and not from_updates:
             with self.phase("remember"):
                 self.history.add(groups, self.gradients.norms(groups, step), step)
         metrics: dict[str, Any] = {}
@@ -133,10 +134,14 @@ class Trainer:
             with self.phase("measure"):
                 metrics |= self.gradients.gain(groups_of_parts, problems, choice.allocations)
         with self.phase("update"):
-            updates = self.updater.step(examples)
+            squares = np.full(len(examples), np.nan) if from_updates else None
+            updates = self.updater.step(examples, squares)
             self.source.sampler.update_weights()
             self.totals.add_updates(updates)
             metrics |= {key: value for key, value in asdict(updates).items() if key != "updates"}
+        if squares is not None:
+            with self.phase("remember"):
+                self.history.add(groups, self.gradients.norms_of_updates(groups, squares), step)
         if config.evaluates_at(step):
             with self.phase("evaluate"):
                 metrics |= self.evaluate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,33 @@ def import_function(name: str, what: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    _refuse_unguarded_script(module, name, what)
     try:
         found: Any = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"{what} {name!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{what} {name!r} cannot be imported: {reason}") from error
     if not callable(found):
         raise InputError(f"{what} {name!r} is not a function")
     own: Callable[..., Any] = found
     return own
+
+
+def _refuse_unguarded_script(module: str, name: str, what: str) -> None:
+    """InputError for a function of the script that runs: importing it would run the script again."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if module in sys.modules or script is None:
+        return
+    try:
+        spec = importlib.util.find_spec(module)
+        same = spec is not None and spec.origin is not None and Path(spec.origin).samefile(script)
+        guarded = not same or "__main__" in Path(script).read_text(encoding="utf-8")
+    except (ImportError, ValueError, OSError):
+        return
+    if not guarded:
+        raise InputError(
+            f"{what} {name!r} is in the script that runs, and importing it would run the script again; "
+            "move the function to a file of its own"
+        )

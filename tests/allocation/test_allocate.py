@@ -258,6 +258,48 @@ def test_an_allocator_by_import_path(tmp_path, monkeypatch):
         allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine")
 
 
+MISTAKES = {
+    "raises": (
+        "return 1 / 0",
+        r"failed with ZeroDivisionError: division by zero in line 2 of .*py",
+    ),
+    "exits": ("raise SystemExit(3)", "failed with SystemExit: 3 in line 2"),
+    "text": ("return 'abc'", "returned str, not counts"),
+    "nothing": ("return None", "returned NoneType, not counts"),
+    "ragged": ("return [[1], [2, 3]]", "returned list, not counts"),
+    "complex": ("return problem.lower * 1j", "returned ndarray, not counts"),
+    "one": ("return problem.lower[:1]", r"returned an array of shape \(1,\)"),
+    "halves": ("return problem.lower + 0.5", "not whole numbers"),
+    "moved bounds": ("problem.lower[:] = 5\n    return problem.lower", "spend 10 of a budget of 8"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_of_a_users_allocator_are_one_line(tmp_path, monkeypatch, mistake):
+    body, message = MISTAKES[mistake]
+    name = f"mistaken_{mistake.replace(' ', '_')}"
+    (tmp_path / f"{name}.py").write_text(f"def counts(problem):\n    {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(InputError, match=message) as caught:
+            allocate([1, 1], [1, 1], [1, 1], budget=8, allocator=f"{name}:counts")
+    finally:
+        ALLOCATORS.pop(f"{name}:counts", None)
+    assert str(caught.value).startswith(f"allocator {name}:counts ")
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_a_users_allocator_does_not_take(tmp_path, monkeypatch):
+    (tmp_path / "argless.py").write_text("def counts():\n    return 1\n")
+    (tmp_path / "unreadable.py").write_text("def counts(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="argless:counts failed with TypeError: counts"):
+        allocate([1], [1], [1], budget=2, allocator="argless:counts")
+    ALLOCATORS.pop("argless:counts")
+    with pytest.raises(InputError, match="'unreadable:counts' cannot be imported: SyntaxError"):
+        allocate([1], [1], [1], budget=2, allocator="unreadable:counts")
+
+
 def test_what_is_no_function_is_no_allocator():
     with pytest.raises(InputError, match="'math:pi' is not a function"):
         allocate([4], [2], [1.0], budget=3, allocator="math:pi")

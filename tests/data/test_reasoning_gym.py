@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -145,6 +146,24 @@ def test_the_reward_is_the_score_of_the_package():
     assert judge_gym(one.answer, "<answer>none</answer>").reward == 0.0
     assert judge_gym(one.answer, "no answer here").status == "no_answer"
     assert judge_gym("7", r"\boxed{7}").status == "error"
+
+
+def test_a_puzzle_that_states_no_answer_is_scored_all_the_same():
+    (one,) = gym_questions("reasoning-gym:graph_color", {}, 1, (0, 0))
+    dataset, number = origin(one)
+    assert one.answer == f"entry {number}"
+    entry = gym.create_dataset("graph_color", seed=dataset.seed, size=dataset.size)[number]
+    coloring = json.dumps(entry["metadata"]["possible_answer"])
+    assert judge_gym(one.answer, f"<answer>{coloring}</answer>").status == "accepted"
+    assert judge_gym(one.answer, "<answer>{}</answer>").status == "rejected"
+
+
+def test_an_entry_that_is_not_made_again_is_an_error():
+    (one,) = gym_questions(SUMS, SMALL, 1, (0, 0))
+    dataset, number = origin(one)
+    other = GymAnswer("123", dataset, number)
+    with pytest.raises(ValueError, match="does not make the same entry twice"):
+        judge_gym(other, "<answer>123</answer>")
 
 
 def test_the_verifier_of_the_data_judges_in_workers():

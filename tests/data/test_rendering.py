@@ -47,6 +47,17 @@ def test_a_plain_tokenizer_changes_nothing():
     assert render.notes == []
 
 
+@pytest.mark.parametrize("template", ["{{ bos_token }}" + CHATML, None])
+def test_a_text_begins_once(template):
+    """A template writes the beginning of the text itself, and the tokenizer does so for plain text."""
+    tokenizer = byte_tokenizer(chat_template=template, appends="</s>")
+    tokenizer.bos_token = "<s>"
+    written = tokens(tokenizer, Question("ab", "7"))
+    assert written[0] == "<s>"
+    assert written.count("<s>") == 1
+    assert "</s>" not in written
+
+
 def test_a_template_that_ends_in_the_end_is_refused():
     with pytest.raises(
         InputError, match=r"ends the prompt 'ab' in the end-of-sequence token '</s>'"

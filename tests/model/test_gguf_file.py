@@ -15,6 +15,7 @@ from dibs.config import PolicyConfig
 from dibs.config.load import load_config
 from dibs.model.pretrained import load_policy, load_tokenizer
 from dibs.runs.console import NoView
+from dibs.runs.describe_data import describe_data
 from dibs.runs.train_run import run_training
 from dibs.types import InputError
 
@@ -235,4 +236,6 @@ def test_the_folder_of_a_package(file, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert loaded("package:tiny_gguf_package").eos_ids == [END]
     assert "no package 'not_there' is installed" in message_of("package:not_there")
+    with pytest.raises(InputError, match=r"^policy\.model package:not_there: no package"):
+        describe_data(load_config(None, {"policy.model": "package:not_there"}))
     assert "no package '../x' is installed" in message_of("package:../x")

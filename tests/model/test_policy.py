@@ -11,7 +11,7 @@ from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.model.token_logprobs import full_logprobs, token_logprobs
 from dibs.types import InputError
-from tiny_policies import examples, naive_logprobs
+from tiny_policies import examples, gradient_of, naive_logprobs, updater
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -24,6 +24,22 @@ def test_padded_logprobs_match_one_sequence_at_a_time(policy, temperature):
         length = len(example.completion_ids)
         torch.testing.assert_close(row[:length], naive_logprobs(policy, example))
         assert not row[length:].any()
+
+
+def test_an_end_that_is_also_the_padding_is_learned(policy):
+    """Masks are made of lengths: a tokenizer without a pad token of its own loses no end."""
+    made = examples(policy, 9)
+    end = policy.tokenizer.eos_token_id
+    maker = updater(policy)
+    expected = policy.logprobs(policy.collate(made)), gradient_of(maker, made)
+    assert policy.pad_id != end
+    policy.pad_id = end
+    found = policy.logprobs(policy.collate(made)), gradient_of(maker, made)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for row, example in zip(found[0], made, strict=True):
+        assert example.completion_ids[-1] == end
+        assert row[len(example.completion_ids) - 1] < 0
 
 
 def test_micro_batches_cover_everything_once_within_the_limit(policy):

@@ -10,7 +10,8 @@ from dibs.config import PolicyConfig
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.training.losses import PolicyLoss
-from dibs.types import InputError
+from dibs.types import InputError, TrainingExample
+from odd_models import byte_tokenizer, save_model
 from tiny_policies import examples, gradient_of, updater
 from tiny_runs import WORDS, result, run
 
@@ -62,6 +63,28 @@ def test_whole_weights_are_the_model_with_its_adapters(folder, tmp_path):
     plain = loaded(folder)
     assert not torch.allclose(plain.logprobs(plain.collate(made)), other, atol=0.1)
     assert dict(plain.merged_weights()).keys() == dict(adapted.merged_weights()).keys()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", [["all-linear"], ["embed_tokens"], ["lm_head"]], ids=str)
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning")
+def test_adapters_of_tied_embeddings_are_saved_where_they_belong(tmp_path, tied, targets):
+    """Adapters of one of the two make them differ, and readers of the whole model must see that."""
+    folder = save_model(tmp_path / "model", byte_tokenizer(), tie_word_embeddings=tied)
+    adapted = loaded(str(folder), lora={"rank": 2, "target_modules": targets})
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    adapted.model.eval()
+    adapted.save_merged(tmp_path / "whole")
+    whole = loaded(str(tmp_path / "whole"))
+    apart = not tied or targets != ["all-linear"]
+    assert whole.model.config.tie_word_embeddings != apart
+    assert adapted.base_model.config.tie_word_embeddings == tied
+    made = [TrainingExample((5, 6, 7), (8, 9, 10, 11), 0.0, 0.0)]
+    one, other = (p.logprobs(p.collate(made)) for p in (whole, adapted))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_adapters_are_saved_and_loaded_alone(folder, tmp_path):

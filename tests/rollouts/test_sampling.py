@@ -10,14 +10,15 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
+from dibs.config import Config
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_tokenizer
-from dibs.rollouts.sampling import SampleRequest, collected
+from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.rollouts.sampling.annealing import Annealing
 from dibs.rollouts.sampling.cache import new_cache
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.losses import importance_weights
-from dibs.types import TrainingExample
+from dibs.types import InputError, TrainingExample
 from tiny_groups import make_prompt
 
 PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("03", (8, 4, 2, 30))]
@@ -131,6 +132,10 @@ LATENT = {
     **{"qk_nope_head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2},
     **{"topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
 }
+STATE = {
+    **{"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    **{"expand": 2, **ENDS},
+}
 MODELS = {
     "learned positions": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
@@ -149,8 +154,12 @@ MODELS = {
     "sliding windows": lambda: transformers.Gemma2ForCausalLM(
         transformers.Gemma2Config(**GROUPED, head_dim=8, sliding_window=6)
     ),
+    "a state": lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**STATE)),
+    "a state of several heads": lambda: transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(**STATE, num_heads=8, head_dim=8, n_groups=1, chunk_size=8)
+    ),
 }
-RIGID = {"sliding windows"}
+RIGID = {"sliding windows", "a state", "a state of several heads"}
 """Whose rows cannot come and go: their batches are decoded to the end."""
 
 
@@ -176,6 +185,40 @@ def test_models_of_all_kinds_are_sampled_from_as_they_are(kind):
                 expected = row[: len(completion.token_ids)].tolist()
                 assert completion.sampling_logprobs == pytest.approx(expected, abs=2e-5)
     assert written[0] == written[1] == written[2]
+
+
+REFUSED = {
+    "numbers of its own": (
+        lambda: transformers.RwkvForCausalLM(
+            transformers.RwkvConfig(
+                vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, **ENDS
+            )
+        ),
+        r"its RwkvForCausalLM, continued token by token, does not sample from the policy",
+    ),
+    "no cache": (
+        lambda: transformers.OpenAIGPTLMHeadModel(
+            transformers.OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2)
+        ),
+        r"its OpenAIGPTLMHeadModel cannot be continued token by token \(RuntimeError: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_models_that_do_not_go_on_rightly_from_a_cache_are_refused(kind):
+    """Sampler and learner would differ, or the first step would be a traceback."""
+    make, message = REFUSED[kind]
+    torch.manual_seed(0)
+    policy = Policy(make().eval(), build_tokenizer())
+    config = Config.model_validate({"policy": {"model": "some/model"}})
+    with pytest.raises(InputError, match=message) as caught:
+        build_sampler(config, policy)
+    assert str(caught.value).startswith("policy.model some/model: ")
+    assert str(caught.value).endswith(
+        "use sampling.engine vllm, or a model of another architecture"
+    )
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

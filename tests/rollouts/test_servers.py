@@ -68,6 +68,20 @@ def test_counts_are_honored_by_all_servers_together(policy, servers):
     sampler.close()
 
 
+def test_no_default_of_a_server_changes_what_is_sampled(policy, servers):
+    """A server takes what a request leaves out from the model's generation config."""
+    sampler = sampler_for(policy, servers[0].address)
+    sample(sampler, [2, 0, 0], temperature=0.5)
+    sampler.close()
+    plain = {
+        **{"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+        **{"presence_penalty": 0.0, "frequency_penalty": 0.0, "temperature": 0.5},
+        **{"stop_token_ids": policy.eos_ids, "ignore_eos": True},
+    }
+    body = servers[0].bodies[-1]
+    assert {key: body.get(key) for key in plain} == plain
+
+
 def test_new_weights_arrive(policy, servers):
     sampler = sampler_for(policy, *(s.address for s in servers))
     with torch.no_grad():

@@ -73,6 +73,23 @@ def test_completions_end_where_a_turn_does(base):
         assert other.finished == (ids[length - 1] in base.eos_ids)
 
 
+def test_any_of_several_ends_of_sequence_ends_a_completion(tmp_path):
+    """A generation config's list of ends, as Llama 3's, and the tokenizer's own end."""
+    tokenizer = byte_tokenizer()
+    listed = [tokenizer.convert_tokens_to_ids(end) for end in ("<|im_end|>", "<s>")]
+    folder = save_model(tmp_path / "model", tokenizer, eos_ids=listed)
+    policy = load_policy(PolicyConfig(model=str(folder), device="cpu"), 1.0)
+    ends = [*listed, tokenizer.eos_token_id]
+    assert policy.eos_ids == ends
+    prompt = Prompt("00", "q", tuple(tokenizer.encode("q")), "7")
+    requests = [SampleRequest(prompt, 200, (0,))]
+    (drawn,) = collected(requests, TransformersSampler(policy, 64, 20_000).sample(requests))
+    assert {each.token_ids[-1] for each in drawn if each.finished} == set(ends)
+    for each in drawn:
+        assert not set(each.token_ids[:-1]) & set(ends)
+        assert each.finished == (each.token_ids[-1] in ends)
+
+
 @pytest.mark.parametrize("texts", [("e",), ("a", "é", "7!")])
 def test_completions_end_before_a_text(base, texts):
     """They are the beginnings of what is drawn without it."""

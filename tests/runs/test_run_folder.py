@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +46,37 @@ def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(tmp_path):
     begun(config(out, overwrite="true"))
     assert (out / "metrics.jsonl").read_text() == ""
     assert (out / "mine.txt").read_text() == "keep me"
+
+
+def test_a_run_that_ended_before_its_first_line_blocks_nothing(tmp_path):
+    """One that has a line does, and so does a file of the user's."""
+    out = tmp_path / "run"
+    begun(config(out)).append("sessions.jsonl", {"step": 0})
+    again = begun(config(out))
+    assert not (out / "sessions.jsonl").exists()
+    again.unlock()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("seed: 3\n")
+    with pytest.raises(InputError, match="already holds a run"):
+        begun(config(mine))
+    assert (mine / "config.yaml").read_text() == "seed: 3\n"
+
+
+def test_the_configuration_that_a_run_leaves_can_be_run_anew(tmp_path):
+    folder = begun(config(tmp_path / "run", overwrite="true"))
+    folder.write_config(config(tmp_path / "run", resume="yes", allow_changes="true"))
+    left = load_config(tmp_path / "run" / "config.yaml")
+    assert (left.resume, left.overwrite, left.allow_changes) == ("no", False, False)
+    begun(left.model_copy(update={"output_dir": tmp_path / "other"}))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(tmp_path):
+    """Root may write where permissions do not allow it, so it is tried."""
+    with pytest.raises(InputError, match=r"cannot write to output_dir /proc/run: .* in /proc"):
+        RunFolder(Path("/proc/run")).open(config(Path("/proc/run")))
+    RunFolder(tmp_path / "run").open(config(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_dir_that_is_a_file(tmp_path):

@@ -113,7 +113,7 @@ def test_configurations_of_arms(tmp_path):
         ({"reference": "best"}, "'best' is no arm; there are uniform, online"),
         ({"seed": [1]}, "unknown key seed; nearest is seeds"),
         ({"learning_rates": [0.0]}, "learning_rates must be above 0"),
-        ({"learning_rates": [float("nan")]}, "learning_rate: Input should be greater than 0"),
+        ({"learning_rates": [float("nan")]}, "learning_rates.0: must be a finite number"),
         (
             {"arms": {**STUDY["compare"]["arms"], "more": {"update.updates_per_step": 3}}},
             "updates_per_step differs (uniform 2, online 2, more 6), so the arms cannot be compared",
@@ -293,13 +293,18 @@ WHOLE_LINE: dict[str, Any] = {
     ("table", "line", "message"),
     [
         ({"a": 1}, WHOLE_LINE, "no list of rows"),
-        ([1], WHOLE_LINE, "row 1 holds no keys"),
+        ([1], WHOLE_LINE, "row 1: Input should be a valid dictionary"),
         (
             [{k: v for k, v in WHOLE_ROW.items() if k != "value_after"}],
             WHOLE_LINE,
-            "value_after is",
+            "row 1: value_after: Field required",
         ),
-        ([{**WHOLE_ROW, "value_after": "0.5"}], WHOLE_LINE, "row 1: value_after is missing or no"),
+        (
+            [{**WHOLE_ROW, "value_after": "0.5"}],
+            WHOLE_LINE,
+            "row 1: value_after: Input should be",
+        ),
+        ([{**WHOLE_ROW, "learning_rate": None}], WHOLE_LINE, "row 1: value_after has no learning_"),
         ([WHOLE_ROW], {k: v for k, v in WHOLE_LINE.items() if k != "seed"}, "'seed'"),
         ([WHOLE_ROW], {**WHOLE_LINE, **{key: [] for key in (*COSTS, *SCORES)}}, "seed 0: an"),
         ([WHOLE_ROW], {**WHOLE_LINE, "value": [0.0]}, "seed 0: an evaluation is incomplete"),

@@ -20,7 +20,8 @@ from dibs.integrations.trl import DIBSConfig, DIBSGRPOTrainer
 from dibs.integrations.trl.groups import dealt, prompt_id, split
 from dibs.processes import Processes
 from dibs.types import InputError
-from training import UNIFORM, Reward
+from odd_models import byte_tokenizer, save_model
+from training import UNIFORM, Reward, build
 
 pytestmark = pytest.mark.trl
 
@@ -190,6 +191,31 @@ def test_a_router_loss_takes_completions_alike(byte_model, tmp_path):
 def test_settings_that_are_wrong_by_themselves(dibs):
     with pytest.raises(ValidationError):
         DIBSConfig(**dibs)
+
+
+def spoiled(model: Any) -> None:
+    model.model.norm.weight[3] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "options", "message"),
+    [
+        ({"eos": None}, {}, "the tokenizer has no end-of-sequence token"),
+        ({}, {"vocab_size": 256}, "has tokens up to number 261, but its embeddings have 256 rows"),
+        (
+            {},
+            {"change": spoiled, "vocab_size": 300},
+            "1 of the 32 entries of model.norm.weight are NaN or",
+        ),
+    ],
+    ids=["end", "sizes", "weights"],
+)
+def test_models_that_cannot_be_a_policy(tmp_path, tokenizer, options, message):
+    folder = save_model(tmp_path / "model", byte_tokenizer(**tokenizer), **options)
+    settings = {"model": str(folder), "folder": str(tmp_path / "run"), "dibs": UNIFORM}
+    with pytest.raises(InputError, match=message) as caught:
+        build(settings)
+    assert "\n" not in str(caught.value)
 
 
 def test_images_are_refused(byte_model, tmp_path):

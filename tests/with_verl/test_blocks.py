@@ -59,7 +59,7 @@ def test_losses_with_a_mean_of_their_own(compose):
     ("words", "said"),
     [
         (["dibs.alocator=uniform"], "unknown key dibs.alocator; nearest is dibs.allocator"),
-        (["dibs.num_pilots=0"], "dibs.num_pilots: Input should be greater than or equal to 1"),
+        (["dibs.num_pilots=0"], "dibs.num_pilots: must be at least 1"),
         (["dibs.allocator=best"], "dibs: unknown allocator 'best'"),
         (["dibs.objective=expected_reward"], "not that of algorithm.adv_estimator grpo"),
         (["dibs.num_generations=5"], "dibs.num_generations 5 and .*rollout.n 4 differ"),

@@ -9,6 +9,8 @@ prompt that comes first.
 
 from __future__ import annotations
 
+import copy
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -150,14 +152,34 @@ def solve(problem: AllocationProblem, name: str) -> Allocation:
     check_allocator(name)
     if name not in ALLOCATORS:
         raise InputError(f"allocator {name} draws at random, which needs a pool; set select.pool")
-    counts = _checked(ALLOCATORS[name](problem), problem, name)
+    counts = _checked(_called(name, problem), problem, name)
     return Allocation(problem.stats.prompt_ids, counts, name)
+
+
+def _called(name: str, problem: AllocationProblem) -> object:
+    """What an allocator returns. InputError, with the place, where a user's function raises."""
+    if ":" not in name:
+        return ALLOCATORS[name](problem)
+    try:
+        # The problem that its counts are checked against stays as it is, whatever the function does.
+        return ALLOCATORS[name](copy.deepcopy(problem))
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        places = traceback.extract_tb(error.__traceback__)[1:]
+        where = f" in line {places[-1].lineno} of {places[-1].filename}" if places else ""
+        raise InputError(
+            f"allocator {name} failed with {type(error).__name__}: {error}{where}"
+        ) from error
 
 
 def _checked(given: object, problem: AllocationProblem, name: str) -> np.ndarray:
     """What an allocator returned, int64 [m]. InputError unless it is what the problem asks for."""
     try:
-        numbers = np.asarray(given, dtype=np.float64)
+        numbers = np.asarray(given)
+        if numbers.dtype.kind not in "buif":
+            raise ValueError
+        numbers = numbers.astype(np.float64)
     except (TypeError, ValueError):
         raise InputError(f"allocator {name} returned {type(given).__name__}, not counts") from None
     m = len(problem.stats)

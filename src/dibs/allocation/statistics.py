@@ -53,6 +53,8 @@ def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
     - over completions with ``||s|| > 0``: 1, 1 (the weight and the squared weight of a completion that
       is not discounted), ``ln ||s||``, ``(ln ||s||)^2``, ``ln pi(y|x)``;
     - r, r^2, ``||s||^2``, ``r ||s||^2``, ``r^2 ||s||^2``.
+
+    A norm that is NaN was not measured. Only ``||s||``, r and r^2 are then summed over all completions.
     """
     return completion_sums(
         group.accepted,
@@ -74,10 +76,13 @@ def completion_sums(
     sums = [len(accepted), accepted.sum(), tokens.sum()]
     for chosen in (accepted, ~accepted):
         usable = chosen & (grad_norms > 0)
+        measured = chosen & ~np.isnan(grad_norms)
         logs = np.log(grad_norms[usable])
-        sums += [grad_norms[chosen].sum(), usable.sum(), usable.sum()]
+        # Those that were not measured count as the mean of the others.
+        total = grad_norms[measured].sum() * chosen.sum() / max(measured.sum(), 1)
+        sums += [total, usable.sum(), usable.sum()]
         sums += [logs.sum(), (logs**2).sum(), logprobs[usable].sum()]
-        squares = grad_norms[chosen].clip(max=_LARGEST_NORM) ** 2
+        squares = np.nan_to_num(grad_norms[chosen].clip(max=_LARGEST_NORM)) ** 2
         own = rewards[chosen]
         sums += [own.sum(), (own**2).sum(), squares.sum()]
         sums += [(own * squares).sum(), (own**2 * squares).sum()]

@@ -245,11 +245,13 @@ class EstimateConfig(Section):
         description="For mode pilot: steps between pilot phases. Each phase measures all prompts "
         "up to the next one. Raise it to pause training less often.",
     )
-    grad_norm: Literal[GradNormMethod, "none"] = Field(
+    grad_norm: Literal[GradNormMethod, "update", "none"] = Field(
         "exact",
         description="How the gradient norm of a completion is computed. exact takes one forward "
         "and backward pass a batch; exact_slow takes one a completion and works for "
         "any model; last_layer uses the output layer only and needs no backward pass; "
+        "update, for mode online, takes exact norms from the backward passes of the updates, which "
+        "costs less and measures few of the completions that have no advantage; "
         "none takes 1 for every completion, whatever its length.",
     )
     grad_norm_parameters: GradNormParameters = Field(
@@ -270,6 +272,11 @@ class EstimateConfig(Section):
             raise ValueError("grad_norm_parameters needs grad_norm: exact or exact_slow")
         if self.grad_norm_sketch is not None and self.grad_norm != "last_layer":
             raise ValueError("grad_norm_sketch needs grad_norm: last_layer")
+        if self.grad_norm == "update" and self.mode != "online":
+            raise ValueError(
+                f"grad_norm update needs mode: online, since mode {self.mode} needs norms before the "
+                "update; choose exact"
+            )
         if self.interval > 1 and self.mode != "pilot":
             raise ValueError(f"interval {self.interval} needs mode: pilot")
         if self.mode == "cross_fit" and self.num_pilots % 2:

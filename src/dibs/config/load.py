@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from dibs.config.section import Section
 from dibs.config.whole import Config
+from dibs.config.wording import worded
+from dibs.config.yaml_files import read_yaml
 from dibs.types import InputError
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -25,7 +27,7 @@ def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -
     Raises InputError with one line for a missing file, bad YAML, an unknown key or a bad value.
     """
     source = "configuration" if path is None else str(path)
-    return validated(read_values(path, overrides or {}), Config, source)
+    return validated(read_values(path, overrides or {}), Config, source, overrides or {})
 
 
 def read_values(
@@ -37,12 +39,7 @@ def read_values(
     """
     values: dict[str, Any] = {}
     if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read config {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        loaded = read_yaml(path)
         if not isinstance(loaded, dict | None):
             raise InputError(f"{path} must hold keys and values, not a {type(loaded).__name__}")
         values = loaded or {}
@@ -51,12 +48,24 @@ def read_values(
     return values
 
 
-def validated(values: Mapping[str, Any], kind: type[SectionType], source: str) -> SectionType:
-    """The section that values describe. InputError, one line that begins with ``source``."""
+def validated(
+    values: Mapping[str, Any],
+    kind: type[SectionType],
+    source: str,
+    overrides: Collection[str] = (),
+) -> SectionType:
+    """The section that values describe.
+
+    Raises InputError, one line that begins with ``source``, or with the command line where the fault is
+    of a key among ``overrides``.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error, kind)}") from None
+        key = f"{_key(error)}."
+        given = any(key.startswith(f"{each}.") or each.startswith(key) for each in overrides)
+        place = "command line" if given and key != "." else source
+        raise InputError(f"{place}: {_explain(error, kind)}") from None
 
 
 def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
@@ -131,15 +140,18 @@ def assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[key] = value
 
 
+def _key(error: ValidationError) -> str:
+    """The dotted key of the first fault; empty where it is of the whole."""
+    return ".".join(str(part) for part in error.errors()[0]["loc"])
+
+
 def _explain(error: ValidationError, kind: type[Section]) -> str:
     first, *rest = error.errors()
-    key = ".".join(str(part) for part in first["loc"])
+    key = _key(error)
     if first["type"] == "extra_forbidden":
         message = f"unknown key {key}; {_hint(key, kind)}"
     else:
-        reason = first["msg"].removeprefix("Value error, ")
-        got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
-        message = f"{key}: {reason}{got}" if key else f"{reason}{got}"
+        message = f"{key}: {worded(first)}" if key else worded(first)
     return message + (f" (and {len(rest)} more)" if rest else "")
 
 

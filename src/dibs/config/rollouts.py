@@ -316,9 +316,8 @@ class SamplingConfig(Section):
     )
     parity_tolerance: float | Literal["auto"] | None = Field(
         "auto",
-        description="For vllm and vllm_server: largest difference between the engine's and the "
-        "learner's log-probabilities; the run stops at a larger one. auto takes 1e-3, "
-        "or 0.5 in bfloat16. null checks nothing.",
+        description="Largest difference between the engine's and the learner's log-probabilities; "
+        "the run stops at a larger one. auto takes 1e-3, or 0.5 in bfloat16. null checks nothing.",
     )
 
     @field_validator("servers", "stop", mode="before")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dibs.config.allocating import AllocateConfig
 from dibs.config.learning import (
@@ -29,6 +29,11 @@ from dibs.config.watching import (
     VarianceConfig,
 )
 
+_GVM_NEEDS = (
+    "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or choose "
+    "allocator min_variance"
+)
+
 
 class Config(Section):
     """The run as a whole."""
@@ -36,6 +41,7 @@ class Config(Section):
     seed: int = Field(
         0,
         ge=0,
+        le=2**63 - 1,
         description="Seeds everything random: the order of the data, sampling and evaluation. "
         "Change it to repeat a run independently.",
     )
@@ -72,6 +78,12 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _read_switch(cls, value: object) -> object:
+        """YAML reads an unquoted yes or no as a switch."""
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
     @property
     def budget(self) -> int | None:
@@ -346,16 +358,41 @@ class Config(Section):
                     f"algorithm.baseline {self.algorithm.baseline} needs accept rates; set "
                     f"estimate.mode to {known}"
                 )
+            elif self.allocate.allocator == "gvm":
+                what = _GVM_NEEDS
+            elif self.allocate.allocator != "uniform":
+                what = (
+                    f"allocate.allocator {self.allocate.allocator} needs accept rates; set "
+                    "estimate.mode to pilot or online, or choose allocator uniform"
+                )
             else:
                 what = (
-                    f"allocate.allocator {self.allocate.allocator} with algorithm.estimator "
-                    f"{self.algorithm.estimator} needs accept rates; set estimate.mode to pilot or "
-                    "online, or choose allocator uniform and another estimator"
+                    f"algorithm.estimator {self.algorithm.estimator} needs accept rates; set "
+                    "estimate.mode to pilot or online, or choose another estimator"
                 )
             raise ValueError(what)
         if self.estimate.mode == "online" and self.allocate.allocator == "gvm":
-            raise ValueError(
-                "allocate.allocator gvm needs pilots of every prompt; set estimate.mode to pilot, or "
-                "choose allocator min_variance"
-            )
+            raise ValueError(_GVM_NEEDS)
+        if self.estimate.grad_norm == "update":
+            self._check_norms_of_updates()
         return self
+
+    def _check_norms_of_updates(self) -> None:
+        """ValueError for a loss that weighs the tokens of a completion by themselves."""
+        if self.algorithm.beta > 0:
+            what = f"beta {self.algorithm.beta} adds a penalty to"
+        elif self.algorithm.importance_sampling.startswith("token"):
+            what = (
+                f"importance_sampling {self.algorithm.importance_sampling} weighs single tokens in"
+            )
+        elif self.allocate.rounds is not None or self.allocate.keep is not None:
+            raise ValueError(
+                "estimate.grad_norm update measures what is trained on, and allocate.rounds and "
+                "allocate.keep leave completions out; set estimate.grad_norm to exact"
+            )
+        else:
+            return
+        raise ValueError(
+            "estimate.grad_norm update measures plain log-probabilities, and algorithm."
+            f"{what} the loss; set estimate.grad_norm to exact"
+        )

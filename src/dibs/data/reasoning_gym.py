@@ -6,8 +6,6 @@ in a run that is resumed.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Mapping, Set
 from difflib import get_close_matches
@@ -100,9 +98,15 @@ def gym_questions(
 
 
 def score_of(answer: GymAnswer, given: str) -> float:
-    """What the data set's own scoring function makes of an answer, usually in [0, 1]."""
+    """What the data set's own scoring function makes of an answer, usually in [0, 1].
+
+    Raises ValueError where the data set, made again, has another entry.
+    """
     made = _made(answer.dataset)
-    return float(made.score_answer(answer=given, entry=made[answer.number]))
+    entry = made[answer.number]
+    if _gold(entry, answer.number) != answer:
+        raise ValueError(f"reasoning-gym:{answer.dataset.name} does not make the same entry twice")
+    return float(made.score_answer(answer=given, entry=entry))
 
 
 def _distinct(
@@ -125,15 +129,19 @@ def _distinct(
                 f"reasoning-gym:{name} cannot make question {number}: {one_line(error)}"
             ) from error
         text = str(entry["question"])
-        if text not in seen and text not in questions and entry["answer"] is not None:
-            gold = GymAnswer(str(entry["answer"]), dataset, number)
-            questions[text] = Question(text, gold)
+        if text not in seen and text not in questions:
+            questions[text] = Question(text, GymAnswer(_gold(entry, number), dataset, number))
     if len(questions) < count:
         raise InputError(
             f"reasoning-gym:{name} gave {len(questions):,} distinct questions in {size:,} tries, and "
             f"{count:,} are asked for; lower data.size and data.eval_size, or widen data.options.{name}"
         )
     return list(questions.values())
+
+
+def _gold(entry: Mapping[str, Any], number: int) -> str:
+    """The entry's answer; some puzzles have many, and state none."""
+    return f"entry {number}" if entry["answer"] is None else str(entry["answer"])
 
 
 @cache
@@ -168,8 +176,7 @@ def _made(dataset: Dataset) -> Any:
 
 def _package() -> Any:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            import reasoning_gym
+        import reasoning_gym
     except ImportError as error:
         raise InputError(
             f"prompts of reasoning-gym need that package ({error}); "

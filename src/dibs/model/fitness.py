@@ -21,7 +21,7 @@ def check_model(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     can draw tokens that it cannot read, or a weight is NaN or infinite.
 
     Args:
-        name: the model as the user gave it.
+        name: the model as the user gave it, with the setting that names it.
     """
     _check_sizes(name, model, tokenizer)
     _check_end(name, model, tokenizer)
@@ -50,7 +50,7 @@ def _check_sizes(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     drawn = _rows(model.get_output_embeddings())
     if drawn is not None and drawn > rows:
         raise InputError(
-            f"policy.model {name}: its output layer draws from {drawn:,} tokens, but its embeddings "
+            f"{name}: its output layer draws from {drawn:,} tokens, but its embeddings "
             f"have {rows:,} rows; save the model with both of one size"
         )
     vocabulary = tokenizer.get_vocab()
@@ -58,7 +58,7 @@ def _check_sizes(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     if last is not None and vocabulary[last] >= rows:
         lacking = sorted(number for number in vocabulary.values() if number >= rows)
         raise InputError(
-            f"policy.model {name}: its tokenizer has tokens up to number {lacking[-1]:,}, but its "
+            f"{name}: its tokenizer has tokens up to number {lacking[-1]:,}, but its "
             f"embeddings have {rows:,} rows; {len(lacking):,} tokens are lacking, such as {last!r}. "
             "Give the model its own tokenizer, or resize its embeddings (resize_token_embeddings) and "
             "train them"
@@ -69,13 +69,13 @@ def _check_end(name: str, model: PreTrainedModel, tokenizer: Any) -> None:
     ends = declared_eos(model, tokenizer)
     if not ends:
         raise InputError(
-            f"policy.model {name}: no end-of-sequence token is declared, so no completion would end; "
+            f"{name}: no end-of-sequence token is declared, so no completion would end; "
             "set eos_token in its tokenizer_config.json or eos_token_id in its generation_config.json"
         )
     if not eos_of(model, tokenizer):
         rows = _rows(model.get_input_embeddings())
         raise InputError(
-            f"policy.model {name}: its end-of-sequence tokens {ends} are not among its {rows:,} tokens; "
+            f"{name}: its end-of-sequence tokens {ends} are not among its {rows:,} tokens; "
             "correct eos_token_id in its generation_config.json"
         )
 
@@ -88,7 +88,7 @@ def _check_weights(name: str, model: PreTrainedModel) -> None:
         bad = int((~torch.isfinite(values.detach())).sum())
         if bad:
             raise InputError(
-                f"policy.model {name}: {bad:,} of the {values.numel():,} entries of {weight} are NaN or "
+                f"{name}: {bad:,} of the {values.numel():,} entries of {weight} are NaN or "
                 "infinite; the files are damaged, or training diverged; give an earlier checkpoint"
             )
 

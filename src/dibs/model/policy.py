@@ -66,6 +66,11 @@ class Policy:
             self.output_head = find_output_head(self.model)
 
     @property
+    def compiled(self) -> bool:
+        """Whether log-probabilities run a compiled decoder."""
+        return self._compiled is not None
+
+    @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a completion: the model's, the tokenizer's, and those of ``stops``."""
         return list(dict.fromkeys([*eos_of(self.model, self.tokenizer), *self.stops.tokens]))
@@ -142,10 +147,23 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
     def save_merged(self, folder: Path) -> None:
-        """Write model and tokenizer, with LoRA's adapters added to the weights, as one whole model."""
+        """Write model and tokenizer, with LoRA's adapters added to the weights, as one whole model.
+
+        Its configuration ties the embeddings to the output layer only where they are still equal.
+        """
         weights = dict(self.merged_weights()) if self.has_lora else None
-        self.base_model.save_pretrained(folder, state_dict=weights)
+        untied = weights is not None and not self._still_tied(weights)
+        self.base_model.save_pretrained(folder, state_dict=weights)  # takes tied weights out
         self.tokenizer.save_pretrained(folder)
+        if untied:
+            config = copy.deepcopy(self.base_model.config)
+            config.tie_word_embeddings = False
+            config.save_pretrained(folder)
+
+    def _still_tied(self, weights: dict[str, Tensor]) -> bool:
+        """Whether weights that the model has under two names are equal after adapters were added."""
+        tied = self.base_model.all_tied_weights_keys
+        return all(torch.equal(weights[one], weights[other]) for one, other in tied.items())
 
     @property
     def base_model(self) -> Any:

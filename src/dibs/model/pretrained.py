@@ -55,7 +55,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
-    check_model(config.model, model, tokenizer)
+    check_model(f"policy.model {config.model}", model, tokenizer)
     if config.threads is None and device.type == "cpu" and model.num_parameters() < _TINY:
         torch.set_num_threads(1)
     if config.lora.rank > 0:

@@ -21,7 +21,7 @@ from dibs.data.prompts import (
     read_questions,
 )
 from dibs.loop import Trainer
-from dibs.model.grad_norms import gradient_norms
+from dibs.model.grad_norms import check_weighted, gradient_norms
 from dibs.model.policy import Policy
 from dibs.model.pretrained import load_policy
 from dibs.model.turn_end import stops_of
@@ -34,6 +34,7 @@ from dibs.runs.announce import announce
 from dibs.runs.console import View
 from dibs.runs.trackers import check_trackers
 from dibs.training.losses import PolicyLoss
+from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
 from dibs.training.updater import Updater
@@ -84,15 +85,7 @@ def _assembled(
     check_batch_size(prompts.train, config.train.prompts_per_step)
     if isinstance(config.select.pool, int):
         check_batch_size(prompts.train, config.select.pool, "select.pool")
-    if config.estimate.mode != "none" and config.estimate.grad_norm != "none":
-        first = prompts.train[0].token_ids
-        sample = TrainingExample(first[:16], first[:4], 0.0, 0.0)
-        gradient_norms(
-            policy,
-            [sample, sample],
-            config.estimate.grad_norm,
-            parameters=config.estimate.grad_norm_parameters,
-        )
+    _check_gradient_norms(config, prompts, policy)
     announce(config, policy, prompts, sampler, view, processes)
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
@@ -125,6 +118,25 @@ def _assembled(
         gradients=RolloutGradients(policy, config, processes),
         phase=PhaseTimer(view.phase),
     )
+
+
+def _check_gradient_norms(config: Config, prompts: PromptSet, policy: Policy) -> None:
+    """InputError where norms cannot be measured as the configuration says."""
+    method = config.estimate.grad_norm
+    if config.estimate.mode == "none" or method == "none":
+        return
+    first = prompts.train[0].token_ids
+    samples = [
+        TrainingExample(first[:16], first[:4], 1.0, 1.0),
+        TrainingExample(first[:8], first[:2], -0.5, 1.0),
+    ]
+    if method == "update":
+        lora = config.policy.lora
+        check_weighted(policy, 0.0 if lora is None else lora.dropout)
+        check_weighted_gradient(policy, samples)
+    else:
+        parameters = config.estimate.grad_norm_parameters
+        gradient_norms(policy, samples, method, parameters=parameters)
 
 
 def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:

@@ -36,6 +36,8 @@ def describe_data(config: Config) -> dict[str, Any]:
         options = {"trust_remote_code": config.policy.trust_remote_code}
         try:
             tokenizer = load_tokenizer(config.policy.model, options)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"policy.model {config.policy.model}: its tokenizer cannot be loaded: {one_line(error)}"

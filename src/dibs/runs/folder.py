@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,8 @@ _IN_SUMMARY = {
     "wall_seconds",
 }
 """What a summary must hold, since ``dibs train`` prints it for a run that is finished already."""
+_OF_NO_STEP = {"config.yaml", "sessions.jsonl", "shape.json", "trackers"}
+"""What a run that has no step yet may have written besides its empty files."""
 _LOCK, _HOLDER = ".lock", ".holder"
 """Files that say whether a process runs in the folder, and which one did last."""
 
@@ -111,12 +114,19 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"output_dir {path} is a file; give a folder")
         parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        if not os.access(parent, os.W_OK):
-            raise InputError(f"cannot write to output_dir {path}: no permission in {parent}")
+        try:
+            with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=parent):
+                pass  # found out now, before anything is loaded
+        except OSError as error:
+            raise InputError(
+                f"cannot write to output_dir {path}: {error.strerror} in {parent}"
+            ) from None
         empty = {
             name for name in LINES if (path / name).exists() and not (path / name).stat().st_size
         }
-        if not overwrite and any((path / name).exists() for name in {*_CONTENTS} - empty):
+        # All three are made when a run begins; a run that ended before its first line is no loss.
+        parts = {*_CONTENTS} - empty - (set() if empty != {*LINES} else _OF_NO_STEP)
+        if not overwrite and any((path / name).exists() for name in parts):
             raise InputError(
                 f"output_dir {path} already holds a run; give another, go on with --resume, or set "
                 "overwrite to true"
@@ -181,8 +191,9 @@ class RunFolder:
             raise InputError(f"cannot write to output_dir {self.path}: {error.strerror}") from None
 
     def write_config(self, config: Config) -> None:
-        """Write config.yaml."""
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        """Write config.yaml: what the run is, and not how it was called, so that it can be run anew."""
+        anew = {"resume": "no", "overwrite": False, "allow_changes": False}
+        text = yaml.safe_dump({**config.model_dump(mode="json"), **anew}, sort_keys=False)
         write_text(self.path / "config.yaml", text)
 
     def has_results(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from dibs.files import read_lines, to_json, write_json, write_text
@@ -14,19 +13,8 @@ from dibs.study.make_runs import make_runs
 from dibs.study.matrix import Study
 from dibs.study.result_tables import markdown, study_figures
 from dibs.study.results import compared_again, curves, rows
+from dibs.study.stored_rows import whole_rows
 from dibs.types import InputError
-
-_NUMBER = (int, float, NoneType)
-_READ: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("task", "algorithm", "arm", "reference"), str),
-    **dict.fromkeys(("learning_rate", "optimizer_updates", "value_after"), _NUMBER),
-    "learning_rate_at_edge": bool,
-    "seeds": list,
-    "targets": list,
-    "failures": dict,
-    "value_after_seeds": (list, NoneType),
-}
-"""What is read of a row of results.json, apart from its comparison, which is made again."""
 
 
 def compare(study: Study, view: View) -> list[dict[str, Any]]:
@@ -84,7 +72,7 @@ def compare_again(folder: Path) -> list[dict[str, Any]]:
     Raises InputError if results.json or curves.jsonl is missing or damaged.
     """
     try:
-        table = _whole_rows(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+        table = whole_rows(json.loads((folder / "results.json").read_text(encoding="utf-8")))
         again = compared_again(table, read_lines(folder / "curves.jsonl"))
     except FileNotFoundError as error:
         raise InputError(
@@ -95,16 +83,3 @@ def compare_again(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{folder}: results.json or curves.jsonl is damaged ({error})") from None
     rows: list[dict[str, Any]] = json.loads(to_json(again))
     return rows
-
-
-def _whole_rows(table: Any) -> list[dict[str, Any]]:
-    """Return the rows of results.json. Raises ValueError for one without a value that is read of it."""
-    if not isinstance(table, list):
-        raise ValueError("results.json is no list of rows")
-    for number, row in enumerate(table, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number} holds no keys and values")
-        for key, kinds in _READ.items():
-            if not isinstance(row.get(key, ...), kinds):
-                raise ValueError(f"row {number}: {key} is missing or no value of its kind")
-    return table

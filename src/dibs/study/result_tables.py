@@ -181,9 +181,15 @@ def study_figures(study: Study, outcomes: Sequence[Outcome], folder: Path) -> di
     return names
 
 
+_ARMS_INSIDE, _ARMS_A_ROW = 8, 6
+"""Arms of which the names fit into a panel, and those that fit side by side below both."""
+_DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
+
+
 def curves_figure(arms: Mapping[str, Sequence[Evaluations]], title: str, value: str) -> Figure:
     """Draw the value against rollouts and tokens: a thin line for each seed, a thick one for a mean."""
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    rows = -(-len(arms) // _ARMS_A_ROW) if len(arms) > _ARMS_INSIDE else 0
+    figure = Figure(figsize=(9.2, 3.8 + 0.22 * rows), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, cost in zip(panels, ("rollouts", "tokens"), strict=True):
         for number, (arm, runs) in enumerate(arms.items()):
@@ -194,7 +200,7 @@ def curves_figure(arms: Mapping[str, Sequence[Evaluations]], title: str, value: 
             axes.plot(
                 mean.costs[cost][0],
                 mean.scores["value"][0],
-                "-" if number < len(COLORS) else "--",  # where colors come again
+                _DASHES[number // len(COLORS) % len(_DASHES)],  # where colors come again
                 color=color,
                 linewidth=2,
                 label=arm,
@@ -202,7 +208,11 @@ def curves_figure(arms: Mapping[str, Sequence[Evaluations]], title: str, value: 
         axes.set(xlabel=f"{cost} (pilots counted)")
         short_numbers(axes.xaxis, 5)
     panels[0].set_ylabel(value)
-    panels[1].legend(fontsize=8)
+    if rows:
+        lines = panels[1].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", fontsize=8, ncols=_ARMS_A_ROW)
+    else:
+        panels[1].legend(fontsize=8)
     figure.suptitle(title)
     return figure
 

@@ -160,7 +160,8 @@ class GradientSource:
         width = 1 + target.has_baseline
         project = Projection(updater.parameters, self.config.seed, _NUMBERS_HELD // (width * m))
         options = self.config.estimate
-        whole = options.grad_norm.startswith("exact") and options.grad_norm_parameters == "all"
+        exact = options.grad_norm == "update" or options.grad_norm.startswith("exact")
+        whole = exact and options.grad_norm_parameters == "all"
         norms, squares, sums = [], [], []
         for group in groups:
             (seen,) = self.gradients.norms([group], 0)

@@ -58,18 +58,30 @@ class RolloutGradients:
     def norms(self, groups: Sequence[Group], step: int) -> list[np.ndarray]:
         """Norm of each rollout's gradient, one array [n_i] a group.
 
-        With ``estimate.grad_norm`` none it is taken as 1, whatever a rollout's length.
+        With ``estimate.grad_norm`` none it is taken as 1, whatever a rollout's length. With update it
+        is measured by a pass of its own all the same: that of method ``exact``.
         """
         options = self.config.estimate
         if options.grad_norm == "none":
             return [np.ones(len(group.rollouts)) for group in groups]
         return self._norms(
             groups,
-            options.grad_norm,
+            "exact" if options.grad_norm == "update" else options.grad_norm,
             parameters=options.grad_norm_parameters,
             sketch=options.grad_norm_sketch,
             seed=self.config.seed + step,
         )
+
+    def norms_of_updates(self, groups: Sequence[Group], squares: np.ndarray) -> list[np.ndarray]:
+        """The same from what :meth:`.Updater.step` measured; NaN where nothing finite was.
+
+        ``squares``: float64 [n], of the rollouts group by group; NaN for those of other processes.
+        """
+        norms = np.full(len(squares), np.nan)
+        for own in self.processes.all_gather(squares):
+            known = np.isfinite(own)
+            norms[known] = np.sqrt(own[known])
+        return self._divided(groups, norms)
 
     def exact_norms(self, groups: Sequence[Group]) -> list[np.ndarray]:
         """The same over all trainable parameters, however the allocator's are measured."""
@@ -92,7 +104,11 @@ class RolloutGradients:
         norms = np.zeros(len(examples))
         for indices, values in self.processes.all_gather((mine, measured.norms)):
             norms[indices] = values
-        norms /= [length_divisor(r, self.config) for group in groups for r in group.rollouts]
+        return self._divided(groups, norms)
+
+    def _divided(self, groups: Sequence[Group], norms: np.ndarray) -> list[np.ndarray]:
+        """Norms of ``s`` as those of the gradient that is trained, one array [n_i] a group."""
+        norms = norms / [length_divisor(r, self.config) for group in groups for r in group.rollouts]
         ends = np.cumsum([len(group.rollouts) for group in groups])
         return np.split(norms, ends[:-1])
 

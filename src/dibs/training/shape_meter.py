@@ -181,7 +181,10 @@ def _worth(gain: float, noise_over_square: float) -> str:
     fewer = fewer_steps(gain, noise_over_square)
     if fewer < _CLEARLY:
         return " It will hardly show: an update's noise is small against its gradient."
-    much = "drowns" if not np.isfinite(noise_over_square) else f"is {noise_over_square:.2g} times"
+    much = "drowns"
+    if np.isfinite(noise_over_square):
+        digits = ".2g" if noise_over_square < 10 else ",.0f"
+        much = f"is {noise_over_square:{digits}} times"
     return (
         f" Expect about {fewer:.2g} times fewer steps, since the noise of an update {much} its "
         "gradient."

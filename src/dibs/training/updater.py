@@ -11,12 +11,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import get_scheduler
 
 from dibs.config import UpdateConfig
+from dibs.model.batching import TokenBatch
+from dibs.model.grad_norms import weighted_backward
 from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
@@ -26,6 +29,9 @@ from dibs.training.dropout import dropout_masks, set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
+
+MEASURED_SHARE = 1 / 16
+"""Share of the completions without an advantage that an update measures the norms of, at random."""
 
 _Result = TypeVar("_Result")
 
@@ -92,7 +98,9 @@ class Updater:
         self.skipped_in_a_row = int(state["skipped_in_a_row"])
         self.micro_batch_tokens = int(state["micro_batch_tokens"])
 
-    def step(self, examples: Sequence[TrainingExample]) -> UpdateMetrics:
+    def step(
+        self, examples: Sequence[TrainingExample], squares: np.ndarray | None = None
+    ) -> UpdateMetrics:
         """``updates_per_step`` optimizer updates on the completions of a step.
 
         Updates are made even where there is nothing to learn, so that schedules and comparisons stay
@@ -100,10 +108,17 @@ class Updater:
         that is NaN or infinite is never applied: its update is skipped. Where memory does not suffice,
         micro-batches are halved; the result stays the same, rounding and dropout masks aside.
 
+        Args:
+            squares: float64 [n], NaN. It gets the squared norm of ``grad log pi(y|x)`` of this process's
+                completions that have an advantage, and of :data:`MEASURED_SHARE` of the others. Each is
+                measured in its update, at the weights that the update starts from. The loss must have no
+                KL penalty, and dropout must be off.
+
         Raises NonFiniteError after more than ``max_skipped`` skipped updates in a row.
         """
         updates = self.config.updates_per_step
-        parts = self._parts(examples, updates)
+        places = self._parts(examples, updates, measured=squares is not None)
+        parts = [[examples[i] for i in part] for part in places]
         set_update_mode(self.policy.model)
         made_before = self.scheduler.last_epoch
         masks = [(self.seed, made_before + u, self.processes.rank) for u in range(updates)]
@@ -111,7 +126,10 @@ class Updater:
         old = [None, *map(self._old_logprobs, parts[1:], masks[1:])]
         tally = UpdateTally()
         for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
-            mine = self._fresh_gradient(part, old_logprobs, updates, masks[u])
+            own = None if squares is None else np.full(len(part), np.nan)
+            mine = self._fresh_gradient(part, old_logprobs, updates, masks[u], own)
+            if squares is not None and own is not None:
+                squares[places[u]] = own
             made = self._all_reduced(mine)
             vector = self.projection() if updates > 1 else None
             norm = self._clip()
@@ -131,6 +149,7 @@ class Updater:
         examples: Sequence[TrainingExample],
         old_logprobs: Sequence[Tensor] | None = None,
         scale: float = 1.0,
+        squares: np.ndarray | None = None,
     ) -> LossGradient:
         """Add ``scale`` times the gradient of the loss to ``.grad``, micro-batch by micro-batch.
 
@@ -140,6 +159,8 @@ class Updater:
         Args:
             old_logprobs: before the first update of the step, [T] each; None: the weights have not
                 moved since then.
+            squares: gets the squared norm of each completion's ``grad log pi(y|x)``, float64 [n]; see
+                :func:`.weighted_backward`. None: they are not measured.
         """
         total, sums = 0.0, dict[str, Tensor]()
         log_ratios: list[Tensor] = []
@@ -150,46 +171,90 @@ class Updater:
             if self.reference is not None:
                 with torch.no_grad():
                     ref = self.reference.logprobs(batch)
-            logprobs, entropy = self.policy.logprobs_and_entropy(batch)
-            old = sampling = None
-            if self.loss.needs_old_logprobs:
-                old = logprobs.detach()
-                if old_logprobs is not None:
-                    old = pad_sequence([old_logprobs[i] for i in indices], batch_first=True)
-                sampling = _sampling_logprobs(chosen, old)
-                log_ratios += _rows(old - sampling, chosen)
-            loss, parts = self.loss(
-                logprobs,
-                batch.completion_mask,
-                self._column([e.advantage for e in chosen]),
-                self._column([e.weight for e in chosen]),
-                old,
-                ref,
-                sampling,
-            )
-            parts["entropy"] = entropy.sum()
-            (loss * scale).backward()
-            total += float(loss.detach()) * scale
-            for name, value in parts.items():
-                sums[name] = sums[name] + value if name in sums else value
+            old = None if old_logprobs is None else [old_logprobs[i] for i in indices]
+
+            def loss_of(
+                logprobs: Tensor,
+                entropy: Tensor,
+                chosen: list[TrainingExample] = chosen,
+                batch: TokenBatch = batch,
+                old: Sequence[Tensor] | None = old,
+                ref: Tensor | None = ref,
+            ) -> Tensor:
+                nonlocal total
+                loss, parts, ratios = self._loss(chosen, batch, (logprobs, entropy), old, ref)
+                total += float(loss.detach()) * scale
+                for name, value in parts.items():
+                    sums[name] = sums[name] + value if name in sums else value
+                log_ratios.extend(ratios)
+                return loss * scale
+
+            if squares is None:
+                loss_of(*self.policy.logprobs_and_entropy(batch)).backward()
+            else:
+                nominal = [-scale * e.advantage * e.weight for e in chosen]
+                squares[indices] = weighted_backward(
+                    self.policy, batch, loss_of, self._column(nominal)
+                ).cpu()
         return LossGradient(total, sums, log_ratios)
 
+    def _loss(
+        self,
+        examples: Sequence[TrainingExample],
+        batch: TokenBatch,
+        scores: tuple[Tensor, Tensor],
+        old_logprobs: Sequence[Tensor] | None,
+        ref: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+        """The loss of a batch, its sums of metrics, and its log-ratios of learner to sampler.
+
+        ``scores``: log-probabilities and entropies, [B, T] each.
+        """
+        logprobs, entropy = scores
+        advantages = self._column([e.advantage for e in examples])
+        learned = advantages != 0 if self.loss.beta == 0 else torch.ones_like(advantages).bool()
+        old = sampling = None
+        ratios: list[Tensor] = []
+        if self.loss.needs_old_logprobs:
+            old = logprobs.detach()
+            if old_logprobs is not None:
+                old = pad_sequence(list(old_logprobs), batch_first=True)
+            sampling = _sampling_logprobs(examples, old)
+            felt = learned.tolist()
+            ratios = _rows(old - sampling, examples, felt)
+        loss, parts = self.loss(
+            logprobs,
+            batch.completion_mask & learned.unsqueeze(1),
+            advantages,
+            self._column([e.weight for e in examples]),
+            old,
+            ref,
+            sampling,
+        )
+        parts["entropy"] = (entropy * learned.unsqueeze(1)).sum()
+        return loss, parts, ratios
+
     def _parts(
-        self, examples: Sequence[TrainingExample], updates: int
-    ) -> list[Sequence[TrainingExample]]:
-        """The completions of each update that this process computes the gradient of."""
+        self, examples: Sequence[TrainingExample], updates: int, *, measured: bool
+    ) -> list[list[int]]:
+        """The completions of each update that this process computes the gradient of, by index."""
         dealt = deal(
             [example.context_ids for example in examples],
             updates,
             (self.seed, self.scheduler.last_epoch),
         )
-        parts = [[examples[i] for i in each] for each in dealt]
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient. It is left out only after the completions are
             # dealt: otherwise the sizes of the updates would depend on what is learned from them, and
             # the spread of their gradients would not show the gradient's noise.
-            parts = [[example for example in part if example.advantage != 0] for part in parts]
-        return [self.processes.own_share(part, _lengths(part)) for part in parts]
+            taken = np.array([example.advantage != 0 for example in examples], dtype=bool)
+            if measured:
+                lots = np.random.default_rng((self.seed, self.scheduler.last_epoch, 1))
+                taken |= lots.random(len(examples)) < MEASURED_SHARE
+            dealt = [[i for i in part if taken[i]] for part in dealt]
+        return [
+            self.processes.own_share(part, _lengths([examples[i] for i in part])) for part in dealt
+        ]
 
     def _fresh_gradient(
         self,
@@ -197,13 +262,14 @@ class Updater:
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
         masks: Sequence[int],
+        squares: np.ndarray | None,
     ) -> LossGradient:
         """:meth:`gradient` in place of what ``.grad`` held, in micro-batches that fit into memory."""
 
         def from_zero() -> LossGradient:
             self.optimizer.zero_grad(set_to_none=False)
             with dropout_masks(*masks):
-                return self.gradient(examples, old_logprobs, scale)
+                return self.gradient(examples, old_logprobs, scale, squares)
 
         return self._with_fitting_batches(examples, from_zero)
 
@@ -299,7 +365,13 @@ def _sampling_logprobs(examples: Sequence[TrainingExample], otherwise: Tensor) -
     return padded
 
 
-def _rows(values: Tensor, examples: Sequence[TrainingExample]) -> list[Tensor]:
-    """The tokens of each completion that has any, out of padded rows [B, T]."""
+def _rows(
+    values: Tensor, examples: Sequence[TrainingExample], chosen: Sequence[bool]
+) -> list[Tensor]:
+    """The tokens of each chosen completion that has any, out of padded rows [B, T]."""
     lengths = [len(example.completion_ids) for example in examples]
-    return [row[:length] for row, length in zip(values, lengths, strict=True) if length]
+    return [
+        row[:length]
+        for row, length, wanted in zip(values, lengths, chosen, strict=True)
+        if length and wanted
+    ]

@@ -37,6 +37,7 @@ from dibs.integrations.budget_state import TRL_FILE, read_trl_state, write_state
 from dibs.integrations.pools import Pool
 from dibs.integrations.trl.batches import contexts_of, loss_mask, sampled_logprobs
 from dibs.integrations.trl.config import DIBSConfig
+from dibs.integrations.trl.fit import check_policy
 from dibs.integrations.trl.groups import (
     Row,
     dealt,
@@ -71,6 +72,7 @@ class DIBSGRPOTrainer(GRPOTrainer):
         HOOKS.check(GRPOTrainer)
         super().__init__(*args, **kwargs)
         check_attributes(self)
+        check_policy(self)
         self.dibs = (dibs or DIBSConfig()).for_trainer(self.args)
         if self.tools or self.environment_factories is not None:
             raise InputError(

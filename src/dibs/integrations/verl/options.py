@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from dibs.allocation.target import OBJECTIVES, Target
 from dibs.config import Section
+from dibs.config.wording import worded
 from dibs.integrations.pools import PoolConfig
 from dibs.types import InputError
 
@@ -160,9 +161,7 @@ def _completed(
 def _one_line(error: ValidationError) -> str:
     first, *rest = error.errors()
     key = ".".join(["dibs", *(str(part) for part in first["loc"])])
-    reason = first["msg"].removeprefix("Value error, ")
-    got = f" (got {first['input']!r})" if first["type"] != "value_error" else ""
-    return f"{key}: {reason}{got}" + (f" (and {len(rest)} more)" if rest else "")
+    return f"{key}: {worded(first)}" + (f" (and {len(rest)} more)" if rest else "")
 
 
 def adapt(config: Any, options: VerlOptions, budget: PoolConfig) -> None:

@@ -1,4 +1,8 @@
-"""Functions whose backward passes hand per-sample gradients to a recorder, in place of ``.grad``."""
+"""Functions whose backward passes hand per-sample gradients to a recorder, in place of ``.grad``.
+
+Where the recorder has a coefficient for each sample, ``.grad`` gets the sum of the samples' gradients
+times their coefficients besides.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch.autograd import Function
 
 
 class LinearMap(Function):
-    """A linear map, whose matrix gets no gradient."""
+    """A linear map, whose matrix gets no gradient but the weighted one."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, recorder: Any, name: str) -> Tensor:
@@ -19,14 +23,19 @@ class LinearMap(Function):
         return F.linear(inputs, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         inputs, weight = ctx.saved_tensors
-        ctx.recorder.add_matrix(ctx.name, inputs, gradient)
-        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
+        recorder = ctx.recorder
+        recorder.add_matrix(ctx.name, inputs, gradient)
+        own = None
+        if recorder.coefficients is not None:
+            weighted = recorder.weighted(gradient)
+            own = weighted.flatten(0, -2).mT @ inputs.flatten(0, -2)
+        return gradient @ weight if ctx.needs_input_grad[0] else None, own, None, None
 
 
 class EmbeddingMap(Function):
-    """A look-up of rows, whose matrix gets no gradient."""
+    """A look-up of rows, whose matrix gets no gradient but the weighted one."""
 
     @staticmethod
     def forward(
@@ -40,19 +49,25 @@ class EmbeddingMap(Function):
         name: str,
     ) -> Tensor:
         ctx.slots, ctx.size, ctx.real, ctx.recorder, ctx.name = slots, size, real, recorder, name
+        ctx.ids, ctx.rows = ids, len(weight)
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradient.reshape(*ctx.slots.shape, -1)
         if ctx.real is not None:
             gradient = gradient * ctx.real.unsqueeze(2)
         ctx.recorder.add_embedding(ctx.name, ctx.slots, ctx.size, gradient)
-        return (None,) * 7
+        own = None
+        if ctx.recorder.coefficients is not None:
+            weighted = ctx.recorder.weighted(gradient).flatten(0, 1)
+            own = weighted.new_zeros(ctx.rows, weighted.shape[1])
+            own.index_add_(0, ctx.ids.flatten(), weighted)
+        return None, own, *(None,) * 5
 
 
 class VectorCopies(Function):
-    """A copy of a vector for each sample; the vector itself gets no gradient."""
+    """A copy of a vector for each sample; the vector itself gets no gradient but the weighted one."""
 
     @staticmethod
     def forward(
@@ -62,6 +77,9 @@ class VectorCopies(Function):
         return vector.expand(shape).clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ctx.recorder.add_vector(ctx.name, gradient)
-        return (None,) * 4
+        own = None
+        if ctx.recorder.coefficients is not None:
+            own = ctx.recorder.weighted(gradient).flatten(0, -2).sum(0)
+        return own, None, None, None

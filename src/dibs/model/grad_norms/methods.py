@@ -11,24 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.model.batching import TokenBatch, TokenSequence
 from dibs.model.forward_pass import in_evaluation_mode
+from dibs.model.grad_norms.checkpointing import Wrapper, recomputed_within
 from dibs.model.grad_norms.output_layer import Sketch, output_layer
 from dibs.model.grad_norms.products import Products
 from dibs.model.grad_norms.recorder import Recorder, UncoveredError, uncovered
 from dibs.model.policy import Policy
 from dibs.types import InputError, NonFiniteError
 
-_Function = Callable[..., Any]
 _Measure = Callable[[Sequence[TokenSequence], Products], None]
 """Adds the gradients of one micro-batch's sequences to the products."""
 
@@ -204,10 +202,10 @@ def _method(
             "no gradients; load the model outside of it"
         )
     if method == "exact_slow":
-        return _exact_slow(policy, _tracked(policy, parameters))
+        return _exact_slow(policy, tracked_parameters(policy, parameters))
     head = policy.output_head
     if method == "exact":
-        return _exact(policy, _tracked(policy, parameters), head)
+        return _exact(policy, tracked_parameters(policy, parameters), head)
     if head is None:
         raise UncoveredError(
             f"grad_norm last_layer: the logits of {type(policy.model).__name__} are not a "
@@ -236,7 +234,7 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
             if head is None:
                 gradient = torch.ones_like(start)
             else:
-                gradient = _through(head, start, batch, policy.temperature, recorder)
+                gradient = through_head(head, start, batch, policy.temperature, recorder)
             if start.requires_grad:
                 torch.autograd.backward(start, gradient)
             for name, parameter in tracked.items():
@@ -247,10 +245,18 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
     return measure
 
 
-def _through(
-    head: nn.Linear, hidden: Tensor, batch: TokenBatch, temperature: float, recorder: Recorder
+def through_head(
+    head: nn.Linear,
+    hidden: Tensor,
+    batch: TokenBatch,
+    temperature: float,
+    recorder: Recorder,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """Record the output layer's share and return the gradient at the hidden states."""
+    """Record the output layer's share and return the gradient at the hidden states.
+
+    ``slopes``: what each token's log-probability counts, [B, T]; None: 1.
+    """
     name, hidden = recorder.name_of(head.weight), hidden.detach()
     looked_up = None if name is None else recorder.looked_up.get(name)
     gradient, errors = output_layer(
@@ -261,6 +267,8 @@ def _through(
         None if name is None else recorder.products,
         backward=True,
         looked_up=looked_up,
+        slopes=slopes,
+        coefficients=None if name is None else recorder.coefficients,
     )
     if name is not None:
         recorder.finish(name)
@@ -307,7 +315,7 @@ def _last_layer(policy: Policy, head: nn.Linear, sketch: Sketch | None) -> _Meas
     return measure
 
 
-def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
+def tracked_parameters(policy: Policy, choice: GradNormParameters = "all") -> dict[str, Tensor]:
     """The chosen trainable parameters by name; InputError where there are none."""
     model = policy.model
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -333,54 +341,22 @@ def _tracked(policy: Policy, choice: GradNormParameters) -> dict[str, Tensor]:
 def _gradients(
     tracked: dict[str, Tensor],
     model: nn.Module,
-    around: Callable[[_Function], _Function] = lambda function: function,
+    around: Wrapper = lambda function: function,
 ) -> Iterator[None]:
     """Within, gradients flow to the tracked parameters alone; every ``.grad`` is put aside and put back.
 
-    Gradient checkpointing works within: transformers does it for layers in training mode only, so those
-    layers are in training mode. ``around`` wraps the function that a layer runs again for the backward
-    pass.
+    Gradient checkpointing works within; see :func:`.recomputed_within`.
     """
     chosen = {id(parameter) for parameter in tracked.values()}
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    layers = {
-        layer: layer._gradient_checkpointing_func
-        for layer in model.modules()
-        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
-    }
     try:
         for parameter, trainable, _ in before:
             parameter.grad = None
             if trainable and id(parameter) not in chosen:
                 parameter.requires_grad_(False)
-        for layer, checkpoint in layers.items():
-            layer.training = True
-            layer._gradient_checkpointing_func = partial(_checkpointed, layer, checkpoint, around)
-        with torch.enable_grad():
+        with recomputed_within(model, around), torch.enable_grad():
             yield
     finally:
-        for layer, checkpoint in layers.items():
-            layer.training = False
-            layer._gradient_checkpointing_func = checkpoint
         for parameter, trainable, gradient in before:
             parameter.grad = gradient
             parameter.requires_grad_(trainable)
-
-
-def _checkpointed(
-    layer: nn.Module,
-    checkpoint: _Function,
-    around: Callable[[_Function], _Function],
-    function: _Function,
-    *inputs: Any,
-) -> Any:
-    """Checkpoint the layer's ``function``. It runs in evaluation mode, so that dropout stays off."""
-
-    def evaluated(*given: Any) -> Any:
-        layer.training = False
-        try:
-            return function(*given)
-        finally:
-            layer.training = True
-
-    return checkpoint(around(evaluated), *inputs)

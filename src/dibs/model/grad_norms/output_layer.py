@@ -57,6 +57,8 @@ def output_layer(
     sketch: Sketch | None = None,
     backward: bool = False,
     looked_up: Tensor | None = None,
+    slopes: Tensor | None = None,
+    coefficients: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the completions' log-probabilities at and below the output layer.
 
@@ -68,6 +70,8 @@ def output_layer(
         backward: whether the gradient at ``hidden`` is returned.
         looked_up: rows of the matrix, [B, U], whose logit gradients are returned; the value at a row -1
             has no meaning.
+        slopes: what each token's log-probability counts, [B, T]; None: 1.
+        coefficients: the matrix's ``.grad`` gets the samples' gradients times these numbers, [B].
 
     Returns:
         The gradient at ``hidden``, float32 [B, T, d], and the logit gradients, [B, T, U]. What was not
@@ -76,7 +80,7 @@ def output_layer(
     below = torch.zeros_like(hidden, dtype=torch.float32) if backward else hidden.new_zeros(0)
     picked = []
     for rows in _blocks(layer, hidden, products):
-        errors = _Errors(layer, hidden[rows], batch, rows, temperature)
+        errors = _Errors(layer, hidden[rows], batch, rows, temperature, slopes)
         features = _with_ones(errors.hidden) if layer.bias is not None else errors.hidden
         folded = None
         for chunk, error in errors.chunks():
@@ -84,6 +88,11 @@ def output_layer(
             if backward:
                 flat = product(rounded.flatten(0, 1), layer.weight[chunk])
                 below[rows] += flat.view_as(below[rows])
+            if coefficients is not None:
+                weighted = rounded * coefficients[rows, None, None].to(rounded.dtype)
+                _add_gradient(
+                    layer.weight, chunk, weighted.flatten(0, 1), errors.hidden.flatten(0, 1)
+                )
             if sketch is not None:
                 folded = sketch.fold(error, chunk) + (0.0 if folded is None else folded)
             elif products is not None:
@@ -93,6 +102,13 @@ def output_layer(
         if looked_up is not None:
             picked.append(errors.at(looked_up[rows]))
     return below, torch.cat(picked) if picked else hidden.new_zeros(0)
+
+
+def _add_gradient(weight: Tensor, rows: slice, errors: Tensor, hidden: Tensor) -> None:
+    """Add ``errors^T hidden`` to some rows of the matrix's ``.grad``."""
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    weight.grad[rows].addmm_(errors.mT, hidden)
 
 
 def _blocks(layer: nn.Linear, hidden: Tensor, products: Products | None) -> Iterator[slice]:
@@ -123,11 +139,19 @@ class _Errors:
     """
 
     def __init__(
-        self, layer: nn.Linear, hidden: Tensor, batch: TokenBatch, rows: slice, temperature: float
+        self,
+        layer: nn.Linear,
+        hidden: Tensor,
+        batch: TokenBatch,
+        rows: slice,
+        temperature: float,
+        slopes: Tensor | None,
     ) -> None:
         self.layer, self.hidden, self.temperature = layer, hidden, temperature
         self.chosen = batch.completion_ids[rows].unsqueeze(2)
         self.mask = batch.completion_mask[rows].unsqueeze(2)
+        if slopes is not None:
+            self.mask = self.mask * slopes[rows].unsqueeze(2)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the vocabulary, each with its errors [b, T, slice]."""

@@ -4,7 +4,8 @@ Every function of torch that reads a trainable parameter is intercepted, whateve
 place runs one with another backward pass: the gradient goes on to the function's input as usual, but
 each sample's share of the squared norm is recorded in place of the parameter's gradient. No ``.grad``
 is written. So a parameter that has one afterwards was used in a way that is not covered here, and the
-caller can raise an error.
+caller can raise an error. With a coefficient for each sample, ``.grad`` gets the samples' gradients,
+each times its coefficient: the gradient of a weighted loss, from the backward pass of the plain one.
 
 For a matrix ``W`` [out, in] with inputs ``x_t`` and output gradients ``g_t``, t over a sample's tokens,
 the sample's gradient is ``sum_t g_t x_t^T``. Its squared norm comes from T x T Gram matrices,
@@ -39,6 +40,9 @@ class Recorder(TorchFunctionMode):
             is followed from the call that made it on.
         length: tokens of a sample, padding included.
 
+    ``coefficients``: float32 [B], what each sample's gradient counts in ``.grad``; None: it is not
+    written. They are set before the backward pass.
+
     Raises UncoveredError, with the parameter's name, where one is used in a way that is not covered.
     """
 
@@ -46,6 +50,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.products = products
         self.samples = len(products.total)
+        self.coefficients: Tensor | None = None
         self.length = length
         self.names = {id(parameter): name for name, parameter in tracked.items()}
         self.derived: dict[int, _Derived] = {}
@@ -248,6 +253,13 @@ class Recorder(TorchFunctionMode):
             )
 
     # The backward passes call these.
+
+    def weighted(self, gradient: Tensor) -> Tensor:
+        """A gradient whose first axis is that of samples or of all tokens, times the coefficients."""
+        assert self.coefficients is not None
+        coefficients = self.coefficients.to(gradient.dtype)
+        by_sample = gradient.reshape(self.samples, -1) * coefficients.unsqueeze(1)
+        return by_sample.view(gradient.shape)
 
     def add_matrix(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
         """Add a matrix's share from its inputs [B, ..., in] and output gradients [B, ..., out]."""

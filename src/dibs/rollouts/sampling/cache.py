@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -64,6 +65,20 @@ class GrowingLayer(DynamicLayer):
 
 def _with_room(length: int) -> int:
     return length + max(_ROOM, length // 4)
+
+
+def continued(model: PreTrainedModel, cache: Cache, mask: Tensor, fresh: int) -> dict[str, Any]:
+    """Arguments of a forward pass that goes on from a cache.
+
+    State-space models have a name of their own for it, and mask the tokens that they read alone.
+
+    Args:
+        mask: [B, L], true where a row has a token.
+        fresh: tokens that the pass reads, the last columns of ``mask``.
+    """
+    if "cache_params" in inspect.signature(model.forward).parameters:
+        return {"cache_params": cache, "attention_mask": mask[:, -fresh:].long()}
+    return {"past_key_values": cache, "attention_mask": mask.long()}
 
 
 def new_cache(model: PreTrainedModel) -> tuple[Cache, bool]:

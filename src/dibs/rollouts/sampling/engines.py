@@ -1,11 +1,18 @@
 """Choosing and starting the sampling engine."""
 
+from collections.abc import Iterator, Sequence
+
 from dibs.config import Config
+from dibs.files import one_line
+from dibs.model.memory import out_of_memory
 from dibs.model.policy import Policy
 from dibs.rollouts.sampling.annealing import Annealing
-from dibs.rollouts.sampling.sampler import IdleSampler, Sampler
+from dibs.rollouts.sampling.parity import ParityCheck
+from dibs.rollouts.sampling.sampler import IdleSampler, Sampled, Sampler, SampleRequest
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import InputError, NonFiniteError
+
+_ADVICE = "use sampling.engine vllm, or a model of another architecture"
 
 
 def build_sampler(config: Config, policy: Policy, main: bool = True) -> Sampler:
@@ -30,11 +37,32 @@ def build_sampler(config: Config, policy: Policy, main: bool = True) -> Sampler:
                     f"sampling.engine vllm_server needs {error.name}; pip install 'dibs-rl[vllm-server]'"
                 ) from None
             return VllmServerSampler(policy, sampling)
+        return _checked(config, policy)
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
+
+
+def _checked(config: Config, policy: Policy) -> Sampler:
+    """The sampler around the model's own forward pass, where that pass goes on from a cache rightly.
+
+    Not every architecture does: some take no cache, and some give other numbers with it.
+    """
+    sampling = config.sampling
+    length, tokens = sampling.max_completion_length, sampling.batch_tokens
+    name = f"policy.model {config.policy.model}: its {type(policy.base_model).__name__}"
+
+    def draw(requests: Sequence[SampleRequest], length: int) -> Iterator[Sampled]:
+        try:
+            yield from TransformersSampler(policy, length, tokens).sample(requests)
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            if out_of_memory(error):
+                raise
+            raise InputError(
+                f"{name} cannot be continued token by token ({one_line(error)}); {_ADVICE}"
+            ) from error
+
+    ParityCheck(policy, sampling)(f"{name}, continued token by token,", draw, _ADVICE)
     annealing = None
     if sampling.anneal_from is not None:
         annealing = Annealing(sampling.anneal_from, sampling.anneal_floor, sampling.anneal_tokens)
-    return TransformersSampler(
-        policy, sampling.max_completion_length, sampling.batch_tokens, annealing
-    )
+    return TransformersSampler(policy, length, tokens, annealing)

@@ -21,7 +21,7 @@ from dibs.model.memory import halved, out_of_memory
 from dibs.model.policy import Policy
 from dibs.model.turn_end import decoded
 from dibs.rollouts.sampling.annealing import Annealing
-from dibs.rollouts.sampling.cache import join_rows, new_cache, select_rows
+from dibs.rollouts.sampling.cache import continued, join_rows, new_cache, select_rows
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion
 
@@ -281,11 +281,10 @@ class _Batch:
         with policy.autocast():
             logits: Tensor = policy.model(
                 input_ids=ids,
-                attention_mask=self.mask.long(),
                 position_ids=positions,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **continued(policy.base_model, self.cache, self.mask, ids.shape[1]),
             ).logits
         return logits[:, -1]
 

@@ -1,0 +1,47 @@
+"""What is wrong with a value of the configuration, in words of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_NUMBER = "must be a number"
+_WHOLE = "must be a whole number"
+_SWITCH = "must be true or false"
+_KEYS = "must hold keys and values"
+_WORDS = {
+    "int_parsing": _WHOLE,
+    "int_type": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": _WHOLE,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "finite_number": "must be a finite number",
+    "bool_parsing": _SWITCH,
+    "bool_type": _SWITCH,
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": _KEYS,
+    "model_type": _KEYS,
+    "model_attributes_type": _KEYS,
+}
+
+
+def worded(fault: Mapping[str, Any]) -> str:
+    """Return what a value must be, and the value where our own checks did not name it.
+
+    Args:
+        fault: an entry of pydantic's ``ValidationError.errors()``.
+    """
+    reason = fault["msg"].removeprefix("Value error, ")
+    words = _WORDS.get(fault["type"])
+    if words is not None:
+        reason = words.format(**fault.get("ctx", {}))
+    return reason if fault["type"] == "value_error" else f"{reason} (got {fault['input']!r})"

@@ -1,0 +1,166 @@
+"""An update that measures norms: the same gradient, and the norms of the separate pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from dibs.model.grad_norms import gradient_norms
+from dibs.model.policy import Policy
+from dibs.training import updater as updater_module
+from dibs.training.losses import PolicyLoss
+from dibs.training.updater import Updater
+from dibs.types import TrainingExample
+from tiny_gradients import FAMILIES, SIZES, make_policy, with_lora
+from tiny_policies import RAFT, RATIO, examples, naive_logprobs, updater
+
+SEQUENCE = PolicyLoss(clip=(0.2, 0.28), importance_sampling="sequence_mask")
+KINDS = [*FAMILIES, "tied", "neox", "lora", "lora_head", "no_head"]
+
+
+def made_policy(template: Policy, kind: str) -> Policy:
+    if kind in FAMILIES:
+        return make_policy(template, kind, temperature=0.8)
+    if kind == "tied":
+        return make_policy(template, tied=True)
+    if kind == "neox":
+        torch.manual_seed(0)
+        sizes = {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
+        config = GPTNeoXConfig(
+            **sizes, num_attention_heads=2, intermediate_size=48, initializer_range=0.3
+        )
+        return Policy(GPTNeoXForCausalLM(config).eval(), template.tokenizer)
+    if kind == "no_head":
+        policy = make_policy(template)
+        policy.output_head = None
+        return policy
+    target = "all-linear" if kind == "lora" else ["up_proj", "lm_head"]
+    return with_lora(make_policy(template), target_modules=target)
+
+
+def with_zeros(made: list[TrainingExample]) -> list[TrainingExample]:
+    """Every third completion without an advantage, and one without a token."""
+    made = [replace(each, advantage=0.0) if i % 3 == 2 else each for i, each in enumerate(made)]
+    return [*made, replace(made[0], completion_ids=())]
+
+
+def gradients(maker: Updater, made: list[TrainingExample], **options) -> torch.Tensor:
+    maker.optimizer.zero_grad(set_to_none=False)
+    maker.gradient(made, **options)
+    return torch.cat([p.grad.flatten() for p in maker.parameters if p.grad is not None]).clone()
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [10**6, 90, 1])
+def test_the_gradient_and_the_norms_are_those_of_two_passes(policy, kind, tokens):
+    policy = made_policy(policy, kind)
+    made = with_zeros(examples(policy, 8))
+    maker = updater(policy, RATIO, micro_batch_tokens=tokens)
+    squares = np.full(len(made), np.nan)
+    found = gradients(maker, made, squares=squares)
+    assert_same(found, gradients(maker, made))
+    expected = gradient_norms(policy, made).norms
+    np.testing.assert_allclose(np.sqrt(squares), expected, rtol=1e-5)
+    assert expected[-1] == 0
+    assert (expected[:-1] > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["tied", "qwen2"])
+def test_checkpointed_layers(policy, kind):
+    policy = made_policy(policy, kind)
+    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    made = examples(policy, 5)
+    maker = updater(policy)
+    updater_module.set_update_mode(policy.model)
+    modes = [module.training for module in policy.model.modules()]
+    squares = np.full(len(made), np.nan)
+    found = gradients(maker, made, squares=squares)
+    assert [module.training for module in policy.model.modules()] == modes
+    assert_same(found, gradients(maker, made))
+    np.testing.assert_allclose(np.sqrt(squares), gradient_norms(policy, made).norms, rtol=1e-5)
+
+
+def test_a_masked_completion_is_measured_too(policy):
+    """Importance sampling sets the second completion's loss to 0; the first one's ratio is 1.5."""
+    policy = made_policy(policy, "qwen2")
+    made = []
+    for each, gap in zip(examples(policy, 2), (np.log(1.5), 5.0), strict=True):
+        exact = naive_logprobs(policy, each).numpy()
+        exact[0] -= gap
+        made.append(replace(each, sampling_logprobs=tuple(exact.tolist())))
+    maker = updater(policy, SEQUENCE)
+    squares = np.full(2, np.nan)
+    found = gradients(maker, made, squares=squares)
+    assert_same(found, gradients(maker, made))
+    assert_same(found, 1.5 * gradients(updater(policy), made[:1]))
+    np.testing.assert_allclose(np.sqrt(squares), gradient_norms(policy, made).norms, rtol=1e-5)
+
+
+def test_moved_weights_keep_the_gradient_exact_and_weigh_the_tokens(policy):
+    """With a ratio of 2 or 1/2 for all tokens of a completion, its norm is that of the plain sum."""
+    policy = made_policy(policy, "qwen2")
+    made = [replace(each, advantage=1.0) for each in examples(policy, 3)]
+    old = [naive_logprobs(policy, each) for each in made]
+    old[0] = old[0] + np.log(
+        2.0
+    )  # ratio 1/2 everywhere: not clipped, since the advantage is positive
+    old[1] = old[1] - np.log(2.0)  # ratio 2 everywhere: clipped, no gradient
+    old[2][0] += np.log(2.0)  # the first token alone
+    maker = updater(policy, RATIO)
+    squares = np.full(3, np.nan)
+    found = gradients(maker, made, old_logprobs=old, squares=squares)
+    assert_same(found, gradients(maker, made, old_logprobs=old))
+    exact = gradient_norms(policy, made).norms
+    np.testing.assert_allclose(np.sqrt(squares[:2]), exact[:2], rtol=1e-4)
+    alone = gradients(maker, made[2:], old_logprobs=old[2:])
+    assert np.sqrt(squares[2]) == pytest.approx(float(alone.norm()) / made[2].weight, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_completions_without_an_advantage_is_measured(policy, monkeypatch, share):
+    monkeypatch.setattr(updater_module, "MEASURED_SHARE", share)
+    made = with_zeros(examples(policy, 40))
+    squares = np.full(len(made), np.nan)
+    measuring = updater(policy)
+    expected = gradient_norms(policy, made).norms
+    metrics = measuring.step(made, squares)
+    assert metrics.entropy > 0
+    known = ~np.isnan(squares)
+    learned = np.array([each.advantage != 0 for each in made])
+    assert known[learned].all()
+    if share in (0, 1):
+        assert (known[~learned] == share).all()
+    else:
+        assert 0 < known[~learned].sum() < (~learned).sum()
+    first = updater_module.deal([e.context_ids for e in made], 4, (0, 0))[0]
+    first = [i for i in first if known[i]]
+    np.testing.assert_allclose(np.sqrt(squares[first]), expected[first], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [RAFT, RATIO])
+def test_a_measured_step_is_the_step(loss, policy):
+    """The same weights and metrics after two steps of one update each as without norms."""
+    made = with_zeros(examples(policy, 20))
+    start = {name: value.clone() for name, value in policy.model.state_dict().items()}
+    results = []
+    for measured in (False, True):
+        policy.model.load_state_dict(start)
+        maker = updater(policy, loss, learning_rate=1e-3, updates_per_step=1)
+        for _ in range(2):
+            metrics = maker.step(made, np.full(len(made), np.nan) if measured else None)
+        results.append((torch.cat([p.detach().flatten() for p in maker.parameters]), metrics))
+    (plain, metrics), (weights, measured_metrics) = results
+    # AdamW divides by the gradient's size, so tiny gradients keep no digits.
+    assert (weights - plain).abs().max() < 1e-5
+    assert measured_metrics.sequence_ratios == metrics.sequence_ratios
+    for name in ("loss", "update_grad_norm", "entropy"):
+        assert getattr(measured_metrics, name) == pytest.approx(getattr(metrics, name), rel=1e-4)
