@@ -21,6 +21,7 @@ class Products:
         self.pairs = pairs
         shape = (samples, samples) if pairs else (samples,)
         self.total = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def add(self, gradients: Tensor, sign: float = 1.0, rows: slice = slice(None)) -> None:
         """Add gradients [B, ...] of some parameter entries, times ``sign``, for the samples ``rows``."""
@@ -44,7 +45,9 @@ class Products:
         samples, length, outputs = left.shape
         inputs = right.shape[2]
         if not self.pairs and gram_is_cheaper(length, outputs, inputs):
-            squares = product(left, left.mT).mul_(product(right, right.mT)).sum((1, 2))
+            squares = torch.linalg.vecdot(
+                product(left, left.mT).flatten(1), self._gram_of_inputs(right).flatten(1)
+            )
             self.total[rows] += squares.clamp(min=0).double()
             if learned is None:
                 return None
@@ -59,6 +62,17 @@ class Products:
         else:
             self._add_blocks(left, right, block, rows, total, learned)
         return total
+
+    def _gram_of_inputs(self, inputs: Tensor) -> Tensor:
+        """``inputs inputs^T``, kept for the next call: projections of attention share their inputs.
+
+        The inputs are kept with it, so no other tensor can have come to lie in their place.
+        """
+        if self._last is not None and _same_memory(self._last[0], inputs):
+            return self._last[1]
+        made = product(inputs, inputs.mT)
+        self._last = inputs, made
+        return made
 
     def _add_blocks(
         self,
@@ -78,6 +92,15 @@ class Products:
             if total is not None:
                 for each in gradients[:learned]:
                     total[some] += each
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
+        other.data_ptr(),
+        other.shape,
+        other.stride(),
+        other.dtype,
+    )
 
 
 def _squares(flat: Tensor) -> Tensor:
