@@ -99,13 +99,22 @@ def clean(answer: str) -> str:
 
 def _without_stop(text: str) -> str:
     r"""The text without full stops, commas and small spaces (``\,``) at its end."""
-    while text and text[-1] in ".,;:!~ \n\t" and not text.endswith((r"\right.", "...")):
-        if text[-1] == "!" and text[-2:] != r"\!":
+    end = len(text)
+    while end and text[end - 1] in ".,;:!~ \n\t" and not text.endswith((r"\right.", "..."), 0, end):
+        if text[end - 1] == "!" and not text.endswith(r"\!", 0, end):
             break  # a factorial
-        text = text[:-1].rstrip()
-        if text.endswith("\\") and not text.endswith("\\\\"):
-            text = text[:-1].rstrip()
-    return text
+        end = _end_before(text, end)
+        if text.endswith("\\", 0, end) and not text.endswith("\\\\", 0, end):
+            end = _end_before(text, end)
+    return text[:end]
+
+
+def _end_before(text: str, end: int) -> int:
+    """The end without the last character and the space before it; by index, as copies take long."""
+    end -= 1
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
 
 
 def reading(text: str, anywhere: bool = False) -> str | None:
