@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dibs.train import Trainer
 from rich.console import Console
 
 from dibs.config import Config, WarmStartConfig
@@ -40,7 +41,6 @@ from dibs.model.warm_start import build_model, build_tokenizer, warm_started_pol
 from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
-from dibs.train import Trainer
 
 TASK = "arithmetic"
 ARMS: dict[str, dict[str, Any]] = {
@@ -192,7 +192,9 @@ def main() -> None:
             f"(CPU seconds {row[f'{arm}_cpu_seconds_over_uniform']:.2f})"
             for arm in ("update", "exact")
         )
-        print(f"{name}: over uniform, {found}; largest difference of a norm {row['norm_error']:.1e}")
+        print(
+            f"{name}: over uniform, {found}; largest difference of a norm {row['norm_error']:.1e}"
+        )
 
 
 if __name__ == "__main__":
