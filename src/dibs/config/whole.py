@@ -83,6 +83,16 @@ class Config(Section):
         """YAML reads an unquoted yes or no as a switch."""
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
+    @model_validator(mode="after")
+    def _pilots_decide_something(self) -> Config:
+        """Uniform counts draw no pilots that decide nothing, unless they are asked for."""
+        asked = self.estimate.model_fields_set & {"mode", "num_pilots", "interval"}
+        idle = not (self.uses_statistics or asked) and self.select.pool is None
+        if idle and self.allocate.budget_unit == "completions":
+            estimate = self.estimate.model_copy(update={"mode": "none"})
+            object.__setattr__(self, "estimate", estimate)
+        return self
+
     @property
     def budget(self) -> int | None:
         """Training completions a step; None where the budget is one of tokens."""

@@ -38,6 +38,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     options = {"trust_remote_code": config.trust_remote_code}
     if config.model.startswith(("/", ".", "~")) and not Path(config.model).exists():
         raise InputError(f"policy.model {config.model}: no such folder")
+    refuse_run_folder(config.model)
     try:
         tokenizer = load_tokenizer(config.model, options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -56,6 +57,17 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     mixed = config.dtype == "mixed"
     return Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
+
+
+def refuse_run_folder(name: str) -> None:
+    """InputError, with the model to give, where a folder holds a run and no model."""
+    folder = Path(name).expanduser()
+    if not (folder / "metrics.jsonl").is_file() or (folder / "config.json").is_file():
+        return
+    models = [folder / "model", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+    whole = [path for path in models if (path / "config.json").is_file()]
+    advice = f"give {whole[0]}" if whole else "which has saved no model yet"
+    raise InputError(f"policy.model {name}: is the folder of a run; {advice}")
 
 
 def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:

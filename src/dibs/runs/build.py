@@ -30,6 +30,7 @@ from dibs.rollouts.source import RolloutSource
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.announce import announce
 from dibs.runs.console import View
+from dibs.runs.room import check_room
 from dibs.runs.trackers import check_trackers
 from dibs.train import Trainer
 from dibs.training.losses import PolicyLoss
@@ -139,6 +140,7 @@ def _check(config: Config) -> None:
     check_allocator(config.allocate.allocator)
     Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)
+    check_room(config)
 
 
 def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:
