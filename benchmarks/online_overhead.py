@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dibs.train import Trainer
 from rich.console import Console
 
 from dibs.config import Config, WarmStartConfig
 from dibs.data.arithmetic import MODULUS
+from dibs.loop import Trainer
 from dibs.model.grad_norms import gradient_norms
 from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.rollouts.source import Purpose

@@ -337,6 +337,25 @@ def test_bad_files_are_one_clear_line(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ([], "pilot"),
+        (["--allocate.allocator=uniform"], "none"),
+        (["--allocate.allocator=uniform", "--estimate.mode=pilot"], "pilot"),
+        (["--allocate.allocator=uniform", "--estimate.num_pilots=4"], "pilot"),
+        (["--allocate.allocator=uniform", "--algorithm.estimator=prompt_mean"], "pilot"),
+        (["--allocate.allocator=uniform", "--allocate.budget_unit=tokens"], "pilot"),
+    ],
+)
+def test_uniform_counts_draw_no_pilots_unless_told_to(tmp_path, words, mode):
+    """Pilots that decide nothing cost as much as others. The written configuration says the same."""
+    config = load(words)
+    assert config.estimate.mode == mode
+    again = Config.model_validate(config.model_dump(mode="json"))
+    assert again == config
+
+
 def test_a_fault_is_blamed_on_its_place(tmp_path):
     """The file is not blamed for what the command line says, nor the other way round."""
     path = tmp_path / "a.yaml"

@@ -41,6 +41,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     file = gguf_file_of(source)
     if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
         raise InputError(f"policy.model {config.model}: no such folder")
+    refuse_run_folder(config.model)
     try:
         tokenizer = load_tokenizer(source, options)
         if file is not None:
@@ -64,6 +65,17 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     mixed = config.dtype == "mixed"
     return Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
+
+
+def refuse_run_folder(name: str) -> None:
+    """InputError, with the model to give, where a folder holds a run and no model."""
+    folder = Path(name).expanduser()
+    if not (folder / "metrics.jsonl").is_file() or (folder / "config.json").is_file():
+        return
+    models = [folder / "model", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+    whole = [path for path in models if (path / "config.json").is_file()]
+    advice = f"give {whole[0]}" if whole else "which has saved no model yet"
+    raise InputError(f"policy.model {name}: is the folder of a run; {advice}")
 
 
 def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:

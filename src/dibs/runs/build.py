@@ -32,6 +32,7 @@ from dibs.rollouts.source import RolloutSource
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.announce import announce
 from dibs.runs.console import View
+from dibs.runs.room import check_room
 from dibs.runs.trackers import check_trackers
 from dibs.training.losses import PolicyLoss
 from dibs.training.norms_of_updates import check_weighted_gradient
@@ -159,6 +160,7 @@ def _check(config: Config) -> None:
         )
     Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)
+    check_room(config)
 
 
 def _check_rounds(options: AllocateConfig, select: SelectConfig) -> None:

@@ -164,9 +164,10 @@ class Updater:
         """
         total, sums = 0.0, dict[str, Tensor]()
         log_ratios: list[Tensor] = []
-        for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
+        for together in self.policy.micro_batches(examples, self.micro_batch_tokens):
+            indices = together
             if squares is not None:
-                indices = sorted(indices, key=lambda i: examples[i].advantage == 0)
+                indices = sorted(together, key=lambda i: examples[i].advantage == 0)
             chosen = [examples[i] for i in indices]
             batch = self.policy.collate(chosen)
             ref = None
