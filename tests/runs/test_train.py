@@ -339,7 +339,7 @@ def test_a_policy_that_broke_is_noticed_at_the_next_sampling(tmp_path, steps):
     [
         (
             ["--allocate.allocator=best"],
-            "unknown allocator 'best'; known: gvm, min_variance, ",
+            "unknown allocator 'best'; known: cero, cures, ",
         ),
         (["--algorithm.baseline=leave_one_out"], "objective log_likelihood has no baseline"),
         (["--tracking.trackers=[nothing]"], "unknown tracker 'nothing'; known: .*tensorboard"),
