@@ -10,6 +10,7 @@ from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
 from dibs.processes import Processes
 from dibs.rollouts.sampling import Sampler
+from dibs.rollouts.verify.verifiers import VERIFIERS
 from dibs.runs.console import View
 from dibs.types import counted
 
@@ -65,12 +66,8 @@ def box_note(config: Config, prompts: PromptSet) -> Iterator[str]:
     verifier = config.verify.verifier
     if verifier == "auto":
         verifier = "math" if parts_of(config.data.train) is None else "arithmetic"
-    wants_box = config.verify.answer_from == "boxed" and verifier in (
-        "math",
-        "exact",
-        "numeric",
-        "choice",
-    )
+    boxed = verifier in VERIFIERS and verifier != "arithmetic"
+    wants_box = boxed and config.verify.answer_from == "boxed"
     if wants_box and not any("boxed" in prompt.text for prompt in prompts.train[:_LOOKED_AT]):
         yield (
             f"No prompt asks for a \\boxed{{}} answer, and the verifier {verifier} takes no other: set "
