@@ -192,7 +192,9 @@ def main() -> None:
             f"(CPU seconds {row[f'{arm}_cpu_seconds_over_uniform']:.2f})"
             for arm in ("update", "exact")
         )
-        print(f"{name}: over uniform, {found}; largest difference of a norm {row['norm_error']:.1e}")
+        print(
+            f"{name}: over uniform, {found}; largest difference of a norm {row['norm_error']:.1e}"
+        )
 
 
 if __name__ == "__main__":

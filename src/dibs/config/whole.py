@@ -304,7 +304,9 @@ class Config(Section):
         if self.algorithm.beta > 0:
             what = f"beta {self.algorithm.beta} adds a penalty to"
         elif self.algorithm.importance_sampling.startswith("token"):
-            what = f"importance_sampling {self.algorithm.importance_sampling} weighs single tokens in"
+            what = (
+                f"importance_sampling {self.algorithm.importance_sampling} weighs single tokens in"
+            )
         else:
             return
         raise ValueError(
