@@ -147,6 +147,22 @@ def test_algorithms_bring_their_objective_and_baseline():
             "grad_norm_parameters needs grad_norm: exact or exact_slow",
         ),
         (
+            ["--estimate.grad_norm", "update"],
+            "grad_norm update needs mode: online, since mode pilot needs norms before the update",
+        ),
+        (
+            ["--estimate.mode=online", "--estimate.grad_norm=update", "--algorithm.beta=0.1"],
+            "algorithm.beta 0.1 adds a penalty to the loss; set estimate.grad_norm to exact",
+        ),
+        (
+            [
+                "--estimate.mode=online",
+                "--estimate.grad_norm=update",
+                "--algorithm.importance_sampling=token_truncate",
+            ],
+            "importance_sampling token_truncate weighs single tokens in the loss",
+        ),
+        (
             ["--estimate.mode", "cross_fit"],
             "cross_fit trains on its pilots, and 8 a prompt spend the whole budget of 512; lower",
         ),

@@ -9,14 +9,19 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from dibs.allocation.statistics import completion_sums, statistics
+from dibs.files import read_lines
 from dibs.model.grad_norms import gradient_norms
+from dibs.model.grad_norms.recorder import Recorder
 from dibs.model.policy import Policy
 from dibs.training import updater as updater_module
 from dibs.training.losses import PolicyLoss
+from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.updater import Updater
-from dibs.types import TrainingExample
+from dibs.types import InputError, TrainingExample
 from tiny_gradients import FAMILIES, SIZES, make_policy, with_lora
 from tiny_policies import RAFT, RATIO, examples, naive_logprobs, updater
+from tiny_runs import run, untimed
 
 SEQUENCE = PolicyLoss(clip=(0.2, 0.28), importance_sampling="sequence_mask")
 KINDS = [*FAMILIES, "tied", "neox", "lora", "lora_head", "no_head"]
@@ -166,3 +171,39 @@ def test_a_measured_step_is_the_step(loss, policy):
     assert measured_metrics.sequence_ratios == metrics.sequence_ratios
     for name in ("loss", "update_grad_norm", "entropy"):
         assert getattr(measured_metrics, name) == pytest.approx(getattr(metrics, name), rel=1e-4)
+
+
+def test_norms_that_were_not_measured_count_nowhere():
+    """Norms 3 and unknown, both accepted, and 2, rejected: means and moments are those of 3 and of 2."""
+    accepted, rewards = np.array([True, True, False]), np.array([1.0, 1.0, 0.0])
+    logprobs = np.array([-1.0, -9.0, -2.0])
+    sums = completion_sums(accepted, rewards, np.ones(3), logprobs, np.array([3.0, np.nan, 2.0]))
+    found = statistics(["a"], sums[None])
+    assert found.trials.tolist() == [3]
+    assert found.grad_norm.tolist() == [3.0]
+    assert found.grad_norm_rejected.tolist() == [2.0]
+    assert found.accepted.count.tolist() == [1]
+    assert found.accepted.log_norm.tolist() == [np.log(3.0)]
+    assert sums[3 + 6 : 3 + 11].tolist() == [2, 2, 9, 9, 9]
+
+
+def test_a_model_whose_gradient_would_differ_is_refused(policy, monkeypatch):
+    made = [replace(each, advantage=1.0) for each in examples(policy, 2)]
+    check_weighted_gradient(policy, made)
+    monkeypatch.setattr(Recorder, "add_vector", lambda *_: None)
+    with pytest.raises(InputError, match="that measures norms would not have the same gradient"):
+        check_weighted_gradient(policy, made)
+
+
+def test_an_online_run_takes_in_what_its_updates_measured(tmp_path):
+    """Two updates a step: every prompt is known after its first step, and a resumed run is the same."""
+    options = ("--estimate.mode=online", "--estimate.grad_norm=update", "--data.size=8")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, *options, "--train.steps=3", "--checkpoint.interval=2")
+    run(parts, *options, "--train.steps=2", "--checkpoint.interval=2")
+    run(
+        parts, *options, "--train.steps=3", "--checkpoint.interval=2", "--resume", "--allow_changes"
+    )
+    assert untimed(parts)[-1] == untimed(whole)[-1]
+    second = read_lines(whole / "allocations.jsonl")[1]
+    assert any(norm is not None and norm > 0 for norm in second["grad_norm"])
