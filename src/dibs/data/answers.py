@@ -20,7 +20,7 @@ _UNBRACED = re.compile(r"\\boxed\s*([^\s{}$\\]+)")
 JOINT = re.compile(
     r"(?:[\s,;:$&|/*•-]|\\[()\[\],;! ]|\\q?quad|\\(?:lor|land|vee|wedge|mid)(?![a-z])"
     r"|\\(?:text|mathrm|textbf)\s*\{\s*(?:and|or)\s*\}|and|or|alternatively"
-    r"|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])*"
+    r"|[a-zA-Z]\s?=|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])*"
 )
 _WRAPPERS = (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")

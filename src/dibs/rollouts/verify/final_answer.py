@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dibs.data.answers import JOINT, LONGEST, boxes_in, clean, final_answer
 from dibs.data.stated_answers import stated_answers
-from dibs.rollouts.verify.around_box import refusal
+from dibs.rollouts.verify.around_box import is_denied, numbers_beside, refusal
 
 _THOUGHT = "</think>"
 _HEDGE = re.compile(
@@ -73,6 +73,9 @@ def find_answer(text: str, anywhere: bool = False) -> Found:
     if boxes:
         first, several = _contradicting(text, boxes)
         answer = final_answer(text)
+        beside = numbers_beside(text, boxes[first][0], boxes[-1][1])
+        if beside and answer is not None:
+            several = several or (answer, *beside)
         refused = refusal(text, boxes[first][0], boxes[-1][1])
         return Found((answer,) if answer is not None else (), several, refused)
     answer = final_answer(text)
@@ -94,7 +97,7 @@ def _contradicting(text: str, boxes: list[tuple[int, int, str]]) -> tuple[int, t
     if last == 0:
         return last, ()
     earlier = boxes[last - 1]
-    if clean(earlier[2]) == clean(boxes[-1][2]):
+    if clean(earlier[2]) == clean(boxes[-1][2]) or is_denied(text, *earlier[:2]):
         return last, ()
     between = text[earlier[1] : first[0]]
     lead = text[max(0, earlier[0] - _NEAR, boxes[last - 2][1] if last > 1 else 0) : earlier[0]]
