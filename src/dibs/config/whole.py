@@ -370,14 +370,11 @@ class Config(Section):
             what = (
                 f"importance_sampling {self.algorithm.importance_sampling} weighs single tokens in"
             )
-<<<<<<< HEAD
         elif self.allocate.rounds is not None or self.allocate.keep is not None:
             raise ValueError(
                 "estimate.grad_norm update measures what is trained on, and allocate.rounds and "
                 "allocate.keep leave completions out; set estimate.grad_norm to exact"
             )
-=======
->>>>>>> df565ef47f74d80b8d48f065fac4d1953da429f3
         else:
             return
         raise ValueError(
