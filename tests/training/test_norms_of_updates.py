@@ -181,7 +181,9 @@ def test_norms_that_were_not_measured_count_nowhere():
     found = statistics(["a"], sums[None])
     assert found.trials.tolist() == [3]
     assert found.grad_norm.tolist() == [3.0]
+    assert found.grad_norm_rejected is not None
     assert found.grad_norm_rejected.tolist() == [2.0]
+    assert found.accepted is not None
     assert found.accepted.count.tolist() == [1]
     assert found.accepted.log_norm.tolist() == [np.log(3.0)]
     assert sums[3 + 6 : 3 + 11].tolist() == [2, 2, 9, 9, 9]
