@@ -175,14 +175,6 @@ def test_the_example_of_a_trainer_of_your_own_runs():
 
 
 @pytest.mark.slow
-def test_the_demo_runs(tmp_path):
-    script = ROOT / "examples/demo.py"
-    printed = run(script, "--output-dir", tmp_path, "--steps=1", "--seeds=2", FEW_UPDATES)
-    assert "Foretold and seen" in printed
-    assert (tmp_path / "report-rare/index.html").is_file()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs(name, tmp_path):
     words = [*TINY_STUDY, *STUDIES[name], f"--compare.output_dir={tmp_path}"]
