@@ -192,6 +192,9 @@ def _equal_ratios(gold: Value, given: Value) -> bool:
             return False
         if all(same_expression(a, b) for a, b in zip(gold.parts, given.parts, strict=True)):
             return True
+        if bool(gold.half) != bool(given.half):
+            one, other = _on_24_hours(gold), _on_24_hours(given)
+            return one is not None and one == other
         if gold.clock or given.clock:
             return False
         return all(
@@ -208,6 +211,18 @@ def _equal_ratios(gold: Value, given: Value) -> bool:
     return (
         not plain.unit and not ratio.half and same_expression(Node("div", ratio.parts), plain.node)
     )
+
+
+def _on_24_hours(time: Ratio) -> list[Fraction] | None:
+    """The parts of a time of day, with the hours after noon as 12 to 23; None for no numbers."""
+    try:
+        values = [exact(part) for part in time.parts]
+    except UndefinedError:
+        return None
+    hours, *rest = [value for value in values if value is not None] or [Fraction(0)]
+    if time.half:
+        hours = hours % 12 + (12 if time.half == "pm" else 0)
+    return [hours, *rest] if None not in values else None
 
 
 def _equal_matrices(gold: Value, given: Value) -> bool:
@@ -241,6 +256,9 @@ def _equal_listings(gold: Value, given: Value) -> bool:
         if _assigned(whole.items):
             return False
         return all(equal(a, b) for a in one for b in other)
+    for group, single in ((gold, given), (given, gold)):
+        if group.brackets == "{}" and len(group.items) == 1 and single.brackets in ("()", "<>"):
+            return equal(group.items[0], single)
     if {isinstance(item, Listing) for item in one} != {isinstance(item, Listing) for item in other}:
         return False  # {{1}} is not {1}
     brackets = {gold.brackets, given.brackets}

@@ -109,6 +109,12 @@ def without_dress(tokens: Sequence[Token]) -> list[Token]:
             kept = kept[1:-1]
         if is_whole(kept) and kept[0].text == "{" and kept[-1].text == "}":
             kept = kept[1:-1]
+        if (
+            len(kept) > 1
+            and kept[0].kind == "word"
+            and kept[0].text.lower() in ("exactly", "precisely")
+        ):
+            kept.pop(0)
         kept = _without_answer_words(_without_denial(kept))
         if len(kept) == size:
             return kept
