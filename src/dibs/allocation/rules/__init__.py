@@ -60,8 +60,8 @@ def module_of(name: str) -> ModuleType:
 def needs_batch(name: str) -> str:
     """Why a rule for counts has no use over a pool, and what to do."""
     return (
-        f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule that "
-        "weighs prompts (docs/rules.md)"
+        f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule "
+        "that weighs prompts (docs/rules.md)"
     )
 
 
