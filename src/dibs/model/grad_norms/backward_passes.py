@@ -61,7 +61,7 @@ class EmbeddingMap(Function):
 
 
 class VectorCopies(Function):
-    """A copy of a vector for each sample; the vector itself gets no gradient but that of learned samples."""
+    """A copy of a vector for each sample; the vector gets no gradient but that of learned samples."""
 
     @staticmethod
     def forward(
