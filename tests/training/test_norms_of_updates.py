@@ -12,7 +12,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from dibs.allocation.statistics import completion_sums, statistics
 from dibs.files import read_lines
 from dibs.model.grad_norms import gradient_norms
-from dibs.model.grad_norms.recorder import Recorder
+from dibs.model.grad_norms.products import Products
 from dibs.model.policy import Policy
 from dibs.training import updater as updater_module
 from dibs.training.losses import PolicyLoss
@@ -48,8 +48,9 @@ def made_policy(template: Policy, kind: str) -> Policy:
 
 
 def with_zeros(made: list[TrainingExample]) -> list[TrainingExample]:
-    """Every third completion without an advantage, and one without a token."""
+    """Every third completion without an advantage, one without a weight, and one without a token."""
     made = [replace(each, advantage=0.0) if i % 3 == 2 else each for i, each in enumerate(made)]
+    made[1] = replace(made[1], weight=0.0)
     return [*made, replace(made[0], completion_ids=())]
 
 
@@ -182,8 +183,8 @@ def test_norms_that_were_not_measured_count_nowhere():
     assert found.trials.tolist() == [3]
     assert found.grad_norm.tolist() == [3.0]
     assert found.grad_norm_rejected is not None
-    assert found.grad_norm_rejected.tolist() == [2.0]
     assert found.accepted is not None
+    assert found.grad_norm_rejected.tolist() == [2.0]
     assert found.accepted.count.tolist() == [1]
     assert found.accepted.log_norm.tolist() == [np.log(3.0)]
     assert sums[3 + 6 : 3 + 11].tolist() == [2, 2, 9, 9, 9]
@@ -192,7 +193,13 @@ def test_norms_that_were_not_measured_count_nowhere():
 def test_a_model_whose_gradient_would_differ_is_refused(policy, monkeypatch):
     made = [replace(each, advantage=1.0) for each in examples(policy, 2)]
     check_weighted_gradient(policy, made)
-    monkeypatch.setattr(Recorder, "add_vector", lambda *_: None)
+    weighted = Products.add_outer
+
+    def doubled(*given, **options):
+        gradient = weighted(*given, **options)
+        return None if gradient is None else 2 * gradient
+
+    monkeypatch.setattr(Products, "add_outer", doubled)
     with pytest.raises(InputError, match="that measures norms would not have the same gradient"):
         check_weighted_gradient(policy, made)
 
@@ -203,9 +210,8 @@ def test_an_online_run_takes_in_what_its_updates_measured(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(whole, *options, "--train.steps=3", "--checkpoint.interval=2")
     run(parts, *options, "--train.steps=2", "--checkpoint.interval=2")
-    run(
-        parts, *options, "--train.steps=3", "--checkpoint.interval=2", "--resume", "--allow_changes"
-    )
+    more = ("--train.steps=3", "--resume=yes", "--allow_changes=true")
+    run(parts, *options, "--checkpoint.interval=2", *more)
     assert untimed(parts)[-1] == untimed(whole)[-1]
     second = read_lines(whole / "allocations.jsonl")[1]
     assert any(norm is not None and norm > 0 for norm in second["grad_norm"])

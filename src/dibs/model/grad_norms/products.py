@@ -83,7 +83,7 @@ class Products:
         total: Tensor | None,
         learned: int | None,
     ) -> None:
-        """Add gradients some rows at a time; those of the first ``learned`` samples to ``total`` too."""
+        """Add gradients a few rows at a time, those of ``learned`` samples to ``total`` too."""
         width = max(1, block // (left.shape[0] * right.shape[2]))
         for start in range(0, left.shape[2], width):
             some = slice(start, start + width)

@@ -1,7 +1,7 @@
 """The gradient of a weighted loss and the norm of every completion's gradient, from one backward pass.
 
 A loss that is a weighted sum of log-probabilities, ``sum_b c_b log pi(y_b|x_b)``, has the gradient
-``sum_b c_b s_b``. Its backward pass passes each layer's part of every ``c_b s_b``, whose norm is
+``sum_b c_b s_b``. Its backward pass passes each layer's part of every ``c_b s_b``. The norm of each is
 recorded (see ``recorder``) and divided by ``|c_b|``. A completion with ``c_b = 0`` runs through the same
 backward pass with ``c_b = 1`` and is kept out of ``.grad``.
 """
@@ -93,7 +93,7 @@ def weighted_backward(
 
 
 def _coefficients(slopes: Tensor, nominal: Tensor, mask: Tensor) -> Tensor:
-    """What the tokens' derivatives [B, T] are measured by, [B]: their value if equal, else the nominal.
+    """What a norm is divided by, [B]: the tokens' derivative if they share one, else the nominal.
 
     A completion without tokens has norm 0, whatever this is; it must not be 0.
     """
