@@ -212,13 +212,6 @@ def test_an_online_run_takes_in_what_its_updates_measured(tmp_path):
     run(parts, *options, "--train.steps=2", "--checkpoint.interval=2")
     more = ("--train.steps=3", "--resume=yes", "--allow_changes=true")
     run(parts, *options, "--checkpoint.interval=2", *more)
-        parts,
-        *options,
-        "--train.steps=3",
-        "--checkpoint.interval=2",
-        "--resume=yes",
-        "--allow_changes=true",
-    )
     assert untimed(parts)[-1] == untimed(whole)[-1]
     second = read_lines(whole / "allocations.jsonl")[1]
     assert any(norm is not None and norm > 0 for norm in second["grad_norm"])
