@@ -62,9 +62,9 @@ def coin(answer: str, completion: str) -> float:
     return float(zlib.crc32(f"{answer} {completion}".encode()) % 2)
 
 
-def embedded(_: Path) -> dict[str, Any]:
+def embedded(_: Path, updates: int) -> dict[str, Any]:
     """The embedded task's policy after its warm start."""
-    model = warm_started_policy(TASK, WarmStartConfig(), lambda *_: None)
+    model = warm_started_policy(TASK, WarmStartConfig(updates=updates), lambda *_: None)
     return {
         "policy": {"model": str(model)},
         "data": {"train": TASK},
@@ -73,7 +73,7 @@ def embedded(_: Path) -> dict[str, Any]:
     }
 
 
-def long_prompts(folder: Path) -> dict[str, Any]:
+def long_prompts(folder: Path, _: int) -> dict[str, Any]:
     """A random policy and random prompts, saved in ``folder``."""
     tokenizer = build_tokenizer()
     model = build_model(WarmStartConfig(hidden_size=256, layers=4), tokenizer)
@@ -141,7 +141,7 @@ def norm_error(trainer: Trainer) -> float:
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Ratios to uniform of one shape."""
-    shape = SHAPES[name](folder)
+    shape = SHAPES[name](folder, args.warm_start_updates)
     trainers = {arm: trainer_of(shape, given, args) for arm, given in ARMS.items()}
     runs = {arm: trainer.run() for arm, trainer in trainers.items()}
     rounds: list[dict[str, dict[str, float]]] = []
@@ -175,6 +175,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12, help="timed steps of each arm")
     parser.add_argument("--warmup-rounds", type=int, default=3, help="steps before them")
     parser.add_argument("--updates", type=int, default=1, help="optimizer updates a step")
+    parser.add_argument(
+        "--warm-start-updates",
+        type=int,
+        default=WarmStartConfig().updates,
+        help="updates of the embedded policy's warm start; fewer for a quick try",
+    )
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
