@@ -25,6 +25,7 @@ from dibs.data.containers import (
     file_type,
     json_entries,
 )
+from dibs.data.hub import without_hub
 from dibs.files import one_line
 from dibs.types import InputError
 
@@ -132,6 +133,7 @@ def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Row]:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     known = KNOWN.get(source)
+    unreached = without_hub(source, "a file")
     try:
         if Path(source).suffix.lower() == ".parquet":
             rows = datasets.load_dataset(
@@ -148,7 +150,7 @@ def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Row]:
         yield from rows
     except Exception as error:
         hint = "" if known else f"; known sets: {', '.join(KNOWN)}"
-        raise InputError(f"cannot read {source}: {one_line(error)}{hint}") from error
+        raise InputError(f"cannot read {source}: {one_line(error)}{hint}{unreached}") from error
 
 
 def _names(given: str | None, known: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
