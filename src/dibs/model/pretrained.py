@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dibs.config import LoraConfig, PolicyConfig
+from dibs.data.hub import without_hub
 from dibs.model.fitness import check_model
 from dibs.model.gguf_file import gguf_file_of, load_gguf_model, load_gguf_tokenizer, model_source
 from dibs.model.policy import Policy
@@ -42,6 +43,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
         raise InputError(f"policy.model {config.model}: no such folder")
     refuse_run_folder(config.model)
+    hint = without_hub(config.model, "the folder of a model")
     try:
         tokenizer = load_tokenizer(source, options)
         if file is not None:
@@ -55,7 +57,9 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
+        raise InputError(
+            f"policy.model {config.model}: cannot be loaded: {reason}{hint}"
+        ) from error
     check_model(f"policy.model {config.model}", model, tokenizer)
     if config.threads is None and device.type == "cpu" and model.num_parameters() < _TINY:
         torch.set_num_threads(1)

@@ -8,6 +8,7 @@ import numpy as np
 
 from dibs.config import Config
 from dibs.data.arithmetic import TASKS
+from dibs.data.hub import without_hub
 from dibs.data.prompts import (
     batches,
     build_prompts,
@@ -36,6 +37,7 @@ def describe_data(config: Config) -> dict[str, Any]:
     else:
         refuse_run_folder(config.policy.model)
         options = {"trust_remote_code": config.policy.trust_remote_code}
+        hint = without_hub(config.policy.model, "the folder of a model")
         try:
             tokenizer = load_tokenizer(config.policy.model, options)
         except InputError:
@@ -43,6 +45,7 @@ def describe_data(config: Config) -> dict[str, Any]:
         except Exception as error:
             raise InputError(
                 f"policy.model {config.policy.model}: its tokenizer cannot be loaded: {one_line(error)}"
+                + hint
             ) from error
     prompts = build_prompts(
         read_questions(config.data, config.seed), config.data, tokenizer, config.seed
