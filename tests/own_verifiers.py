@@ -33,6 +33,11 @@ def sleepy(answer: str, completion: str) -> float:
     return 0.5 if completion == "half" else float(completion == "right")
 
 
+def everything(answer: str, completion: str) -> float:
+    """Accepts whatever it is given."""
+    return 1.0
+
+
 def moody(answer: str, completion: str) -> float:
     """Fails on some completions and takes too long for others."""
     mood = sum(map(ord, completion)) // 2 % 4

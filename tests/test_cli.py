@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from dibs import __version__, allocate
+from dibs.__main__ import main as started
 from dibs.arguments import VERIFY_KEYS
 from dibs.cli import main
 from dibs.config import Config, Section
@@ -111,6 +113,11 @@ def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, caps
         (["--allocate.alocator", "gvm"], "nearest is allocate.allocator"),
         (["--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--policy.model", "./nowhere"], "policy.model ./nowhere: no such folder"),
+        (
+            ["--allocate.num_generations", "100000000"],
+            "allocate.num_generations 100,000,000 x 64 prompts = 6,400,000,000 completions at once do",
+        ),
+        (["--estimate.num_pilots=99999999"], "estimate.num_pilots 99,999,999 x 64 prompts ="),
     ):
         assert main(["train", *arguments, "--output_dir", str(out)]) == 2
         captured = capsys.readouterr()
@@ -118,6 +125,36 @@ def test_train_refuses_bad_input_with_status_2_and_writes_nothing(tmp_path, caps
         assert message in captured.err
         assert captured.err.count("\n") == 1
         assert not out.exists()
+
+
+def test_an_interrupt_while_the_command_line_is_imported(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, *_):
+            if name == "dibs.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "dibs.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert started() == 130
+    assert capsys.readouterr().err == "dibs: interrupted\n"
+
+
+@pytest.mark.slow
+def test_an_interrupted_verification_is_one_line(tmp_path):
+    """A terminal interrupts the workers, too."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"completion": "\\\\boxed{7}", "answer": "7"}\n' * 200_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dibs", "verify", str(path), "--workers=1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(8)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "dibs verify: interrupted\n")
 
 
 def all_keys(section=Config, prefix=""):

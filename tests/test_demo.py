@@ -54,7 +54,7 @@ def test_the_verdict_compares_what_was_foretold_with_what_came(fewer, row, said)
 @pytest.mark.slow
 def test_the_demo_foretells_and_confirms(tmp_path, monkeypatch):
     monkeypatch.delenv("DIBS_CACHE")  # the user's cache may hold the warm starts already
-    command = [sys.executable, "examples/demo.py", "--output-dir", str(tmp_path)]
+    command = [sys.executable, "examples/demo.py", "--seeds", "2", "--output-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Choosing prompts and counts pays here." in done.stdout

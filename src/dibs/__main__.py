@@ -11,9 +11,13 @@ def main() -> int:
         # The command line takes more than a second to import.
         sys.stdout.write(f"dibs {__version__}\n")
         return 0
-    from dibs.cli import main as run
+    try:
+        from dibs.cli import main as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while it is imported, and at its very end
+        sys.stderr.write("dibs: interrupted\n")
+        return 130
 
 
 if __name__ == "__main__":

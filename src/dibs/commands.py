@@ -114,9 +114,14 @@ def compare(
 
     study = read_study(paths, overrides)
     if dry_run:
+        from dibs.study.forecast import forecast
+        from dibs.study.make_runs import side_by_side
         from dibs.study.result_tables import matrix_table
 
-        _console().print(matrix_table(study), highlight=False)
+        console = _console()
+        console.print(matrix_table(study), highlight=False)
+        sentence = forecast(study).sentence(side_by_side(study))
+        console.print(sentence, markup=False, highlight=False)
         return
     from dibs.runs.console import view_for
     from dibs.study.compare import compare

@@ -31,6 +31,11 @@ def printable(text: object) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 row", "2 rows", "1,000 rows"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 class InputError(Exception):
     """Something that the user gave is unusable. The message is one line: what, where, and what to do.
 

@@ -204,7 +204,7 @@ def test_bounded_shares_match_brute_force(seed):
         (([1], [1], [1.0]), {"lower": 3, "upper": 2}, "lower bound 3 exceeds upper bound 2"),
         (([1], [1], [1.0]), {"lower": 0.5}, "whole numbers"),
         (([1], [1], [1.0]), {"lower": [0, 0]}, "lower has shape"),
-        (([1], [1], [1.0]), {"allocator": "best"}, "'best'; known: gvm, min_variance, "),
+        (([1], [1], [1.0]), {"allocator": "best"}, "'best'; known: cero, cures, "),
         (([1], [1], [1.0]), {"objective": "wealth"}, "unknown objective 'wealth'"),
         (([1], [1], [1.0]), {"baseline": "median"}, "log_likelihood has no baseline median"),
         (([1], [1], [1.0]), {"accept_rate_penalty": -1}, "at least 0"),

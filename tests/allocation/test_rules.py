@@ -186,6 +186,19 @@ def test_degenerate_cases(name, trials, successes):
             assert found.expected_gain > 0
 
 
+def test_rules_for_counts_need_a_fixed_batch():
+    problem = problem_of()
+    with pytest.raises(InputError, match="allocator knapsack decides counts of a fixed batch"):
+        pool_counts(
+            problem,
+            np.arange(4),
+            "knapsack",
+            group=1,
+            uniform_share=0.25,
+            rng=np.random.default_rng(0),
+        )
+
+
 def test_rules_that_draw_at_random_need_a_pool():
     with pytest.raises(InputError, match="allocator mopps draws at random, which needs a pool"):
         allocate([1, 1], [1, 0], [1, 1], budget=4, allocator="mopps")

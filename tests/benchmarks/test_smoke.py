@@ -23,6 +23,7 @@ BENCHMARKS = {
     "measured_gain": "--prompts=6 --samples=4 --per-step=3 --window=2 --windows=2",
     "meter_coverage": "--runs=2 --estimators prompt_mean",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
+    "online_overhead": "--shapes embedded --rounds 2 --warmup-rounds 1",
     "plug_in": "--replicates=3",
     "pool_choice": "--largest=512 --repeats=1",
     "pool_variance": "--policies arithmetic --prompts=128 --samples=2 --steps=2 --filling=1",
@@ -36,6 +37,7 @@ BENCHMARKS = {
 }
 """Those that run in this environment, with options that make them tiny."""
 WARM_STARTED = {
+    "online_overhead",
     *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
     *("shape_order", "step"),
 }
@@ -171,14 +173,6 @@ def test_the_example_of_a_trainer_of_your_own_runs():
     *steps, metrics = run(ROOT / "examples/any_trainer.py").splitlines()
     assert len(steps) == 3
     assert json.loads(metrics)
-
-
-@pytest.mark.slow
-def test_the_demo_runs(tmp_path):
-    script = ROOT / "examples/demo.py"
-    printed = run(script, "--output-dir", tmp_path, "--steps=1", "--seeds=2", FEW_UPDATES)
-    assert "Foretold and seen" in printed
-    assert (tmp_path / "report-rare/index.html").is_file()
 
 
 @pytest.mark.slow

@@ -147,6 +147,22 @@ def test_algorithms_bring_their_objective_and_baseline():
             "grad_norm_parameters needs grad_norm: exact or exact_slow",
         ),
         (
+            ["--estimate.grad_norm", "update"],
+            "grad_norm update needs mode: online, since mode pilot needs norms before the update",
+        ),
+        (
+            ["--estimate.mode=online", "--estimate.grad_norm=update", "--algorithm.beta=0.1"],
+            "algorithm.beta 0.1 adds a penalty to the loss; set estimate.grad_norm to exact",
+        ),
+        (
+            [
+                "--estimate.mode=online",
+                "--estimate.grad_norm=update",
+                "--algorithm.importance_sampling=token_truncate",
+            ],
+            "importance_sampling token_truncate weighs single tokens in the loss",
+        ),
+        (
             ["--estimate.mode", "cross_fit"],
             "cross_fit trains on its pilots, and 8 a prompt spend the whole budget of 512; lower",
         ),
@@ -335,6 +351,25 @@ def test_bad_files_are_one_clear_line(tmp_path, content, message):
         load_config(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ([], "pilot"),
+        (["--allocate.allocator=uniform"], "none"),
+        (["--allocate.allocator=uniform", "--estimate.mode=pilot"], "pilot"),
+        (["--allocate.allocator=uniform", "--estimate.num_pilots=4"], "pilot"),
+        (["--allocate.allocator=uniform", "--algorithm.estimator=prompt_mean"], "pilot"),
+        (["--allocate.allocator=uniform", "--allocate.budget_unit=tokens"], "pilot"),
+    ],
+)
+def test_uniform_counts_draw_no_pilots_unless_told_to(tmp_path, words, mode):
+    """Pilots that decide nothing cost as much as others. The written configuration says the same."""
+    config = load(words)
+    assert config.estimate.mode == mode
+    again = Config.model_validate(config.model_dump(mode="json"))
+    assert again == config
 
 
 def test_a_fault_is_blamed_on_its_place(tmp_path):

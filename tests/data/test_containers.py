@@ -150,7 +150,7 @@ def test_the_first_bad_row_is_shown(tmp_path, capsys):
     path.write_text("\n".join(["{broken", *as_json(rows)]))
     words = [f"--policy.model={tmp_path / 'model'}", f"--data.train={path}"]
     assert main(["data", *words, "--data.max_bad_rows=1", "--train.prompts_per_step=2"]) == 0
-    assert "1 rows dropped: unreadable; the first: cannot read" in capsys.readouterr().out
+    assert "1 row dropped: unreadable; the first: cannot read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

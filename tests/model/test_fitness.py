@@ -86,3 +86,18 @@ def test_numbers_that_overflow_are_not_blamed_on_the_learning_rate(tmp_path, cap
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert "NaN or infinite" in error
         assert "update.learning_rate" not in error
+
+
+@pytest.mark.parametrize("saved", ["model", "checkpoints/step-000004", None])
+def test_a_run_given_as_a_model_is_told_apart(tmp_path, capsys, saved):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 0}\n')
+    if saved:
+        save_model(run / saved, byte_tokenizer())
+    data = questions_file(tmp_path)
+    words = [f"--policy.model={run}", f"--data.train={data}"]
+    advice = f"give {run / saved}" if saved else "which has saved no model yet"
+    for command in (small_evaluation(run, data), ["data", *words]):
+        assert main(command) == 2
+        assert f"policy.model {run}: is the folder of a run; {advice}" in capsys.readouterr().err

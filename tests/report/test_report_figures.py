@@ -10,6 +10,7 @@ import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib import rc_context
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from dibs.report.arms import group_runs
@@ -21,6 +22,7 @@ from dibs.report.panels import (
     STEPS,
     STYLE,
     accept_rates_panel,
+    counts_panel,
     short_number,
     wrapped,
 )
@@ -28,6 +30,18 @@ from dibs.report.svg import inline_svg, svg_bytes
 from dibs.report.write import write_report
 from dibs.types import InputError
 from run_folders import make_run, reported_run, write_lines
+
+
+@pytest.mark.parametrize("order", [(8, 60), (60, 8)])
+def test_panels_in_a_row_reach_the_largest_count_of_all(tmp_path, order):
+    """They share an axis; the last of them must not cut off the dots of the others."""
+    axes = Figure().subplots(1, 2, sharey=True)
+    for panel, most in zip(axes, order, strict=True):
+        run = reported_run(make_run(tmp_path / f"{most}"))
+        line = {"step": 1, "accept_rate": [0.5], "count": [most]}
+        counts_panel(panel, [replace(run, allocations=[line])], Normalize(1, 2), 100)
+    assert all(panel.get_ylim()[1] >= 60 for panel in axes)
+    assert axes[0].get_ylim()[0] < 0
 
 
 def test_a_column_of_accept_rates_is_a_step_or_as_many_as_there_is_no_room_for(tmp_path):

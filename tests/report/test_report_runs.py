@@ -185,6 +185,12 @@ def test_folders_of_runs_are_searched_and_nothing_is_counted_twice(tmp_path):
     assert run_folders([tmp_path / "given"])[0] == [tmp_path / "given"]
 
 
+def test_folders_are_sorted_by_the_numbers_in_their_names(tmp_path):
+    names = ["uniform-8", "uniform-16", "uniform-16-b", "uniform-128", "vip-2"]
+    runs = [make_run(tmp_path / name, seed=i) for i, name in enumerate(names)]
+    assert run_folders([tmp_path])[0] == runs
+
+
 def test_runs_of_a_comparison_are_found_and_those_that_chose_its_rates_left_out(tmp_path):
     out = tmp_path / "out"
     below = "task/algorithm/arm/lr-0.001"

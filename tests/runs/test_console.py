@@ -35,3 +35,43 @@ def test_views_show_numbers_and_completions_as_text(kind):
     assert "0.250" in text
     assert "1,024" in text
     assert "p_i 0.50, n_i 3, accepted: 1A+1= -> A2#2 [bold]not markup[/bold]" in text
+
+
+STEP = {
+    **METRICS,
+    **{"accept_rate": 0.25, "count_max": 9, "starved_prompts": 2, "expected_gain": 0.0},
+    **{"update_grad_norm": 1.5, "tokens_per_second": 12_345.0},
+}
+
+
+@pytest.mark.parametrize("kind", [PlainView, LiveView])
+def test_names_are_explained_once_and_nothing_is_shown_twice(kind):
+    console = Console(record=True, width=160, force_terminal=kind is LiveView)
+    view = view_for(console)
+    for number in (1, 2):
+        view.step({**STEP, "step": number}, 10)
+    view.close()
+    text = " ".join(console.export_text().split())
+    assert "0 where a prompt that has a gradient was left out" in text
+    assert "reward" not in text  # rewards of 0 and 1: it is the accept rate
+    assert "left out 2" in text or kind is LiveView
+    if kind is PlainView:
+        assert text.count("accept: share of completions") == 1
+    view = view_for(console)
+    view.step({**STEP, "step": 3, "reward": 0.75}, 10)
+    view.close()
+    assert "0.750" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_table_of_steps_fits_a_narrow_terminal(width):
+    console = Console(record=True, width=width, force_terminal=True)
+    view = view_for(console)
+    view.step({**STEP, "step": 10, "rollouts": 1_234_567}, 1000)
+    view.close()
+    lines = [line for line in console.export_text().splitlines() if line.strip()]
+    (heads,) = {line.strip() for line in lines if line.strip().startswith("step")}
+    assert heads.split()[:2] == ["step", "accuracy"]
+    assert ("gain" in heads) == (width == 100)
+    assert any(line.split()[:1] == ["10"] and "1,234,567" in line for line in lines)
+    assert "…" not in heads

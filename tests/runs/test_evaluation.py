@@ -222,12 +222,45 @@ def test_bad_rows_leave_nothing_behind(tmp_path, capsys, line, message):
     assert not Path(os.devnull).is_file()
 
 
+def test_prompts_that_are_too_long_count_as_not_solved(byte_model, tmp_path, capsys):
+    """Leaving them out would raise the score of a model that can read less."""
+    rows = [{"prompt": text, "answer": "7"} for text in ("short", "also short", "long " * 40)]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", str(byte_model), "--data", str(path), "--policy.device=cpu"]
+    words += ["--sampling.max_completion_length=2", "--data.max_prompt_length=150"]
+    words += ["--verify.verifier=own_verifiers:everything", "--verify.workers=1"]
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["benchmarks"]
+    assert (row["prompts"], row["too_long"], row["completions"]) == (3, 1, 2)
+    assert row["avg"] == row["pass"] == pytest.approx(2 / 3)
+    assert main(words) == 0
+    assert "q: 1 prompt is too long for the model or data.max_" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_template_that_asks_for_no_box_is_pointed_out(byte_model, math_file, capsys):
+    words = ["data", "--policy.model", str(byte_model), "--data.train", str(math_file)]
+    warning = "No prompt asks for a \\boxed{} answer, and the verifier math takes no other: set"
+    for more, warned in (
+        ((), True),
+        (("--data.template=boxed",), False),
+        (("--verify.answer_from=anywhere",), False),
+        (("--verify.verifier=own_verifiers:everything",), False),
+    ):
+        assert main([*words, *more]) == 0
+        assert (warning in capsys.readouterr().out) == warned
+
+
 def test_data_are_shown_before_they_are_trained_on(byte_model, math_file, capsys):
     words = ["--policy.model", str(byte_model), "--data.train", str(math_file)]
     words += ["--data.template=boxed", "--data.max_prompt_length=102"]
     assert main(["data", *words]) == 0
     shown = capsys.readouterr().out
-    assert "9 training prompts, 1 held out" in shown
+    assert (
+        "9 training prompts, 1 held out; too few for a step of train.prompts_per_step 64" in shown
+    )
     assert "30 rows dropped: longer than 102 tokens" in shown
     assert shown.count("\n---") == 5
     assert "put your final answer within \\boxed{}" in shown

@@ -63,6 +63,15 @@ def test_a_run_that_ended_before_its_first_line_blocks_nothing(tmp_path):
     assert (mine / "config.yaml").read_text() == "seed: 3\n"
 
 
+def test_a_key_that_no_configuration_has_is_named_when_a_run_is_resumed(tmp_path):
+    folder = begun(config(tmp_path / "run"))
+    folder.unlock()
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text() + "sede: 1\n")
+    with pytest.raises(InputError, match=r"config.yaml has keys that no configuration has: sede"):
+        RunFolder(tmp_path / "run").open(config(tmp_path / "run", resume="yes"))
+
+
 def test_the_configuration_that_a_run_leaves_can_be_run_anew(tmp_path):
     folder = begun(config(tmp_path / "run", overwrite="true"))
     folder.write_config(config(tmp_path / "run", resume="yes", allow_changes="true"))

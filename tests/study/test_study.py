@@ -18,6 +18,7 @@ import yaml
 from dibs.cli import main
 from dibs.files import to_json
 from dibs.study.costs import COSTS, SCORES
+from dibs.study.forecast import forecast
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study
 from dibs.study.results import compared_again, curves, rows
@@ -179,6 +180,28 @@ def test_the_command_line_has_the_last_word(tmp_path):
 def test_shipped_studies_are_read(path, capsys):
     assert main(["compare", str(path), "--dry-run"]) == 0
     assert "uniform" in capsys.readouterr().out
+
+
+def test_what_a_comparison_will_take(tmp_path, capsys):
+    """By hand: 2 algorithms of 2 arms, 2 rates with a tuning seed and 2 seeds each; 2 steps x 8 x 4."""
+    path, out = write(tmp_path, STUDY), tmp_path / "out"
+    words = ["compare", str(path), f"--compare.output_dir={out}", "--dry-run"]
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "16 runs, 1,024 rollouts (pilots counted, evaluations not); 0 finished." in shown
+    assert "not known before one has finished" in shown
+    study = read_study([path], {"compare.output_dir": str(out)})
+    for config in (study.cells[0].tuning(7, 1e-3), study.cells[1].config(1, 3e-3)):
+        config.output_dir.mkdir(parents=True)
+        summary = {"rollouts": 64, "wall_seconds": 640.0}
+        (config.output_dir / "summary.json").write_text(json.dumps(summary))
+    assert main(words) == 0  # 14 x 64 rollouts at 0.1 a second, two runs at a time: 4,480 s
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 finished. The others take about 75 minutes at the pace of those, 2 at a time" in shown
+    pilots = read_study([path], {"estimate.mode": "pilot"})
+    assert forecast(pilots).rollouts == 16 * 2 * (32 + 4 * 8)
+    tokens = {"estimate.mode": "online", "allocate.budget_unit": "tokens"}
+    assert forecast(read_study([path], tokens)).rollouts is None
 
 
 def assert_almost_equal(one: Any, other: Any) -> None:

@@ -9,14 +9,19 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from dibs.allocation.statistics import completion_sums, statistics
+from dibs.files import read_lines
 from dibs.model.grad_norms import gradient_norms
+from dibs.model.grad_norms.products import Products
 from dibs.model.policy import Policy
 from dibs.training import updater as updater_module
 from dibs.training.losses import PolicyLoss
+from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.updater import Updater
-from dibs.types import TrainingExample
+from dibs.types import InputError, TrainingExample
 from tiny_gradients import FAMILIES, SIZES, make_policy, with_lora
 from tiny_policies import RAFT, RATIO, examples, naive_logprobs, updater
+from tiny_runs import run, untimed
 
 SEQUENCE = PolicyLoss(clip=(0.2, 0.28), importance_sampling="sequence_mask")
 KINDS = [*FAMILIES, "tied", "neox", "lora", "lora_head", "no_head"]
@@ -43,8 +48,9 @@ def made_policy(template: Policy, kind: str) -> Policy:
 
 
 def with_zeros(made: list[TrainingExample]) -> list[TrainingExample]:
-    """Every third completion without an advantage, and one without a token."""
+    """Every third completion without an advantage, one without a weight, and one without a token."""
     made = [replace(each, advantage=0.0) if i % 3 == 2 else each for i, each in enumerate(made)]
+    made[1] = replace(made[1], weight=0.0)
     return [*made, replace(made[0], completion_ids=())]
 
 
@@ -89,7 +95,7 @@ def test_checkpointed_layers(policy, kind):
     np.testing.assert_allclose(np.sqrt(squares), gradient_norms(policy, made).norms, rtol=1e-5)
 
 
-def test_a_masked_completion_is_measured_too(policy):
+def test_a_masked_completion_is_not_measured(policy):
     """Importance sampling sets the second completion's loss to 0; the first one's ratio is 1.5."""
     policy = made_policy(policy, "qwen2")
     made = []
@@ -102,7 +108,8 @@ def test_a_masked_completion_is_measured_too(policy):
     found = gradients(maker, made, squares=squares)
     assert_same(found, gradients(maker, made))
     assert_same(found, 1.5 * gradients(updater(policy), made[:1]))
-    np.testing.assert_allclose(np.sqrt(squares), gradient_norms(policy, made).norms, rtol=1e-5)
+    assert np.sqrt(squares[0]) == pytest.approx(gradient_norms(policy, made).norms[0], rel=1e-5)
+    assert np.isnan(squares[1])
 
 
 def test_moved_weights_keep_the_gradient_exact_and_weigh_the_tokens(policy):
@@ -120,7 +127,8 @@ def test_moved_weights_keep_the_gradient_exact_and_weigh_the_tokens(policy):
     found = gradients(maker, made, old_logprobs=old, squares=squares)
     assert_same(found, gradients(maker, made, old_logprobs=old))
     exact = gradient_norms(policy, made).norms
-    np.testing.assert_allclose(np.sqrt(squares[:2]), exact[:2], rtol=1e-4)
+    assert np.sqrt(squares[0]) == pytest.approx(exact[0], rel=1e-4)
+    assert np.isnan(squares[1])
     alone = gradients(maker, made[2:], old_logprobs=old[2:])
     assert np.sqrt(squares[2]) == pytest.approx(float(alone.norm()) / made[2].weight, rel=1e-4)
 
@@ -164,3 +172,46 @@ def test_a_measured_step_is_the_step(loss, policy):
     assert measured_metrics.sequence_ratios == metrics.sequence_ratios
     for name in ("loss", "update_grad_norm", "entropy"):
         assert getattr(measured_metrics, name) == pytest.approx(getattr(metrics, name), rel=1e-4)
+
+
+def test_norms_that_were_not_measured_count_nowhere():
+    """Norms 3 and unknown, both accepted, and 2, rejected: means and moments are those of 3 and of 2."""
+    accepted, rewards = np.array([True, True, False]), np.array([1.0, 1.0, 0.0])
+    logprobs = np.array([-1.0, -9.0, -2.0])
+    sums = completion_sums(accepted, rewards, np.ones(3), logprobs, np.array([3.0, np.nan, 2.0]))
+    found = statistics(["a"], sums[None])
+    assert found.trials.tolist() == [3]
+    assert found.grad_norm.tolist() == [3.0]
+    assert found.grad_norm_rejected is not None
+    assert found.accepted is not None
+    assert found.grad_norm_rejected.tolist() == [2.0]
+    assert found.accepted.count.tolist() == [1]
+    assert found.accepted.log_norm.tolist() == [np.log(3.0)]
+    assert sums[3 + 6 : 3 + 11].tolist() == [2, 2, 9, 9, 9]
+
+
+def test_a_model_whose_gradient_would_differ_is_refused(policy, monkeypatch):
+    made = [replace(each, advantage=1.0) for each in examples(policy, 2)]
+    check_weighted_gradient(policy, made)
+    weighted = Products.add_outer
+
+    def doubled(*given, **options):
+        gradient = weighted(*given, **options)
+        return None if gradient is None else 2 * gradient
+
+    monkeypatch.setattr(Products, "add_outer", doubled)
+    with pytest.raises(InputError, match="that measures norms would not have the same gradient"):
+        check_weighted_gradient(policy, made)
+
+
+def test_an_online_run_takes_in_what_its_updates_measured(tmp_path):
+    """Two updates a step: every prompt is known after its first step, and a resumed run is the same."""
+    options = ("--estimate.mode=online", "--estimate.grad_norm=update", "--data.size=8")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, *options, "--train.steps=3", "--checkpoint.interval=2")
+    run(parts, *options, "--train.steps=2", "--checkpoint.interval=2")
+    more = ("--train.steps=3", "--resume=yes", "--allow_changes=true")
+    run(parts, *options, "--checkpoint.interval=2", *more)
+    assert untimed(parts)[-1] == untimed(whole)[-1]
+    second = read_lines(whole / "allocations.jsonl")[1]
+    assert any(norm is not None and norm > 0 for norm in second["grad_norm"])

@@ -208,6 +208,10 @@ def test_settings_that_contradict_rounds(more, said):
         (["--allocate.rounds=ar3po", "--allocate.keep_count=2"], "ar3po keeps all completions"),
         (["--allocate.rounds=ar3po", "--select.pool=16"], "trains on all prompts of a batch"),
         (
+            ["--allocate.allocator=knapsack", "--estimate.mode=online", "--select.pool=all"],
+            "allocator knapsack decides counts of a fixed batch; leave select.pool out",
+        ),
+        (
             ["--allocate.allocator=dapo", "--estimate.mode=online"],
             "dapo draws in rounds; name it as allocate.rounds",
         ),

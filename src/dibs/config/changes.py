@@ -34,8 +34,14 @@ def _written_config(path: Path) -> dict[str, Any]:
         written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         written = None
-    if not isinstance(written, dict) or not Config.model_fields.keys() >= written.keys() >= _MARK:
+    if not isinstance(written, dict) or not written.keys() >= _MARK:
         raise InputError(f"output_dir {path} holds no run to resume")
+    unknown = sorted(str(key) for key in written.keys() - Config.model_fields.keys())
+    if unknown:
+        raise InputError(
+            f"{path / 'config.yaml'} has keys that no configuration has: {', '.join(unknown)}; take "
+            "them out, or resume with the version of dibs that wrote them"
+        )
     return written
 
 

@@ -225,7 +225,8 @@ class EstimateConfig(Section):
         "half decides the counts of the part of the gradient that the other half "
         "enters. online "
         "measures with the completions of earlier steps and draws no pilots. none "
-        "measures nothing; the counts must then be uniform.",
+        "measures nothing; the counts must then be uniform. Where the statistics would decide nothing, "
+        "as with allocator uniform, the default is none.",
     )
     half_life: float = Field(
         20.0,

@@ -17,8 +17,13 @@ from dibs.config.learning import (
     needs_statistics,
     why_groups,
 )
+from dibs.config.published_rules import (
+    check_annealing,
+    check_keep,
+    check_prompt_weight,
+    check_rounds,
+)
 from dibs.config.rollouts import DataConfig, PolicyConfig, SamplingConfig
-from dibs.config.rounds import check_keep, check_rounds
 from dibs.config.section import Section
 from dibs.config.selecting import SelectConfig
 from dibs.config.verifying import VerifyConfig
@@ -84,6 +89,16 @@ class Config(Section):
     def _read_switch(cls, value: object) -> object:
         """YAML reads an unquoted yes or no as a switch."""
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _pilots_decide_something(self) -> Config:
+        """Uniform counts draw no pilots that decide nothing, unless they are asked for."""
+        asked = self.estimate.model_fields_set & {"mode", "num_pilots", "interval"}
+        idle = not (self.uses_statistics or asked) and self.select.pool is None
+        if idle and self.allocate.budget_unit == "completions":
+            estimate = self.estimate.model_copy(update={"mode": "none"})
+            object.__setattr__(self, "estimate", estimate)
+        return self
 
     @property
     def budget(self) -> int | None:
@@ -247,36 +262,6 @@ class Config(Section):
                 f"{self.algorithm.order}, which every group of estimator order_k needs; raise it"
             )
 
-    def _check_annealing(self) -> None:
-        start = f"sampling.anneal_from {self.sampling.anneal_from:g}"
-        if self.sampling.engine != "transformers":
-            raise ValueError(
-                f"{start} needs sampling.engine transformers; {self.sampling.engine} keeps one "
-                "temperature for all tokens"
-            )
-        if self.algorithm.importance_sampling == "none":
-            raise ValueError(
-                f"{start} draws from other probabilities than the policy's; set "
-                "algorithm.importance_sampling, token_truncate for example"
-            )
-
-    def _check_prompt_weight(self) -> None:
-        weight = f"algorithm.prompt_weight {self.algorithm.prompt_weight}"
-        if self.estimate.mode == "none":
-            raise ValueError(
-                f"{weight} needs accept rates; set estimate.mode to online, pilot or cross_fit"
-            )
-        if self.allocate.allocator == "min_variance":
-            raise ValueError(
-                f"{weight} is not known to allocate.allocator min_variance, which takes all prompts to "
-                "count alike; choose uniform or a rule of docs/rules.md"
-            )
-        if self.allocate.rounds is not None or self.algorithm.estimator == "flat":
-            raise ValueError(
-                f"{weight} weighs prompts; allocate.rounds and algorithm.estimator flat weigh them "
-                "otherwise; leave one of them out"
-            )
-
     def _check_prompt_cost(self) -> None:
         cost = f"allocate.prompt_cost {self.allocate.prompt_cost:g}"
         if self.allocate.budget_unit != "tokens":
@@ -337,9 +322,9 @@ class Config(Section):
     def _sections_agree(self) -> Config:
         check_keep(self.allocate, least_group(self.algorithm))
         if self.sampling.anneal_from is not None:
-            self._check_annealing()
+            check_annealing(self.sampling, self.algorithm.importance_sampling)
         if self.algorithm.prompt_weight != "none":
-            self._check_prompt_weight()
+            check_prompt_weight(self.algorithm, self.allocate, self.estimate.mode)
         if self.estimate.mode == "none" and self.allocate.budget_unit == "tokens":
             raise ValueError(
                 "allocate.budget_unit tokens needs completion lengths; set estimate.mode to pilot, "

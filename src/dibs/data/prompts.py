@@ -26,6 +26,8 @@ from dibs.data.questions import Question, read_questions_of
 from dibs.data.rendering import Renderer, Tokenizer
 from dibs.types import InputError, Prompt
 
+TOO_LONG = "longer than"
+"""How the reason begins for which a prompt was dropped that has too many tokens."""
 _EVAL_SEED_OFFSET = 1_000_003
 
 
@@ -225,7 +227,7 @@ def _render(
         if text in prompts:
             dropped["duplicate question"] += 1
         elif len(token_ids) > longest:
-            dropped[f"longer than {longest} tokens"] += 1
+            dropped[f"{TOO_LONG} {longest} tokens"] += 1
         else:
             asked = json.dumps(question.messages) if question.messages else question.text
             identity = prompt_id(asked, question.answer)

@@ -27,6 +27,7 @@ from dibs.data.containers import (
     with_numbers,
 )
 from dibs.data.gold_answers import GoldAnswer, forms_of
+from dibs.data.hub import without_hub
 from dibs.files import one_line
 from dibs.types import InputError
 
@@ -140,6 +141,7 @@ def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Row]:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     known = KNOWN.get(source)
+    unreached = without_hub(source, "a file")
     try:
         if Path(source).suffix.lower() == ".parquet":
             rows = datasets.load_dataset(
@@ -156,7 +158,7 @@ def _dataset_rows(config: DataConfig, source: str, split: str) -> Iterator[Row]:
         yield from rows
     except Exception as error:
         hint = "" if known else f"; known sets: {', '.join(KNOWN)}"
-        raise InputError(f"cannot read {source}: {one_line(error)}{hint}") from error
+        raise InputError(f"cannot read {source}: {one_line(error)}{hint}{unreached}") from error
 
 
 def _names(given: str | None, known: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from dibs.config import LoraConfig, PolicyConfig
+from dibs.data.hub import without_hub
 from dibs.model.fitness import check_model
 from dibs.model.gguf_file import gguf_file_of, load_gguf_model, load_gguf_tokenizer, model_source
 from dibs.model.policy import Policy
@@ -41,6 +42,8 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     file = gguf_file_of(source)
     if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
         raise InputError(f"policy.model {config.model}: no such folder")
+    refuse_run_folder(config.model)
+    hint = without_hub(config.model, "the folder of a model")
     try:
         tokenizer = load_tokenizer(source, options)
         if file is not None:
@@ -54,7 +57,9 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"policy.model {config.model}: cannot be loaded: {reason}") from error
+        raise InputError(
+            f"policy.model {config.model}: cannot be loaded: {reason}{hint}"
+        ) from error
     check_model(f"policy.model {config.model}", model, tokenizer)
     if config.threads is None and device.type == "cpu" and model.num_parameters() < _TINY:
         torch.set_num_threads(1)
@@ -64,6 +69,17 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     mixed = config.dtype == "mixed"
     return Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
+
+
+def refuse_run_folder(name: str) -> None:
+    """InputError, with the model to give, where a folder holds a run and no model."""
+    folder = Path(name).expanduser()
+    if not (folder / "metrics.jsonl").is_file() or (folder / "config.json").is_file():
+        return
+    models = [folder / "model", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
+    whole = [path for path in models if (path / "config.json").is_file()]
+    advice = f"give {whole[0]}" if whole else "which has saved no model yet"
+    raise InputError(f"policy.model {name}: is the folder of a run; {advice}")
 
 
 def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:

@@ -106,7 +106,8 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
         dots.set_gid(f"step-{step}")
     most = max((max(line["count"], default=0) for ls in by_step.values() for line in ls), default=0)
     axes.set(xlabel="accept rate p_i (jittered)", ylabel="completions n_i")
-    axes.set(xlim=(-0.05, 1.05), ylim=(-0.8, 1.05 * most + 1))
+    # Panels in a row share their axis, which has to reach the largest count of all of them.
+    axes.set(xlim=(-0.05, 1.05), ylim=(-0.8, max(axes.get_ylim()[1], 1.05 * most + 1)))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     return shown
 

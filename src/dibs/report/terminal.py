@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from dibs.allocation.intervals import Interval, interval_text, number_text
+from dibs.types import counted
 
 
 def evaluation_table(result: Mapping[str, Any]) -> Table:
@@ -36,9 +37,15 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
 def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what became of the completions of each benchmark, and how they were sampled."""
     for row in result["benchmarks"]:
-        counted = sorted(row["statuses"].items(), key=lambda item: -item[1])
-        statuses = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in counted)
+        by_count = sorted(row["statuses"].items(), key=lambda item: -item[1])
+        statuses = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in by_count)
         cut = 100 * row["truncated_share"]
+        if row["too_long"]:
+            verb = "is" if row["too_long"] == 1 else "are"
+            yield (
+                f"{Path(row['benchmark']).stem}: {counted(row['too_long'], 'prompt')} {verb} too long "
+                "for the model or data.max_prompt_length, and counted as not solved"
+            )
         yield f"{Path(row['benchmark']).stem}: {statuses}; {cut:.0f}% cut off at the length limit"
     shown = {k.partition(".")[2] or k: v for k, v in result["settings"].items() if v is not None}
     yield "Settings: " + ", ".join(f"{key} {value}" for key, value in shown.items())
@@ -48,16 +55,17 @@ def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
 def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that ``dibs data`` prints."""
     lengths = found["prompt_length"]
-    yield (
-        f"{found['train']:,} training prompts, {found['eval']:,} held out; an epoch is "
-        f"{found['steps_per_epoch']:,} steps"
-    )
+    step, steps = found["prompts_per_step"], found["steps_per_epoch"]
+    epoch = f"an epoch is {counted(steps, 'step')}"
+    if steps == 0:
+        epoch = f"too few for a step of train.prompts_per_step {step:,}; lower it or give more data"
+    yield f"{counted(found['train'], 'training prompt')}, {found['eval']:,} held out; {epoch}"
     yield (
         f"prompt length in tokens: {lengths['min']} to {lengths['max']}, median "
         f"{lengths['median']:.0f}, 95% below {lengths['p95']:.0f}"
     )
     for reason, rows in found["dropped"].items():
-        yield f"{rows:,} rows dropped: {reason}"
+        yield f"{counted(rows, 'row')} dropped: {reason}"
     yield from found["notes"]
     unreadable = found["unreadable_answers"]
     if unreadable["count"]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dibs.config import Config
+from dibs.data.arithmetic import parts_of
 from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
 from dibs.processes import Processes
 from dibs.rollouts.sampling import Sampler
+from dibs.rollouts.verify.verifiers import VERIFIERS
 from dibs.runs.console import View
+from dibs.types import counted
+
+_LOOKED_AT = 20
+"""Prompts in which a word is looked for."""
 
 
 def announce(
@@ -20,11 +28,11 @@ def announce(
 ) -> None:
     """Show what is trained on what, and how it is sampled."""
     for reason, rows in prompts.dropped.items():
-        view.message(f"{config.data.train}: {rows} rows dropped: {reason}")
-    for note in prompts.notes:
+        view.message(f"{config.data.train}: {counted(rows, 'row')} dropped: {reason}")
+    for note in (*prompts.notes, *box_note(config, prompts)):
         view.message(note)
     view.message(
-        f"{len(prompts.train):,} training prompts, {len(prompts.eval):,} held out; policy "
+        f"{counted(len(prompts.train), 'training prompt')}, {len(prompts.eval):,} held out; policy "
         f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
         f"parameters on {policy.device}"
     )
@@ -51,6 +59,20 @@ def _rounds_note(config: Config) -> str:
         f"A step draws from {candidates:,} prompts in at most {config.allocate.max_rounds} rounds, as "
         f"{config.allocate.rounds} asks; its gradient is biased, since rewards decide what is drawn"
     )
+
+
+def box_note(config: Config, prompts: PromptSet) -> Iterator[str]:
+    """Yield a warning where the verifier wants a box for which no prompt asks."""
+    verifier = config.verify.verifier
+    if verifier == "auto":
+        verifier = "math" if parts_of(config.data.train) is None else "arithmetic"
+    boxed = verifier in VERIFIERS and verifier != "arithmetic"
+    wants_box = boxed and config.verify.answer_from == "boxed"
+    if wants_box and not any("boxed" in prompt.text for prompt in prompts.train[:_LOOKED_AT]):
+        yield (
+            f"No prompt asks for a \\boxed{{}} answer, and the verifier {verifier} takes no other: set "
+            "data.template to boxed, or verify.answer_from to anywhere."
+        )
 
 
 def _pool_note(config: Config, prompts: int) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 import torch
 import transformers
 
+from dibs.allocation import rules
 from dibs.allocation.allocators import check_allocator
 from dibs.allocation.history import History
 from dibs.allocation.rounds import keeper, rounds_rule
@@ -32,6 +33,7 @@ from dibs.rollouts.source import RolloutSource
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.announce import announce
 from dibs.runs.console import View
+from dibs.runs.room import check_room
 from dibs.runs.trackers import check_trackers
 from dibs.training.losses import PolicyLoss
 from dibs.training.norms_of_updates import check_weighted_gradient
@@ -150,6 +152,8 @@ def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
 def _check(config: Config) -> None:
     """InputError for what can be checked without loading anything."""
     check_allocator(config.allocate.allocator)
+    if config.chooses and config.allocate.allocator in rules.COUNTS:
+        raise InputError(rules.needs_batch(config.allocate.allocator))
     _check_rounds(config.allocate, config.select)
     named = [reward.verifier for reward in config.verify.rewards] or [config.verify.verifier]
     if config.data.columns and not any(":" in name for name in named):
@@ -159,6 +163,7 @@ def _check(config: Config) -> None:
         )
     Target.of(config.algorithm)
     check_trackers(config.tracking.trackers)
+    check_room(config)
 
 
 def _check_rounds(options: AllocateConfig, select: SelectConfig) -> None:

@@ -18,8 +18,8 @@ _COLUMNS = {
     "accuracy": ("accuracy", "{:.3f}"),
     "reward": ("reward", "{:.3f}"),
     "accept_rate": ("accept", "{:.3f}"),
-    "count_max": ("max n_i", "{:d}"),
-    "starved_prompts": ("n_i=0", "{:d}"),
+    "count_max": ("most", "{:d}"),
+    "starved_prompts": ("left out", "{:d}"),
     "expected_gain": ("gain", "{:.2f}"),
     "rollouts": ("rollouts", "{:,d}"),
     "update_grad_norm": ("grad", "{:.3g}"),
@@ -27,6 +27,15 @@ _COLUMNS = {
     "step_seconds": ("s/step", "{:.2f}"),
 }
 _ROWS_SHOWN = 12
+_NARROW = 90
+"""Characters that a line of all columns needs."""
+_WIDE_ONLY = ("reward", "expected_gain", "update_grad_norm", "tokens_per_second")
+"""Columns that a narrower terminal does without."""
+_LEGEND = (
+    "accept: share of completions that were accepted; most: the most completions of a prompt; left out: "
+    "prompts that got none; gain: expected variance of uniform counts over that of these, 0 where a "
+    "prompt that has a gradient was left out; grad: norm of the gradient"
+)
 
 
 class View(Protocol):
@@ -101,6 +110,7 @@ class PlainView:
         self.clock = _Clock()
         self.prepared = ""
         self.printed = 0.0
+        self.explained = False
 
     def message(self, text: str) -> None:
         self._print(text)
@@ -122,10 +132,13 @@ class PlainView:
 
     def step(self, metrics: Mapping[str, Any], steps: int) -> None:
         left = self.clock.left(metrics["step"], steps)
+        if metrics["step"] > 0 and not self.explained:
+            self.explained = True
+            self._print(_LEGEND)
         cells = [
-            f"{title} {_format(metrics.get(key), form)}"
+            f"{title} {_format(metrics[key], form)}"
             for key, (title, form) in _COLUMNS.items()
-            if key != "step" and metrics.get(key) is not None
+            if key != "step" and metrics.get(key) is not None and not _says_nothing(metrics, key)
         ]
         self._print(f"step {metrics['step']}/{steps}: {', '.join(cells)}, {left} left")
 
@@ -197,16 +210,27 @@ class LiveView:
         parts: list[Any] = []
         if self.rows:
             table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-            for title, _ in _COLUMNS.values():
-                table.add_column(title, justify="right")
+            columns = {
+                key: column
+                for key, column in _COLUMNS.items()
+                if (key not in _WIDE_ONLY or self.console.width >= _NARROW)
+                and not all(_says_nothing(row, key) for row in self.rows)
+            }
+            for title, _ in columns.values():
+                table.add_column(title, justify="right", no_wrap=True)
             for row in self.rows:
-                table.add_row(*(_format(row.get(key), form) for key, (_, form) in _COLUMNS.items()))
-            parts.append(table)
+                table.add_row(*(_format(row.get(key), form) for key, (_, form) in columns.items()))
+            parts += [table, Text(_LEGEND, style="dim")]
         parts += [
             Text(_sample_line(record), style="dim", no_wrap=True, overflow="ellipsis")
             for record in self.last_samples
         ]
         return Group(*parts, self.progress)
+
+
+def _says_nothing(metrics: Mapping[str, Any], key: str) -> bool:
+    """Whether a number repeats another: the mean of rewards of 0 and 1 is the accept rate."""
+    return key == "reward" and metrics.get("reward") == metrics.get("accept_rate")
 
 
 def _sample_line(record: Mapping[str, Any]) -> str:

@@ -8,15 +8,17 @@ import numpy as np
 
 from dibs.config import Config
 from dibs.data.arithmetic import TASKS
+from dibs.data.hub import without_hub
 from dibs.data.prompts import (
     batches,
     build_prompts,
     read_questions,
 )
 from dibs.files import one_line
-from dibs.model.pretrained import load_tokenizer
+from dibs.model.pretrained import load_tokenizer, refuse_run_folder
 from dibs.model.warm_start import build_tokenizer
 from dibs.rollouts.verify.verifiers import gold_reader
+from dibs.runs.announce import box_note
 from dibs.runs.build import _quiet_transformers
 from dibs.types import InputError
 
@@ -33,7 +35,9 @@ def describe_data(config: Config) -> dict[str, Any]:
     if config.policy.model in TASKS:
         tokenizer = build_tokenizer()
     else:
+        refuse_run_folder(config.policy.model)
         options = {"trust_remote_code": config.policy.trust_remote_code}
+        hint = without_hub(config.policy.model, "the folder of a model")
         try:
             tokenizer = load_tokenizer(config.policy.model, options)
         except InputError:
@@ -41,6 +45,7 @@ def describe_data(config: Config) -> dict[str, Any]:
         except Exception as error:
             raise InputError(
                 f"policy.model {config.policy.model}: its tokenizer cannot be loaded: {one_line(error)}"
+                + hint
             ) from error
     prompts = build_prompts(
         read_questions(config.data, config.seed), config.data, tokenizer, config.seed
@@ -53,6 +58,7 @@ def describe_data(config: Config) -> dict[str, Any]:
     return {
         "train": len(prompts.train),
         "eval": len(prompts.eval),
+        "prompts_per_step": config.train.prompts_per_step,
         "steps_per_epoch": len(prompts.train) // config.train.prompts_per_step,
         "prompt_length": {
             "min": int(lengths.min()),
@@ -61,7 +67,7 @@ def describe_data(config: Config) -> dict[str, Any]:
             "max": int(lengths.max()),
         },
         "dropped": prompts.dropped,
-        "notes": list(prompts.notes),
+        "notes": [*prompts.notes, *box_note(config, prompts)],
         "unreadable_answers": {"count": len(unreadable), "first": unreadable[:5]},
         "prompts": [
             {

@@ -23,7 +23,7 @@ from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
 from dibs.data.containers import BadRows
 from dibs.data.packages import held_out_questions, is_packaged
-from dibs.data.prompts import render_all
+from dibs.data.prompts import TOO_LONG, render_all
 from dibs.data.questions import Question, read_questions_of
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
@@ -35,7 +35,7 @@ from dibs.rollouts.source import no_verdict_at_all
 from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
 from dibs.runs.build import _quiet_transformers, _room_for_prompts, loaded_policy, starting_policy
 from dibs.runs.console import View
-from dibs.types import Group, InputError, NonFiniteError, Prompt
+from dibs.types import Group, InputError, NonFiniteError, Prompt, counted
 
 _PART = 64
 """Prompts sampled and judged at once."""
@@ -100,7 +100,8 @@ class Evaluator:
         rows = []
         for source, prompts, dropped in loaded:
             records = self._records(source, prompts, out)
-            rows.append({"benchmark": source, "dropped": dropped} | self._scores(records))
+            too_long = sum(n for reason, n in dropped.items() if reason.startswith(TOO_LONG))
+            rows.append({"benchmark": source, "dropped": dropped} | self._scores(records, too_long))
         result = {
             "settings": self.settings(),
             "benchmarks": rows,
@@ -127,7 +128,7 @@ class Evaluator:
         for note in renderer.notes:
             self.view.message(f"{source}: {note}")
         for reason, count in dropped.items():
-            self.view.message(f"{source}: {count} rows dropped: {reason}")
+            self.view.message(f"{source}: {counted(count, 'row')} dropped: {reason}")
         return prompts, dropped
 
     def _claim(self, out: Path) -> None:
@@ -212,7 +213,8 @@ class Evaluator:
             "truncated": sum(not r.completion.finished for r in rollouts),
         }
 
-    def _scores(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _scores(self, records: Sequence[dict[str, Any]], too_long: int) -> dict[str, Any]:
+        """Scores of a source; ``too_long``: prompts that were not sampled, and count as not solved."""
         judged = [record for record in records if record["judged"]]
         completions = sum(record["judged"] for record in judged)
         statuses: dict[str, int] = {}
@@ -220,7 +222,8 @@ class Evaluator:
             for status, count in record["statuses"].items():
                 statuses[status] = statuses.get(status, 0) + count
         row: dict[str, Any] = {
-            "prompts": len(records),
+            "prompts": len(records) + too_long,
+            "too_long": too_long,
             "completions": sum(statuses.values()),
             "statuses": statuses,
             "completion_length": sum(r["tokens"] for r in judged) / max(completions, 1),
@@ -234,7 +237,8 @@ class Evaluator:
         for name in _SCORES:
             found: tuple[float | None, ...] = (None, None, None)
             if judged:
-                found = float(np.mean(values[name])), *clustered_interval(np.array(values[name]))
+                every = np.array([*values[name], *[0.0] * too_long])
+                found = float(np.mean(every)), *clustered_interval(every)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
         return row
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def _below(folder: Path, depth: int) -> tuple[list[Path], list[Path]]:
             return [folder], []
         marked = any((folder / name).is_file() for name in _MARKS)
         compared = (folder / "study.json").is_file()
-        inner = sorted(filter(_is_searched, folder.iterdir())) if depth else []
+        inner = sorted(filter(_is_searched, folder.iterdir()), key=_by_number) if depth else []
     except OSError:  # no folder, or one that may not be read
         return [], []
     runs, left_out = [], []
@@ -49,6 +50,12 @@ def _below(folder: Path, depth: int) -> tuple[list[Path], list[Path]]:
             runs += more
             left_out += without
     return runs or ([folder] if marked else []), left_out
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """Sorts names by the numbers in them, so that uniform-8 stands before uniform-16."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _is_searched(folder: Path) -> bool:

@@ -98,8 +98,9 @@ def _opened(config: Config, folder: Path, known: Mapping[str, str], first: int) 
     """The configured trackers of accelerate, each in its earlier run where that is known."""
     from accelerate import Accelerator
 
-    names = config.tracking.trackers
-    accelerator = Accelerator(cpu=True, log_with=list(names), project_dir=str(folder / "trackers"))
+    names, place = config.tracking.trackers, folder / "trackers"
+    place.mkdir(exist_ok=True)
+    accelerator = Accelerator(cpu=True, log_with=list(names), project_dir=str(place))
     accelerator.init_trackers(
         config.tracking.project,
         config={
@@ -107,9 +108,11 @@ def _opened(config: Config, folder: Path, known: Mapping[str, str], first: int) 
             for key, value in flat_keys(config.model_dump(mode="json")).items()
         },
         init_kwargs={
-            name: _GO_ON[name](known[name], first)
+            name: {
+                **({"dir": str(place)} if name == "wandb" else {}),  # else where the user is
+                **(_GO_ON[name](known[name], first) if name in known and name in _GO_ON else {}),
+            }
             for name in names
-            if name in known and name in _GO_ON
         },
     )
     return list(accelerator.trackers)

@@ -103,7 +103,7 @@ def make_runs(study: Study, progress: Progress) -> list[Outcome]:
     outcomes = [Outcome(cell, study.value_of(cell)) for cell in study.cells]
     for config in _all_configs(study):
         _refuse_another(config)
-    with workers(study.options.jobs or _jobs(study)) as pool:
+    with workers(side_by_side(study)) as pool:
         _warm_up(study, progress)
         _choose_learning_rates(pool, study, outcomes, progress)
         _compare(pool, study, outcomes, progress)
@@ -248,8 +248,13 @@ def _warm_up(study: Study, progress: Progress) -> None:
         starting_policy(policy, Forwarding(Console(file=sys.stderr)))
 
 
-def _jobs(study: Study) -> int:
-    """Return how many runs to make at a time: one if it uses a GPU or all cores, else one a core."""
+def side_by_side(study: Study) -> int:
+    """Return how many runs to make at a time: as many as were asked for, or as this machine has room.
+
+    That is one if a run uses a GPU or all cores, else one a core.
+    """
+    if study.options.jobs is not None:
+        return study.options.jobs
     import torch
 
     policies = [cell.config(0).policy for cell in study.cells]

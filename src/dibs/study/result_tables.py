@@ -200,7 +200,7 @@ def curves_figure(arms: Mapping[str, Sequence[Evaluations]], title: str, value: 
             axes.plot(
                 mean.costs[cost][0],
                 mean.scores["value"][0],
-                _DASHES[number // len(COLORS) % len(_DASHES)],  # where colors come again
+                linestyle=_DASHES[number // len(COLORS) % len(_DASHES)],  # where colors come again
                 color=color,
                 linewidth=2,
                 label=arm,

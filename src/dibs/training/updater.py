@@ -164,7 +164,10 @@ class Updater:
         """
         total, sums = 0.0, dict[str, Tensor]()
         log_ratios: list[Tensor] = []
-        for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
+        for packed in self.policy.micro_batches(examples, self.micro_batch_tokens):
+            indices = packed
+            if squares is not None:  # completions that are only measured come last
+                indices = sorted(packed, key=lambda i: _slope(examples[i], scale) == 0)
             chosen = [examples[i] for i in indices]
             batch = self.policy.collate(chosen)
             ref = None
@@ -192,7 +195,7 @@ class Updater:
             if squares is None:
                 loss_of(*self.policy.logprobs_and_entropy(batch)).backward()
             else:
-                nominal = [-scale * e.advantage * e.weight for e in chosen]
+                nominal = [_slope(example, scale) for example in chosen]
                 squares[indices] = weighted_backward(
                     self.policy, batch, loss_of, self._column(nominal)
                 ).cpu()
@@ -350,6 +353,11 @@ class Updater:
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
+
+
+def _slope(example: TrainingExample, scale: float) -> float:
+    """The loss's derivative by the log-probability of a token whose ratio is 1, in float32."""
+    return float(np.float32(-scale * example.advantage * example.weight))
 
 
 def _lengths(examples: Sequence[TrainingExample]) -> list[int]:

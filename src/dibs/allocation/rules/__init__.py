@@ -57,6 +57,14 @@ def module_of(name: str) -> ModuleType:
     return _MODULES[name]
 
 
+def needs_batch(name: str) -> str:
+    """Why a rule for counts has no use over a pool, and what to do."""
+    return (
+        f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule "
+        "that weighs prompts (docs/rules.md)"
+    )
+
+
 def is_random(name: str) -> bool:
     """Whether a rule draws at random, and so needs a pool."""
     return bool(getattr(_MODULES[name], "RANDOM", False))
@@ -67,8 +75,10 @@ def weights_of(
 ) -> np.ndarray:
     """What a rule gives each prompt, float64 [m].
 
-    Raises InputError for weights that cannot be.
+    Raises InputError for weights that cannot be, and for a rule for counts of a fixed batch.
     """
+    if name in COUNTS:
+        raise InputError(needs_batch(name))
     weights = np.asarray(_MODULES[name].weights(problem, rng), dtype=np.float64)
     if weights.shape != (len(problem.stats),):
         raise InputError(

@@ -1,7 +1,6 @@
 """Functions whose backward passes hand per-sample gradients to a recorder, in place of ``.grad``.
 
-Where the recorder has a coefficient for each sample, ``.grad`` gets the sum of the samples' gradients
-times their coefficients besides.
+Where the recorder has ``learned`` samples, ``.grad`` gets the sum of their gradients besides.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.autograd import Function
 
 
 class LinearMap(Function):
-    """A linear map, whose matrix gets no gradient but the weighted one."""
+    """A linear map, whose matrix gets no gradient but that of learned samples."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, recorder: Any, name: str) -> Tensor:
@@ -25,17 +24,13 @@ class LinearMap(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         inputs, weight = ctx.saved_tensors
-        recorder = ctx.recorder
-        recorder.add_matrix(ctx.name, inputs, gradient)
-        own = None
-        if recorder.coefficients is not None:
-            weighted = recorder.weighted(gradient)
-            own = weighted.flatten(0, -2).mT @ inputs.flatten(0, -2)
+        own = ctx.recorder.add_matrix(ctx.name, inputs, gradient)
+        own = None if own is None else own.to(weight.dtype)
         return gradient @ weight if ctx.needs_input_grad[0] else None, own, None, None
 
 
 class EmbeddingMap(Function):
-    """A look-up of rows, whose matrix gets no gradient but the weighted one."""
+    """A look-up of rows, whose matrix gets no gradient but that of learned samples."""
 
     @staticmethod
     def forward(
@@ -58,16 +53,15 @@ class EmbeddingMap(Function):
         if ctx.real is not None:
             gradient = gradient * ctx.real.unsqueeze(2)
         ctx.recorder.add_embedding(ctx.name, ctx.slots, ctx.size, gradient)
-        own = None
-        if ctx.recorder.coefficients is not None:
-            weighted = ctx.recorder.weighted(gradient).flatten(0, 1)
-            own = weighted.new_zeros(ctx.rows, weighted.shape[1])
-            own.index_add_(0, ctx.ids.flatten(), weighted)
+        own, learned = None, ctx.recorder.learned
+        if learned is not None:
+            own = gradient.new_zeros(ctx.rows, gradient.shape[2])
+            own.index_add_(0, ctx.ids[:learned].flatten(), gradient[:learned].flatten(0, 1))
         return None, own, *(None,) * 5
 
 
 class VectorCopies(Function):
-    """A copy of a vector for each sample; the vector itself gets no gradient but the weighted one."""
+    """A copy of a vector for each sample; the vector gets no gradient but that of learned samples."""
 
     @staticmethod
     def forward(
@@ -79,7 +73,7 @@ class VectorCopies(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ctx.recorder.add_vector(ctx.name, gradient)
-        own = None
-        if ctx.recorder.coefficients is not None:
-            own = ctx.recorder.weighted(gradient).flatten(0, -2).sum(0)
+        own, learned = None, ctx.recorder.learned
+        if learned is not None:
+            own = gradient[:learned].flatten(0, -2).sum(0)
         return own, None, None, None

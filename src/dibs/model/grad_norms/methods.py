@@ -268,7 +268,7 @@ def through_head(
         backward=True,
         looked_up=looked_up,
         slopes=slopes,
-        coefficients=None if name is None else recorder.coefficients,
+        learned=recorder.learned,
     )
     if name is not None:
         recorder.finish(name)

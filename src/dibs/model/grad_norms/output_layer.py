@@ -58,7 +58,7 @@ def output_layer(
     backward: bool = False,
     looked_up: Tensor | None = None,
     slopes: Tensor | None = None,
-    coefficients: Tensor | None = None,
+    learned: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the completions' log-probabilities at and below the output layer.
 
@@ -71,7 +71,7 @@ def output_layer(
         looked_up: rows of the matrix, [B, U], whose logit gradients are returned; the value at a row -1
             has no meaning.
         slopes: what each token's log-probability counts, [B, T]; None: 1.
-        coefficients: the matrix's ``.grad`` gets the samples' gradients times these numbers, [B].
+        learned: the matrix's ``.grad`` gets the gradients of so many samples, the first ones.
 
     Returns:
         The gradient at ``hidden``, float32 [B, T, d], and the logit gradients, [B, T, U]. What was not
@@ -88,15 +88,13 @@ def output_layer(
             if backward:
                 flat = product(rounded.flatten(0, 1), layer.weight[chunk])
                 below[rows] += flat.view_as(below[rows])
-            if coefficients is not None:
-                weighted = rounded * coefficients[rows, None, None].to(rounded.dtype)
-                _add_gradient(
-                    layer.weight, chunk, weighted.flatten(0, 1), errors.hidden.flatten(0, 1)
-                )
             if sketch is not None:
                 folded = sketch.fold(error, chunk) + (0.0 if folded is None else folded)
             elif products is not None:
-                products.add_outer(rounded, features, rows)
+                count = None if learned is None else max(learned - rows.start, 0)
+                own = products.add_outer(rounded, features, rows, count)
+                if own is not None:
+                    _add_gradient(layer.weight, chunk, own)
         if folded is not None and products is not None:
             products.add_outer(folded.to(hidden.dtype), features, rows)
         if looked_up is not None:
@@ -104,11 +102,10 @@ def output_layer(
     return below, torch.cat(picked) if picked else hidden.new_zeros(0)
 
 
-def _add_gradient(weight: Tensor, rows: slice, errors: Tensor, hidden: Tensor) -> None:
-    """Add ``errors^T hidden`` to some rows of the matrix's ``.grad``."""
+def _add_gradient(weight: Tensor, rows: slice, gradient: Tensor) -> None:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
-    weight.grad[rows].addmm_(errors.mT, hidden)
+    weight.grad[rows] += gradient
 
 
 def _blocks(layer: nn.Linear, hidden: Tensor, products: Products | None) -> Iterator[slice]:

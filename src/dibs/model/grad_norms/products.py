@@ -21,6 +21,7 @@ class Products:
         self.pairs = pairs
         shape = (samples, samples) if pairs else (samples,)
         self.total = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def add(self, gradients: Tensor, sign: float = 1.0, rows: slice = slice(None)) -> None:
         """Add gradients [B, ...] of some parameter entries, times ``sign``, for the samples ``rows``."""
@@ -30,25 +31,76 @@ class Products:
         else:
             self.total[rows] += sign * _squares(flat)
 
-    def add_outer(self, left: Tensor, right: Tensor, rows: slice = slice(None)) -> None:
-        """Add gradients ``sum_t left_t right_t^T`` of ``left`` [B, T, o] and ``right`` [B, T, i]."""
+    def add_outer(
+        self,
+        left: Tensor,
+        right: Tensor,
+        rows: slice = slice(None),
+        learned: int | None = None,
+    ) -> Tensor | None:
+        """Add gradients ``sum_t left_t right_t^T`` of ``left`` [B, T, o] and ``right`` [B, T, i].
+
+        Returns the sum of the gradients of the first ``learned`` samples, [o, i]; None for None.
+        """
         samples, length, outputs = left.shape
         inputs = right.shape[2]
         if not self.pairs and gram_is_cheaper(length, outputs, inputs):
-            squares = product(left, left.mT).mul_(product(right, right.mT)).sum((1, 2))
+            squares = torch.linalg.vecdot(
+                product(left, left.mT).flatten(1), self._gram_of_inputs(right).flatten(1)
+            )
             self.total[rows] += squares.clamp(min=0).double()
-            return
+            if learned is None:
+                return None
+            return product(left[:learned].flatten(0, 1).mT, right[:learned].flatten(0, 1))
         block = _BLOCK_ON_DEVICE if left.is_cuda else _BLOCK
+        total = None if learned is None else left.new_zeros(outputs, inputs, dtype=torch.float32)
         if not self.pairs and samples * outputs * inputs > block:
             for i in range(samples):
-                self._add_blocks(left[i : i + 1], right[i : i + 1], block, _one(rows, i))
+                one = slice(i, i + 1)
+                part = total if learned is not None and i < learned else None
+                self._add_blocks(left[one], right[one], block, _one(rows, i), part, 1)
         else:
-            self._add_blocks(left, right, block, rows)
+            self._add_blocks(left, right, block, rows, total, learned)
+        return total
 
-    def _add_blocks(self, left: Tensor, right: Tensor, block: int, rows: slice) -> None:
+    def _gram_of_inputs(self, inputs: Tensor) -> Tensor:
+        """``inputs inputs^T``, kept for the next call: projections of attention share their inputs.
+
+        The inputs are kept with it, so no other tensor can have come to lie in their place.
+        """
+        if self._last is not None and _same_memory(self._last[0], inputs):
+            return self._last[1]
+        made = product(inputs, inputs.mT)
+        self._last = inputs, made
+        return made
+
+    def _add_blocks(
+        self,
+        left: Tensor,
+        right: Tensor,
+        block: int,
+        rows: slice,
+        total: Tensor | None,
+        learned: int | None,
+    ) -> None:
+        """Add gradients a few rows at a time, those of ``learned`` samples to ``total`` too."""
         width = max(1, block // (left.shape[0] * right.shape[2]))
-        for some in left.split(width, dim=2):
-            self.add(product(some.mT, right), rows=rows)
+        for start in range(0, left.shape[2], width):
+            some = slice(start, start + width)
+            gradients = product(left[:, :, some].mT, right)
+            self.add(gradients, rows=rows)
+            if total is not None:
+                for each in gradients[:learned]:
+                    total[some] += each
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return (one.data_ptr(), one.shape, one.stride(), one.dtype) == (
+        other.data_ptr(),
+        other.shape,
+        other.stride(),
+        other.dtype,
+    )
 
 
 def _squares(flat: Tensor) -> Tensor:

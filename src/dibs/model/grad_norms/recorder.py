@@ -4,8 +4,8 @@ Every function of torch that reads a trainable parameter is intercepted, whateve
 place runs one with another backward pass: the gradient goes on to the function's input as usual, but
 each sample's share of the squared norm is recorded in place of the parameter's gradient. No ``.grad``
 is written. So a parameter that has one afterwards was used in a way that is not covered here, and the
-caller can raise an error. With a coefficient for each sample, ``.grad`` gets the samples' gradients,
-each times its coefficient: the gradient of a weighted loss, from the backward pass of the plain one.
+caller can raise an error. An update, which needs ``.grad`` as well, has it from the samples that are
+``learned``.
 
 For a matrix ``W`` [out, in] with inputs ``x_t`` and output gradients ``g_t``, t over a sample's tokens,
 the sample's gradient is ``sum_t g_t x_t^T``. Its squared norm comes from T x T Gram matrices,
@@ -40,8 +40,7 @@ class Recorder(TorchFunctionMode):
             is followed from the call that made it on.
         length: tokens of a sample, padding included.
 
-    ``coefficients``: float32 [B], what each sample's gradient counts in ``.grad``; None: it is not
-    written. They are set before the backward pass.
+    ``learned``: ``.grad`` gets the sum over so many samples, the first ones; None: it is not written.
 
     Raises UncoveredError, with the parameter's name, where one is used in a way that is not covered.
     """
@@ -50,7 +49,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.products = products
         self.samples = len(products.total)
-        self.coefficients: Tensor | None = None
+        self.learned: int | None = None
         self.length = length
         self.names = {id(parameter): name for name, parameter in tracked.items()}
         self.derived: dict[int, _Derived] = {}
@@ -79,6 +78,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         handler = self.handlers.get(func)
+        if handler is None and func not in _FLATTEN and func not in _ROW_BY_ROW:
+            return func(*args, **kwargs)
         given = (*args, *kwargs.values())
         made: Any
         if handler and any(id(each) in self.names or id(each) in self.derived for each in given):
@@ -254,15 +255,11 @@ class Recorder(TorchFunctionMode):
 
     # The backward passes call these.
 
-    def weighted(self, gradient: Tensor) -> Tensor:
-        """A gradient whose first axis is that of samples or of all tokens, times the coefficients."""
-        assert self.coefficients is not None
-        coefficients = self.coefficients.to(gradient.dtype)
-        by_sample = gradient.reshape(self.samples, -1) * coefficients.unsqueeze(1)
-        return by_sample.view(gradient.shape)
+    def add_matrix(self, name: str, inputs: Tensor, gradient: Tensor) -> Tensor | None:
+        """Add a matrix's share from its inputs [B, ..., in] and output gradients [B, ..., out].
 
-    def add_matrix(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
-        """Add a matrix's share from its inputs [B, ..., in] and output gradients [B, ..., out]."""
+        Returns the gradient [out, in] of the samples that are learned, if any are.
+        """
         inputs = inputs.reshape(self.samples, -1, inputs.shape[-1])
         gradient = gradient.reshape(self.samples, -1, gradient.shape[-1])
         self.finish(name)
@@ -271,7 +268,7 @@ class Recorder(TorchFunctionMode):
             picked = rows.clamp(min=0).unsqueeze(1)
             picked = picked.expand(*gradient.shape[:2], -1)
             self.keep_for_embedding(name, gradient.gather(2, picked), inputs)
-        self.products.add_outer(gradient, inputs)
+        return self.products.add_outer(gradient, inputs, learned=self.learned)
 
     def keep_for_embedding(self, name: str, gradient: Tensor, inputs: Tensor) -> None:
         """Keep logit gradients [B, T, U] at the rows that an embedding of the same weight looked up."""

@@ -1,9 +1,9 @@
 """The gradient of a weighted loss and the norm of every completion's gradient, from one backward pass.
 
 A loss that is a weighted sum of log-probabilities, ``sum_b c_b log pi(y_b|x_b)``, has the gradient
-``sum_b c_b s_b``. The backward pass of ``sum_b log pi(y_b|x_b)`` passes each layer's part of every
-``s_b``. So that one is run: it records the norm of each ``s_b`` (see ``recorder``), and ``.grad`` gets
-the weighted sum. A completion with ``c_b = 0`` is measured like any other.
+``sum_b c_b s_b``. Its backward pass passes each layer's part of every ``c_b s_b``. The norm of each is
+recorded (see ``recorder``) and divided by ``|c_b|``. A completion with ``c_b = 0`` runs through the same
+backward pass with ``c_b = 1`` and is kept out of ``.grad``.
 """
 
 from __future__ import annotations
@@ -50,9 +50,11 @@ def weighted_backward(
         loss_of: the loss, which depends on the policy by the log-probabilities alone.
         nominal: of each completion, [B], the loss's derivative by the log-probability of a token whose
             importance ratio is 1. It is used where a completion's tokens have different derivatives.
+            Completions at the end may have 0; no others.
 
     Returns:
-        ``||s||^2``, float64 [B]. Where the derivatives differ within a completion, s is the sum of its
+        ``||s||^2``, float64 [B]; NaN for a completion that the loss leaves out although its nominal
+        derivative is not 0. Where the derivatives differ within a completion, s is the sum of its
         tokens' gradients, each times its derivative over the nominal one: the norm that the loss has.
 
     Raises UncoveredError where a trainable parameter is used in a way that is not covered.
@@ -63,6 +65,9 @@ def weighted_backward(
         head = None
     products = Products(len(nominal), pairs=False, device=policy.device)
     recorder = Recorder(tracked, products, batch.input_ids.shape[1])
+    recorder.learned = learned = int(nominal.count_nonzero())
+    if (nominal[:learned] == 0).any():
+        raise ValueError("completions with a nominal derivative of 0 must be the last ones")
     with recomputed_within(policy.model, recorder.around):
         with recorder:
             if head is None:
@@ -76,26 +81,24 @@ def weighted_backward(
             logprobs, entropy = (each.masked_fill(~batch.completion_mask, 0.0) for each in scores)
         loss = loss_of(logprobs.requires_grad_(), entropy)
         (slopes,) = torch.autograd.grad(loss, logprobs)
-        relative, recorder.coefficients = _relative(slopes, nominal, batch.completion_mask)
+        mask = batch.completion_mask
+        slopes[learned:] = mask[learned:].to(slopes.dtype)
+        passed = slopes
         if head is not None:
-            relative = through_head(head, start, batch, policy.temperature, recorder, relative)
+            passed = through_head(head, start, batch, policy.temperature, recorder, slopes)
         if start.requires_grad:
-            torch.autograd.backward(start, relative)
+            torch.autograd.backward(start, passed)
     recorder.close()
-    return products.total.clamp(min=0)
+    return products.total.clamp(min=0) / _coefficients(slopes, nominal, mask).double().square()
 
 
-def _relative(slopes: Tensor, nominal: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives as those of a completion's tokens relative to each other [B, T], times a number [B].
+def _coefficients(slopes: Tensor, nominal: Tensor, mask: Tensor) -> Tensor:
+    """What a norm is divided by, [B]: the tokens' derivative if they share one, else the nominal.
 
-    They are 1 where all of a completion's derivatives are equal, rounding aside.
+    A completion without tokens has norm 0, whatever this is; it must not be 0.
     """
     least = slopes.masked_fill(~mask, torch.inf).amin(1)
     most = slopes.masked_fill(~mask, -torch.inf).amax(1)
-    empty = ~mask.any(1)
-    least, most = least.masked_fill(empty, 0.0), most.masked_fill(empty, 0.0)
-    size = torch.maximum(least.abs(), most.abs())
-    uneven = (most - least > 1e-6 * size) & (nominal != 0)
-    coefficients = torch.where(uneven, nominal, (least + most) / 2)
-    ratios = slopes / torch.where(uneven, nominal, 1.0).unsqueeze(1)
-    return torch.where(uneven.unsqueeze(1), ratios, mask.to(slopes.dtype)), coefficients
+    even = most - least <= 1e-6 * torch.maximum(least.abs(), most.abs())
+    own = torch.where(even, (least + most) / 2, nominal)
+    return torch.where(mask.any(1), own, 1.0)

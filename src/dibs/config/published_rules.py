@@ -1,9 +1,10 @@
-"""What drawing in rounds, and training on some of a group, agree with."""
+"""What settings of published rules agree with: rounds, kept completions, annealing, prompt weights."""
 
 from __future__ import annotations
 
 from dibs.config.allocating import AllocateConfig
 from dibs.config.learning import AlgorithmConfig
+from dibs.config.rollouts import SamplingConfig
 from dibs.config.selecting import SelectConfig
 
 
@@ -64,4 +65,38 @@ def check_keep(allocate: AllocateConfig, least: int) -> None:
         raise ValueError(
             f"allocate.keep_count {count} is below {least}, the fewest completions that the algorithm "
             "learns from"
+        )
+
+
+def check_annealing(sampling: SamplingConfig, importance_sampling: str) -> None:
+    """ValueError where the temperature cannot fall, or nothing makes up for that it does."""
+    start = f"sampling.anneal_from {sampling.anneal_from:g}"
+    if sampling.engine != "transformers":
+        raise ValueError(
+            f"{start} needs sampling.engine transformers; {sampling.engine} keeps one temperature for "
+            "all tokens"
+        )
+    if importance_sampling == "none":
+        raise ValueError(
+            f"{start} draws from other probabilities than the policy's; set "
+            "algorithm.importance_sampling, token_truncate for example"
+        )
+
+
+def check_prompt_weight(algorithm: AlgorithmConfig, allocate: AllocateConfig, mode: str) -> None:
+    """ValueError where prompts cannot be weighed, or other keys weigh them otherwise."""
+    weight = f"algorithm.prompt_weight {algorithm.prompt_weight}"
+    if mode == "none":
+        raise ValueError(
+            f"{weight} needs accept rates; set estimate.mode to online, pilot or cross_fit"
+        )
+    if allocate.allocator == "min_variance":
+        raise ValueError(
+            f"{weight} is not known to allocate.allocator min_variance, which takes all prompts to "
+            "count alike; choose uniform or a rule of docs/rules.md"
+        )
+    if allocate.rounds is not None or algorithm.estimator == "flat":
+        raise ValueError(
+            f"{weight} weighs prompts; allocate.rounds and algorithm.estimator flat weigh them "
+            "otherwise; leave one of them out"
         )
