@@ -264,6 +264,29 @@ def test_what_has_no_value_is_rejected(text):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        r"\sum_{i=1}^{2000}\sum_{j=1}^{2000}\sum_{k=1}^{2000} ijk",
+        r"\int_0^1\int_0^1\int_0^1 x^{y^z}\,dx\,dy\,dz",
+        r"\prod_{k=1}^{1999} k^k",
+        r"\binom{5000}{2500}^{40}",
+        r"\sin(10^{10000})",
+        "5000!^{5000!}",
+        "e^{e^{e^e}}",
+        "0.(" + "3" * 5000 + ")",
+        "(x+y+z)^{1000}",
+        r"\frac{1}{" * 1500 + "2" + "}" * 1500,
+        ":".join("1" * 5000),
+    ],
+)
+def test_what_takes_long_to_compute_is_rejected_at_once(text):
+    for gold, given in (("x+5", text), (text, "x+5")):
+        started = time.perf_counter()
+        assert judge_math(gold, boxed(given)).status == "rejected"
+        assert time.perf_counter() - started < 3
+
+
+@pytest.mark.parametrize(
     "lead", ["answer is", "answer", "answer **", "answer:", "#### ", "5,", "5"]
 )
 @pytest.mark.parametrize("gap", [" ", "\n", " \n", "\t", "$ ", "**", ",", ". "])

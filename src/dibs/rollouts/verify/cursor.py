@@ -87,7 +87,7 @@ class Cursor:
         if not block:
             return None
         value = decimal_value(text if text[-1] != "." else text[:-1])
-        tail = Fraction(int(block), (10 ** len(block) - 1) * 10 ** len(start))
+        tail = decimal_value(block) / ((10 ** len(block) - 1) * 10 ** len(start))
         return value + tail
 
     def bracketed_digits(self, text: str) -> str:

@@ -35,7 +35,10 @@ class UndefinedError(Exception):
 
 MOST_BITS = 200_000
 """Bits of the largest integer that is computed."""
-_MOST_TERMS = 2000
+_MOST_STEPS = 50_000
+"""Most nodes that a sum or integral may evaluate, those of sums inside it included."""
+_POINTS = 400
+"""Points at which an integral is about evaluated."""
 
 
 def number(value: int | Fraction) -> Node:
@@ -257,15 +260,32 @@ def _pseudo_random(name: str, inside: list[Any]) -> Any:
     return 1 + mp.mpf(int.from_bytes(drawn[:16], "big")) / 2**128
 
 
+def _steps(node: Node) -> int:
+    """How many nodes are evaluated for a tree, about."""
+    inside = 1 + sum(_steps(arg) for arg in node.args)
+    if node.op == "int":
+        return _POINTS * inside
+    if node.op in ("sum", "prod"):
+        low, high = exact(node.args[0]), exact(node.args[1])
+        return inside * (
+            max(1, math.ceil(high - low)) if low is not None and high is not None else 1
+        )
+    return inside
+
+
+def _check_steps(node: Node) -> None:
+    if _steps(node) > _MOST_STEPS:
+        raise TooLargeError("a sum or an integral takes too many steps")
+
+
 def _series(node: Node, values: Values) -> Any:
     first, last, body = (node.args[0], node.args[1], node.args[2])
+    _check_steps(node)
     low, high = exact(first), exact(last)
     if low is None or high is None or low.denominator != 1 or high.denominator != 1:
         bounds = [numeric(first, values), numeric(last, values)]
         inner = numeric(body, {**values, node.value: mp.mpf(1) / 3 + mp.sqrt(2)})
         return _pseudo_random(node.op, [*bounds, inner])
-    if high - low > _MOST_TERMS:
-        raise TooLargeError("a sum has too many terms")
     total = mp.mpf(0 if node.op == "sum" else 1)
     for k in range(low.numerator, high.numerator + 1):
         term = numeric(body, {**values, node.value: mp.mpf(k)})
@@ -274,6 +294,7 @@ def _series(node: Node, values: Values) -> Any:
 
 
 def _integral(node: Node, values: Values) -> Any:
+    _check_steps(node)
     low, high = (numeric(arg, values) for arg in node.args[:2])
     name, body = node.value, node.args[2]
     try:
