@@ -20,6 +20,7 @@ from dibs.rollouts.verify.equality import order, proportional, same_expression
 from dibs.rollouts.verify.expressions import TooLargeError, UndefinedError, exact
 from dibs.rollouts.verify.final_answer import find_answer
 from dibs.rollouts.verify.maths import judge_math
+from dibs.rollouts.verify.numerals import with_digits
 from dibs.rollouts.verify.parse_expression import parse_expression
 from dibs.rollouts.verify.read import read
 from dibs.rollouts.verify.tokens import UnreadableError, tokens_of
@@ -89,6 +90,9 @@ def test_answers_without_a_box(gold, text, right):
     [
         ("5", "nothing", "find: there is no final answer"),
         ("5", r"\boxed{4} or maybe \boxed{5}", "find: several answers: 4 and 5"),
+        ("5", r"\boxed{5} is wrong.", "find: the text denies its answer"),
+        ("5", r"\boxed{5} million", "find: the box is a part of a longer expression"),
+        ("5", r"\boxed{5} or 6", "find: several answers: 5 and 6"),
         ("5", r"\boxed{ 5 }", "text: the same text"),
         ("B", r"\boxed{\text{(B) } 7}", "choice: B"),
         ("5", r"\boxed{5 \text{ is wrong}}", "read: the answer was read as words: 5 is wrong"),
@@ -198,6 +202,28 @@ def test_words_behind_a_number_are_units_or_nothing_is_read():
     assert millions.factor == 10**6
     for words in ("is wrong", "red", "dozen red", "square", "times 2"):
         assert measure_of(tokens_of(rf"\text{{{words}}}")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        (r"\text{twenty-five}", "25"),
+        (r"\text{one hundred and five}", "105"),
+        (r"\text{two thousand five hundred twelve}", "2512"),
+        (r"\text{three million}", "3000000"),
+        (r"\text{a dozen}", "12"),
+        (r"\text{two thirds}", "2/3"),
+        (r"\text{two and a half}", "5/2"),
+        (r"\text{twelve apples}", "12apples"),
+        (r"\text{five two}", "fivetwo"),
+        (r"\text{one thousand two million}", "onethousandtwomillion"),
+        (r"\text{and five}", "andfive"),
+        (r"\text{a cat}", "acat"),
+        ("", ""),
+    ],
+)
+def test_numbers_in_words(text, digits):
+    assert "".join(token.text for token in with_digits(tokens_of(text))) == digits
 
 
 def test_digits_with_commas_are_read_both_ways():

@@ -1,9 +1,9 @@
 """Equality of mathematical answers: find the answer, undress and read it, compare, judge leftovers.
 
-The stages are pure functions in modules of their own: ``final_answer``, ``tokens`` (by ``characters``
-and ``latex``), ``read`` (by ``parse_expression``, ``units`` and ``intervals``) and ``compare`` (by
-``equality``). A verdict's ``reason`` names the stage that decided. This runs in the workers of ``pool``,
-which stop it where a value takes too long to compute.
+The stages are pure functions in modules of their own: ``final_answer`` (by ``around_box``), ``tokens``
+(by ``characters`` and ``latex``), ``read`` (by ``parse_expression``, ``numerals``, ``units`` and
+``intervals``) and ``compare`` (by ``equality``). A verdict's ``reason`` names the stage that decided. This
+runs in the workers of ``pool``, which stop it where a value takes too long to compute.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MARKUP = re.compile(r"[\\^_{}=<>+*|]")
 def judge_math(answer: str, completion: str, anywhere: bool = False) -> Verdict:
     """Accept a final answer of the same value as the gold one: numbers, expressions, sets, matrices.
 
-    The verdict's reason begins with the name of the stage that decided: ``find`` (no answer, or several
-    that contradict each other), ``text`` (the same text), ``choice`` (a letter), ``read`` (one of them
-    is no mathematics), or ``compare``.
+    The verdict's reason begins with the name of the stage that decided: ``find`` (no answer, several
+    that contradict each other, or one that the text around it denies or continues), ``text`` (the same
+    text), ``choice`` (a letter), ``read`` (one of them is no mathematics), or ``compare``.
     """
     found = find_answer(completion, anywhere)
     if not found.readings:
