@@ -2,8 +2,8 @@
 
 The stages are pure functions in modules of their own: ``final_answer`` (by ``around_box``), ``tokens``
 (by ``characters`` and ``latex``), ``read`` (by ``parse_expression``, ``numerals``, ``units`` and
-``intervals``) and ``compare`` (by ``equality``). A verdict's ``reason`` names the stage that decided. This
-runs in the workers of ``pool``, which stop it where a value takes too long to compute.
+``intervals``) and ``compare`` (by ``equality``). A verdict's ``reason`` names the stage that decided.
+This runs in the workers of ``pool``, which stop it where a value takes too long to compute.
 """
 
 from __future__ import annotations
