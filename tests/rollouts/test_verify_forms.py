@@ -245,6 +245,25 @@ def test_numbers_too_long_to_write_out_are_read_or_words():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        r"\max 6",
+        r"\gcd 2x",
+        r"x < \pm 2",
+        r"\infty y = x",
+        r"\pm 6 \pmod 7",
+        "5 = 590!!!",
+        "5 = 9^{9^{9^9}}",
+        "1/0:30 PM",
+    ],
+)
+def test_what_has_no_value_is_rejected(text):
+    for gold in ("5", "y = 2x", "x < 2", r"5 \pmod 7"):
+        assert judge_math(gold, boxed(text)).status == "rejected"
+        assert judge_math(text, boxed(gold)).status == "rejected"
+
+
+@pytest.mark.parametrize(
     "lead", ["answer is", "answer", "answer **", "answer:", "#### ", "5,", "5"]
 )
 @pytest.mark.parametrize("gap", [" ", "\n", " \n", "\t", "$ ", "**", ",", ". "])

@@ -208,8 +208,8 @@ _EXACT: dict[str, Callable[..., Fraction | None]] = {
     "abs": abs,
     "floor": lambda v: Fraction(math.floor(v)),
     "ceil": lambda v: Fraction(math.ceil(v)),
-    "max": max,
-    "min": min,
+    "max": lambda *values: max(values),
+    "min": lambda *values: min(values),
     "gcd": _integers(math.gcd),
     "lcm": _integers(math.lcm),
 }
@@ -235,8 +235,10 @@ def numeric(node: Node, values: Values) -> Any:
     if op == "int":
         return _integral(node, values)
     inside = [numeric(arg, values) for arg in args]
-    if op == "opaque":
-        return _pseudo_random(node.value, inside)
+    if op in ("opaque", "gcd", "lcm"):
+        return _pseudo_random(node.value or op, inside)
+    if op not in _NUMERIC:
+        raise UndefinedError(f"{op} is no number")
     try:
         result = _NUMERIC[op](*inside)
     except (ZeroDivisionError, ValueError, TypeError, NotImplementedError) as error:
@@ -333,8 +335,8 @@ _NUMERIC: dict[str, Callable[..., Any]] = {
     "abs": abs,
     "floor": _real(mp.floor),
     "ceil": _real(mp.ceil),
-    "max": _real(max),
-    "min": _real(min),
+    "max": _real(lambda *values: max(values)),
+    "min": _real(lambda *values: min(values)),
     "mod": _real(lambda a, b: a - b * mp.floor(a / b)),
     "deg": lambda a: a * mp.pi / 180,
     "exp": lambda a: _numeric_power(mp.e, a),

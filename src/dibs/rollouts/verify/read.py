@@ -12,7 +12,7 @@ from functools import lru_cache
 from dibs.rollouts.verify import intervals, units
 from dibs.rollouts.verify.compare import equal
 from dibs.rollouts.verify.domains import domain_set_off, is_domain, is_of_integers
-from dibs.rollouts.verify.expressions import Node, has_op, number
+from dibs.rollouts.verify.expressions import Node, TooLargeError, has_op, number
 from dibs.rollouts.verify.numerals import with_digits
 from dibs.rollouts.verify.parse_expression import parse_expression
 from dibs.rollouts.verify.parts import is_whole, split, without_dress, words_of
@@ -52,7 +52,7 @@ def read(text: str) -> tuple[Value, ...]:
 def _read_one(text: str, join_thousands: bool) -> Value:
     try:
         return value_of(tokens_of(text, join_thousands))
-    except (UnreadableError, RecursionError):
+    except (UnreadableError, TooLargeError, RecursionError):
         return Words((text.strip(),))
 
 
