@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from dibs.model.policy import Policy
+from dibs.model.turn_end import Stops
 from dibs.rollouts.sampling import SampleRequest
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.types import Prompt
@@ -68,6 +69,7 @@ class SmallServer:
 
     def completions(self, body: dict) -> list[dict]:
         prompt: Prompt = make_prompt("00", tuple(body["prompt"]))
+        self.policy.stops = Stops(texts=tuple(body.get("stop", ())))
         sampler = TransformersSampler(self.policy, body["max_tokens"], 10**5)
         with self.lock:
             drawn = list(

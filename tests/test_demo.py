@@ -75,6 +75,7 @@ def test_the_demo_foretells_and_confirms(tmp_path, monkeypatch):
         assert (tmp_path / f"report-{task}" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_bad_options_are_one_line(tmp_path):
     out = tmp_path / "file"
     out.write_text("")

@@ -159,7 +159,8 @@ def test_answers_are_read_from_any_text(text, gold):
         assert answer is None or (answer and clean(answer) == answer)
     if answer is not None:
         assert same_text(answer, answer)
-        if not find_answer(text, anywhere=True).several:
+        found = find_answer(text, anywhere=True)
+        if not found.several and answer in found.readings:  # a box may be a part of an expression
             assert judge_exact(answer, text, anywhere=True).status == "accepted"
     for judge in (judge_exact, judge_numeric, judge_choice):
         verdict = judged(judge, gold, text)

@@ -9,6 +9,7 @@ import torch
 
 from dibs.config import Config
 from dibs.model.policy import Policy
+from dibs.model.turn_end import Stops
 from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.types import InputError, TrainingExample
 from small_server import SmallServer
@@ -80,6 +81,30 @@ def test_no_default_of_a_server_changes_what_is_sampled(policy, servers):
     }
     body = servers[0].bodies[-1]
     assert {key: body.get(key) for key in plain} == plain
+
+
+def test_a_server_ends_completions_at_texts(policy, servers):
+    """It is asked to; tokens, log-probabilities and texts are those up to the end."""
+    sampler = sampler_for(policy, servers[0].address)
+    whole = sample(sampler, [12, 12, 12])
+    assert "stop" not in servers[0].bodies[-1]
+    texts = sorted(
+        {each.text[len(each.text) // 2] for group in whole for each in group if each.text}
+    )
+    policy.stops = Stops(texts=tuple(texts[:2]))
+    ended = sample(sampler, [12, 12, 12])
+    sampler.close()
+    assert servers[0].bodies[-1]["stop"] == texts[:2]
+    cut = 0
+    for long, short in zip(
+        [c for g in whole for c in g], [c for g in ended for c in g], strict=True
+    ):
+        length = len(short.token_ids)
+        assert long.token_ids[:length] == short.token_ids
+        assert short.sampling_logprobs == pytest.approx(long.sampling_logprobs[:length], abs=2e-5)
+        assert not any(text in short.text for text in texts[:2])
+        cut += length < len(long.token_ids)
+    assert cut > 3
 
 
 def test_new_weights_arrive(policy, servers):

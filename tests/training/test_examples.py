@@ -126,9 +126,9 @@ def test_the_updates_see_the_gradient_the_estimator_promises(
     seen: list[TrainingExample] = []
     update = trainer.updater.step
 
-    def noted(examples: Sequence[TrainingExample]) -> UpdateMetrics:
+    def noted(examples: Sequence[TrainingExample], *squares: np.ndarray | None) -> UpdateMetrics:
         seen.extend(examples)
-        return update(examples)
+        return update(examples, *squares)
 
     monkeypatch.setattr(trainer.updater, "step", noted)
     record = next(trainer.run())

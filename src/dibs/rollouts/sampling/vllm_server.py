@@ -226,6 +226,8 @@ class VllmServerSampler:
             "ignore_eos": True,  # only stop_token_ids end a completion
             "logprobs": 0,  # of the drawn token alone
             "return_token_ids": True,
+            # A server would write on after a text that ends a completion, only to be cut here.
+            **({"stop": list(texts)} if (texts := self.policy.stops.texts) else {}),
         }
 
     def _sampled(self, job: _Job, answer: dict[str, Any]) -> Iterator[Sampled]:
