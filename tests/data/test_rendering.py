@@ -100,7 +100,9 @@ def test_the_last_tokens_of_prompts_are_shown(tmp_path, capsys):
     assert main(["data", *words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["prompts"][0]["last_tokens"] == ["Ġ", "+", "Ġ", "1", "?"]
-    assert len(told["notes"]) == 1
+    first, second = told["notes"]
+    assert first.startswith("The tokenizer ends a text with '</s>'")
+    assert second.startswith("No prompt asks for a \\boxed{} answer")
 
 
 class Tomorrow(datetime):
