@@ -24,6 +24,7 @@ from dibs.report.panels import (
     accept_rates_panel,
     counts_panel,
     short_number,
+    variance_panel,
     wrapped,
 )
 from dibs.report.svg import inline_svg, svg_bytes
@@ -134,6 +135,16 @@ def test_colors_stand_out_from_both_grounds():
         for color in (*COLORS, *PART_COLORS, *steps, ground["field"]):
             assert contrast(color, ground["ground"]) >= 3, color
     assert light["ink"] == INK
+
+
+def test_the_colors_of_arms_mean_nothing_else(tmp_path):
+    run = reported_run(make_run(tmp_path / "run"))
+    drawn = {INK.lower(), *PART_COLORS, *(matplotlib.colors.to_hex(STEPS(x)) for x in (0.0, 1.0))}
+    axes = Figure().subplots()
+    variance_panel(axes, [run])
+    drawn |= {matplotlib.colors.to_hex(str(line.get_color())) for line in axes.get_lines()}
+    assert len(axes.get_lines()) > 3
+    assert drawn & {*COLORS} == set()
 
 
 def contrast(one: str, other: str) -> float:

@@ -24,8 +24,10 @@ INK = "#1c2127"
 """Color of lines and text. The page replaces it by the color of its text."""
 COLORS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
 """Colors of arms; their contrast is 3:1 or more on white and on the page's dark background."""
-PART_COLORS = ("#008f68", "#0072b2", "#d55e00", "#7b838c")
-STEPS = LinearSegmentedColormap.from_list("steps", ["#0072b2", "#8f7a86", "#d55e00"])
+PART_COLORS = ("#5b7f95", "#8c7355", "#b06a6a", "#7b838c")
+"""Colors of what rollouts are spent on. No arm has one of them, nor any other thing but arms theirs."""
+_ESTIMATED = "#7b838c"
+STEPS = LinearSegmentedColormap.from_list("steps", ["#3f8f9a", "#8f7a86", "#c04b6e"])
 """Colors of steps, early to late, which can be seen on both backgrounds too."""
 STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names of folders and allocators are no formulas
@@ -155,8 +157,8 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
     """
     axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
     for key, label, color, line in (
-        ("expected_gain", "chosen counts, by the estimates", COLORS[1], "-"),
-        ("achievable_gain", "best counts (oracle), by the estimates", COLORS[0], "--"),
+        ("expected_gain", "chosen counts, by the estimates", _ESTIMATED, "-"),
+        ("achievable_gain", "best counts (oracle), by the estimates", _ESTIMATED, "--"),
     ):
         steps, mean = _relative_variance(runs, key)
         axes.plot(steps, mean, color=color, linestyle=line, marker=".", label=label)
@@ -166,7 +168,7 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
             steps,
             mean,
             yerr=np.nan_to_num([mean - low, high - mean]).clip(min=0),
-            color=COLORS[2],
+            color=INK,
             marker="D",
             ms=4,
             linestyle="none",

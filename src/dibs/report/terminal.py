@@ -18,7 +18,7 @@ def evaluation_table(result: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("benchmark", overflow="fold")
     for name in ("prompts", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for row in result["benchmarks"]:
         table.add_row(
             Path(row["benchmark"]).stem,
@@ -100,9 +100,9 @@ def _percent(value: float | None) -> str:
 def variance_table(result: Mapping[str, Any]) -> Table:
     """Make a table of allocations; a gain is uniform's variance over theirs, with a 95% interval."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("counts", no_wrap=True)
+    table.add_column("counts", overflow="fold")
     for name in ("rollouts", "gain", "gain a rollout", "gain a token"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for name, row in result["allocations"].items():
         pilots = f"+{row['pilot_rollouts']:,.0f}" if row["pilot_rollouts"] else ""
         table.add_row(
@@ -117,9 +117,9 @@ def estimator_table(result: Mapping[str, Any]) -> Table:
     """Make a table of estimators, the configured one first: what they keep of the target, and gains."""
     chosen = result["allocator"] != "uniform"
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("estimator", no_wrap=True)
+    table.add_column("estimator", overflow="fold")
     for name in ("uniform keeps", *(("chosen keep", "gain", "gain, rescaled") if chosen else ())):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for name, row in result["estimators"].items():
         cells = [_percent_or_unknown(row["kept_uniform"])]
         if chosen:
@@ -258,9 +258,9 @@ def shapes_title(found: Mapping[str, Any]) -> str:
 def shapes_table(found: Mapping[str, Any]) -> Table:
     """Make a table of shapes: one line for each number of completions of a prompt."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("prompts x completions", no_wrap=True)
+    table.add_column("prompts x completions", overflow="fold")
     for name in ("uniform", "completions", "with counts"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     by_rule = {
         rule: {row["completions"]: row for row in found["shapes"] if row["rule"] == rule}
         for rule in ("uniform", "counts", "pool")

@@ -43,7 +43,7 @@ def matrix_table(study: Study) -> Table:
     for name in ("task", "algorithm", "arm", "counts"):
         table.add_column(name, overflow="fold")
     for name in ("a step", "pilots", "updates", "runs"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     options = study.options
     runs = len(options.seeds) + len(study.tuning_rates) * len(options.tuning_seeds)
     for cell in study.cells:
