@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,28 @@ def import_function(name: str, what: str) -> Callable[..., Any]:
         raise InputError(f"{what} {name!r} is not a function")
     own: Callable[..., Any] = found
     return own
+
+
+def called(name: str, what: str, function: Callable[..., Any], *arguments: object) -> Any:
+    """What a function returns. InputError, with the place, where one of the user's raises.
+
+    The user's gets copies of the arguments, so that what it returns is checked against what was given.
+
+    Args:
+        name: of the function; the user's are named ``module:function``. what: begins the message.
+    """
+    if ":" not in name:
+        return function(*arguments)
+    try:
+        return function(*copy.deepcopy(arguments))
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        places = traceback.extract_tb(error.__traceback__)[1:]
+        where = f" in line {places[-1].lineno} of {places[-1].filename}" if places else ""
+        raise InputError(
+            f"{what} {name} failed with {type(error).__name__}: {error}{where}"
+        ) from error
 
 
 def _refuse_unguarded_script(module: str, name: str, what: str) -> None:

@@ -176,6 +176,18 @@ def test_what_a_rule_for_rounds_may_not_return_is_one_line(own, returned, said):
     assert "\n" not in str(refused.value)
 
 
+def test_a_rule_that_raises_is_one_line_that_names_the_place(own):
+    def failing(*given):
+        raise KeyError("nothing")
+
+    for ask in (
+        lambda: rounds_rule(own(failing)).more(NOTHING),
+        lambda: keeper(own(failing)).keep(np.zeros(4), np.zeros(4, dtype=bool), 2),
+    ):
+        with pytest.raises(InputError, match=r"failed with KeyError: 'nothing' in line \d+ of"):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [

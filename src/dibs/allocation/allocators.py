@@ -9,8 +9,6 @@ prompt that comes first.
 
 from __future__ import annotations
 
-import copy
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -19,8 +17,9 @@ from numpy.typing import ArrayLike
 from dibs.allocation import rules
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose, spendable
 from dibs.allocation.proportional import proportional
+from dibs.allocation.returned import are_whole, numbers_of
 from dibs.allocation.target import Target
-from dibs.plugins import import_function
+from dibs.plugins import called, import_function
 from dibs.types import Allocation, InputError, PromptStats
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
@@ -152,44 +151,18 @@ def solve(problem: AllocationProblem, name: str) -> Allocation:
     check_allocator(name)
     if name not in ALLOCATORS:
         raise InputError(f"allocator {name} draws at random, which needs a pool; set select.pool")
-    counts = _checked(_called(name, problem), problem, name)
+    given = called(name, "allocator", ALLOCATORS[name], problem)
+    counts = _checked(given, problem, name)
     return Allocation(problem.stats.prompt_ids, counts, name)
-
-
-def _called(name: str, problem: AllocationProblem) -> object:
-    """What an allocator returns. InputError, with the place, where a user's function raises."""
-    if ":" not in name:
-        return ALLOCATORS[name](problem)
-    try:
-        # The problem that its counts are checked against stays as it is, whatever the function does.
-        return ALLOCATORS[name](copy.deepcopy(problem))
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        places = traceback.extract_tb(error.__traceback__)[1:]
-        where = f" in line {places[-1].lineno} of {places[-1].filename}" if places else ""
-        raise InputError(
-            f"allocator {name} failed with {type(error).__name__}: {error}{where}"
-        ) from error
 
 
 def _checked(given: object, problem: AllocationProblem, name: str) -> np.ndarray:
     """What an allocator returned, int64 [m]. InputError unless it is what the problem asks for."""
-    try:
-        numbers = np.asarray(given)
-        if numbers.dtype.kind not in "buif":
-            raise ValueError
-        numbers = numbers.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"allocator {name} returned {type(given).__name__}, not counts") from None
-    m = len(problem.stats)
-    if numbers.shape != (m,):
-        raise InputError(
-            f"allocator {name} returned an array of shape {numbers.shape}; it must be one count for "
-            f"each of {m} prompts"
-        )
-    if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
-        raise InputError(f"allocator {name} returned counts that are not whole numbers")
+    m, who = len(problem.stats), f"allocator {name}"
+    wanted = f"one count for each of {m} prompts"
+    numbers = numbers_of(given, m, who, what="counts", wanted=wanted)
+    if not are_whole(numbers).all():
+        raise InputError(f"{who} returned counts that are not whole numbers")
     counts = numbers.astype(np.int64)
     outside = np.flatnonzero((counts < problem.lower) | (counts > problem.upper))
     if len(outside):

@@ -50,6 +50,11 @@ class Drawn:
         """Whether the rewards of a prompt differ, bool [N]."""
         return np.array([len(each) > 1 and np.ptp(each) > 0 for each in self.rewards], dtype=bool)
 
+    @property
+    def few(self) -> int:
+        """Completions that show roughly how a prompt stands: a quarter of a group, two if it has two."""
+        return max(self.group // 4, min(2, self.group))
+
     def first(self, prompts: np.ndarray, limit: int) -> np.ndarray:
         """The first ``limit`` of the prompts marked in a bool [N], as a bool [N]."""
         chosen: np.ndarray = prompts & (np.cumsum(prompts) <= limit)

@@ -9,7 +9,8 @@ import numpy as np
 
 from dibs.allocation import rules
 from dibs.allocation.drawn import Drawn
-from dibs.plugins import import_function
+from dibs.allocation.returned import are_whole, numbers_of
+from dibs.plugins import called, import_function
 from dibs.types import InputError
 
 
@@ -30,9 +31,10 @@ class RoundsRule:
     def more(self, drawn: Drawn) -> np.ndarray:
         """Completions of each prompt to draw next, int64 [N].
 
-        Raises InputError unless there is a whole number of at least 0 for each.
+        Raises InputError unless there is a whole number of at least 0 for each, and where it fails.
         """
-        return _whole_numbers(self.function(drawn), len(drawn), f"allocate.rounds {self.name}")
+        given = called(self.name, "allocate.rounds", self.function, drawn)
+        return _whole_numbers(given, len(drawn), f"allocate.rounds {self.name}")
 
     def trained(self, drawn: Drawn) -> np.ndarray:
         """Which prompts are trained on, bool [N]: by default all that were drawn from."""
@@ -55,10 +57,11 @@ class Keeper:
     def keep(self, rewards: np.ndarray, accepted: np.ndarray, count: int) -> np.ndarray:
         """Positions of at most ``count`` of n completions, in order, int64.
 
-        Raises InputError unless they are positions, each once.
+        Raises InputError unless they are positions, each once, and where it fails.
         """
         what = f"allocate.keep {self.name}"
-        positions = _whole_numbers(self.function(rewards, accepted, count), None, what)
+        given = called(self.name, "allocate.keep", self.function, rewards, accepted, count)
+        positions = _whole_numbers(given, None, what)
         if len(positions) > count or len(np.unique(positions)) < len(positions):
             raise InputError(
                 f"{what} returned {len(positions)} positions; it must return at most {count}, each once"
@@ -98,15 +101,10 @@ def keeper(name: str) -> Keeper:
     return Keeper(name, import_function(name, "allocate.keep"), whole_baseline=False)
 
 
-def _whole_numbers(given: object, size: int | None, what: str) -> np.ndarray:
+def _whole_numbers(given: object, size: int | None, who: str) -> np.ndarray:
     """What a rule returned, int64, of ``size`` where that is known."""
-    try:
-        numbers = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{what} returned {type(given).__name__}, not whole numbers") from None
-    if numbers.ndim != 1 or (size is not None and len(numbers) != size):
-        wanted = "a list of positions" if size is None else f"one count for each of {size} prompts"
-        raise InputError(f"{what} returned an array of shape {numbers.shape}; it must be {wanted}")
-    if not (np.isfinite(numbers) & (numbers == np.floor(numbers)) & (numbers >= 0)).all():
-        raise InputError(f"{what} returned numbers that are not whole or below 0")
+    wanted = "a list of positions" if size is None else f"one count for each of {size} prompts"
+    numbers = numbers_of(given, size, who, what="whole numbers", wanted=wanted)
+    if not (are_whole(numbers) & (numbers >= 0)).all():
+        raise InputError(f"{who} returned numbers that are not whole or below 0")
     return numbers.astype(np.int64)

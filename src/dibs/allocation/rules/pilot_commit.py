@@ -21,18 +21,13 @@ _PILOT_SHARE = 0.5
 """Of the budget of a step, at most."""
 
 
-def _pilots(drawn: Drawn) -> int:
-    return max(drawn.group // 4, min(2, drawn.group))
-
-
 def more(drawn: Drawn) -> np.ndarray:
     """The pilots of all, then the rest of a group for those that are committed to; int64 [N]."""
-    pilots = _pilots(drawn)
     budget = drawn.wanted * drawn.group
     if drawn.rounds == 0:
-        affordable = int(_PILOT_SHARE * budget) // pilots
-        return np.where(np.arange(len(drawn)) < affordable, pilots, 0)
-    rest = drawn.group - pilots
+        affordable = int(_PILOT_SHARE * budget) // drawn.few
+        return np.where(np.arange(len(drawn)) < affordable, drawn.few, 0)
+    rest = drawn.group - drawn.few
     if drawn.rounds > 1 or rest == 0:
         return np.zeros(len(drawn), dtype=np.int64)
     left = budget - int(drawn.asked.sum())
@@ -43,4 +38,4 @@ def more(drawn: Drawn) -> np.ndarray:
 
 def trained(drawn: Drawn) -> np.ndarray:
     """Those that got more than pilots, bool [N]."""
-    return drawn.asked > _pilots(drawn)
+    return drawn.asked > drawn.few

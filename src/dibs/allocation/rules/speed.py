@@ -18,12 +18,11 @@ from dibs.allocation.drawn import Drawn
 
 def more(drawn: Drawn) -> np.ndarray:
     """The screening of all, then the rest of a group for the first that qualify; int64 [N]."""
-    few = max(drawn.group // 4, min(2, drawn.group))
     if drawn.rounds == 0:
-        return np.full(len(drawn), few)
+        return np.full(len(drawn), drawn.few)
     if drawn.rounds > 1:
         return np.zeros(len(drawn), dtype=np.int64)
-    return np.where(drawn.first(drawn.spread, drawn.wanted), drawn.group - few, 0)
+    return np.where(drawn.first(drawn.spread, drawn.wanted), drawn.group - drawn.few, 0)
 
 
 def trained(drawn: Drawn) -> np.ndarray:
