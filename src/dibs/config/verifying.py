@@ -92,6 +92,16 @@ class VerifyConfig(Section):
         1.0, description="Lowest reward at which a completion is accepted."
     )
 
+    @property
+    def verifiers(self) -> tuple[str, ...]:
+        """Names of all verifiers: of the rewards, or the one."""
+        return tuple(reward.verifier for reward in self.rewards) or (self.verifier,)
+
+    @property
+    def named(self) -> str:
+        """The key that names the verifiers, and their names, for messages."""
+        return f"verify.{'rewards' if self.rewards else 'verifier'} {', '.join(self.verifiers)}"
+
     @model_validator(mode="after")
     def _one_or_several(self) -> VerifyConfig:
         if not self.rewards:

@@ -15,7 +15,8 @@ import numpy as np
 from dibs.config import Config
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.sampling import Sampled, Sampler, SampleRequest
-from dibs.rollouts.verify.verifiers import Verifier, verified
+from dibs.rollouts.verify.verifier import Verifier
+from dibs.rollouts.verify.verifiers import verified
 from dibs.types import Group, Prompt
 
 

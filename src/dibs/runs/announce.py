@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dibs.config import Config
-from dibs.data.arithmetic import parts_of
 from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
 from dibs.processes import Processes
 from dibs.rollouts.sampling import Sampler
-from dibs.rollouts.verify.verifiers import VERIFIERS
+from dibs.rollouts.verify.verifiers import BOXED, resolved
 from dibs.runs.console import View
 from dibs.types import counted
 
@@ -63,14 +62,11 @@ def _rounds_note(config: Config) -> str:
 
 def box_note(config: Config, prompts: PromptSet) -> Iterator[str]:
     """Yield a warning where the verifier wants a box for which no prompt asks."""
-    verifier = config.verify.verifier
-    if verifier == "auto":
-        verifier = "math" if parts_of(config.data.train) is None else "arithmetic"
-    boxed = verifier in VERIFIERS and verifier != "arithmetic"
-    wants_box = boxed and config.verify.answer_from == "boxed"
-    if wants_box and not any("boxed" in prompt.text for prompt in prompts.train[:_LOOKED_AT]):
+    names = [resolved(name, config.data.train) for name in config.verify.verifiers]
+    boxed = [name for name in names if name in BOXED and config.verify.answer_from == "boxed"]
+    if boxed and not any("boxed" in prompt.text for prompt in prompts.train[:_LOOKED_AT]):
         yield (
-            f"No prompt asks for a \\boxed{{}} answer, and the verifier {verifier} takes no other: set "
+            f"No prompt asks for a \\boxed{{}} answer, and the verifier {boxed[0]} takes no other: set "
             "data.template to boxed, or verify.answer_from to anywhere."
         )
 

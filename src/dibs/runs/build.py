@@ -155,8 +155,7 @@ def _check(config: Config) -> None:
     if config.chooses and config.allocate.allocator in rules.COUNTS:
         raise InputError(rules.needs_batch(config.allocate.allocator))
     _check_rounds(config.allocate, config.select)
-    named = [reward.verifier for reward in config.verify.rewards] or [config.verify.verifier]
-    if config.data.columns and not any(":" in name for name in named):
+    if config.data.columns and not any(":" in name for name in config.verify.verifiers):
         raise InputError(
             f"data.columns {', '.join(config.data.columns)} are for a verifier of your own "
             "(verify.verifier module:function); leave them out"

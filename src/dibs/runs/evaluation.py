@@ -32,7 +32,8 @@ from dibs.model.policy import Policy
 from dibs.rollouts.sampling import Sampler, SampleRequest, build_sampler
 from dibs.rollouts.scores import count_statuses, majority
 from dibs.rollouts.source import no_verdict_at_all
-from dibs.rollouts.verify.verifiers import Verifier, answer_reader, build_verifier, verified
+from dibs.rollouts.verify.verifier import Verifier
+from dibs.rollouts.verify.verifiers import answer_reader, build_verifier, verified
 from dibs.runs.build import _quiet_transformers, _room_for_prompts, loaded_policy, starting_policy
 from dibs.runs.console import View
 from dibs.types import Group, InputError, NonFiniteError, Prompt, counted
@@ -197,7 +198,7 @@ class Evaluator:
         drawn = sum(len(group.rollouts) + len(group.unreached) for group in groups)
         fault = no_verdict_at_all(reasons, drawn)
         if fault is not None:
-            raise InputError(f"{fault}; mend verify.verifier {options.verifier}")
+            raise InputError(f"{fault}; mend {options.named}")
         return groups
 
     def _record(self, group: Group, read: Callable[[str], str | None]) -> dict[str, Any]:

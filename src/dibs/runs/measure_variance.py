@@ -31,6 +31,6 @@ def run_variance(config: Config, view: View, *, shapes: bool = False) -> dict[st
     except NonFiniteError as error:
         raise InputError(f"policy.model {config.policy.model}: {error}") from None
     except NoVerdictError as error:
-        raise InputError(f"{error}; mend verify.verifier {config.verify.verifier}") from None
+        raise InputError(f"{error}; mend {config.verify.named}") from None
     finally:
         trainer.source.close()

@@ -160,8 +160,8 @@ class _Session:
         except NoVerdictError as error:
             self._in_folder(partial(self._save, self.step))
             raise InputError(
-                f"stopped at {error}; {self._last_good()}; mend verify.verifier "
-                f"{self.config.verify.verifier} and go on with --resume"
+                f"stopped at {error}; {self._last_good()}; mend "
+                f"{self.config.verify.named} and go on with --resume"
             ) from None
         except KeyboardInterrupt:
             onward = " The same command with --resume goes on from it." if self.saved >= 0 else ""

@@ -10,7 +10,6 @@ import asyncio
 import copy
 import json
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from dibs.data.environments import EnvironmentAnswer, environment, rows
-from dibs.rollouts.verify.judges import unreached
+from dibs.rollouts.verify.judges import scored, unreached
 from dibs.types import Verdict
 
 _IN_FLIGHT = 64
@@ -92,9 +91,7 @@ class EnvironmentVerifier:
             return unreached("error", f"{type(error).__name__}: {error}")
         if faults:
             return unreached("error", faults[0])
-        if not math.isfinite(reward):
-            return unreached("error", f"the reward is {reward}")
-        return Verdict(reward, "accepted" if reward >= self.accept_threshold else "rejected")
+        return scored(reward, self.accept_threshold)
 
 
 async def reward_of(answer: EnvironmentAnswer, text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 # The server that forks the workers imports this module, so that none of them loads the package while a
@@ -11,7 +10,7 @@ import reasoning_gym  # noqa: F401
 
 from dibs.data.answers import LONGEST, final_answer
 from dibs.data.reasoning_gym import GymAnswer, score_of
-from dibs.rollouts.verify.judges import NO_ANSWER, unreached
+from dibs.rollouts.verify.judges import NO_ANSWER, scored, unreached
 from dibs.types import Verdict
 
 _TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
@@ -35,7 +34,4 @@ def judge_gym(
     given = given_answer(completion, anywhere)
     if not given:
         return NO_ANSWER
-    score = score_of(answer, given)
-    if not math.isfinite(score):
-        return unreached("error", f"the score is {score}")
-    return Verdict(score, "accepted" if score >= accept_threshold else "rejected")
+    return scored(score_of(answer, given), accept_threshold, "score")

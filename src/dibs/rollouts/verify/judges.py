@@ -5,6 +5,7 @@ A judge is a function ``(gold answer, completion text) -> Verdict``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
@@ -30,6 +31,13 @@ NO_ANSWER = Verdict(0.0, "no_answer")
 def unreached(status: str, reason: str) -> Verdict:
     """A verdict without a judgment: the reward is NaN."""
     return Verdict(float("nan"), status, " ".join(reason.split())[:200])
+
+
+def scored(reward: float, accept_threshold: float, what: str = "reward") -> Verdict:
+    """A reward as a verdict, accepted from the threshold on; without a judgment if it is not finite."""
+    if not math.isfinite(reward):
+        return unreached("error", f"the {what} is {reward}")
+    return Verdict(reward, "accepted" if reward >= accept_threshold else "rejected")
 
 
 def judged(judge: Judge, answer: str, text: str) -> Verdict:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
-from typing import Protocol
 
 from dibs.data.gold_answers import GoldAnswer, columns_of, forms_of
 from dibs.rollouts.verify.judges import Judge, judged, unreached
+from dibs.rollouts.verify.verifier import Verifier
 from dibs.types import Verdict
 
 
@@ -40,19 +40,13 @@ class AnyForm:
         return best
 
 
-class _Verifier(Protocol):
-    def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Part:
     """One of several rewards: its name in metrics, its weight in the sum, and what gives it."""
 
     name: str
     weight: float
-    verifier: _Verifier
+    verifier: Verifier
 
 
 class WeightedVerifier:

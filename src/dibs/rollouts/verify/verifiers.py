@@ -6,11 +6,10 @@ judge of mathematics and users' own judges run in worker processes, because they
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from dibs.config import VerifyConfig
 from dibs.data.answers import LONGEST, reading
@@ -27,20 +26,15 @@ from dibs.rollouts.verify.judges import (
     judge_exact,
     judge_numeric,
     judged,
-    unreached,
+    scored,
 )
 from dibs.rollouts.verify.several import AnyForm, Part, WeightedVerifier
+from dibs.rollouts.verify.verifier import Verifier
 from dibs.types import Completion, Group, InputError, Prompt, Rollout, Verdict
 
-VERIFIERS = ("math", "exact", "numeric", "choice", "arithmetic", "reasoning-gym", "environment")
-
-
-class Verifier(Protocol):
-    """Gives verdicts in the order of the items, ``(gold answer, completion text)``."""
-
-    def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]: ...
-
-    def close(self) -> None: ...
+BOXED = ("math", "exact", "numeric", "choice")
+"""Verifiers that take what ``verify.answer_from`` finds, a box by default, and nothing else."""
+VERIFIERS = (*BOXED, "arithmetic", "reasoning-gym", "environment")
 
 
 def verified(
@@ -118,7 +112,7 @@ def build_verifier(config: VerifyConfig, source: str) -> Verifier:
     Raises InputError for an unknown name or a function that cannot be imported.
     """
     if not config.rewards:
-        return _built(_resolved(config, source), config)
+        return _built(resolved(config.verifier, source), config)
     parts = [
         Part(reward.label, reward.weight, _built(reward.verifier, config))
         for reward in config.rewards
@@ -166,15 +160,14 @@ def answer_reader(config: VerifyConfig, source: str) -> Callable[[str], str | No
 
     The function returns None where the completion gives no answer.
     """
-    if _resolved(config, source) == "arithmetic":
+    if resolved(config.verifier, source) == "arithmetic":
         return lambda text: text.partition(ANSWER_MARK)[2] or None
     return partial(reading, anywhere=config.answer_from == "anywhere")
 
 
 def gold_reader(config: VerifyConfig, source: str) -> Callable[[str], bool]:
     """A function that says whether the configured verifier can compare a gold answer, in every form."""
-    names = [reward.verifier for reward in config.rewards] or [_resolved(config, source)]
-    readers = list(map(_gold_reader, names))
+    readers = [_gold_reader(resolved(name, source)) for name in config.verifiers]
     return lambda answer: all(reads(form) for reads in readers for form in forms_of(answer))
 
 
@@ -189,9 +182,10 @@ def _gold_reader(name: str) -> Callable[[str], bool]:
     return lambda answer: judged(judge, answer, r"\boxed{0}").reached
 
 
-def _resolved(config: VerifyConfig, source: str) -> str:
-    if config.verifier != "auto":
-        return config.verifier
+def resolved(name: str, source: str) -> str:
+    """The verifier of a name; that of the data ``source`` for ``auto``."""
+    if name != "auto":
+        return name
     if gym_names(source) is not None:
         return "reasoning-gym"
     if environment_name(source) is not None:
@@ -214,7 +208,4 @@ class OwnJudge:
         given = self.function(answer, completion, **columns_of(answer))
         if isinstance(given, Verdict):
             return given
-        reward = float(given)
-        if not math.isfinite(reward):
-            return unreached("error", f"the reward is {reward}")
-        return Verdict(reward, "accepted" if reward >= self.accept_threshold else "rejected")
+        return scored(float(given), self.accept_threshold)

@@ -80,8 +80,8 @@ def verify_file(
 
 def _own_functions(config: VerifyConfig) -> list[Callable[..., Any]]:
     """The user's functions among the verifiers."""
-    names = [reward.verifier for reward in config.rewards] or [config.verifier]
-    return [import_function(name, "verify.verifier") for name in names if ":" in name]
+    own = [name for name in config.verifiers if ":" in name]
+    return [import_function(name, "verify.verifier") for name in own]
 
 
 def _wanted(functions: Sequence[Callable[..., Any]], row: Mapping[str, Any]) -> dict[str, Any]:
