@@ -168,38 +168,46 @@ class Updater:
             indices = packed
             if squares is not None:  # completions that are only measured come last
                 indices = sorted(packed, key=lambda i: _slope(examples[i], scale) == 0)
-            chosen = [examples[i] for i in indices]
-            batch = self.policy.collate(chosen)
-            ref = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    ref = self.reference.logprobs(batch)
             old = None if old_logprobs is None else [old_logprobs[i] for i in indices]
-
-            def loss_of(
-                logprobs: Tensor,
-                entropy: Tensor,
-                chosen: list[TrainingExample] = chosen,
-                batch: TokenBatch = batch,
-                old: Sequence[Tensor] | None = old,
-                ref: Tensor | None = ref,
-            ) -> Tensor:
-                nonlocal total
-                loss, parts, ratios = self._loss(chosen, batch, (logprobs, entropy), old, ref)
-                total += float(loss.detach()) * scale
-                for name, value in parts.items():
-                    sums[name] = sums[name] + value if name in sums else value
-                log_ratios.extend(ratios)
-                return loss * scale
-
-            if squares is None:
-                loss_of(*self.policy.logprobs_and_entropy(batch)).backward()
-            else:
-                nominal = [_slope(example, scale) for example in chosen]
-                squares[indices] = weighted_backward(
-                    self.policy, batch, loss_of, self._column(nominal)
-                ).cpu()
+            chosen = [examples[i] for i in indices]
+            made, norms = self._batch_gradient(chosen, old, scale, measured=squares is not None)
+            if squares is not None:
+                squares[indices] = norms
+            total += made.loss
+            for name, value in made.sums.items():
+                sums[name] = sums[name] + value if name in sums else value
+            log_ratios += made.log_ratios
         return LossGradient(total, sums, log_ratios)
+
+    def _batch_gradient(
+        self,
+        examples: Sequence[TrainingExample],
+        old_logprobs: Sequence[Tensor] | None,
+        scale: float,
+        *,
+        measured: bool,
+    ) -> tuple[LossGradient, Tensor | None]:
+        """:meth:`gradient` of one micro-batch, and the completions' squared norms if ``measured``."""
+        batch = self.policy.collate(examples)
+        ref = None
+        if self.reference is not None:
+            with torch.no_grad():
+                ref = self.reference.logprobs(batch)
+        made: list[LossGradient] = []
+
+        def loss_of(logprobs: Tensor, entropy: Tensor) -> Tensor:
+            scores = logprobs, entropy
+            loss, sums, ratios = self._loss(examples, batch, scores, old_logprobs, ref)
+            made.append(LossGradient(float(loss.detach()) * scale, sums, ratios))
+            return loss * scale
+
+        squares = None
+        if measured:
+            nominal = self._column([_slope(example, scale) for example in examples])
+            squares = weighted_backward(self.policy, batch, loss_of, nominal).cpu()
+        else:
+            loss_of(*self.policy.logprobs_and_entropy(batch)).backward()
+        return made[0], squares
 
     def _loss(
         self,
