@@ -95,11 +95,14 @@ class History:
         rows = self._find(prompt_ids)
         streak = np.zeros(len(rows), dtype=np.int64)
         streak[rows >= 0] = self._streak[rows[rows >= 0]]
-        return replace(statistics(prompt_ids, self.sums(prompt_ids, step)), streak=streak)
+        return replace(statistics(prompt_ids, self._sums_of(rows, step)), streak=streak)
 
     def sums(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
         """The discounted sums of each prompt, float64 [m, 25]; zeros for a prompt never seen."""
-        rows = self._find(prompt_ids)
+        return self._sums_of(self._find(prompt_ids), step)
+
+    def _sums_of(self, rows: np.ndarray, step: int) -> np.ndarray:
+        """The same of rows, [m]; zeros for -1."""
         found = np.zeros((len(rows), SUMS))
         found[rows >= 0] = self._at(rows[rows >= 0], step)
         return found
