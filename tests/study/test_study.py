@@ -202,6 +202,8 @@ def test_what_a_comparison_will_take(tmp_path, capsys):
     assert forecast(pilots).rollouts == 16 * 2 * (32 + 4 * 8)
     tokens = {"estimate.mode": "online", "allocate.budget_unit": "tokens"}
     assert forecast(read_study([path], tokens)).rollouts is None
+    rounds = {"allocate.rounds": "ar3po", "compare.exclude": "['*/*/online']"}
+    assert forecast(read_study([path], rounds)).rollouts is None
 
 
 def assert_almost_equal(one: Any, other: Any) -> None:

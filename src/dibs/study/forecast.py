@@ -13,7 +13,8 @@ from dibs.study.matrix import Study
 
 @dataclass(frozen=True)
 class Forecast:
-    """``rollouts``: of all runs, pilots counted and evaluations not; None where budgets are in tokens.
+    """``rollouts``: of all runs, pilots counted and evaluations not; None where budgets are
+    in tokens, or rules for rounds draw as much as they need.
 
     ``left``: of the runs that have not finished. ``rollouts_per_second``: of those that have; None where
     there is none.
@@ -75,8 +76,8 @@ def _runs(study: Study) -> Iterator[list[Config]]:
 
 
 def _rollouts(config: Config) -> int | None:
-    """Training completions and pilots of a run; None for a budget of tokens."""
-    if config.budget is None:
+    """Training completions and pilots of a run; None for a budget of tokens, and for rounds."""
+    if config.budget is None or config.allocate.rounds is not None:
         return None
     pilots = config.estimate.num_pilots if config.estimate.mode == "pilot" else 0
     return config.train.steps * (config.budget + pilots * config.train.prompts_per_step)
