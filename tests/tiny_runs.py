@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
-from dibs.runs.console import PlainView
+from dibs.runs.console import NoView, PlainView
 from dibs.runs.train_run import run_training
 
 EASY = "arithmetic-easy"
@@ -96,3 +97,20 @@ def result(out: Path) -> list[object]:
         for line in read_lines(out / name)
     ]
     return [(out / "model" / "model.safetensors").read_bytes(), lines]
+
+
+def whole_and_resumed(words: Callable[..., dict[str, str]], folder: Path) -> tuple[Path, Path]:
+    """A run of two steps in one piece, and the same one stopped after the first step and resumed.
+
+    ``words(out, **more)``: the keys of a run in a folder.
+    """
+    whole, parts = folder / "whole", folder / "parts"
+    more = {"resume": "yes", "allow_changes": "true"}
+    for own in (words(whole), words(parts, **{"train.steps": "1"}), words(parts, **more)):
+        run_training(load_config(None, own), NoView())
+    return whole, parts
+
+
+def drawn(out: Path, *keys: str) -> list[list[object]]:
+    """These keys of every step of allocations.jsonl."""
+    return [[line.get(key) for key in keys] for line in read_lines(out / "allocations.jsonl")]

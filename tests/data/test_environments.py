@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import signal
+from functools import partial
 
 import pytest
 
@@ -21,8 +22,8 @@ from dibs.model.pretrained import load_tokenizer
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.console import NoView
 from dibs.runs.evaluation import run_evaluation
-from dibs.runs.train_run import run_training
 from dibs.types import InputError, Verdict
+from tiny_runs import drawn, whole_and_resumed
 
 TINY = "verifiers:tiny_environment"
 
@@ -128,16 +129,8 @@ def words(byte_model, out, **more: str) -> dict[str, str]:
 
 
 def test_a_run_and_its_resumption_see_the_same_prompts_and_rewards(byte_model, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_training(load_config(None, words(byte_model, whole)), NoView())
-    run_training(load_config(None, words(byte_model, parts, **{"train.steps": "1"})), NoView())
-    more = {"resume": "yes", "allow_changes": "true"}
-    run_training(load_config(None, words(byte_model, parts, **more)), NoView())
-    drawn = [
-        [(line["prompt_id"], line.get("reward")) for line in read_lines(out / "allocations.jsonl")]
-        for out in (whole, parts)
-    ]
-    assert drawn[0] == drawn[1]
+    whole, parts = whole_and_resumed(partial(words, byte_model), tmp_path)
+    assert drawn(whole, "prompt_id", "reward") == drawn(parts, "prompt_id", "reward")
     # Random texts are wrong, but the rubric gives every one its row's bonus.
     assert read_lines(whole / "metrics.jsonl")[1]["reward"] > 0
 

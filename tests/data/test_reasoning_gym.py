@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import partial
 
 import pytest
 
@@ -12,13 +13,12 @@ from dibs.config.load import load_config
 from dibs.data.prompts import build_prompts, read_questions
 from dibs.data.questions import Question
 from dibs.data.reasoning_gym import Dataset, GymAnswer, gym_questions
-from dibs.files import read_lines
 from dibs.model.pretrained import load_tokenizer
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.console import NoView
 from dibs.runs.evaluation import run_evaluation
-from dibs.runs.train_run import run_training
 from dibs.types import InputError
+from tiny_runs import drawn, whole_and_resumed
 
 gym = pytest.importorskip("reasoning_gym", reason="the package reasoning-gym is not installed")
 from dibs.rollouts.verify.gym import given_answer, judge_gym  # noqa: E402  (imports that package)
@@ -201,16 +201,8 @@ def words(byte_model, out, **more: str) -> dict[str, str]:
 
 
 def test_a_run_and_its_resumption_see_the_same_prompts(byte_model, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_training(load_config(None, words(byte_model, whole)), NoView())
-    run_training(load_config(None, words(byte_model, parts, **{"train.steps": "1"})), NoView())
-    more = {"resume": "yes", "allow_changes": "true"}
-    run_training(load_config(None, words(byte_model, parts, **more)), NoView())
-    drawn = [
-        [line["prompt_id"] for line in read_lines(out / "allocations.jsonl")]
-        for out in (whole, parts)
-    ]
-    assert drawn[0] == drawn[1]
+    whole, parts = whole_and_resumed(partial(words, byte_model), tmp_path)
+    assert drawn(whole, "prompt_id") == drawn(parts, "prompt_id")
 
 
 def test_a_model_is_evaluated_on_it(byte_model, tmp_path):
