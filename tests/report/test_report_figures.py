@@ -15,12 +15,8 @@ from matplotlib.figure import Figure
 
 from dibs.report.arms import group_runs
 from dibs.report.figures import draw_figures, page_figures
+from dibs.report.looks import COLORS, INK, PART_COLORS, STEPS, STYLE
 from dibs.report.panels import (
-    COLORS,
-    INK,
-    PART_COLORS,
-    STEPS,
-    STYLE,
     accept_rates_panel,
     counts_panel,
     short_number,
