@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections import Counter
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -77,6 +78,33 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert {"accuracy-tokens.svg", "accuracy-tokens.png", "counts-2.png", "variance-1.svg"} <= names
     assert all(Path(path).stat().st_size > 3000 for path in written["figures"])
     assert [row["seeds"] for row in written["arms"]] == [[0, 1], [0, 1]]
+
+
+def test_the_page_opens_with_the_verdict_and_results_stand_beside_names(tmp_path, capsys):
+    for name, mode in (("uniform-16", "none"), ("uniform-8", "none"), ("ours", "pilot")):
+        for seed in range(2):
+            folder = tmp_path / "runs" / f"{name}-{seed}"
+            allocator = name.partition("-")[0]
+            make_run(folder, seed=seed, allocator=allocator, mode=mode, arm=name)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (verdict,) = found["verdict"]
+    assert "from uniform-8 is shown" in verdict
+    assert [row["arm"] for row in found["arms"]] == ["ours", "uniform-8", "uniform-16"]
+    assert [row["reference"] for row in found["arms"]] == ["uniform-8"] * 3
+    ours, eight, _ = found["arms"]
+    assert eight["times_fewer_rollouts"] is None
+    # 16 rollouts a prompt against 8, pilots counted, and the same scores for the same seeds
+    assert ours["times_fewer_rollouts"] == pytest.approx(0.5)
+    page = Path(found["page"]).read_text()
+    body = page[page.index("<body") :]
+    assert body.index(escape(verdict)) < body.index("<nav") < body.index("<table")
+    columns = re.findall(r"<th[^>]*>([^<]*)</th>", body[: body.index("</thead>")])
+    assert columns[:3] == ["arm", "accuracy after (95%)", "times fewer rollouts (95%)"]
+    for row in found["arms"]:
+        swatches = re.findall(rf"(<svg class=\"swatch\"(?:(?!</svg>).)*</svg>){row['arm']}<", body)
+        assert len(swatches) >= 5
+        assert len(set(swatches)) == 1
 
 
 def test_completions_and_names_are_text_wherever_they_stand(tmp_path):

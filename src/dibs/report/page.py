@@ -38,8 +38,8 @@ _CAPTIONS = {
     "budget": "Only mode pilot throws pilots away. If a baseline is subtracted, a group that is all "
     "accepted or all rejected has no gradient. Rollouts learned from have an advantage other than 0.",
     "counts": "A dot is a prompt in a step: how many completions it got, against its accept rate. The "
-    "rate is that of the pilots if there are any. Rates of exactly 0 and 1 fill the gray strips, and "
-    "above stands which share of all dots is there. The slider shows single steps.",
+    "rate is that of the pilots if there are any. Rates of exactly 0 and 1 are in the gray strips, "
+    "early steps on the left, and above stands their share of all dots. The slider shows single steps.",
     "accept-rates": "Each column is a step and shows how its prompts spread over five bins of accept "
     "rates: the darker against the page, the more. In a long run several steps share a column.",
     "spending": "The same parts as in the figure of the whole budget, for each step; means over seeds.",

@@ -82,7 +82,7 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
         if len(known) > room:
             known = random.choice(known, room, replace=False)
         dots = axes.scatter(
-            _spread_rates(rates[known], random),
+            _spread_rates(rates[known], float(time(step)), random),
             counts[known] + random.uniform(-0.4, 0.4, len(known)),
             color=STEPS(time(step)),
             s=7,
@@ -97,11 +97,16 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
     return shown
 
 
-def _spread_rates(rates: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return where dots stand: close to their rates, or anywhere in the strips of 0 and 1."""
+def _spread_rates(rates: np.ndarray, time: float, random: np.random.Generator) -> np.ndarray:
+    """Return where the dots of a step stand: close to their rates, or in the strips of 0 and 1.
+
+    ``time``: of the step, between 0 and 1. A strip has early steps on its left and late ones on its
+    right, so that late dots do not cover early ones.
+    """
     spread = random.uniform(-1, 1, len(rates))
     inner = np.clip(rates + 0.02 * spread, 0, 1)
-    ends = np.where(rates <= 0, -_STRIP, 1 + _STRIP) + 0.7 * _STRIP * spread
+    ends = np.where(rates <= 0, -_STRIP, 1 + _STRIP)
+    ends += _STRIP * (1.3 * (time - 0.5) + 0.2 * spread)
     return np.where((rates <= 0) | (rates >= 1), ends, inner)
 
 

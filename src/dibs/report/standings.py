@@ -39,10 +39,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class Task:
-    """Arms that learn the same task, compared by a score. ``score``: a key of metrics.jsonl."""
+    """Arms that learn the same task, compared by a score.
+
+    ``score``: a key of metrics.jsonl. ``corrected_for``: comparisons that the verdicts are corrected
+    for, those of other tasks among them.
+    """
 
     standings: Sequence[Standing]
     score: str
+    corrected_for: int
 
     @property
     def arms(self) -> Sequence[Arm]:
@@ -68,27 +73,40 @@ class Task:
 
 
 def tasks_of(arms: Sequence[Arm]) -> list[Task]:
-    """Group arms by what they learn, and compare those of each task with a uniform one."""
+    """Group arms by what they learn, and compare those of each task with a uniform one.
+
+    Verdicts are corrected for all comparisons of all tasks, as those of ``dibs compare`` are.
+    """
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         groups.setdefault(_task_key(arm), []).append(arm)
-    return [_compared(group) for group in groups.values()]
+    compared = [_compared(group) for group in groups.values()]
+    flat = [row for rows, _ in compared for row in rows]
+    values = [None if fewer is None else fewer.value for _, _, fewer, _ in flat]
+    judged = verdicts([p_value for *_, p_value in flat], values)
+    standings = iter(
+        Standing(arm, reference, fewer, verdict)
+        for (arm, reference, fewer, _), verdict in zip(flat, judged, strict=True)
+    )
+    made = sum(verdict is not None for verdict in judged)
+    return [Task([next(standings) for _ in rows], score, made) for rows, score in compared]
 
 
-def _compared(arms: Sequence[Arm]) -> Task:
+def _compared(
+    arms: Sequence[Arm],
+) -> tuple[list[tuple[Arm, Arm, Interval | None, float | None]], str]:
+    """Return a row for each arm, and the score that decides.
+
+    A row holds the arm, its reference, how many times fewer rollouts it needs, and the p-value.
+    """
     reference = _reference(arms)
     fits = all(_objective(arm) == "log_likelihood" for arm in arms)
     score = "log_accept_rate" if fits and has_score(arms, "log_accept_rate") else "accuracy"
-    found = [None if arm is reference else _fewer(reference, arm, score) for arm in arms]
-    judged = verdicts(
-        [None if each is None else each[1] for each in found],
-        [None if each is None else each[0].value for each in found],
-    )
-    standings = [
-        Standing(arm, reference, None if each is None else each[0], verdict)
-        for arm, each, verdict in zip(arms, found, judged, strict=True)
+    rows = [
+        (arm, reference, *((None, None) if arm is reference else _fewer(reference, arm, score)))
+        for arm in arms
     ]
-    return Task(standings, score)
+    return rows, score
 
 
 def _fewer(reference: Arm, arm: Arm, score: str) -> tuple[Interval, float | None]:

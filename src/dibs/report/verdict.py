@@ -64,7 +64,8 @@ def comparison_line(task: Task) -> str:
         if found:
             sentences.append(f"{_listed(task, found, reference, what)}{to_score}")
             to_score = ""
-    for found, why in ((unclear, ""), (single, ", with a single seed each")):
+    corrected = f", corrected for {task.corrected_for} comparisons" * (task.corrected_for > 1)
+    for found, why in ((unclear, corrected), (single, ", with a single seed each")):
         if found:
             sentences.append(
                 f"No difference from {reference} is shown{why}: {_listed(task, found)}{to_score}"
