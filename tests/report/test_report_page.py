@@ -152,7 +152,7 @@ def test_folders_whose_names_are_not_text_are_reported(tmp_path, capsys):
     assert main(["report", *map(str, folders), "--out", str(folders[0] / "out")]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("2 runs, 2 arms")
-    assert told[1].startswith(f"{tmp_path}/r\\udcff: damaged: ")
+    assert told[1].startswith(f"{tmp_path}/r\\udcfe: damaged: ")
     page = (folders[0] / "out" / "index.html").read_text(encoding="utf-8")
     for name in (r"r\udcff", r"r\udcfe"):
         assert f"</svg>{name}</h3>" in page
