@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_accuracy_judges_arms_of_other_objectives_or_without_ln_p():
 def test_arms_that_share_no_score_cannot_be_compared():
     runs = arms_of(("uniform", (100, 100)))
     runs += [run_of("ours", 50, seed, [0.2, 0.1, 0.1, 0.1, 0.1]) for seed in range(2)]
-    assert verdict(runs) == ["ours cannot be compared: no score is reached by both."]
+    assert verdict(runs) == ["ours cannot be compared: both reached no score at a known cost."]
 
 
 def test_unequal_updates_are_noted():
@@ -201,3 +202,24 @@ def test_what_several_seeds_of_an_arm_gained():
     runs = [run_of("mine", 100), run_of("mine", 100, 1, (0.2, 0.3, 0.3, 0.4, 0.4))]
     (line,) = verdict(runs)
     assert line.startswith("No gain is shown, +0.300 (95%: -0.971 to +1.571): ")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"seed": [1], "allocate": {"allocator": ["x"], "num_generations": "8"}},
+        {"algorithm": None, "estimate": 7, "data": [1, 2]},
+        {},
+    ],
+)
+def test_odd_runs_have_a_verdict_too(odd):
+    """Folders are not trusted: configurations and metrics may hold anything."""
+    even = run_of("even", 100, **UNIFORM)
+    strange = replace(even, path=Path("runs/strange"), config=odd, metrics=[{"step": 0}])
+    partly = replace(even, path=Path("runs/partly"), config={**even.config, **odd})
+    assert verdict([strange])[0].endswith("after an unknown number of rollouts.")
+    assert len(verdict([even, strange, partly])) >= 1
+    without = [{**line, "rollouts": None} for line in even.metrics]
+    assert verdict([even, replace(partly, metrics=without, config=even.config)]) == [
+        "partly cannot be compared: both reached no score at a known cost."
+    ]

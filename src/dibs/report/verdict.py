@@ -30,7 +30,8 @@ def gain_line(arm: Arm) -> str:
     """Say what an arm gained in held-out accuracy, from what to what, and with how many rollouts."""
     curve = arm_curve(arm, "steps")
     spent = costs_at(arm, int(curve.x[-1] if len(curve.x) else arm.runs[0].metrics[-1]["step"]))
-    rollouts = f"{spent['rollouts']:,.0f} rollouts"
+    known = np.isfinite(spent["rollouts"])
+    rollouts = f"{spent['rollouts']:,.0f} rollouts" if known else "an unknown number of rollouts"
     if spent["pilot_rollouts"] > 0:
         rollouts += f", {spent['pilot_rollouts']:,.0f} of them pilots"
     if len(curve.x) < 2:
@@ -73,7 +74,7 @@ def comparison_line(task: Task) -> str:
             to_score = ""
     if unknown:
         names = _enumerated([task.short(each.arm) for each in unknown[:_NAMED]], len(unknown))
-        sentences.append(f"{names} cannot be compared: no score is reached by both")
+        sentences.append(f"{names} cannot be compared: both reached no score at a known cost")
     if not task.equal_updates:
         sentences.append("Optimizer updates differ between the arms")
     return ". ".join(sentences) + "."
