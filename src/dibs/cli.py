@@ -11,14 +11,18 @@ import typer
 
 from dibs import __version__, commands
 from dibs.allocation.allocators import ALLOCATORS
-from dibs.allocation.target import BASELINES
 from dibs.arguments import (
     VERIFY_KEYS,
+    BaselineName,
     Command,
     CompareCommand,
     EvalCommand,
+    Json,
     KeysCommand,
+    ObjectiveName,
+    Penalty,
     ReportCommand,
+    TokenBudget,
     VerifyCommand,
     report_error,
 )
@@ -37,7 +41,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ConfigFile = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG]", hidden=True)]
 
 
@@ -288,35 +291,48 @@ def report(
     commands.report(runs, out, watch, as_json)
 
 
-Penalty = Annotated[
-    float,
-    typer.Option(
-        help="Alpha of GVM, for log_likelihood: raise it to give fewer completions to prompts that "
-        "are hardly ever solved."
-    ),
-]
-TokenBudget = Annotated[
-    float | None,
-    typer.Option(
-        metavar="TOKENS",
-        help="Tokens to spread over all prompts, in place of --budget: mean_tokens gives the "
-        "expected length, and prompts with short completions get more of them.",
-    ),
-]
-ObjectiveName = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(BASELINES), help="Objective whose gradient min_variance allocates for."
-    ),
-]
-BaselineName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="none|mean|leave_one_out",
-        help="Baseline subtracted from a prompt's rewards.",
-        show_default="the first that the objective has",
-    ),
-]
+@app.command(cls=Command, short_help="Upload a run's model and card to the Hugging Face Hub.")
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    repo: Annotated[str, typer.Argument(metavar="REPO", hidden=True)],
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="Make a private repository, and upload to no public one."),
+    ] = False,
+    with_completions: Annotated[
+        bool,
+        typer.Option(
+            "--with-completions",
+            help="Also upload samples.jsonl (prompts, answers, completions) and allocations.jsonl "
+            "(accept rates and counts of single prompts).",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the card, and every file with its size; upload nothing."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a finished run to the Hugging Face Hub: model, tokenizer, and a card made from the run.
+
+    RUN is the folder of a finished run. REPO is USER/NAME, or NAME for a repository of your own; it is
+    made where there is none. The card names data, rule, rollouts, accuracy before and after with
+    intervals, the curve and versions. Prompts and completions stay here unless --with-completions is
+    given.
+
+    The token comes from hf auth login, or from HF_TOKEN. All files arrive as one commit. After an
+    interruption the same command goes on: files that had arrived are not sent again.
+    """
+    commands.push(
+        run,
+        repo,
+        private=private,
+        with_completions=with_completions,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 @app.command(cls=Command, short_help="Spread a budget over prompts, by their statistics.")

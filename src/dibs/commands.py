@@ -17,7 +17,7 @@ from dibs.allocation.statistics_file import count_lines, read_statistics
 from dibs.allocation.target import Target
 from dibs.config import BENCHMARKS
 from dibs.config.load import load_config
-from dibs.types import InputError, Verdict
+from dibs.types import InputError, Verdict, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -235,6 +235,36 @@ def report(runs: Sequence[Path], folder: Path | None, watch: float | None, as_js
     show(written)
     if as_json:
         print(json.dumps(written, indent=1, allow_nan=False))
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool,
+    with_completions: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upload a run's model and card; with ``dry_run``, print the card and the files that would go."""
+    from dibs.sharing.push import prepare
+    from dibs.sharing.push import push as send
+
+    share = prepare(folder, repo, with_completions)
+    if dry_run:
+        if as_json:
+            print(json.dumps({"card": share.card, **share.described()}, indent=1))
+            return
+        print(share.card)
+        for each in share.files:
+            print(f"{each.size:>14,}  {each.name}")
+        return
+    result = send(share, repo, private)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    size = result["bytes"] / 1e6
+    print(f"{counted(len(share.files), 'file')}, {size:,.1f} MB, are at {result['url']}")
 
 
 def allocate(
