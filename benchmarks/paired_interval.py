@@ -138,10 +138,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON value")
     options = parser.parse_args()
     rows = [
-        row
-        for world in WORLDS
-        for m, k in SIZES
-        for row in measured(world, m, k, options.runs)
+        row for world in WORLDS for m, k in SIZES for row in measured(world, m, k, options.runs)
     ]
     if options.json:
         print(json.dumps(rows, indent=1))

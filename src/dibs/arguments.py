@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from dibs.allocation.target import BASELINES
-from dibs.config import VerifyConfig
+from dibs.config import BENCHMARKS, VerifyConfig
 from dibs.config.key_help import keys_help
 from dibs.types import ElsewhereError, InputError, printable
 
@@ -55,6 +55,36 @@ BaselineName = Annotated[
         metavar="none|mean|leave_one_out",
         help="Baseline subtracted from a prompt's rewards.",
         show_default="the first that the objective has",
+    ),
+]
+
+BenchmarkNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        show_default=False,
+        help=f"Benchmark to evaluate on: {', '.join(BENCHMARKS)}, or all. May be repeated.",
+    ),
+]
+DataFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="File of questions and answers to evaluate on. May be repeated.",
+    ),
+]
+SampleCount = Annotated[
+    int | None,
+    typer.Option(help="Completions drawn for each prompt, at least k.", show_default="k"),
+]
+ResultFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="lm-eval|lighteval",
+        show_default=False,
+        help="Format of another tool in which --out and --json also give the results.",
     ),
 ]
 

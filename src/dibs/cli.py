@@ -14,19 +14,22 @@ from dibs.allocation.allocators import ALLOCATORS
 from dibs.arguments import (
     VERIFY_KEYS,
     BaselineName,
+    BenchmarkNames,
     Command,
     CompareCommand,
+    DataFiles,
     EvalCommand,
     Json,
     KeysCommand,
     ObjectiveName,
     Penalty,
     ReportCommand,
+    ResultFormat,
+    SampleCount,
     TokenBudget,
     VerifyCommand,
     report_error,
 )
-from dibs.config import BENCHMARKS
 from dibs.config.load import split_config, split_configs
 from dibs.types import InputError
 
@@ -176,27 +179,11 @@ def compare(
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help=f"Benchmark to evaluate on: {', '.join(BENCHMARKS)}, or all. May be repeated.",
-        ),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            help="File of questions and answers to evaluate on. May be repeated.",
-        ),
-    ] = None,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", hidden=True)] = None,
+    benchmark: BenchmarkNames = None,
+    data: DataFiles = None,
     k: Annotated[int, typer.Option("--k", help="The k of avg@k, pass@k and maj@k.")] = 1,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Completions drawn for each prompt, at least k.", show_default="k"),
-    ] = None,
+    samples: SampleCount = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -204,22 +191,25 @@ def evaluate(
             help="Folder that keeps the results; the same command goes on where it stopped.",
         ),
     ] = None,
+    form: ResultFormat = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on benchmarks: avg@k, pass@k and maj@k, with 95% intervals.
 
     pass@k is the unbiased estimate from all samples.
 
-    MODEL is a Hugging Face id, the folder of a model, a GGUF file, or an embedded task. The prompt
-    template is boxed unless data.template names another.
+    MODEL is a Hugging Face id, the folder of a model, a GGUF file, or an embedded task. Given OTHER
+    too, both get the same prompts and seeds, and the differences of OTHER's scores from MODEL's follow,
+    with intervals that pair the prompts. The prompt template is boxed unless data.template names
+    another.
     """
     path, overrides = split_config(context.args)
     if path is not None:
-        raise InputError(f"unexpected {str(path)!r}; give one MODEL, and files with --data")
+        raise InputError(f"unexpected {str(path)!r}; give MODEL or two, and files with --data")
+    models = [model] if other is None else [model, other]
     sources = commands.sources_of(benchmark or (), data or ())
-    commands.evaluate(
-        model, sources, overrides, (k, k if samples is None else samples), out, as_json
-    )
+    drawn = (k, k if samples is None else samples)
+    commands.evaluate(models, sources, overrides, drawn, out, as_json, form)
 
 
 @app.command(cls=VerifyCommand, context_settings=_READS_KEYS)
