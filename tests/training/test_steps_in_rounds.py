@@ -167,7 +167,7 @@ def test_completions_without_a_verdict_are_not_drawn_for_ever():
 def test_a_budget_weighs_completions_as_the_loop_does(rule, seed):
     rng = np.random.default_rng(seed)
     texts = ["".join(rng.choice(["+", "-"], 16, p=[p, 1 - p])) for p in (0.1, 0.5, 0.9, 0.3)]
-    choice, examples, calls = step(config(rounds=rule), *texts)
+    _, examples, calls = step(config(rounds=rule), *texts)
 
     names = [prompt.prompt_id for prompt in PROMPTS]
     options = BudgetConfig(
@@ -184,7 +184,7 @@ def test_a_budget_weighs_completions_as_the_loop_does(rule, seed):
     assert not counts.any()
     advantages, weights = budget.weights(rewards)
     found = {
-        (i, j): (weights[i][j], advantages[i][j])
+        (i, j): (each[j], advantages[i][j])
         for i, each in enumerate(weights)
         for j in np.flatnonzero(each * advantages[i])
     }

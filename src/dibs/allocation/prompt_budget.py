@@ -221,7 +221,7 @@ class PromptBudget:
         problem = pose(
             stats,
             budget,
-            options.target,
+            options.target.of_groups(size),
             bounds=Bounds(every_prompt=False),
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )

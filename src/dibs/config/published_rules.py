@@ -104,10 +104,10 @@ def check_keep(options: KeepsSome, least: int, section: str = "") -> None:
 def check_annealing(sampling: SamplingConfig, importance_sampling: str) -> None:
     """ValueError where the temperature cannot fall, or nothing makes up for that it does."""
     start = f"sampling.anneal_from {sampling.anneal_from:g}"
-    if sampling.engine != "transformers":
+    if sampling.engine == "vllm_server":
         raise ValueError(
-            f"{start} needs sampling.engine transformers; {sampling.engine} keeps one temperature for "
-            "all tokens"
+            f"{start} needs sampling.engine transformers or vllm; a vllm_server keeps one temperature "
+            "for all tokens"
         )
     if importance_sampling == "none":
         raise ValueError(
