@@ -21,6 +21,7 @@ from dibs.config.no_secrets import secret_keys
 from dibs.config.published_rules import (
     check_annealing,
     check_keep,
+    check_pool_of_rounds,
     check_prompt_weight,
     check_rounds,
 )
@@ -194,7 +195,8 @@ class Config(Section):
                 "allocate.keep out, or give the shape"
             )
         if self.allocate.rounds is not None:
-            check_rounds(self.allocate, self.select, self.estimate.mode, own)
+            check_rounds(self.allocate, self.estimate.mode, own.estimator, "allocate.")
+            check_pool_of_rounds(self.allocate, self.select)
             self._check_pool_size()
             return self
         if pool is None:
@@ -330,7 +332,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        check_keep(self.allocate, least_group(self.algorithm))
+        check_keep(self.allocate, least_group(self.algorithm), "allocate.")
         if self.sampling.anneal_from is not None:
             check_annealing(self.sampling, self.algorithm.importance_sampling)
         if self.algorithm.prompt_weight != "none":
