@@ -10,11 +10,17 @@ VERL_VENV := .venv-verl
 VERL_STAMP := $(VERL_VENV)/.installed
 TRL_VENV := .venv-trl
 TRL_STAMP := $(TRL_VENV)/.installed
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+PACKAGE_VENV := .venv-package
+PACKAGE_STAMP := $(PACKAGE_VENV)/.installed
+WHEEL_VENV := .venv-wheel
+OLDEST_VENV := .venv-oldest
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
 .PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources lint format constraints trl \
-	bench-step bench-trl bench-verl clean
+	bench-step bench-trl bench-verl docs reference pictures package audit clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
@@ -26,6 +32,11 @@ help:
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
+	@echo "make docs       the documentation as a site, in site/; builds $(DOCS_VENV)"
+	@echo "make reference  write docs/reference from the code"
+	@echo "make pictures   draw the pictures of docs/concepts"
+	@echo "make package    build wheel and source archive, and train from the wheel alone"
+	@echo "make audit      known holes in what is installed, and secrets in the sources"
 	@echo "make format     reformat the sources"
 	@echo "make constraints  write the versions installed in $(VENV) to constraints.txt"
 	@echo "make trl        build $(TRL_VENV), which holds TRL"
@@ -167,5 +178,65 @@ bench-trl: $(TRL_STAMP)
 bench-step: $(STAMP) $(TRL_STAMP)
 	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
 
+# Pages are read from docs/ and the top folder; no network is needed once the packages are there.
+$(DOCS_STAMP): requirements/docs.txt
+	@echo "Installing mkdocs into $(DOCS_VENV)."
+	rm -rf $(DOCS_VENV)
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	touch $@
+
+docs:
+	@if $(MAKE) --no-print-directory $(DOCS_STAMP); then \
+		NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --quiet && \
+		$(DOCS_VENV)/bin/python website/check_site.py site && \
+		echo "Open site/index.html, or, for the search, run: $(PYTHON) -m http.server -b 127.0.0.1 -d site"; \
+	else \
+		echo "SKIPPED: the packages of requirements/docs.txt cannot be had here (see above)"; \
+	fi
+
+$(PACKAGE_STAMP): requirements/package.txt
+	@echo "Installing build tools into $(PACKAGE_VENV)."
+	rm -rf $(PACKAGE_VENV)
+	$(PYTHON) -m venv $(PACKAGE_VENV)
+	$(PACKAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/package.txt
+	touch $@
+
+# The wheel is installed into two environments that hold nothing else: with the packages that everything is
+# tested with, and with the oldest that are allowed.
+package:
+	@if $(MAKE) --no-print-directory $(PACKAGE_STAMP); then \
+		rm -rf dist && \
+		$(PACKAGE_VENV)/bin/python -m build --no-isolation --outdir dist . >/dev/null && \
+		$(PACKAGE_VENV)/bin/python -m twine check --strict dist/* && \
+		$(MAKE) --no-print-directory $(WHEEL_VENV) $(OLDEST_VENV) && \
+		$(PACKAGE_VENV)/bin/python -m pytest -q --noconftest -m package tests/with_package; \
+	else \
+		echo "SKIPPED: the packages of requirements/package.txt cannot be had here (see above)"; \
+	fi
+
+.PHONY: $(WHEEL_VENV) $(OLDEST_VENV)
+$(WHEEL_VENV): VERSIONS := constraints.txt
+$(OLDEST_VENV): VERSIONS := requirements/oldest.txt
+$(WHEEL_VENV) $(OLDEST_VENV):
+	@echo "Installing the wheel into $@ (700 MB)."
+	test -d $@ || $(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) dist/*.whl
+	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
+
+# What cannot be looked up is said; holes and secrets that are found end it with status 1.
+audit:
+	@if $(MAKE) --no-print-directory $(PACKAGE_STAMP); then \
+		$(PACKAGE_VENV)/bin/python .ci/audit.py; \
+	else \
+		echo "SKIPPED: the packages of requirements/package.txt cannot be had here (see above)"; \
+	fi
+
+reference: $(STAMP)
+	$(BIN)/python website/reference.py
+
+pictures: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python website/pictures.py
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -285,8 +285,8 @@ def test_an_interrupted_run_says_where_it_stands_and_is_whole(tmp_path):
         json.loads(line)
 
 
-def test_the_allocator_examples_of_the_readme(tmp_path, capsys):
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+def test_the_allocator_examples_of_the_documentation(tmp_path, capsys):
+    readme = (Path(__file__).parents[1] / "docs" / "allocator.md").read_text()
     rows = re.findall(r'^\{"prompt_id".*"trials".*\}$', readme, flags=re.MULTILINE)
     printed = re.findall(r'^\{"prompt_id".*"count".*\}$', readme, flags=re.MULTILINE)
     (words,) = re.findall(r"dibs allocate stats.jsonl (.*)$", readme, flags=re.MULTILINE)

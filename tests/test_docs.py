@@ -13,11 +13,12 @@ import dibs
 from dibs.config import Config, Section
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_OUTER = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+DOCUMENTS = [*(ROOT / name for name in _OUTER), *sorted((ROOT / "docs").rglob("*.md"))]
 _CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(
-    r"(?<![\w./-])((?:src|tests|benchmarks|configs|docs|examples|requirements|studies)/[\w./+*-]*\w)"
+    r"(?<![\w./-])((?:src|tests|benchmarks|configs|docs|examples|requirements|studies|website)/[\w./+*-]*\w)"
 )
 _NAME = re.compile(r"\bdibs(?:\.[A-Za-z_]\w*)+")
 
@@ -82,7 +83,7 @@ def test_paths_of_the_repository_exist(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_dotted_names_of_the_package_resolve(document):
     options = {"json"}  # dibs.json: a file of verl's checkpoints
-    if document.stem in ("integrations", "compatibility-verl"):
+    if document.stem in ("integrations", "compatibility-verl", "trl", "verl"):
         from dibs.integrations.pools import PoolConfig
 
         own = {"algorithm", "grad_norm", "num_pilots", "state_path", "counts_path"}

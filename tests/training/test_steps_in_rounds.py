@@ -184,7 +184,7 @@ def test_a_budget_weighs_completions_as_the_loop_does(rule, seed):
     assert not counts.any()
     advantages, weights = budget.weights(rewards)
     found = {
-        (i, j): (each[j], advantages[i][j])
+        (i, int(j)): (each[j], advantages[i][j])
         for i, each in enumerate(weights)
         for j in np.flatnonzero(each * advantages[i])
     }

@@ -74,7 +74,8 @@ def default_text(field: FieldInfo) -> str:
     return str(default)
 
 
-def _key_lines(key: str, field: FieldInfo, width: int) -> list[str]:
+def value_text(field: FieldInfo) -> str:
+    """What a key may hold, with its bounds: ``INTEGER >= 1|null``."""
     bounds = [
         f" {sign} {getattr(each, name):g}"
         for each in field.metadata
@@ -84,10 +85,13 @@ def _key_lines(key: str, field: FieldInfo, width: int) -> list[str]:
     values = list(dict.fromkeys(allowed_values(field.annotation)))
     if field.default_factory is not None:
         values.append("null")
-    shown = "|".join(
+    return "|".join(
         value + "".join(bounds) if value in _KINDS.values() else value for value in values
     )
-    head = f"--{key} {shown} (default: {default_text(field)})"
+
+
+def _key_lines(key: str, field: FieldInfo, width: int) -> list[str]:
+    head = f"--{key} {value_text(field)} (default: {default_text(field)})"
     return [
         *textwrap.wrap(
             head, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
