@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dibs.cli import main
 from dibs.config import PolicyConfig
-from dibs.config.no_secrets import secret_keys
+from dibs.config.secrets import without_secrets
 from dibs.files import checksum
 from dibs.model.pretrained import load_policy
 from dibs.report.arms import group_runs
@@ -260,37 +260,27 @@ def test_no_text_from_runs_becomes_markup(tmp_path_factory, text):
 
 
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("value", "shown"),
     [
-        (["--data.options={env: {judge_api_key: abc}}"], "data.options.env.judge_api_key"),
-        (["--data.options={env: {auth_token: abc}}"], "data.options.env.auth_token"),
-        ([f"--tracking.project=https://me:{PASSWORD}@host/x"], "tracking.project"),
-        ([f"--policy.model={TOKEN}"], "policy.model"),
-        (
-            ["--sampling.engine=vllm_server", "--sampling.servers=[http://a:b@c:1]"],
-            "sampling.servers",
-        ),
+        ({"env": {f"judge_{API_KEY}": "abc"}}, {"env": {f"judge_{API_KEY}": "***"}}),
+        ([f"http://me:{PASSWORD}@host/x"], ["http://***@host/x"]),
+        (f"take {TOKEN}", "take ***"),
     ],
 )
-def test_secrets_are_refused(words, key, capsys, tmp_path):
-    assert main(["train", f"--output_dir={tmp_path / 'out'}", *words]) == 2
-    message = capsys.readouterr().err
-    assert f"{key} holds a password or token" in message
-    assert not any(secret in message for secret in ("abc", f"me:{PASSWORD}", TOKEN, "a:b"))
-    assert not (tmp_path / "out").exists()
+def test_secrets_are_hidden(value, shown):
+    assert without_secrets(value) == shown
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {f"judge_{API_KEY}_var": "OPENAI", "max_tokens": 5, "token": "a"},
-        {"password": "", API_KEY: None, "access_token": 3},
-        {"servers": ("http://host:8000", "https://me@host/x"), "eos_token": "</s>"},
+        {f"judge_{API_KEY}_var": "OPENAI", "max_tokens": 5, "token": "a", "eos_token": "</s>"},
+        {"password": "", API_KEY: None, "servers": ["http://host:8000"]},
         {"stop": ["a:b@c", "sk-1"], "model": "Qwen/Qwen2.5-1.5B", "hf_": 3},
     ],
 )
-def test_what_is_no_secret_is_taken(values):
-    assert list(secret_keys(values)) == []
+def test_what_is_no_secret_is_shown(values):
+    assert without_secrets(values) == values
 
 
 def test_keys_of_trackers_are_not_in_the_run_folder_nor_on_the_page(tmp_path, monkeypatch):

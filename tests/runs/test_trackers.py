@@ -18,7 +18,7 @@ from dibs.config.secrets import without_secrets
 from dibs.runs.folder import RunFolder
 from dibs.runs.trackers import Trackers, _described
 
-PASSWORD = "correct-horse-battery"
+PASSWORD = "correct-horse-battery"  # pragma: allowlist secret
 TRACKING = {
     "project": "fractions",
     "run_name": "seed-3",
@@ -118,7 +118,7 @@ def test_each_tracker_gets_what_it_has_a_place_for():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("http://me:pass@host:8000/v1", "http://***@host:8000/v1"),
+        ("http://me:pass@host:8000/v1", "http://***@host:8000/v1"),  # pragma: allowlist secret
         ("https://host/?write_token=abc&step=2", "https://host/?write_token=***&step=2"),
         ("https://host/?API-KEY=abc", "https://host/?API-KEY=***"),
         (f"use hf_{'a1' * 17}.", "use ***."),

@@ -12,7 +12,14 @@ HIDDEN = "***"
 _OF_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 """User and password of an address."""
 _IN_QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password)=)[^&#\s]+")
-_OF_HUB = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+_ISSUED = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[A-Z0-9]{16})\b"
+)
+"""Tokens that have the form of one: of the Hugging Face Hub and others."""
+_OPTION = re.compile(
+    r"(?i)(?:^|_)(?:api_?key|password|passwd|secret|secret_key|(?:access|auth|bearer|hf)_token)$"
+)
+"""Names of options that are secret; not of those that name a variable, such as api_key_var."""
 _NAMES = re.compile(r"(?i)(key|token|secret|password)$")
 _SHORTEST = 16
 """Characters of a secret in the environment; shorter values may be words that stand anywhere."""
@@ -21,15 +28,21 @@ _SHORTEST = 16
 def without_secrets(value: Any) -> Any:
     """A copy of a configuration's values, or of a text, in which :data:`HIDDEN` replaces secrets.
 
-    Secrets are: user and password of an address, tokens in its query, tokens of the Hugging Face Hub,
-    and the values of environment variables whose names end in key, token, secret or password.
+    Secrets are: user and password of an address, tokens in its query, tokens of known forms,
+    options whose names say so, and the values of environment variables whose names end in key, token,
+    secret or password.
     """
     return _hidden(value, _of_environment())
 
 
 def _hidden(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _hidden(each, secrets) for key, each in value.items()}
+        return {
+            key: HIDDEN
+            if isinstance(each, str) and each and _OPTION.search(str(key))
+            else _hidden(each, secrets)
+            for key, each in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_hidden(each, secrets) for each in value]
     if not isinstance(value, str):
@@ -37,7 +50,7 @@ def _hidden(value: Any, secrets: list[str]) -> Any:
     for secret in secrets:
         value = value.replace(secret, HIDDEN)
     value = _OF_URL.sub(HIDDEN, value)
-    return _OF_HUB.sub(HIDDEN, _IN_QUERY.sub(rf"\1{HIDDEN}", value))
+    return _ISSUED.sub(HIDDEN, _IN_QUERY.sub(rf"\1{HIDDEN}", value))
 
 
 def _of_environment() -> list[str]:

@@ -17,7 +17,6 @@ from dibs.config.learning import (
     needs_statistics,
     why_groups,
 )
-from dibs.config.no_secrets import secret_keys
 from dibs.config.published_rules import (
     check_annealing,
     check_keep,
@@ -100,15 +99,6 @@ class Config(Section):
         if idle and self.allocate.budget_unit == "completions":
             estimate = self.estimate.model_copy(update={"mode": "none"})
             object.__setattr__(self, "estimate", estimate)
-        return self
-
-    @model_validator(mode="after")
-    def _holds_no_secret(self) -> Config:
-        for key in secret_keys(self.model_dump()):
-            raise ValueError(
-                f"{key} holds a password or token, which config.yaml and trackers would show; put it "
-                "into an environment variable that the package reads"
-            )
         return self
 
     @property
