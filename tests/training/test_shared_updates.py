@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config
 
+from dibs.config.load import load_config, split_config
 from dibs.model import policy as policy_module
 from dibs.model import prefix_attention
 from dibs.model.grad_norms import gradient_norms
@@ -15,11 +19,14 @@ from dibs.model.packing import PackedBatch
 from dibs.model.policy import Policy
 from dibs.model.prompt_sharing import share_prompts
 from dibs.processes import Processes
+from dibs.runs.console import PlainView
+from dibs.runs.train_run import run_training
 from dibs.training.losses import PolicyLoss
 from dibs.training.sharing_check import try_sharing
 from dibs.types import TrainingExample
 from tiny_gradients import make_policy, with_lora
 from tiny_policies import RAFT, RATIO, examples, gradient_of, updater
+from tiny_runs import options
 
 LOSSES = {
     "raft": RAFT,
@@ -204,3 +211,31 @@ def test_another_result_turns_sharing_off(policy, monkeypatch):
 
     monkeypatch.setattr(prefix_attention.PrefixLayout, "attend", refuse)
     assert try_sharing(policy, groups(policy)) == "Qwen2ForCausalLM does not compute them: no way"
+
+
+def trained(out: Path, *more: str) -> str:
+    """What a run of one step shows."""
+    shown = StringIO()
+    words = options(out, "--train.steps=1", "--update.updates_per_step=1", *more)
+    view = PlainView(Console(file=shown, width=200))
+    run_training(load_config(*split_config(words)), view)
+    return " ".join(shown.getvalue().split())
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), None),
+        (("--policy.share_prompts=never",), None),
+        (("--policy.lora.rank=2", "--policy.lora.dropout=0.25"), "policy.lora.dropout is 0.25"),
+    ],
+    ids=["auto", "never", "dropout"],
+)
+def test_a_run_shares_prompts_or_says_why_it_does_not(tmp_path, packed, words, reason):
+    shown = trained(tmp_path / "out", *words)
+    message = "Updates compute a prompt again for each of its completions"
+    assert (message in shown) is (reason is not None)
+    if reason is not None:
+        assert f"{message}: {reason}" in shown
+    # Of a run that shares, the first batch is that of the check.
+    assert (len(packed) > 1) is (words == ())

@@ -76,24 +76,19 @@ class PrefixLayout:
     def _masks_of(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """Which keys prompts and completions see: [., 1, P, P], None if all before; [., 1, T, P + T]."""
         if window not in self._masks:
-            places = np.arange(self.prompts.max())
+            device = self.device
+            places = torch.arange(self.prompts.max(), device=device)
             mask = None
             if window is not None and window < len(places):
-                mask = self._on_device(_near(places, places, window)[None, None])
+                mask = _near(places, places, window)[None, None]
             # Completions of prompts of one length see the same keys.
             equal = (self.prompts == self.prompts[0]).all()
-            lengths = self.prompts[:1] if equal else self.prompts[self.owner]
-            own = np.arange(self.tails.max())
-            tail = [
-                np.hstack(
-                    [
-                        (places < length) & _near(length + own, places, window),
-                        _near(own, own, window),
-                    ]
-                )
-                for length in lengths
-            ]
-            self._masks[window] = mask, self._on_device(np.stack(tail)[:, None])
+            lengths = self._on_device(self.prompts[:1] if equal else self.prompts[self.owner])
+            own = torch.arange(self.tails.max(), device=device)
+            queries = lengths.unsqueeze(1) + own
+            of_prompt = _near(queries, places, window) & (places < lengths[:, None, None])
+            of_own = _near(own, own, window).expand(len(lengths), -1, -1)
+            self._masks[window] = mask, torch.cat([of_prompt, of_own], 2).unsqueeze(1)
         return self._masks[window]
 
     def _on_device(self, values: np.ndarray) -> Tensor:
@@ -116,9 +111,9 @@ def _attended(
     return made.flatten(0, 1)
 
 
-def _near(queries: np.ndarray, keys: np.ndarray, window: int | None) -> np.ndarray:
-    """Whether a key's position is the query's or before it, and within the window."""
-    distance = queries[:, None] - keys
+def _near(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Whether a key's position [k] is the query's [..., q] or before it, and within the window."""
+    distance = queries.unsqueeze(-1) - keys
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
