@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dibs.files import read_lines
-from dibs.study.costs import COSTS, Evaluations, compare_evaluations
+from dibs.report.costs import COSTS, Evaluations, compare_evaluations
 from dibs.study.results import stored_runs
 
 SEEDS, EVALUATIONS = 5, 13

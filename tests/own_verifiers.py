@@ -38,6 +38,11 @@ def everything(answer: str, completion: str) -> float:
     return 1.0
 
 
+def half(answer: str, completion: str) -> float:
+    """Accepts about every second text."""
+    return float(sum(completion.encode()) % 2)
+
+
 def moody(answer: str, completion: str) -> float:
     """Fails on some completions and takes too long for others."""
     mood = sum(map(ord, completion)) // 2 % 4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dibs.study.costs import COSTS, Evaluations
+from dibs.report.costs import COSTS, Evaluations
 
 
 def curve(cost: Sequence[float], value: Sequence[float], **totals: float) -> Evaluations:

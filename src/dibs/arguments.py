@@ -1,4 +1,4 @@
-"""How commands read their words: configuration keys beside options, and errors of one line.
+"""How commands read their words: options, configuration keys beside them, and errors of one line.
 
 Loads nothing that takes time.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand
 
-from dibs.config import VerifyConfig
+from dibs.allocation.target import BASELINES
+from dibs.config import BENCHMARKS, VerifyConfig
 from dibs.config.key_help import keys_help
 from dibs.types import ElsewhereError, InputError, printable
 
@@ -23,6 +25,68 @@ _KEYS_TITLE = (
     "Configuration keys. CONFIG holds them nested, in YAML; on the command line they are dotted, as\n"
     "--section.key VALUE or --section.key=VALUE, and win over CONFIG."
 )
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Penalty = Annotated[
+    float,
+    typer.Option(
+        help="Alpha of GVM, for log_likelihood: raise it to give fewer completions to prompts that "
+        "are hardly ever solved."
+    ),
+]
+TokenBudget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Tokens to spread over all prompts, in place of --budget: mean_tokens gives the "
+        "expected length, and prompts with short completions get more of them.",
+    ),
+]
+ObjectiveName = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(BASELINES), help="Objective whose gradient min_variance allocates for."
+    ),
+]
+BaselineName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|mean|leave_one_out",
+        help="Baseline subtracted from a prompt's rewards.",
+        show_default="the first that the objective has",
+    ),
+]
+
+BenchmarkNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        show_default=False,
+        help=f"Benchmark to evaluate on: {', '.join(BENCHMARKS)}, or all. May be repeated.",
+    ),
+]
+DataFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        show_default=False,
+        help="File of questions and answers to evaluate on. May be repeated.",
+    ),
+]
+SampleCount = Annotated[
+    int | None,
+    typer.Option(help="Completions drawn for each prompt, at least k.", show_default="k"),
+]
+ResultFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="lm-eval|lighteval",
+        show_default=False,
+        help="Format of another tool in which --out and --json also give the results.",
+    ),
+]
 
 
 def report_error(command: str, message: object) -> None:

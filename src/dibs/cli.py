@@ -11,18 +11,25 @@ import typer
 
 from dibs import __version__, commands
 from dibs.allocation.allocators import ALLOCATORS
-from dibs.allocation.target import BASELINES
 from dibs.arguments import (
     VERIFY_KEYS,
+    BaselineName,
+    BenchmarkNames,
     Command,
     CompareCommand,
+    DataFiles,
     EvalCommand,
+    Json,
     KeysCommand,
+    ObjectiveName,
+    Penalty,
     ReportCommand,
+    ResultFormat,
+    SampleCount,
+    TokenBudget,
     VerifyCommand,
     report_error,
 )
-from dibs.config import BENCHMARKS
 from dibs.config.load import split_config, split_configs
 from dibs.types import InputError
 
@@ -37,7 +44,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ConfigFile = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG]", hidden=True)]
 
 
@@ -173,27 +179,11 @@ def compare(
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", hidden=True)],
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            show_default=False,
-            help=f"Benchmark to evaluate on: {', '.join(BENCHMARKS)}, or all. May be repeated.",
-        ),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            help="File of questions and answers to evaluate on. May be repeated.",
-        ),
-    ] = None,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", hidden=True)] = None,
+    benchmark: BenchmarkNames = None,
+    data: DataFiles = None,
     k: Annotated[int, typer.Option("--k", help="The k of avg@k, pass@k and maj@k.")] = 1,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Completions drawn for each prompt, at least k.", show_default="k"),
-    ] = None,
+    samples: SampleCount = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -201,22 +191,25 @@ def evaluate(
             help="Folder that keeps the results; the same command goes on where it stopped.",
         ),
     ] = None,
+    form: ResultFormat = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model on benchmarks: avg@k, pass@k and maj@k, with 95% intervals.
 
     pass@k is the unbiased estimate from all samples.
 
-    MODEL is a Hugging Face id, the folder of a model, a GGUF file, or an embedded task. The prompt
-    template is boxed unless data.template names another.
+    MODEL is a Hugging Face id, the folder of a model, a GGUF file, or an embedded task. Given OTHER
+    too, both get the same prompts and seeds, and the differences of OTHER's scores from MODEL's follow,
+    with intervals that pair the prompts. The prompt template is boxed unless data.template names
+    another.
     """
     path, overrides = split_config(context.args)
     if path is not None:
-        raise InputError(f"unexpected {str(path)!r}; give one MODEL, and files with --data")
+        raise InputError(f"unexpected {str(path)!r}; give MODEL or two, and files with --data")
+    models = [model] if other is None else [model, other]
     sources = commands.sources_of(benchmark or (), data or ())
-    commands.evaluate(
-        model, sources, overrides, (k, k if samples is None else samples), out, as_json
-    )
+    drawn = (k, k if samples is None else samples)
+    commands.evaluate(models, sources, overrides, drawn, out, as_json, form)
 
 
 @app.command(cls=VerifyCommand, context_settings=_READS_KEYS)
@@ -288,35 +281,48 @@ def report(
     commands.report(runs, out, watch, as_json)
 
 
-Penalty = Annotated[
-    float,
-    typer.Option(
-        help="Alpha of GVM, for log_likelihood: raise it to give fewer completions to prompts that "
-        "are hardly ever solved."
-    ),
-]
-TokenBudget = Annotated[
-    float | None,
-    typer.Option(
-        metavar="TOKENS",
-        help="Tokens to spread over all prompts, in place of --budget: mean_tokens gives the "
-        "expected length, and prompts with short completions get more of them.",
-    ),
-]
-ObjectiveName = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(BASELINES), help="Objective whose gradient min_variance allocates for."
-    ),
-]
-BaselineName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="none|mean|leave_one_out",
-        help="Baseline subtracted from a prompt's rewards.",
-        show_default="the first that the objective has",
-    ),
-]
+@app.command(cls=Command, short_help="Upload a run's model and card to the Hugging Face Hub.")
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", hidden=True)],
+    repo: Annotated[str, typer.Argument(metavar="REPO", hidden=True)],
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="Make a private repository, and upload to no public one."),
+    ] = False,
+    with_completions: Annotated[
+        bool,
+        typer.Option(
+            "--with-completions",
+            help="Also upload samples.jsonl (prompts, answers, completions) and allocations.jsonl "
+            "(accept rates and counts of single prompts).",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the card, and every file with its size; upload nothing."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a finished run to the Hugging Face Hub: model, tokenizer, and a card made from the run.
+
+    RUN is the folder of a finished run. REPO is USER/NAME, or NAME for a repository of your own; it is
+    made where there is none. The card names data, rule, rollouts, accuracy before and after with
+    intervals, the curve and versions. Prompts and completions stay here unless --with-completions is
+    given.
+
+    The token comes from hf auth login, or from HF_TOKEN. All files arrive as one commit. After an
+    interruption the same command goes on: files that had arrived are not sent again.
+    """
+    commands.push(
+        run,
+        repo,
+        private=private,
+        with_completions=with_completions,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 @app.command(cls=Command, short_help="Spread a budget over prompts, by their statistics.")

@@ -17,7 +17,7 @@ from dibs.allocation.statistics_file import count_lines, read_statistics
 from dibs.allocation.target import Target
 from dibs.config import BENCHMARKS
 from dibs.config.load import load_config
-from dibs.types import InputError, Verdict
+from dibs.types import InputError, Verdict, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -174,31 +174,57 @@ def sources_of(benchmarks: Sequence[str], files: Sequence[str]) -> list[str]:
 
 
 def evaluate(
-    model: str,
+    models: Sequence[str],
     sources: Sequence[str],
     overrides: Mapping[str, str],
     k_of_samples: tuple[int, int],
     out: Path | None,
     as_json: bool,
+    form: str | None,
 ) -> None:
-    """Evaluate a model, and print a table or JSON. InputError unless 1 <= k <= samples."""
+    """Evaluate one model, or two and their difference, and print a table or JSON.
+
+    ``form``: a format of another tool, for ``out`` and JSON. InputError unless 1 <= k <= samples.
+    """
     k, samples = k_of_samples
     if not 1 <= k <= samples:
         raise InputError(f"k is {k} and there are {samples} samples; 1 <= k <= samples")
-    config = load_config(None, {"policy.model": model, "data.template": "boxed", **overrides})
-    from dibs.report.terminal import evaluation_notes, evaluation_table
+    configs = [
+        load_config(None, {"policy.model": model, "data.template": "boxed", **overrides})
+        for model in models
+    ]
+    from dibs.report import terminal
+    from dibs.report.result_formats import format_named, write_as
     from dibs.runs.console import view_for
     from dibs.runs.evaluation import run_evaluation
+    from dibs.runs.paired_evaluation import run_pair
 
+    formed = None if form is None else format_named(form)
+    if formed is not None and out is None and not as_json:
+        raise InputError(f"--format {form} needs --out FOLDER or --json")
     with closing(view_for(_console(stderr=True))) as view:
-        result = run_evaluation(config, sources, k, samples, out, view)
+        if len(configs) == 1:
+            results = {"a": run_evaluation(configs[0], sources, k, samples, out, view)}
+        else:
+            results = run_pair((configs[0], configs[1]), sources, k_of_samples, out, view)
+    alone = [each for name, each in results.items() if name != "difference"]
+    written = [] if form is None or out is None else [write_as(each, form, out) for each in alone]
     if as_json:
-        print(json.dumps(result, indent=1, allow_nan=False))
+        shown = {n: e if n == "difference" else (formed or dict)(e) for n, e in results.items()}
+        print(json.dumps(shown if len(alone) > 1 else shown["a"], indent=1, allow_nan=False))
         return
     console = _console()
-    console.print(evaluation_table(result), highlight=False)
-    for note in evaluation_notes(result):
-        console.print(note, markup=False, highlight=False)
+    for each in alone:
+        console.print(terminal.evaluation_table(each), highlight=False)
+        for note in terminal.evaluation_notes(each):
+            console.print(note, markup=False, highlight=False)
+    if "difference" in results:
+        console.print()
+        console.print(terminal.difference_table(results), highlight=False)
+        for note in terminal.difference_notes(results):
+            console.print(note, markup=False, highlight=False)
+    for path in written:
+        console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def verify(
@@ -235,6 +261,36 @@ def report(runs: Sequence[Path], folder: Path | None, watch: float | None, as_js
     show(written)
     if as_json:
         print(json.dumps(written, indent=1, allow_nan=False))
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool,
+    with_completions: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upload a run's model and card; with ``dry_run``, print the card and the files that would go."""
+    from dibs.sharing.push import prepare
+    from dibs.sharing.push import push as send
+
+    share = prepare(folder, repo, with_completions)
+    if dry_run:
+        if as_json:
+            print(json.dumps({"card": share.card, **share.described()}, indent=1))
+            return
+        print(share.card)
+        for each in share.files:
+            print(f"{each.size:>14,}  {each.name}")
+        return
+    result = send(share, repo, private)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    size = result["bytes"] / 1e6
+    print(f"{counted(len(share.files), 'file')}, {size:,.1f} MB, are at {result['url']}")
 
 
 def allocate(

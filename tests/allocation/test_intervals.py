@@ -11,6 +11,7 @@ from dibs.allocation.intervals import (
     interval_text,
     number_text,
     on_log_scale,
+    paired_interval,
 )
 
 
@@ -56,3 +57,38 @@ def test_numbers_from_100_up_have_no_decimals():
         "100",
         "12,345",
     ]
+
+
+def test_paired_intervals_by_hand():
+    """z^2 = 3.8415. Of [1, 0, 0, -1], gains and losses have mean 1/4, effective size 3 and correlation
+    -1/3; Wilson's ends are .036842 and .743908."""
+    one, other = 0.25 - 0.036842, 0.743908 - 0.25
+    half = np.sqrt(one**2 + other**2 + 2 / 3 * one * other)
+    found = paired_interval(np.array([1.0, 0, 0, -1]))
+    assert found == pytest.approx((-half, half), abs=2e-6)
+
+
+@pytest.mark.parametrize("m", [1, 2, 100])
+def test_paired_intervals_where_all_prompts_agree(m):
+    edge = 3.8415 / (m + 3.8415)
+    assert paired_interval(np.zeros(m)) == pytest.approx((-edge, edge), rel=1e-4)
+    low, high = paired_interval(np.ones(m))
+    assert (low, high) == pytest.approx((1 - np.sqrt(2) * edge, 1), rel=1e-4)
+    assert paired_interval(-np.ones(m)) == (-high, -low)
+
+
+def test_paired_intervals_mirror_and_become_those_of_a_mean():
+    rng = np.random.default_rng(0)
+    d = rng.binomial(4, 0.5, 20_000) / 4 - rng.binomial(4, 0.4, 20_000) / 4
+    low, high = paired_interval(d)
+    assert paired_interval(-d) == pytest.approx((-high, -low))
+    error = 1.959964 * d.std() / np.sqrt(len(d))
+    assert (low, high) == pytest.approx((d.mean() - error, d.mean() + error), abs=1e-4)
+    assert paired_interval(np.repeat([0.5, -0.5], 1000))[1] < 0.03
+
+
+def test_paired_intervals_hold_a_rare_difference():
+    """A prompt in 30 differs; Student's t has no width when none of 30 drawn ones does."""
+    rng = np.random.default_rng(1)
+    ends = [paired_interval((rng.random(30) < 1 / 30).astype(float)) for _ in range(1000)]
+    assert np.mean([low <= 1 / 30 <= high for low, high in ends]) > 0.94

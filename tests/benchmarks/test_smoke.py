@@ -24,6 +24,7 @@ BENCHMARKS = {
     "meter_coverage": "--runs=2 --estimators prompt_mean",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "online_overhead": "--shapes embedded --rounds 2 --warmup-rounds 1",
+    "paired_interval": "--runs=2",
     "plug_in": "--replicates=3",
     "pool_choice": "--largest=512 --repeats=1",
     "pool_variance": "--policies arithmetic --prompts=128 --samples=2 --steps=2 --filling=1",

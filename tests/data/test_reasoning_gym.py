@@ -16,6 +16,7 @@ from dibs.data.reasoning_gym import Dataset, GymAnswer, gym_questions
 from dibs.model.pretrained import load_tokenizer
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.console import NoView
+from dibs.runs.describe_data import describe_data
 from dibs.runs.evaluation import run_evaluation
 from dibs.types import InputError
 from tiny_runs import drawn, whole_and_resumed
@@ -203,6 +204,24 @@ def words(byte_model, out, **more: str) -> dict[str, str]:
 def test_a_run_and_its_resumption_see_the_same_prompts(byte_model, tmp_path):
     whole, parts = whole_and_resumed(partial(words, byte_model), tmp_path)
     assert drawn(whole, "prompt_id") == drawn(parts, "prompt_id")
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, True),
+        ({"data.template": "boxed"}, False),
+        ({"data.template": "{prompt} Write it between <answer> and </answer>."}, False),
+        ({"verify.answer_from": "anywhere"}, False),
+    ],
+)
+def test_a_template_that_asks_for_no_answer_in_a_mark_is_pointed_out(
+    byte_model, tmp_path, changes, warned
+):
+    given = words(byte_model, tmp_path, **{"verify.answer_from": "boxed", **changes})
+    notes = describe_data(load_config(None, given))["notes"]
+    found = [note for note in notes if "and the verifier reasoning-gym takes no other" in note]
+    assert len(found) == warned
 
 
 def test_a_model_is_evaluated_on_it(byte_model, tmp_path):

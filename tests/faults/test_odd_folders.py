@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dibs.cli import main
 from dibs.files import to_json
-from dibs.study.costs import COSTS, SCORES
+from dibs.report.costs import COSTS, SCORES
 from run_folders import make_run, write_lines
 
 ODD: st.SearchStrategy[Any] = st.one_of(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.page
 SHOTS = Path(__file__).parents[2] / "runs" / "page"
-SIZES = {"desktop": (1280, 900), "phone": (375, 812)}
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -115,6 +115,75 @@ def test_every_look_is_accessible_and_fits(opened):
     SHOTS.mkdir(parents=True, exist_ok=True)
     name = f"{opened.viewport_size['width']}-{'dark' if dark else 'light'}"
     opened.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("opened", [options_of(size, "light") for size in SIZES], indirect=True)
+def test_the_verdict_is_on_top_and_results_are_visible_without_scrolling_sideways(opened):
+    verdict = opened.locator("#verdict p")
+    assert verdict.count() == 1
+    assert "No difference from uniform is shown" in verdict.inner_text()
+    box, nav = verdict.bounding_box(), opened.locator("nav").bounding_box()
+    assert box["y"] + box["height"] < min(nav["y"], opened.viewport_size["height"])
+    head = opened.locator("#arms thead th")
+    assert [head.nth(i).inner_text() for i in (1, 2)] == [
+        "accuracy after (95%)",
+        "times fewer rollouts (95%)",
+    ]
+    for row in opened.locator("#arms tbody tr").all():
+        for cell in [row.locator("th"), row.locator("td").nth(0), row.locator("td").nth(1)]:
+            box = cell.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= opened.viewport_size["width"]
+    assert "reference" in opened.locator("#arms tbody").inner_text()
+
+
+def test_an_arm_has_one_color_in_every_table_and_figure(opened):
+    names = [each.inner_text() for each in opened.locator("#arms tbody th").all()]
+    assert len(set(names)) == len(names) > 1
+    colors = {}
+    for name in names:
+        beside = opened.evaluate(
+            """(name) => [...document.querySelectorAll('th, td, h3, summary')]
+                .filter((each) => each.childElementCount && each.textContent.trim() === name)
+                .map((each) => each.querySelector('.swatch path').getAttribute('fill'))""",
+            name,
+        )
+        assert len(beside) >= 4
+        (colors[name],) = set(beside)
+    assert len(set(colors.values())) == len(names)
+    # In a figure the marker stands beside the name, on the same height.
+    drawn = opened.evaluate(
+        """() => [...document.querySelectorAll('#accuracy svg, #budget svg')].map((svg) =>
+            [...svg.querySelectorAll('text')].map((text) => {
+                const place = text.getBoundingClientRect();
+                const near = [...svg.querySelectorAll('use')].filter((use) => {
+                    const box = use.getBoundingClientRect();
+                    const above = (box.top + box.bottom - place.top - place.bottom) / 2;
+                    const gap = Math.max(box.left - place.right, place.left - box.right);
+                    return Math.abs(above) < 6 && gap < 40;
+                });
+                return [text.textContent, near.map((use) => getComputedStyle(use).fill)];
+            }))"""
+    )
+    assert len(drawn) >= 6
+    for figure in drawn:
+        for name, color in colors.items():
+            marked = [fills for text, fills in figure if text == name and fills]
+            assert marked, (name, figure)
+            assert {fill for fills in marked for fill in fills} == {rgb(color)}
+
+
+def rgb(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgb({red}, {green}, {blue})"
+
+
+@pytest.mark.parametrize("opened", [options_of("phone", "dark")], indirect=True)
+def test_maps_of_accept_rates_are_light_on_a_dark_page(opened):
+    filters = opened.locator("#accept-rates-1 .ink-shares").evaluate_all(
+        "(images) => images.map((image) => getComputedStyle(image).filter)"
+    )
+    assert filters == ["invert(1)"]
 
 
 def test_completions_are_text_and_can_be_searched_and_filtered(opened):

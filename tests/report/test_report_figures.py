@@ -15,12 +15,9 @@ from matplotlib.figure import Figure
 
 from dibs.report.arms import group_runs
 from dibs.report.figures import draw_figures, page_figures
+from dibs.report.looks import COLORS, INK, PART_COLORS, SHARE_COLORS, STEPS, STYLE
 from dibs.report.panels import (
-    COLORS,
-    INK,
-    PART_COLORS,
-    STEPS,
-    STYLE,
+    SHARE_CLASSES,
     accept_rates_panel,
     counts_panel,
     short_number,
@@ -43,6 +40,57 @@ def test_panels_in_a_row_reach_the_largest_count_of_all(tmp_path, order):
         counts_panel(panel, [replace(run, allocations=[line])], Normalize(1, 2), 100)
     assert all(panel.get_ylim()[1] >= 60 for panel in axes)
     assert axes[0].get_ylim()[0] < 0
+
+
+def test_prompts_at_exactly_0_and_1_have_strips_with_their_shares(tmp_path):
+    run = reported_run(make_run(tmp_path / "run"))
+    lines = [
+        {"step": step, "accept_rate": [0, 1, 1, 0.5, 0.99, None], "count": [4, 2, 2, 3, 3, 1]}
+        for step in (1, 10)
+    ]
+    axes = Figure().subplots()
+    counts_panel(axes, [replace(run, allocations=lines)], Normalize(1, 10), 100)
+    assert [text.get_text() for text in axes.texts] == ["20%", "40%"]
+    strips = [patch.get_extents().transformed(axes.transData.inverted()) for patch in axes.patches]
+    left, right = ((strip.x0, strip.x1) for strip in strips)
+    assert left[1] == pytest.approx(0, abs=1e-9)
+    assert right[0] == pytest.approx(1)
+    assert axes.get_xlim() == pytest.approx((left[0], right[1]))
+    early, late = (np.asarray(dots.get_offsets())[:, 0] for dots in axes.collections)
+    for places in (early, late):
+        assert left[0] < places[0] < left[1]
+        assert ((right[0] < places[1:3]) & (places[1:3] < right[1])).all()
+        assert ((places[3:] > 0.4) & (places[3:] <= 1)).all()
+    assert early[0] < late[0]
+    assert early[1:3].max() < late[1:3].min()
+
+
+def test_an_arm_has_one_look_in_all_figures(tmp_path):
+    for name in ("uniform-16", "uniform-8", "ours"):
+        make_run(tmp_path / "runs" / name, allocator=name)
+    arms = group_runs([reported_run(path) for path in sorted((tmp_path / "runs").iterdir())])
+    assert [arm.label for arm in arms] == ["ours", "uniform-8", "uniform-16"]
+    looks = [(arm.look.color, arm.look.marker) for arm in arms]
+    assert len(set(looks)) == 3
+    for figure in page_figures(arms):
+        if figure.arm is None:
+            (axes,) = figure.figure.axes
+            marked = [line for line in axes.get_lines() if line.get_marker() not in ("", "None")]
+            assert [(line.get_color(), line.get_marker()) for line in marked] == looks, figure.name
+            if figure.name != "budget":
+                labels = [line.get_label() for line in marked]
+                assert labels == [arm.label for arm in arms]
+
+
+def test_shares_of_the_map_are_ink_that_grows_darker():
+    opacity = [SHARE_COLORS(i)[3] for i in range(SHARE_COLORS.N)]
+    assert opacity[0] == 0
+    assert opacity[-1] == 1
+    assert opacity == sorted(set(opacity))
+    assert {matplotlib.colors.to_hex(SHARE_COLORS(i)) for i in range(SHARE_COLORS.N)} == {INK}
+    places = np.asarray(SHARE_CLASSES([0.0, 0.01, 0.03, 0.99, 1.0]), dtype=int)
+    shades = [SHARE_COLORS(int(place))[3] for place in places]
+    assert shades == pytest.approx([0, 0, 1 / 7, 1, 1])
 
 
 def test_a_column_of_accept_rates_is_a_step_or_as_many_as_there_is_no_room_for(tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections import Counter
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert "default-src 'none'" in page.source
     assert page.tags["script"] == 2
     # Every svg is a whole figure; ids are unique, and what refers to one finds it.
-    assert page.tags["svg"] == page.tags["figure"] == 4 + 1 + 1 + 2 * 3 + 1
+    assert page.source.count('role="img"') == page.tags["figure"] == 4 + 1 + 1 + 2 * 3 + 1
     assert max(page.ids.values()) == 1
     wanted = {link[1:] for link in page.links if link.startswith("#")}
     wanted |= set(re.findall(r"url\(#([^)]*)\)", page.source))
@@ -77,6 +78,33 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path):
     assert {"accuracy-tokens.svg", "accuracy-tokens.png", "counts-2.png", "variance-1.svg"} <= names
     assert all(Path(path).stat().st_size > 3000 for path in written["figures"])
     assert [row["seeds"] for row in written["arms"]] == [[0, 1], [0, 1]]
+
+
+def test_the_page_opens_with_the_verdict_and_results_stand_beside_names(tmp_path, capsys):
+    for name, mode in (("uniform-16", "none"), ("uniform-8", "none"), ("ours", "pilot")):
+        for seed in range(2):
+            folder = tmp_path / "runs" / f"{name}-{seed}"
+            allocator = name.partition("-")[0]
+            make_run(folder, seed=seed, allocator=allocator, mode=mode, arm=name)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (verdict,) = found["verdict"]
+    assert "from uniform-8 is shown" in verdict
+    assert [row["arm"] for row in found["arms"]] == ["ours", "uniform-8", "uniform-16"]
+    assert [row["reference"] for row in found["arms"]] == ["uniform-8"] * 3
+    ours, eight, _ = found["arms"]
+    assert eight["times_fewer_rollouts"] is None
+    # 16 rollouts a prompt against 8, pilots counted, and the same scores for the same seeds
+    assert ours["times_fewer_rollouts"] == pytest.approx(0.5)
+    page = Path(found["page"]).read_text()
+    body = page[page.index("<body") :]
+    assert body.index(escape(verdict)) < body.index("<nav") < body.index("<table")
+    columns = re.findall(r"<th[^>]*>([^<]*)</th>", body[: body.index("</thead>")])
+    assert columns[:3] == ["arm", "accuracy after (95%)", "times fewer rollouts (95%)"]
+    for row in found["arms"]:
+        swatches = re.findall(rf"(<svg class=\"swatch\"(?:(?!</svg>).)*</svg>){row['arm']}<", body)
+        assert len(swatches) >= 5
+        assert len(set(swatches)) == 1
 
 
 def test_completions_and_names_are_text_wherever_they_stand(tmp_path):
@@ -107,10 +135,10 @@ def test_names_that_no_figure_can_hold_are_escaped(tmp_path, capsys, allocator):
     found = json.loads(capsys.readouterr().out)
     escaped = allocator.encode("unicode_escape").decode()
     assert [row["arm"] for row in found["arms"]] == [
-        f"{escaped}, mode {m}" for m in ("pilot", "none")
+        f"{escaped}, mode {m}" for m in ("none", "pilot")
     ]
     page = Path(found["page"]).read_text(encoding="utf-8")
-    assert page.count(f"<h3>{escaped}, mode pilot</h3>") == 1
+    assert page.count(f"</svg>{escaped}, mode pilot</h3>") == 1
     drawn = draw_figures({allocator: tmp_path / "runs" / "0"}, tmp_path / "figures")
     assert len(drawn) == 3
 
@@ -124,10 +152,10 @@ def test_folders_whose_names_are_not_text_are_reported(tmp_path, capsys):
     assert main(["report", *map(str, folders), "--out", str(folders[0] / "out")]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("2 runs, 2 arms")
-    assert told[1].startswith(f"{tmp_path}/r\\udcff: damaged: ")
+    assert told[1].startswith(f"{tmp_path}/r\\udcfe: damaged: ")
     page = (folders[0] / "out" / "index.html").read_text(encoding="utf-8")
     for name in (r"r\udcff", r"r\udcfe"):
-        assert f"<h3>{tmp_path}/{name}</h3>" in page
+        assert f"</svg>{name}</h3>" in page
     assert (folders[0] / "out" / "figures" / "budget.png").is_file()
 
 
@@ -169,7 +197,7 @@ def test_rows_are_worked_out_once_a_report(tmp_path, monkeypatch):
         monkeypatch.setattr(f"dibs.report.{module}.arm_row", counted, raising=False)
     make_run(tmp_path / "run")
     write_report([tmp_path / "run"], tmp_path / "out")
-    assert asked == ["min_variance"]
+    assert asked == ["run"]
 
 
 def test_json_within_a_script_element():

@@ -125,7 +125,9 @@ def test_more_samples_than_k(byte_model, math_file, capsys):
         (["--benchmark", "mth"], "unknown benchmark 'mth'; known: math-500, minerva-math"),
         ([], "nothing to evaluate on; give --benchmark NAME or --data FILE"),
         (["--data", "x.jsonl", "--k", "3", "--samples", "2"], "k is 3 and there are 2 samples"),
-        (["--data", "x.jsonl", "extra.yaml"], "unexpected 'extra.yaml'"),
+        (["--data", "x.jsonl", "other", "extra.yaml"], "unexpected 'extra.yaml'"),
+        (["--data", "x.jsonl", "--format", "csv"], "--format csv: unknown; known: lm-eval, light"),
+        (["--data", "x.jsonl", "--format", "lm-eval"], "lm-eval needs --out FOLDER or --json"),
         (["--data", "x.jsonl"], "x.jsonl: no such file"),
         (
             ["--data", "x.jsonl", "--sampling.temp", "1"],

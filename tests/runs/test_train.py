@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from dibs.config import Config
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
 from dibs.report.figures import draw_figures
@@ -397,18 +396,3 @@ def test_a_resumed_run_goes_on_in_its_trackers(tmp_path, monkeypatch):
     run(tmp_path / "run", *words, "--resume=yes")
     scalars = tensorboard_scalars(tmp_path / "run" / "trackers")
     assert [step for step, _ in scalars["rollouts"]] == [0, 1, 2, 3, 4]
-
-
-def test_wandb_writes_inside_the_run_folder(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "run").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    config = Config.model_validate({"tracking": {"trackers": ["wandb"]}})
-    trackers = Trackers(config, tmp_path / "run")
-    trackers.log({"step": 0, "accuracy": 0.5})
-    trackers.close()
-    assert list((tmp_path / "here").iterdir()) == []
-    assert list((tmp_path / "run" / "trackers" / "wandb").glob("offline-run-*"))

@@ -17,7 +17,7 @@ import yaml
 
 from dibs.cli import main
 from dibs.files import to_json
-from dibs.study.costs import COSTS, SCORES
+from dibs.report.costs import COSTS, SCORES
 from dibs.study.forecast import forecast
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import read_study

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dibs.config import Config
+from dibs.config.secrets import without_secrets
 from dibs.types import InputError
 
 _MARK = {"output_dir", "policy", "data", "train"}
@@ -51,7 +52,7 @@ def changed_keys(config: Config) -> list[str]:
     What a resumed run may change is left out. InputError where the folder holds none.
     """
     before = flat_keys(_written_config(config.output_dir))
-    now = flat_keys(config.model_dump(mode="json"))
+    now = flat_keys(without_secrets(config.model_dump(mode="json")))
     return [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})

@@ -76,6 +76,24 @@ class TrackingConfig(Section):
         "tensorboard, wandb, mlflow and others.",
     )
     project: str = Field("dibs", description="Project name under which the trackers file the run.")
+    run_name: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the run in W&B, trackio and MLflow. null takes the last part of "
+        "output_dir.",
+    )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        description="Group of runs that W&B and trackio show together, such as the seeds of one "
+        "configuration. MLflow gets it as the tag group.",
+    )
+    tags: tuple[str, ...] = Field(
+        (), description="Words by which W&B and MLflow find the run again."
+    )
+    notes: str | None = Field(
+        None, description="What is special about the run, shown beside it by W&B and MLflow."
+    )
     samples_interval: int = Field(
         10,
         ge=0,
@@ -86,7 +104,7 @@ class TrackingConfig(Section):
         3, ge=1, description="Completions to keep of such a step, from hard prompts to easy ones."
     )
 
-    @field_validator("trackers", mode="before")
+    @field_validator("trackers", "tags", mode="before")
     @classmethod
     def _one_is_a_list_too(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value

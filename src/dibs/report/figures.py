@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dibs.report import panels
-from dibs.report.arms import Arm
+from dibs.report.arms import Arm, labeled_arms
 from dibs.report.curves import AXES
+from dibs.report.looks import PART_COLORS, SHARE_COLORS, SHARES, STEPS, STYLE
 from dibs.runs.read import Run, read_run
-from dibs.types import InputError, printable
+from dibs.types import InputError
 
 FIGURES = ("accuracy.png", "counts.png", "accept_rates.png")
 POINTS = 12_000
@@ -46,15 +47,16 @@ def draw_figures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
 
     Raises InputError for a folder that holds no run.
     """
-    arms = []
+    found = {}
     for label, path in runs.items():
         run = read_run(path)
         if not isinstance(run, Run):
             raise InputError(f"{path}: {run.reason}")
-        arms.append(Arm(printable(label), [run]))
+        found[label] = run
+    arms = labeled_arms(found)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in FIGURES]
-    with rc_context(panels.STYLE):
+    with rc_context(STYLE):
         for path, figure in zip(paths, _of_a_folder(arms), strict=True):
             figure.savefig(path, dpi=150)
     return paths
@@ -110,7 +112,7 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
         "budget",
         "Where the rollouts went",
         lambda axes: panels.budget_panel(axes, arms),
-        legend=len(panels.PART_COLORS) + 1,
+        legend=len(PART_COLORS) + 1,
         height=1.6 + 0.6 * len(arms),
     )
     time = _time(arms)
@@ -126,7 +128,7 @@ def page_figures(arms: Sequence[Arm]) -> Iterator[PageFigure]:
             f"spending-{i}",
             "Where the rollouts went, step by step",
             lambda axes, arm=arm: panels.spending_panel(axes, arm.runs),  # type: ignore[misc]
-            legend=len(panels.PART_COLORS) + 1,
+            legend=len(PART_COLORS) + 1,
             arm=arm.label,
         )
         if panels.has_variance(arm.runs):
@@ -175,12 +177,13 @@ def _time(arms: Sequence[Arm]) -> Normalize:
 
 def _step_bar(figure: Figure, row: Sequence[Axes], time: Normalize) -> None:
     ticks = MaxNLocator(nbins=6, integer=True)
-    figure.colorbar(ScalarMappable(time, panels.STEPS), ax=list(row), label="step", ticks=ticks)
+    figure.colorbar(ScalarMappable(time, STEPS), ax=list(row), label="step", ticks=ticks)
 
 
 def _share_bar(figure: Figure, row: Sequence[Axes]) -> None:
-    shares = ScalarMappable(Normalize(0, 1), "magma")
-    figure.colorbar(shares, ax=list(row), label="share of prompts")
+    shares = ScalarMappable(panels.SHARE_CLASSES, SHARE_COLORS)
+    bar = figure.colorbar(shares, ax=list(row), label="share of prompts", ticks=list(SHARES))
+    bar.ax.set_yticklabels([f"{share:.0%}" for share in SHARES])
 
 
 def _row(panels_: int, width: float = _WIDTH) -> tuple[Figure, list[Axes]]:

@@ -38,9 +38,10 @@ _CAPTIONS = {
     "budget": "Only mode pilot throws pilots away. If a baseline is subtracted, a group that is all "
     "accepted or all rejected has no gradient. Rollouts learned from have an advantage other than 0.",
     "counts": "A dot is a prompt in a step: how many completions it got, against its accept rate. The "
-    "rate is that of the pilots if there are any. The slider shows single steps.",
+    "rate is that of the pilots if there are any. Rates of exactly 0 and 1 are in the gray strips, "
+    "early steps on the left, and above stands their share of all dots. The slider shows single steps.",
     "accept-rates": "Each column is a step and shows how its prompts spread over five bins of accept "
-    "rates. In a long run several steps share a column.",
+    "rates: the darker against the page, the more. In a long run several steps share a column.",
     "spending": "The same parts as in the figure of the whole budget, for each step; means over seeds.",
     "variance": "Below 1 the gradient is less noisy than under uniform counts. Measurements come from "
     "the step's own completions and have a 95% interval, over seeds if there are several.",
@@ -51,10 +52,11 @@ _CAPTIONS = {
 class Contents:
     """Everything that the page shows.
 
-    ``arm_rows`` and ``run_rows``: rows of :mod:`dibs.report.tables`. ``figures``: results of
-    :func:`figure_context`.
+    ``verdict``: lines that the page opens with. ``arm_rows`` and ``run_rows``: rows of
+    :mod:`dibs.report.tables`. ``figures``: results of :func:`figure_context`.
     """
 
+    verdict: Sequence[str]
     arms: Sequence[Arm]
     arm_rows: Sequence[Mapping[str, Any]]
     run_rows: Sequence[Mapping[str, Any]]
@@ -92,6 +94,8 @@ def render_page(contents: Contents, refresh: float | None = None) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         refresh=refresh,
+        verdict=contents.verdict,
+        swatches={arm.label: _swatch(arm) for arm in arms},
         arms=contents.arm_rows,
         runs=contents.run_rows,
         figures=[figure for figure in contents.figures if figure["arm"] is None],
@@ -112,6 +116,13 @@ def render_page(contents: Contents, refresh: float | None = None) -> str:
     return page.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
+def _swatch(arm: Arm) -> Markup:
+    """The marker and color by which the figures show an arm."""
+    return Markup(
+        '<svg class="swatch" viewBox="-1 -1 2 2" aria-hidden="true"><path fill="{}" d="{}"/></svg>'
+    ).format(arm.look.color, arm.look.outline)
+
+
 def _source(name: str) -> str:
     loader = _ENVIRONMENT.loader
     assert loader is not None
@@ -122,8 +133,8 @@ def _whole(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, int | float) else "–"  # noqa: RUF001
 
 
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"  # noqa: RUF001
 
 
 def _share(value: float | None, total: float) -> str:
@@ -134,4 +145,4 @@ def _plain(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-_ENVIRONMENT.filters.update(whole=_whole, score=_score, share=_share, plain=_plain)
+_ENVIRONMENT.filters.update(whole=_whole, number=_number, share=_share, plain=_plain)

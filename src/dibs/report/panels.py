@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from itertools import cycle
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dibs.report.arms import Arm
 from dibs.report.curves import arm_curve, run_curve
+from dibs.report.looks import INK, PART_COLORS, SHARE_COLORS, SHARES, STEPS
 from dibs.report.measured_gain import measured_variance
 from dibs.report.spending import PARTS, mean_spending, total_spending
 from dibs.runs.read import Record, Run, finite_number
 from dibs.training.records import HISTOGRAM_BINS
 
-INK = "#1c2127"
-"""Color of lines and text. The page replaces it by the color of its text."""
-COLORS = ("#0072b2", "#d55e00", "#008f68", "#b8629a", "#7a6fd0", "#8a7a00")
-"""Colors of arms; their contrast is 3:1 or more on white and on the page's dark background."""
-PART_COLORS = ("#5b7f95", "#8c7355", "#b06a6a", "#7b838c")
-"""Colors of what rollouts are spent on. No arm has one of them, nor any other thing but arms theirs."""
-_ESTIMATED = "#7b838c"
-STEPS = LinearSegmentedColormap.from_list("steps", ["#3f8f9a", "#8f7a86", "#c04b6e"])
-"""Colors of steps, early to late, which can be seen on both backgrounds too."""
-STYLE: dict[Any, Any] = {
-    "text.parse_math": False,  # names of folders and allocators are no formulas
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "axes.titlesize": 10,
-    "figure.titlesize": 10,
-}
-_MARKERS = "osD^vP"
 _COSTS = {
     "steps": "training steps",
     "rollouts": "rollouts (pilots counted)",
@@ -50,13 +26,18 @@ _COSTS = {
     "seconds": "seconds of training",
 }
 _SCORES = {"accuracy": "held-out accuracy", "log_accept_rate": "held-out mean ln p_i"}
+_STRIP = 0.12
+"""Half the width of the strips in which dots of accept rate 0 and 1 stand."""
+SHARE_CLASSES = BoundaryNorm(SHARES, len(SHARES) - 1)
+"""Classes of shares of prompts, by their place in ``SHARE_COLORS``."""
 _COLUMNS = 1000
 """Largest number of columns of an image over the steps; a page has fewer pixels for it."""
 
 
 def score_panel(axes: Axes, arms: Sequence[Arm], axis: str, score: str = "accuracy") -> None:
     """Draw a held-out score of every arm against a cost, with 95% intervals and thin lines for seeds."""
-    for color, marker, arm in zip(cycle(COLORS), cycle(_MARKERS), arms, strict=False):
+    for arm in arms:
+        color, marker = arm.look.color, arm.look.marker
         if len(arm.runs) > 1:
             for run in arm.runs:
                 alone = run_curve(run, axis, score)
@@ -79,6 +60,7 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
     Each step is a collection of its own, named ``step-N``. If there are more than ``most_points``
     prompts, evenly spaced steps are shown, each with as many of its prompts as there is room for. The
     accept rate is that of the pilots, which decided the count, or of the group if there are no pilots.
+    Rates of exactly 0 and 1, where most prompts may be, have strips of their own.
     """
     by_step: dict[int, list[Record]] = {}
     for run in runs:
@@ -88,30 +70,56 @@ def counts_panel(axes: Axes, runs: Sequence[Run], time: Normalize, most_points: 
     shown = _evenly(sorted(by_step), max(most_points // max(widest, 1), 8))
     random = np.random.default_rng(0)
     room = max(most_points // max(len(shown), 1), 1)
+    drawn_rates, most = [], 0.0
     for step in shown:
         rates, counts = (
             np.array([value for line in by_step[step] for value in line[key]], dtype=float)
             for key in ("accept_rate", "count")
         )
+        most = max(most, counts.max(initial=0))
         known = np.flatnonzero(~np.isnan(rates))
+        drawn_rates.append(rates[known])
         if len(known) > room:
             known = random.choice(known, room, replace=False)
-        jitter = random.uniform(-0.4, 0.4, size=(2, len(known)))
         dots = axes.scatter(
-            rates[known] + jitter[0] / 20,
-            counts[known] + jitter[1],
+            _spread_rates(rates[known], float(time(step)), random),
+            counts[known] + random.uniform(-0.4, 0.4, len(known)),
             color=STEPS(time(step)),
-            s=9,
-            alpha=0.6,
+            s=7,
+            alpha=0.55,
             linewidths=0,
         )
         dots.set_gid(f"step-{step}")
-    most = max((max(line["count"], default=0) for ls in by_step.values() for line in ls), default=0)
-    axes.set(xlabel="accept rate p_i (jittered)", ylabel="completions n_i")
     # Panels in a row share their axis, which has to reach the largest count of all of them.
-    axes.set(xlim=(-0.05, 1.05), ylim=(-0.8, max(axes.get_ylim()[1], 1.05 * most + 1)))
+    axes.set(ylim=(-0.8, max(axes.get_ylim()[1], 1.05 * most + 1)), ylabel="completions n_i")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    _rate_axis(axes, np.concatenate([np.zeros(0), *drawn_rates]))
     return shown
+
+
+def _spread_rates(rates: np.ndarray, time: float, random: np.random.Generator) -> np.ndarray:
+    """Return where the dots of a step stand: close to their rates, or in the strips of 0 and 1.
+
+    ``time``: of the step, between 0 and 1. A strip has early steps on its left and late ones on its
+    right, so that late dots do not cover early ones.
+    """
+    spread = random.uniform(-1, 1, len(rates))
+    inner = np.clip(rates + 0.02 * spread, 0, 1)
+    ends = np.where(rates <= 0, -_STRIP, 1 + _STRIP)
+    ends += _STRIP * (1.3 * (time - 0.5) + 0.2 * spread)
+    return np.where((rates <= 0) | (rates >= 1), ends, inner)
+
+
+def _rate_axis(axes: Axes, rates: np.ndarray) -> None:
+    """Mark the strips of rates of exactly 0 and 1, and print above each which share of dots is there."""
+    for place, inside in ((-_STRIP, rates <= 0), (1 + _STRIP, rates >= 1)):
+        axes.axvspan(place - _STRIP, place + _STRIP, color=INK, alpha=0.07, linewidth=0)
+        if len(rates):
+            share = f"{100 * inside.mean():.0f}%"
+            at = axes.get_xaxis_transform()
+            axes.text(place, 1.01, share, transform=at, ha="center", va="bottom", fontsize=9)
+    axes.set(xlim=(-2 * _STRIP, 1 + 2 * _STRIP), xlabel="accept rate p_i")
+    axes.set_xticks([-_STRIP, 0.25, 0.5, 0.75, 1 + _STRIP], ["0", "0.25", "0.5", "0.75", "1"])
 
 
 def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
@@ -141,11 +149,12 @@ def accept_rates_panel(axes: Axes, runs: Sequence[Run]) -> None:
         (columns / totals).T,
         origin="lower",
         aspect="auto",
-        cmap="magma",
-        vmin=0,
-        vmax=1,
+        cmap=SHARE_COLORS,
+        norm=SHARE_CLASSES,
+        interpolation="nearest",
         extent=(first - 0.5, first + width * len(columns) - 0.5, 0, 1),
-    )
+    ).set_gid("ink-shares")
+    axes.hlines(np.linspace(0, 1, HISTOGRAM_BINS + 1), *axes.get_xlim(), INK, alpha=0.3, lw=0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
@@ -157,8 +166,8 @@ def variance_panel(axes: Axes, runs: Sequence[Run]) -> None:
     """
     axes.axhline(1, color=INK, linewidth=1, linestyle=":", label="uniform counts")
     for key, label, color, line in (
-        ("expected_gain", "chosen counts, by the estimates", _ESTIMATED, "-"),
-        ("achievable_gain", "best counts (oracle), by the estimates", _ESTIMATED, "--"),
+        ("expected_gain", "chosen counts, by the estimates", INK, "-"),
+        ("achievable_gain", "best counts (oracle), by the estimates", INK, "--"),
     ):
         steps, mean = _relative_variance(runs, key)
         axes.plot(steps, mean, color=color, linestyle=line, marker=".", label=label)
@@ -210,7 +219,11 @@ def budget_panel(axes: Axes, arms: Sequence[Arm]) -> None:
         )
     learned = [each for _, each in found]
     axes.barh(rows - 0.36, learned, color=INK, label="learned from", height=0.1)
+    for row, arm in zip(rows, arms, strict=True):
+        look, at = arm.look, axes.get_yaxis_transform()
+        axes.plot(-0.035, row, look.marker, color=look.color, ms=6, transform=at, clip_on=False)
     axes.set_yticks(rows, [wrapped(arm.label) for arm in arms])
+    axes.tick_params(axis="y", length=0, pad=16)
     axes.set(xlabel="rollouts", ylim=(-0.7, len(arms) - 0.4))
     short_numbers(axes.xaxis, 4)
 

@@ -10,13 +10,13 @@ from xml.etree.ElementTree import Element
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from dibs.report.panels import INK
+from dibs.report.looks import INK
 
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
 _RC: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dibs"}
-_STEP = "step-"
-"""Prefix of the ids that become classes, since the page's script looks for those."""
+_CLASSES = ("step-", "ink-")
+"""Beginnings of the ids that become classes, since the page's script and style look for those."""
 
 
 def svg_bytes(figure: Figure, transparent: bool = False) -> bytes:
@@ -70,7 +70,7 @@ def _adapt(element: Element, name: str) -> None:
     for key, value in list(element.attrib.items()):
         if key == "id":
             del element.attrib[key]
-            if value.startswith(_STEP):
+            if value.startswith(_CLASSES):
                 element.set("class", value)
             elif kept:
                 element.set(key, f"{name}-{value}")

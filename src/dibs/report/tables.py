@@ -10,6 +10,7 @@ import numpy as np
 from dibs.report.arms import Arm
 from dibs.report.curves import arm_curve, costs_at
 from dibs.report.spending import PARTS, total_spending
+from dibs.report.standings import Standing
 from dibs.runs.read import NoRun, Run, finite_number
 
 _SETTINGS = {
@@ -51,6 +52,22 @@ def arm_row(arm: Arm) -> dict[str, Any]:
         "accuracy_high": _json_number(curve.high[-1]) if reached else None,
         "spent": {name: _json_number(value) for name, value in zip(PARTS, parts, strict=True)},
         "learned_rollouts": _json_number(learned),
+    }
+
+
+def standing_row(standing: Standing) -> dict[str, Any]:
+    """Return an arm's task, its reference arm there, and how many times fewer rollouts it needs.
+
+    ``times_fewer_rollouts`` and the ends of its interval are None for the reference and where unknown.
+    """
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return {
+        "reference": standing.reference.label,
+        **{
+            f"times_fewer_rollouts{end}": getattr(standing.fewer, name, None)
+            for end, name in ends.items()
+        },
+        "verdict": standing.verdict,
     }
 
 

@@ -52,6 +52,56 @@ def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
     yield "No top-k, top-p or repetition penalty."
 
 
+def difference_table(result: Mapping[str, Any]) -> Table:
+    """Make a table of what the second model scores beyond the first; percent, 95% intervals."""
+    k = result["a"]["settings"]["k"]
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("benchmark", overflow="fold")
+    for name in ("prompts", "score", "b - a", "better", "worse"):
+        table.add_column(name, justify="right", overflow="fold")
+    found = result["difference"]
+    for row in found["benchmarks"]:
+        counts = (f"{row[name]:,}" for name in ("better", "worse"))
+        first = (Path(row["benchmark"]).stem, f"{row['prompts']:,}", f"avg@{k}", _gap(row, "avg"))
+        table.add_row(*first, *counts)
+        for name in ("pass", "maj"):
+            table.add_row("", "", f"{name}@{k}", _gap(row, name))
+    if len(found["benchmarks"]) > 1:
+        for name in ("avg", "pass", "maj"):
+            label = "average" if name == "avg" else ""
+            table.add_row(label, "", f"{name}@{k}", _gap(found["average"], name))
+    return table
+
+
+def difference_notes(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which models were compared, and on which benchmarks avg@k shows a difference."""
+    a, b = (result[name]["settings"]["model"] for name in ("a", "b"))
+    yield f"a is {a}, b is {b}: same prompts and seeds, compared prompt by prompt"
+    yield "better and worse: prompts on which b has more and fewer accepted completions than a"
+    found = result["difference"]
+    k = result["a"]["settings"]["k"]
+    average = [{"benchmark": "the average", **found["average"]}] if found["benchmarks"][1:] else []
+    for row in [*found["benchmarks"], *average]:
+        name, low, high = Path(row["benchmark"]).stem, row["avg_low"], row["avg_high"]
+        if row.get("unjudged"):
+            left_out = counted(row["unjudged"], "prompt")
+            yield f"{name}: {left_out} left out, since a model has no verdict there"
+        if low is None:
+            yield f"{name}: no prompt is compared"
+        elif low > 0 or high < 0:
+            yield f"{name}: avg@{k} of {'b' if low > 0 else 'a'} is higher"
+        else:
+            yield f"{name}: no difference of avg@{k} is shown"
+
+
+def _gap(row: Mapping[str, Any], name: str) -> str:
+    """A difference with the sign of both ends, which are far apart."""
+    if row[name] is None:
+        return "-"
+    value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that ``dibs data`` prints."""
     lengths = found["prompt_length"]

@@ -14,10 +14,12 @@ from dibs.files import write_text
 from dibs.report.arms import group_runs
 from dibs.report.completions import pack_completions
 from dibs.report.figures import page_figures
+from dibs.report.looks import STYLE
 from dibs.report.page import Contents, figure_context, render_page
-from dibs.report.panels import STYLE
+from dibs.report.standings import tasks_of
 from dibs.report.svg import svg_bytes
-from dibs.report.tables import arm_row, run_rows
+from dibs.report.tables import arm_row, run_rows, standing_row
+from dibs.report.verdict import verdict_lines
 from dibs.runs.find import run_folders
 from dibs.runs.read import NoRun, Run, read_run
 from dibs.types import InputError, printable
@@ -54,8 +56,8 @@ def write_report(paths: Sequence[Path], out: Path) -> dict[str, Any]:
         out: is created if it is missing.
 
     Returns:
-        ``page``, ``bytes``, ``figures`` (paths), ``arms``, ``runs`` (every folder with its state and
-        remarks) and ``completions``.
+        ``page``, ``bytes``, ``verdict`` (lines), ``figures`` (paths), ``arms``, ``runs`` (every folder
+        with its state and remarks) and ``completions``.
 
     Raises:
         InputError: no folder holds a run, or ``out`` cannot be written.
@@ -129,7 +131,10 @@ def _require_some(reading: _Reading) -> None:
 
 def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) -> dict[str, Any]:
     arms = group_runs(reading.runs)
-    arm_rows, rows = [arm_row(arm) for arm in arms], run_rows(arms, reading.others)
+    tasks = tasks_of(arms)
+    standings = {each.arm.label: standing_row(each) for task in tasks for each in task.standings}
+    arm_rows = [{**arm_row(arm), **standings[arm.label]} for arm in arms]
+    verdict, rows = verdict_lines(tasks), run_rows(arms, reading.others)
     completions = pack_completions(arms)
     figures, paths = [], []
     try:
@@ -139,13 +144,14 @@ def _write(reading: _Reading, out: Path, *, files: bool, refresh: float | None) 
                 figures.append(figure_context(figure))
                 if files:
                     paths += list(_saved(figure.figure, out / "figures" / figure.name))
-        page = render_page(Contents(arms, arm_rows, rows, figures, completions), refresh)
+        page = render_page(Contents(verdict, arms, arm_rows, rows, figures, completions), refresh)
         write_text(out / "index.html", page)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
     return {
         "page": str(out / "index.html"),
         "bytes": len(page.encode("utf-8")),
+        "verdict": verdict,
         "figures": [str(path) for path in paths],
         "arms": arm_rows,
         "runs": rows,

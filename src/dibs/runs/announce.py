@@ -63,11 +63,15 @@ def _rounds_note(config: Config) -> str:
 def box_note(config: Config, prompts: PromptSet) -> Iterator[str]:
     """Yield a warning where the verifier wants a box for which no prompt asks."""
     names = [resolved(name, config.data.train) for name in config.verify.verifiers]
-    boxed = [name for name in names if name in BOXED and config.verify.answer_from == "boxed"]
-    if boxed and not any("boxed" in prompt.text for prompt in prompts.train[:_LOOKED_AT]):
+    marked = dict.fromkeys(BOXED, ("boxed",)) | {"reasoning-gym": ("boxed", "<answer>")}
+    wanting = [name for name in names if name in marked and config.verify.answer_from == "boxed"]
+    if not wanting:
+        return
+    texts = [prompt.text for prompt in prompts.train[:_LOOKED_AT]]
+    if not any(mark in text for mark in marked[wanting[0]] for text in texts):
         yield (
-            f"No prompt asks for a \\boxed{{}} answer, and the verifier {boxed[0]} takes no other: set "
-            "data.template to boxed, or verify.answer_from to anywhere."
+            f"No prompt asks for a \\boxed{{}} answer, and the verifier {wanting[0]} takes no other: "
+            "set data.template to boxed, or verify.answer_from to anywhere."
         )
 
 

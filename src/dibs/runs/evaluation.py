@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -40,7 +40,8 @@ from dibs.types import Group, InputError, NonFiniteError, Prompt, counted
 
 _PART = 64
 """Prompts sampled and judged at once."""
-_SCORES = ("avg", "pass", "maj")
+SCORES = ("avg", "pass", "maj")
+"""avg@k, pass@k and maj@k, as results name them."""
 _SPLITS = {"train", "eval", "eval_size", "size", "split", "streaming"}
 """Keys of ``data`` that say what is trained on, or how it is read."""
 _MEANS = {
@@ -53,6 +54,14 @@ _MEANS = {
     "parity_tolerance",
 }
 """Keys of ``sampling`` that do not decide what is drawn."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation as one object, and its records: one a prompt, for every source."""
+
+    result: dict[str, Any]
+    records: Mapping[str, Sequence[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -92,15 +101,15 @@ class Evaluator:
             **sections,
         }
 
-    def run(self, sources: Sequence[str], out: Path | None, room: int | None) -> dict[str, Any]:
-        """Evaluate on every source, a known set or a file; the result as one object."""
+    def run(self, sources: Sequence[str], out: Path | None, room: int | None) -> Evaluated:
+        """Evaluate on every source, a known set or a file."""
         started = time.perf_counter()
         if out is not None:
             self._claim(out)
         loaded = [(source, *self._prompts(source, room)) for source in sources]
-        rows = []
+        rows, kept = [], {}
         for source, prompts, dropped in loaded:
-            records = self._records(source, prompts, out)
+            records = kept[source] = self._records(source, prompts, out)
             too_long = sum(n for reason, n in dropped.items() if reason.startswith(TOO_LONG))
             rows.append({"benchmark": source, "dropped": dropped} | self._scores(records, too_long))
         result = {
@@ -111,7 +120,7 @@ class Evaluator:
         }
         if out is not None:
             write_json(out / "results.json", result)
-        return result
+        return Evaluated(result, kept)
 
     def _prompts(self, source: str, room: int | None) -> tuple[list[Prompt], dict[str, int]]:
         config = self.config.data.model_copy(update={"train": source})
@@ -230,18 +239,26 @@ class Evaluator:
             "completion_length": sum(r["tokens"] for r in judged) / max(completions, 1),
             "truncated_share": sum(r["truncated"] for r in judged) / max(completions, 1),
         }
-        values = {
-            "avg": [r["accepted"] / r["judged"] for r in judged],
-            "pass": [pass_at_k(r["judged"], r["accepted"], self.k) for r in judged],
-            "maj": [r["majority"] for r in judged],
-        }
-        for name in _SCORES:
-            found: tuple[float | None, ...] = (None, None, None)
+        values = {name: [scores_of(r, self.k)[name] for r in judged] for name in SCORES}
+        for name in SCORES:
+            found: tuple[float | None, ...] = (None,) * 4
             if judged:
                 every = np.array([*values[name], *[0.0] * too_long])
-                found = float(np.mean(every)), *clustered_interval(every)
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+                error = every.std(ddof=1) / np.sqrt(len(every)) if len(every) > 1 else None
+                found = float(np.mean(every)), *clustered_interval(every), error
+            keys = (name, *(f"{name}_{part}" for part in ("low", "high", "stderr")))
+            row |= dict(zip(keys, found, strict=True))
         return row
+
+
+def scores_of(record: Mapping[str, Any], k: int) -> dict[str, float]:
+    """The scores of a prompt with a verdict, by :data:`SCORES`."""
+    judged, accepted = record["judged"], record["accepted"]
+    return {
+        "avg": accepted / judged,
+        "pass": pass_at_k(judged, accepted, k),
+        "maj": record["majority"],
+    }
 
 
 def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -250,7 +267,7 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         name: None
         if any(row[name] is None for row in rows)
         else float(np.mean([row[name] for row in rows]))
-        for name in _SCORES
+        for name in SCORES
     }
 
 
@@ -294,7 +311,7 @@ def _read_records(path: Path | None) -> dict[str, dict[str, Any]]:
     return {record["prompt_id"]: record for _, record in whole}
 
 
-def _clock_of(out: Path | None) -> datetime:
+def clock_of(out: Path | None) -> datetime:
     """The clock of the evaluation in a folder; now where there is none."""
     try:
         path = Path() if out is None else out / "settings.json"
@@ -311,6 +328,18 @@ def run_evaluation(
 
     Raises InputError for a source that cannot be read, before anything is sampled.
     """
+    return evaluated(config, sources, (k, samples), out, clock_of(out), view).result
+
+
+def evaluated(
+    config: Config,
+    sources: Sequence[str],
+    k_of_samples: tuple[int, int],
+    out: Path | None,
+    clock: datetime,
+    view: View,
+) -> Evaluated:
+    """The same, with what is known of every prompt. ``clock``: see :class:`Evaluator`."""
     _quiet_transformers()
     policy = loaded_policy(config, starting_policy(config.policy, view))
     policy.model.eval()
@@ -318,8 +347,7 @@ def run_evaluation(
         closing(build_sampler(config, policy)) as sampler,
         closing(build_verifier(config.verify, _one_kind(sources))) as verifier,
     ):
-        clock = _clock_of(out)
-        evaluator = Evaluator(config, policy, sampler, verifier, k, samples, view, clock)
+        evaluator = Evaluator(config, policy, sampler, verifier, *k_of_samples, view, clock)
         try:
             return evaluator.run(sources, out, _room_for_prompts(policy, config, sampler))
         except NonFiniteError as error:

@@ -38,7 +38,11 @@ def _below(folder: Path, depth: int) -> tuple[list[Path], list[Path]]:
             return [folder], []
         marked = any((folder / name).is_file() for name in _MARKS)
         compared = (folder / "study.json").is_file()
-        inner = sorted(filter(_is_searched, folder.iterdir()), key=_by_number) if depth else []
+        inner = (
+            sorted(filter(_is_searched, folder.iterdir()), key=lambda path: by_number(path.name))
+            if depth
+            else []
+        )
     except OSError:  # no folder, or one that may not be read
         return [], []
     runs, left_out = [], []
@@ -52,9 +56,9 @@ def _below(folder: Path, depth: int) -> tuple[list[Path], list[Path]]:
     return runs or ([folder] if marked else []), left_out
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
+def by_number(name: str) -> list[tuple[int, str]]:
     """Sorts names by the numbers in them, so that uniform-8 stands before uniform-16."""
-    parts = re.split(r"([0-9]+)", path.name)
+    parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 

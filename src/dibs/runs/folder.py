@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 
 from dibs.config import Config
 from dibs.config.changes import changed_keys
+from dibs.config.secrets import without_secrets
 from dibs.files import (
     read_whole_lines,
     remove_unfinished,
@@ -191,9 +192,13 @@ class RunFolder:
             raise InputError(f"cannot write to output_dir {self.path}: {error.strerror}") from None
 
     def write_config(self, config: Config) -> None:
-        """Write config.yaml: what the run is, and not how it was called, so that it can be run anew."""
+        """Write config.yaml: what the run is, and not how it was called, so that it can be run anew.
+
+        Secrets are left out; a run that needs them gets them from the command line again.
+        """
         anew = {"resume": "no", "overwrite": False, "allow_changes": False}
-        text = yaml.safe_dump({**config.model_dump(mode="json"), **anew}, sort_keys=False)
+        values = {**without_secrets(config.model_dump(mode="json")), **anew}
+        text = yaml.safe_dump(values, sort_keys=False)
         write_text(self.path / "config.yaml", text)
 
     def has_results(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dibs.config import Config
 from dibs.config.changes import flat_keys
+from dibs.config.secrets import without_secrets
 from dibs.files import one_line
 from dibs.types import InputError
 
@@ -66,7 +70,7 @@ class Trackers:
         if not names:
             return
         try:
-            self._used = _opened(config, folder, earlier or {}, first)
+            self._used = _opened(config, folder, earlier or {}, first, warn)
             self.run_ids = {each.name: _run_id(each) for each in self._used}
         except Exception as error:  # whatever a tracker's package raises
             raise InputError(
@@ -74,8 +78,10 @@ class Trackers:
             ) from error
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Log the numbers among a step's metrics."""
-        numbers = {key: v for key, v in metrics.items() if isinstance(v, int | float)}
+        """Log the numbers among a step's metrics; the step itself is their axis."""
+        numbers = {
+            key: v for key, v in metrics.items() if isinstance(v, int | float) and key != "step"
+        }
         self._each(lambda tracker: tracker.log(numbers, step=metrics["step"]))
 
     def close(self) -> None:
@@ -94,28 +100,82 @@ class Trackers:
                 )
 
 
-def _opened(config: Config, folder: Path, known: Mapping[str, str], first: int) -> list[Any]:
+def _opened(
+    config: Config,
+    folder: Path,
+    known: Mapping[str, str],
+    first: int,
+    warn: Callable[[str], None],
+) -> list[Any]:
     """The configured trackers of accelerate, each in its earlier run where that is known."""
     from accelerate import Accelerator
 
-    names, place = config.tracking.trackers, folder / "trackers"
+    names, place = config.tracking.trackers, (folder / "trackers").absolute()
     place.mkdir(exist_ok=True)
+    if "trackio" in names:
+        _place_trackio(place, warn)
+    if "mlflow" in names:
+        _place_mlflow(place)
     accelerator = Accelerator(cpu=True, log_with=list(names), project_dir=str(place))
     accelerator.init_trackers(
         config.tracking.project,
         config={
             key: value if isinstance(value, int | float | str | bool) else str(value)
-            for key, value in flat_keys(config.model_dump(mode="json")).items()
+            for key, value in flat_keys(without_secrets(config.model_dump(mode="json"))).items()
         },
         init_kwargs={
             name: {
-                **({"dir": str(place)} if name == "wandb" else {}),  # else where the user is
+                **_described(name, config, place),
                 **(_GO_ON[name](known[name], first) if name in known and name in _GO_ON else {}),
             }
             for name in names
         },
     )
     return list(accelerator.trackers)
+
+
+def _described(name: str, config: Config, place: Path) -> dict[str, Any]:
+    """What a tracker is given of the run besides numbers, in its own words."""
+    own = config.tracking
+    run_name = own.run_name or config.output_dir.absolute().name
+    if name == "wandb":
+        given = {"dir": str(place), "group": own.group, "tags": own.tags, "notes": own.notes}
+    elif name == "trackio":
+        given = {"group": own.group}
+    elif name == "mlflow":
+        groups = {} if own.group is None else {"group": own.group}
+        tags = dict.fromkeys(own.tags, "true") | groups
+        place_and_name = {"run_name": run_name, "logging_dir": str(place / "mlflow-artifacts")}
+        return place_and_name | {"tags": tags or None, "description": own.notes}
+    else:
+        return {}
+    return {"name": run_name} | {key: value for key, value in given.items() if value}
+
+
+def _place_trackio(place: Path, warn: Callable[[str], None]) -> None:
+    """Give trackio a folder inside ``place``, unless the user has named another.
+
+    trackio reads the variable when it is imported, once a process.
+    """
+    own = str(place / "trackio")
+    if "TRACKIO_DIR" not in os.environ and "trackio" not in sys.modules:
+        os.environ["TRACKIO_DIR"] = own
+        try:
+            import_module("trackio")
+        finally:
+            del os.environ["TRACKIO_DIR"]  # it is of this run, and children may make others
+    elif "TRACKIO_DIR" not in os.environ:
+        taken = getattr(sys.modules.get("trackio.utils"), "TRACKIO_DIR", "a folder of its own")
+        if str(taken) != own:
+            warn(f"trackio was imported before this run, so it writes to {taken}")
+
+
+def _place_mlflow(place: Path) -> None:
+    """Give MLflow a database inside ``place``, unless the user has named a server or another."""
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
 
 
 class NoTrackers:
@@ -133,5 +193,6 @@ class NoTrackers:
 def _run_id(tracker: Any) -> str:
     if tracker.name == "mlflow":
         return str(tracker.active_run.info.run_id)
-    run = getattr(tracker, "run", None)  # of wandb; trackio's has a name only
-    return str(getattr(run, "id", None) or getattr(run, "name", None) or tracker.name)
+    run = getattr(tracker, "run", None)
+    known = getattr(run, "name" if tracker.name == "trackio" else "id", None)
+    return str(known or tracker.name)

@@ -17,8 +17,8 @@ from dibs.config import Config
 from dibs.config.changes import changed_keys
 from dibs.data.arithmetic import TASKS
 from dibs.files import write_json
+from dibs.report.costs import Evaluations, read_evaluations
 from dibs.runs.console import PlainView
-from dibs.study.costs import Evaluations, read_evaluations
 from dibs.study.matrix import Cell, Study
 from dibs.study.workers import results, workers
 from dibs.types import InputError

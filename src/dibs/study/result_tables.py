@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from dibs.allocation.intervals import Interval, interval_text
-from dibs.report.panels import COLORS, STYLE, short_numbers
-from dibs.study.costs import NO_DIFFERENCE, Evaluations, mean_evaluations
+from dibs.report.costs import NO_DIFFERENCE, Evaluations, mean_evaluations
+from dibs.report.looks import COLORS, STYLE
+from dibs.report.panels import short_numbers
 from dibs.study.make_runs import Outcome
 from dibs.study.matrix import Study
 

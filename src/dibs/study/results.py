@@ -10,7 +10,7 @@ import numpy as np
 
 from dibs.allocation.variance import pooled_gain
 from dibs.config import Config
-from dibs.study.costs import (
+from dibs.report.costs import (
     COSTS,
     SCORES,
     WAY,

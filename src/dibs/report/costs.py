@@ -16,7 +16,7 @@ from dibs.allocation.intervals import Interval, jackknife_error, on_log_scale
 from dibs.files import read_lines
 from dibs.report.curves import AXES, evaluated, totals_at
 from dibs.report.measured_gain import measured_steps
-from dibs.runs.read import finite_number
+from dibs.runs.read import Record, finite_number
 
 COSTS = ("rollouts", "tokens", "seconds", "steps", "training_rollouts")
 """What a run spends. Rollouts, tokens and seconds include those of pilots. Steps and training rollouts
@@ -80,12 +80,29 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
 
     Args:
         run: its folder.
-        value: key of metrics.jsonl that the run is judged by.
+        value, pilots_thrown_away: as for :func:`evaluations_of`.
+    """
+    found = evaluations_of(
+        read_lines(run / "metrics.jsonl"),
+        (value, "accuracy", "pass_at_k"),
+        pilots_thrown_away=pilots_thrown_away,
+    )
+    totals = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return replace(found, totals=totals)
+
+
+def evaluations_of(
+    lines: Sequence[Record], scores: Sequence[str], *, pilots_thrown_away: bool
+) -> Evaluations:
+    """Return the evaluations that have all of some scores, from the lines of metrics.jsonl.
+
+    Args:
+        lines: from the first one on.
+        scores: keys of the lines; the run is judged by the first.
         pilots_thrown_away: whether pilots are not trained on. They are not in mode ``pilot``; in mode
             ``cross_fit`` they are.
     """
-    lines = read_lines(run / "metrics.jsonl")
-    marked = evaluated(lines, value, "accuracy", "pass_at_k")
+    marked = evaluated(lines, *scores)
     steps = [line["step"] for line in marked]
 
     def series(key: str) -> np.ndarray:
@@ -96,10 +113,10 @@ def read_evaluations(run: Path, value: str, *, pilots_thrown_away: bool) -> Eval
     return Evaluations(
         steps=np.array(steps, dtype=np.int64),
         costs=costs,
-        value=series(value),
+        value=series(scores[0]),
         accuracy=series("accuracy"),
         pass_at_k=series("pass_at_k"),
-        totals=json.loads((run / "summary.json").read_text(encoding="utf-8")),
+        totals={},
         variances=measured_steps(lines)[:, 1:],
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 from dibs.config.load import load_config
 from dibs.files import to_json
-from dibs.study.costs import (
+from dibs.report.costs import (
     Evaluations,
     Goal,
     MeanEvaluations,

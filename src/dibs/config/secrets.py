@@ -1,0 +1,46 @@
+"""Secrets, and keeping them out of what a run writes down and shows to trackers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "***"
+"""What stands in place of a secret."""
+_OF_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+"""User and password of an address."""
+_IN_QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password)=)[^&#\s]+")
+_OF_HUB = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+_NAMES = re.compile(r"(?i)(key|token|secret|password)$")
+_SHORTEST = 16
+"""Characters of a secret in the environment; shorter values may be words that stand anywhere."""
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy of a configuration's values, or of a text, in which :data:`HIDDEN` replaces secrets.
+
+    Secrets are: user and password of an address, tokens in its query, tokens of the Hugging Face Hub,
+    and the values of environment variables whose names end in key, token, secret or password.
+    """
+    return _hidden(value, _of_environment())
+
+
+def _hidden(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _hidden(each, secrets) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(each, secrets) for each in value]
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
+        value = value.replace(secret, HIDDEN)
+    value = _OF_URL.sub(HIDDEN, value)
+    return _OF_HUB.sub(HIDDEN, _IN_QUERY.sub(rf"\1{HIDDEN}", value))
+
+
+def _of_environment() -> list[str]:
+    """Values of the environment that are secrets, the longest first."""
+    named = (value for name, value in os.environ.items() if _NAMES.search(name))
+    return sorted((value for value in named if len(value) >= _SHORTEST), key=len, reverse=True)

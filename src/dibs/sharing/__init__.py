@@ -1,0 +1,1 @@
+"""Take the result of a run to where others find it."""
