@@ -139,6 +139,16 @@ class Processes:
         mine = [i for n, i in enumerate(order) if turns[n % len(turns)] == self.rank]
         return [items[i] for i in sorted(mine)]
 
+    def own_stretch(self, items: Sequence[_Item], costs: Sequence[float]) -> list[_Item]:
+        """The items of this process, one stretch of the line; the stretches cost nearly the same."""
+        total, before, mine = sum(costs), 0.0, []
+        for item, cost in zip(items, costs, strict=True):
+            middle = (before + cost / 2) / total if total else 0.0
+            if min(int(middle * self.size), self.size - 1) == self.rank:
+                mine.append(item)
+            before += cost
+        return mine
+
 
 ALONE = Processes()
 """The only process."""

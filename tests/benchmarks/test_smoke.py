@@ -31,6 +31,7 @@ BENCHMARKS = {
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
     "shape_order": "--prompts=8",
+    "shared_prefixes": "--shapes short --rounds=1 --layers=1 --width=16",
     "study_aa": "--tests=3",
     "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
     "verifier": "--rounds=1",

@@ -6,7 +6,7 @@ right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,18 +48,34 @@ class TokenBatch:
 def collate(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device) -> TokenBatch:
     """Pad sequences with ``pad_id`` and stack them on a device; at least one sequence."""
     contexts = max(len(s.context_ids) for s in sequences)
-    length = max(1, *(len(s.completion_ids) for s in sequences))
-    ids = torch.full((len(sequences), contexts + length), pad_id)
+    completion_ids, completion_mask = padded_completions(sequences, pad_id)
+    ids = torch.full((len(sequences), contexts + completion_ids.shape[1]), pad_id)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
+    ids[:, contexts:], mask[:, contexts:] = completion_ids, completion_mask
     for row, s in enumerate(sequences):
-        start, end = contexts - len(s.context_ids), contexts + len(s.completion_ids)
-        ids[row, start:end] = torch.tensor([*s.context_ids, *s.completion_ids])
-        mask[row, start:end] = True
+        start = contexts - len(s.context_ids)
+        ids[row, start:contexts] = torch.tensor(s.context_ids)
+        mask[row, start:contexts] = True
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
     return TokenBatch(
         ids, mask.long(), positions, ids[:, contexts:], mask[:, contexts:].contiguous()
     )
+
+
+def padded_completions(sequences: Sequence[TokenSequence], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Completions padded on the right, [B, T] with T at least 1, and which tokens are real, bool."""
+    length = max(1, *(len(s.completion_ids) for s in sequences))
+    ids = torch.full((len(sequences), length), pad_id)
+    for row, s in enumerate(sequences):
+        ids[row, : len(s.completion_ids)] = torch.tensor(s.completion_ids)
+    lengths = torch.tensor([len(s.completion_ids) for s in sequences])
+    return ids, torch.arange(length) < lengths.unsqueeze(1)
+
+
+def pass_cost(device: torch.device | None) -> int:
+    """What a forward and backward pass costs besides its tokens, in tokens; None: on a CPU."""
+    return _PASS_COST_ON_DEVICE if device and device.type == "cuda" else _PASS_COST
 
 
 def micro_batches(
@@ -72,26 +88,52 @@ def micro_batches(
     longest sequences come first, so that the first group needs most memory. A sequence longer than
     ``max_tokens`` is a group of its own.
     """
-    pass_cost = _PASS_COST_ON_DEVICE if device and device.type == "cuda" else _PASS_COST
     contexts = np.array([len(s.context_ids) for s in sequences], dtype=np.int64)
     completions = np.array([len(s.completion_ids) for s in sequences], dtype=np.int64)
     order = np.lexsort((np.arange(len(sequences)), -contexts, -contexts - completions))
-    contexts, completions = contexts[order], completions[order]
-    # cheapest[i]: least cost of the first i sequences. widest[j] and longest[j]: maxima over j .. i.
-    cheapest = np.zeros(len(sequences) + 1)
-    starts = np.zeros(len(sequences), dtype=np.int64)
+
+    def cost(end: int, widest: np.ndarray, longest: np.ndarray) -> tuple[np.ndarray, ...]:
+        tokens = (end - np.arange(end)) * (widest + longest)
+        return tokens, tokens + pass_cost(device)
+
+    runs, _ = cheapest_runs(contexts[order], completions[order], cost, max_tokens)
+    for start, end in runs:
+        yield order[start:end].tolist()
+
+
+RunCost = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
+"""Memory and cost in tokens of the runs of items that begin at 0, 1, ... and end before an item.
+
+Its arguments are that end and, of each run, the longest context and the longest completion.
+"""
+
+
+def cheapest_runs(
+    contexts: np.ndarray, completions: np.ndarray, cost: RunCost, max_tokens: int
+) -> tuple[list[tuple[int, int]], float]:
+    """Cut a line of items into runs that cost least, and what they cost.
+
+    A run of several items takes at most ``max_tokens`` of memory.
+
+    Args:
+        contexts, completions: length of each item's context and completion, [n].
+    """
+    size = len(contexts)
+    # cheapest[i]: least cost of the first i items. widest[j] and longest[j]: maxima over j .. i.
+    cheapest = np.zeros(size + 1)
+    starts = np.zeros(size, dtype=np.int64)
     widest, longest = np.zeros_like(contexts), np.zeros_like(completions)
-    for i in range(len(sequences)):
+    for i in range(size):
         np.maximum(widest[: i + 1], contexts[i], out=widest[: i + 1])
         np.maximum(longest[: i + 1], completions[i], out=longest[: i + 1])
-        tokens = (i + 1 - np.arange(i + 1)) * (widest[: i + 1] + longest[: i + 1])
-        cost = cheapest[: i + 1] + tokens + pass_cost
-        cost[:i][tokens[:i] > max_tokens] = np.inf
-        starts[i] = cost.argmin()
-        cheapest[i + 1] = cost[starts[i]]
-    groups = []
-    end = len(sequences)
+        memory, spent = cost(i + 1, widest[: i + 1], longest[: i + 1])
+        total = cheapest[: i + 1] + spent
+        total[:i][memory[:i] > max_tokens] = np.inf
+        starts[i] = total.argmin()
+        cheapest[i + 1] = total[starts[i]]
+    runs = []
+    end = size
     while end:
-        groups.append(order[starts[end - 1] : end].tolist())
+        runs.append((int(starts[end - 1]), end))
         end = int(starts[end - 1])
-    yield from reversed(groups)
+    return runs[::-1], float(cheapest[-1])

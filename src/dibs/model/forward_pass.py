@@ -10,33 +10,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dibs.model.batching import TokenBatch
+from dibs.model.packing import PackedBatch
 
 
-def completion_hidden_states(decoder: Callable[..., Any], batch: TokenBatch) -> Tensor:
+def completion_hidden_states(
+    decoder: Callable[..., Any], batch: TokenBatch | PackedBatch
+) -> Tensor:
     """Last hidden states that predict each completion token, [B, T, d]."""
-    hidden: Tensor = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    hidden: Tensor = decoder(**_inputs(batch)).last_hidden_state
+    if isinstance(batch, PackedBatch):
+        return (
+            hidden[0]
+            .index_select(0, batch.predictors.flatten())
+            .unflatten(0, batch.predictors.shape)
+        )
     return hidden[:, -batch.completion_ids.shape[1] - 1 : -1]
 
 
-def completion_logits(model: Callable[..., Any], batch: TokenBatch) -> Tensor:
+def completion_logits(model: Callable[..., Any], batch: TokenBatch | PackedBatch) -> Tensor:
     """The model's own logits that predict each completion token, [B, T, V], at temperature 1."""
+    if isinstance(batch, PackedBatch):
+        kept: Tensor = model(**_inputs(batch), logits_to_keep=batch.predictors.flatten()).logits
+        return kept[0].unflatten(0, batch.predictors.shape)
     length = batch.completion_ids.shape[1]
-    logits: Tensor = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=length + 1,
-    ).logits
+    logits: Tensor = model(**_inputs(batch), logits_to_keep=length + 1).logits
     return logits[:, -length - 1 : -1]
+
+
+def _inputs(batch: TokenBatch | PackedBatch) -> dict[str, Any]:
+    """The arguments of a forward pass over a batch."""
+    given = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if isinstance(batch, TokenBatch):
+        return {**given, "attention_mask": batch.attention_mask}
+    # The layout decides what is attended to. A mask of four axes keeps models from making one.
+    mask = batch.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)
+    return {**given, "attention_mask": mask, "prefixes": batch.layout}
 
 
 @contextmanager

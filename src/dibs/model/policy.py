@@ -20,8 +20,11 @@ from dibs.model.batching import TokenBatch, TokenSequence, collate, micro_batche
 from dibs.model.fitness import eos_of
 from dibs.model.forward_pass import completion_hidden_states, completion_logits
 from dibs.model.output_head import find_output_head
+from dibs.model.packing import PackedBatch, cheapest_batches, pack
 from dibs.model.token_logprobs import full_logprobs, token_logprobs
 from dibs.model.turn_end import Stops
+
+Batch = TokenBatch | PackedBatch
 
 
 class Policy:
@@ -40,6 +43,8 @@ class Policy:
 
     stops: Stops = Stops()
     """What ends a completion besides the end-of-sequence tokens."""
+    shares_prompts: bool = False
+    """Whether :meth:`batches` may compute a prompt once for several completions."""
 
     def __init__(
         self,
@@ -78,7 +83,9 @@ class Policy:
     def frozen_copy(self) -> Policy:
         """A copy of the policy with its weights of now, which does not train: a reference policy."""
         model = copy.deepcopy(self.model).requires_grad_(False).eval()
-        return Policy(model, self.tokenizer, self.temperature, mixed=self.mixed)
+        made = Policy(model, self.tokenizer, self.temperature, mixed=self.mixed)
+        made.shares_prompts = self.shares_prompts
+        return made
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass: bfloat16 products where ``mixed``, else as the weights."""
@@ -103,7 +110,24 @@ class Policy:
         """:func:`.micro_batches` that cost least on the policy's device."""
         return micro_batches(sequences, max_tokens, self.device)
 
-    def hidden_states(self, batch: TokenBatch, decoder: Callable[..., Any] | None = None) -> Tensor:
+    def batches(
+        self, sequences: Sequence[TokenSequence], max_tokens: int
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Micro-batches with the indices of their sequences, packed where that is on and costs less."""
+        if self.shares_prompts:
+            width = self.model.config.get_text_config().hidden_size
+            groups, packed = cheapest_batches(sequences, max_tokens, self.device, width)
+        else:
+            groups, packed = list(self.micro_batches(sequences, max_tokens)), False
+        for indices in groups:
+            chosen = [sequences[i] for i in indices]
+            yield indices, self.pack(chosen) if packed else self.collate(chosen)
+
+    def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
+        """Lay sequences out on the policy's device, each distinct prompt once."""
+        return pack(sequences, self.pad_id, self.device)
+
+    def hidden_states(self, batch: Batch, decoder: Callable[..., Any] | None = None) -> Tensor:
         """Last hidden states that predict each completion token, [B, T, d], LoRA's adapters included.
 
         ``decoder``: runs in place of the model's own, such as a compiled one.
@@ -112,17 +136,17 @@ class Policy:
         with self.autocast():
             return completion_hidden_states(decoder, batch)
 
-    def logits(self, batch: TokenBatch) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """Logits over temperature that predict each completion token, float32 [B, T, V]."""
         with self.autocast():
             logits = completion_logits(self.model, batch)
         return logits.float() / self.temperature
 
-    def logprobs(self, batch: TokenBatch) -> Tensor:
+    def logprobs(self, batch: Batch) -> Tensor:
         """``log pi`` of each completion token, float32 [B, T]; 0 on padding."""
         return self.logprobs_and_entropy(batch)[0]
 
-    def logprobs_and_entropy(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def logprobs_and_entropy(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """``log pi`` of each completion token, and the entropy of the distribution it was drawn from.
 
         float32 [B, T] each, 0 on padding. The entropy is in nats and carries no gradient. No [B, T, V]
@@ -137,7 +161,7 @@ class Policy:
             )
         return _masked(batch, scores)
 
-    def logprobs_from_logits(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    def logprobs_from_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same from the model's own logits, all [B, T, V] of them."""
         return _masked(batch, full_logprobs(self.logits(batch), batch.completion_ids))
 
@@ -207,6 +231,6 @@ class Policy:
         self.model.load_state_dict(saved.state_dict())
 
 
-def _masked(batch: TokenBatch, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _masked(batch: Batch, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     logprobs, entropy = (each.masked_fill(~batch.completion_mask, 0.0) for each in scores)
     return logprobs, entropy

@@ -39,6 +39,7 @@ from dibs.training.losses import PolicyLoss
 from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
+from dibs.training.sharing_check import try_sharing
 from dibs.training.updater import Updater
 from dibs.types import InputError, NonFiniteError, TrainingExample
 
@@ -88,7 +89,10 @@ def _assembled(
     if isinstance(config.select.pool, int):
         check_batch_size(prompts.train, config.select.pool, "select.pool")
     _check_gradient_norms(config, prompts, policy)
+    alone = _why_prompts_are_not_shared(config, prompts, policy)
     announce(config, policy, prompts, sampler, view, processes)
+    if alone is not None:
+        view.message(f"Updates compute a prompt again for each of its completions: {alone}")
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
@@ -133,12 +137,25 @@ def _check_gradient_norms(config: Config, prompts: PromptSet, policy: Policy) ->
         TrainingExample(first[:8], first[:2], -0.5, 1.0),
     ]
     if method == "update":
-        lora = config.policy.lora
-        check_weighted(policy, 0.0 if lora is None else lora.dropout)
+        check_weighted(policy, config.policy.lora.dropout)
         check_weighted_gradient(policy, samples)
     else:
         parameters = config.estimate.grad_norm_parameters
         gradient_norms(policy, samples, method, parameters=parameters)
+
+
+def _why_prompts_are_not_shared(config: Config, prompts: PromptSet, policy: Policy) -> str | None:
+    """Let updates share prompts where they can; otherwise why not. None too where that is not wanted."""
+    if config.policy.share_prompts == "never":
+        return None
+    samples = []
+    for prompt in prompts.train[:3]:
+        context = prompt.token_ids[-32:]
+        for i in range(3):
+            length = min(1 + 2 * i, config.sampling.max_completion_length)
+            tokens = (context[i:] + context * length)[:length]
+            samples.append(TrainingExample(context, tokens, 1.0 - 0.75 * i, 1.0))
+    return try_sharing(policy, samples, config.policy.lora.dropout)
 
 
 def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -30,11 +30,22 @@ def deal(prompts: Sequence[Hashable], updates: int, seed: Sequence[int] = (0,)) 
     Returns:
         Indices of the completions of each update, ascending.
     """
-    places: dict[Hashable, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        places.setdefault(prompt, []).append(index)
-    groups = list(places.values())
+    groups = _groups(range(len(prompts)), prompts)
     random = np.random.default_rng(seed)
     line = [index for g in random.permutation(len(groups)) for index in groups[g]]
     first = int(random.integers(updates))
     return [sorted(line[(u - first) % updates :: updates]) for u in range(updates)]
+
+
+def prompt_by_prompt(part: Sequence[int], prompts: Sequence[Hashable]) -> dict[int, int]:
+    """Indices of completions, those of a prompt side by side, with how many of the part it has."""
+    groups = _groups(part, prompts)
+    return {index: len(members) for members in groups for index in members}
+
+
+def _groups(indices: Iterable[int], prompts: Sequence[Hashable]) -> list[list[int]]:
+    """Indices of completions, those of a prompt together, prompts in the order of their first."""
+    places: dict[Hashable, list[int]] = {}
+    for index in indices:
+        places.setdefault(prompts[index], []).append(index)
+    return list(places.values())

@@ -8,7 +8,9 @@ update is scaled by U, so that its expected gradient is that of the whole step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,10 +24,11 @@ from dibs.model.batching import TokenBatch
 from dibs.model.grad_norms import weighted_backward
 from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
-from dibs.model.policy import Policy
+from dibs.model.policy import Batch, Policy
 from dibs.processes import ALONE, Processes
-from dibs.training.dealing import deal
+from dibs.training.dealing import deal, prompt_by_prompt
 from dibs.training.dropout import dropout_masks, set_update_mode
+from dibs.training.example_rows import completion_rows, lengths, padded_sampling_logprobs, slope
 from dibs.training.losses import PolicyLoss
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
@@ -123,7 +126,7 @@ class Updater:
         made_before = self.scheduler.last_epoch
         masks = [(self.seed, made_before + u, self.processes.rank) for u in range(updates)]
         # The first update starts from the very weights that it would be compared with.
-        old = [None, *map(self._old_logprobs, parts[1:], masks[1:])]
+        old = [None, *self._old_logprobs(parts[1:], masks[1:])]
         tally = UpdateTally()
         for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
             own = None if squares is None else np.full(len(part), np.nan)
@@ -164,13 +167,11 @@ class Updater:
         """
         total, sums = 0.0, dict[str, Tensor]()
         log_ratios: list[Tensor] = []
-        for packed in self.policy.micro_batches(examples, self.micro_batch_tokens):
-            indices = packed
-            if squares is not None:  # completions that are only measured come last
-                indices = sorted(packed, key=lambda i: _slope(examples[i], scale) == 0)
+        measured = squares is not None
+        for indices, batch in self._batches(examples, scale, measured=measured):
             old = None if old_logprobs is None else [old_logprobs[i] for i in indices]
             chosen = [examples[i] for i in indices]
-            made, norms = self._batch_gradient(chosen, old, scale, measured=squares is not None)
+            made, norms = self._batch_gradient(chosen, batch, old, scale, measured=measured)
             if squares is not None:
                 squares[indices] = norms
             total += made.loss
@@ -179,16 +180,32 @@ class Updater:
             log_ratios += made.log_ratios
         return LossGradient(total, sums, log_ratios)
 
+    def _batches(
+        self, examples: Sequence[TrainingExample], scale: float, *, measured: bool
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Micro-batches with the indices of their examples.
+
+        Norms need the gradient at a prompt's tokens from each completion by itself. So prompts are not
+        shared where norms are measured.
+        """
+        if not measured:
+            yield from self.policy.batches(examples, self.micro_batch_tokens)
+            return
+        for found in self.policy.micro_batches(examples, self.micro_batch_tokens):
+            # Completions that are only measured come last.
+            indices = sorted(found, key=lambda i: slope(examples[i], scale) == 0)
+            yield indices, self.policy.collate([examples[i] for i in indices])
+
     def _batch_gradient(
         self,
         examples: Sequence[TrainingExample],
+        batch: Batch,
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
         *,
         measured: bool,
     ) -> tuple[LossGradient, Tensor | None]:
         """:meth:`gradient` of one micro-batch, and the completions' squared norms if ``measured``."""
-        batch = self.policy.collate(examples)
         ref = None
         if self.reference is not None:
             with torch.no_grad():
@@ -202,8 +219,8 @@ class Updater:
             return loss * scale
 
         squares = None
-        if measured:
-            nominal = self._column([_slope(example, scale) for example in examples])
+        if isinstance(batch, TokenBatch) and measured:
+            nominal = self._column([slope(example, scale) for example in examples])
             squares = weighted_backward(self.policy, batch, loss_of, nominal).cpu()
         else:
             loss_of(*self.policy.logprobs_and_entropy(batch)).backward()
@@ -212,7 +229,7 @@ class Updater:
     def _loss(
         self,
         examples: Sequence[TrainingExample],
-        batch: TokenBatch,
+        batch: Batch,
         scores: tuple[Tensor, Tensor],
         old_logprobs: Sequence[Tensor] | None,
         ref: Tensor | None,
@@ -230,9 +247,9 @@ class Updater:
             old = logprobs.detach()
             if old_logprobs is not None:
                 old = pad_sequence(list(old_logprobs), batch_first=True)
-            sampling = _sampling_logprobs(examples, old)
+            sampling = padded_sampling_logprobs(examples, old)
             felt = learned.tolist()
-            ratios = _rows(old - sampling, examples, felt)
+            ratios = completion_rows(old - sampling, examples, felt)
         loss, parts = self.loss(
             logprobs,
             batch.completion_mask & learned.unsqueeze(1),
@@ -263,9 +280,20 @@ class Updater:
                 lots = np.random.default_rng((self.seed, self.scheduler.last_epoch, 1))
                 taken |= lots.random(len(examples)) < MEASURED_SHARE
             dealt = [[i for i in part if taken[i]] for part in dealt]
-        return [
-            self.processes.own_share(part, _lengths([examples[i] for i in part])) for part in dealt
+        return [self._own_share(part, examples, measured=measured) for part in dealt]
+
+    def _own_share(
+        self, part: Sequence[int], examples: Sequence[TrainingExample], *, measured: bool
+    ) -> list[int]:
+        """What this process computes of a part. Completions of a prompt stay together to share it."""
+        if measured or not self.policy.shares_prompts:
+            return self.processes.own_share(part, lengths([examples[i] for i in part]))
+        contexts = [example.context_ids for example in examples]
+        line = prompt_by_prompt(part, contexts)
+        costs = [
+            len(examples[i].completion_ids) + len(contexts[i]) / size for i, size in line.items()
         ]
+        return sorted(self.processes.own_stretch(list(line), costs))
 
     def _fresh_gradient(
         self,
@@ -308,30 +336,37 @@ class Updater:
             self.micro_batch_tokens = tokens
             return run()
 
-        longest = max(_lengths(examples), default=self.micro_batch_tokens)
+        longest = max(lengths(examples), default=self.micro_batch_tokens)
         result, self.micro_batch_tokens = with_smaller_batches(
             with_tokens, self.micro_batch_tokens, longest
         )
         return result
 
     def _old_logprobs(
-        self, examples: Sequence[TrainingExample], masks: Sequence[int]
-    ) -> list[Tensor] | None:
-        """``log pi`` before the first update, [T] a completion; None if the loss has no use for it."""
+        self, parts: Sequence[Sequence[TrainingExample]], masks: Sequence[Sequence[int]]
+    ) -> list[list[Tensor] | None]:
+        """``log pi`` of each part before the first update, [T] a completion; None if without use."""
         if not self.loss.needs_old_logprobs:
-            return None
+            return [None] * len(parts)
 
-        def masked() -> list[Tensor]:
-            with dropout_masks(*masks):
-                return self._logprobs(examples)
+        def masked(part: Sequence[TrainingExample], mask: Sequence[int]) -> list[Tensor]:
+            with dropout_masks(*mask):
+                return self._logprobs(part)
 
-        return self._with_fitting_batches(examples, masked)
+        if not self.policy.shares_prompts:
+            return [
+                self._with_fitting_batches(part, partial(masked, part, mask))
+                for part, mask in zip(parts, masks, strict=True)
+            ]
+        # There is no dropout. More completions of a prompt share it if all parts are computed at once.
+        every = [example for part in parts for example in part]
+        found = iter(self._with_fitting_batches(every, partial(self._logprobs, every)))
+        return [list(islice(found, len(part))) for part in parts]
 
     @torch.no_grad()
     def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:
         logprobs: dict[int, Tensor] = {}
-        for indices in self.policy.micro_batches(examples, self.micro_batch_tokens):
-            batch = self.policy.collate([examples[i] for i in indices])
+        for indices, batch in self.policy.batches(examples, self.micro_batch_tokens):
             for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
                 logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
         return [logprobs[i] for i in range(len(examples))]
@@ -361,33 +396,3 @@ class Updater:
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
-
-
-def _slope(example: TrainingExample, scale: float) -> float:
-    """The loss's derivative by the log-probability of a token whose ratio is 1, in float32."""
-    return float(np.float32(-scale * example.advantage * example.weight))
-
-
-def _lengths(examples: Sequence[TrainingExample]) -> list[int]:
-    return [len(example.context_ids) + len(example.completion_ids) for example in examples]
-
-
-def _sampling_logprobs(examples: Sequence[TrainingExample], otherwise: Tensor) -> Tensor:
-    """The sampler's log-probabilities, padded like ``otherwise`` [B, T], which fills in missing ones."""
-    padded = otherwise.clone()
-    for row, example in zip(padded, examples, strict=True):
-        known = example.sampling_logprobs
-        row[: len(known)] = torch.tensor(known, device=row.device)
-    return padded
-
-
-def _rows(
-    values: Tensor, examples: Sequence[TrainingExample], chosen: Sequence[bool]
-) -> list[Tensor]:
-    """The tokens of each chosen completion that has any, out of padded rows [B, T]."""
-    lengths = [len(example.completion_ids) for example in examples]
-    return [
-        row[:length]
-        for row, length, wanted in zip(values, lengths, chosen, strict=True)
-        if length and wanted
-    ]
