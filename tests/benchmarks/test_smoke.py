@@ -33,6 +33,7 @@ BENCHMARKS = {
     "study_aa": "--tests=3",
     "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
     "verifier": "--rounds=1",
+    "variance_cost": "--size=tiny --prompts=2 --generations=4 --rounds=1 --threads=1",
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
 }
 """Those that run in this environment, with options that make them tiny."""

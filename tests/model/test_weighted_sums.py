@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def with_output_bias(policy):
     return policy
 
 
-MODELS = {
+MODELS: dict[str, Callable[..., Policy]] = {
     "qwen2 with biases": make_policy,
     "qwen2, tied": lambda policy: make_policy(policy, tied=True, temperature=0.7),
     "qwen3, norms of heads": lambda policy: make_policy(policy, "qwen3"),
@@ -152,7 +154,7 @@ def test_what_is_not_covered_is_refused(policy):
     policy.model.model.layers[1].mlp = policy.model.model.layers[0].mlp
     made = examples(policy, 3)
     project = Projection(trainable(policy))
-    with pytest.raises(InputError, match="used more than once.*exact_slow"):
+    with pytest.raises(InputError, match=r"used more than once.*exact_slow"):
         gradient_sums(policy, made, np.ones((3, 1)), project)
     _, (vector,) = gradient_sums(policy, made, np.ones((3, 1)), project, slow=True)
     expected = reference_products(policy, made).sum()

@@ -16,7 +16,7 @@ from torch import Tensor
 from dibs.allocation.group_variance import PromptGradients, features, mean_products, wanted
 from dibs.allocation.target import Target
 from dibs.config import Config
-from dibs.model.gradient_vector import Projection
+from dibs.model.gradient_vector import LARGEST, Projection
 from dibs.model.policy import Policy
 from dibs.rollouts.source import Purpose, RolloutSource
 from dibs.training.rollout_gradients import RolloutGradients
@@ -159,7 +159,11 @@ class GradientSource:
         m, target = len(groups), self.gradients.target
         width = 1 + target.has_baseline
         parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
-        project = Projection(parameters, self.config.seed, _NUMBERS_HELD // (width * m))
+        held = _NUMBERS_HELD // (width * m)
+        whole_fits = sum(p.numel() for p in parameters) <= held
+        project = Projection(
+            parameters, self.config.seed, held if whole_fits else min(held, LARGEST)
+        )
         options = self.config.estimate
         exact = options.grad_norm == "update" or options.grad_norm.startswith("exact")
         whole = exact and options.grad_norm_parameters == "all"
