@@ -15,6 +15,7 @@ FEW_UPDATES = "--warm-start-updates=5"
 BENCHMARKS = {
     "accept_rates": "--steps=2",
     "allocation": "--prompts=4 --samples=6 --repeats=2 --timed-prompts=1000",
+    "check": "warm_start grad_norms --fresh=benchmarks/results",
     "count_factors": "--replicates=2",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
