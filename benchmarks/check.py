@@ -6,7 +6,7 @@ regression. What runs, and which keys are ratios, is in `BENCHMARKS` below.
 
     python benchmarks/check.py [--json]                all of them
     python benchmarks/check.py sampling allocation     some
-    python benchmarks/check.py --fresh DIR             keeps fresh results; what lies there is not run again
+    python benchmarks/check.py --fresh DIR             keeps fresh results; runs what DIR lacks
 
 Exit status: 0 where no ratio is worse, 1 where one is, 2 where none is but a benchmark failed. A
 benchmark whose environment or data are not at hand is skipped, with the reason.

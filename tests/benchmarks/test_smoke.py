@@ -17,6 +17,8 @@ BENCHMARKS = {
     "allocation": "--prompts=4 --samples=6 --repeats=2 --timed-prompts=1000",
     "check": "warm_start grad_norms --fresh=benchmarks/results",
     "count_factors": "--replicates=2",
+    "gpu": "--device=cpu --size=tiny --dtype=float32 --prompts=2 --generations=2 --context=8 --length=8 "
+    "--rounds=1",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
     "--policies=1",
@@ -53,6 +55,7 @@ OTHER_ENVIRONMENTS = {
 }
 """Those that need another: its folder and the options."""
 PARTS = {
+    "gpu_trl",
     "gradient_tables",
     "measured_policies",
     "step_trl",
