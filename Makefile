@@ -131,7 +131,7 @@ test-sources: $(STAMP)
 		echo "SKIPPED: the packages of the extras reasoning-gym and verifiers cannot be had here (see above)"; \
 	else \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/data/test_environments.py \
-			tests/data/test_reasoning_gym.py; \
+			tests/data/test_reasoning_gym.py tests/integrations/test_prime_rl.py; \
 	fi
 
 # The ordinary environment: torch's own wheels run on CUDA.

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from dibs.allocation.allocators import allocate, allocator
     from dibs.allocation.budget_config import BudgetConfig
     from dibs.allocation.prompt_budget import PromptBudget
+    from dibs.allocation.prompt_queue import PromptQueue
     from dibs.api import evaluate, load_run, measure_variance, train, verify
     from dibs.rollouts.sampling.weight_loader import WeightLoader as WeightLoader
     from dibs.types import InputError
@@ -16,6 +17,7 @@ __all__ = [
     "BudgetConfig",
     "InputError",
     "PromptBudget",
+    "PromptQueue",
     "allocate",
     "allocator",
     "evaluate",
@@ -29,6 +31,7 @@ _HOMES = {
     "BudgetConfig": "dibs.allocation.budget_config",
     "InputError": "dibs.types",
     "PromptBudget": "dibs.allocation.prompt_budget",
+    "PromptQueue": "dibs.allocation.prompt_queue",
     "WeightLoader": "dibs.rollouts.sampling.weight_loader",
     "allocate": "dibs.allocation.allocators",
     "allocator": "dibs.allocation.allocators",

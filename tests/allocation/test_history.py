@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from dibs.allocation.history import History
-from dibs.allocation.statistics import pilot_statistics
+from dibs.allocation.statistics import group_sums, pilot_statistics
 from tiny_groups import assert_equal_arrays, make_group, make_prompt
 
 NORMS = [np.array([2.0, 8.0, 3.0]), np.array([0.0, 5.0])]
@@ -123,3 +123,16 @@ def test_discounting_does_not_change_how_precise_a_mean_is():
     assert mixed.accepted is not None
     # Weights 1/2 and 1, three each: (3/2 + 3)^2 / (3/4 + 3).
     assert_equal_arrays(mixed.accepted.effective_count, [4.5**2 / 3.75])
+
+
+def test_a_pool_has_the_same_rows_after_a_resume():
+    """Whatever order prompts were visited in: sums over the rows are then rounded alike."""
+    whole = History(10.0)
+    for step, name in enumerate(["a", "b", "c", "a", "d", "b"]):
+        whole.take_in(name, group_sums(make_group([1, 0, step % 2]), np.ones(3)), step)
+    resumed = History(10.0)
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    names = ["x", "d", "c", "y", "b", "a", "d"]
+    (stats, rows), (again, rows_again) = (h.pool_statistics(names, 6) for h in (whole, resumed))
+    assert rows.tolist() == rows_again.tolist() == [0, 1, 2, 0, 3, 4, 1]  # 0: never seen
+    assert stats.trials.tolist() == again.trials.tolist()

@@ -195,8 +195,12 @@ def test_algorithms_bring_their_objective_and_baseline():
             "sampling.anneal_from 1.2 draws from other probabilities than the policy's",
         ),
         (
-            ["--sampling.anneal_from=1.2", "--sampling.engine=vllm"],
-            "sampling.anneal_from 1.2 needs sampling.engine transformers",
+            [
+                "--sampling.anneal_from=1.2",
+                "--sampling.engine=vllm_server",
+                "--sampling.servers=[http://127.0.0.1:1]",
+            ],
+            "sampling.anneal_from 1.2 needs sampling.engine transformers or vllm",
         ),
         (
             ["--allocate.prompt_cost=1", "--estimate.mode=online", "--select.pool=all"],

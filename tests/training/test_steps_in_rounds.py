@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dibs import BudgetConfig, PromptBudget
 from dibs.allocation.choice import Choice, choose
 from dibs.allocation.cross_fit import StepEstimate, undivided
 from dibs.allocation.statistics import no_statistics
@@ -161,6 +162,42 @@ def test_completions_without_a_verdict_are_not_drawn_for_ever():
     assert examples == []
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_budget_weighs_completions_as_the_loop_does(rule, seed):
+    rng = np.random.default_rng(seed)
+    texts = ["".join(rng.choice(["+", "-"], 16, p=[p, 1 - p])) for p in (0.1, 0.5, 0.9, 0.3)]
+    _, examples, calls = step(config(rounds=rule), *texts)
+
+    names = [prompt.prompt_id for prompt in PROMPTS]
+    options = BudgetConfig(
+        mode="none", allocator="uniform", num_generations=4, rounds=rule, objective="grpo"
+    )
+    budget = PromptBudget(options)
+    rewards: list[list[float]] = [[] for _ in names]
+    counts = budget.allocate(names, wanted=2)
+    for asked, _ in calls:
+        assert counts.tolist() == asked
+        for group, text, count in zip(rewards, texts, counts, strict=True):
+            group += [float(kind == "+") for kind in text[len(group) : len(group) + count]]
+        counts = budget.more(rewards)
+    assert not counts.any()
+    advantages, weights = budget.weights(rewards)
+    found = {
+        (i, j): (each[j], advantages[i][j])
+        for i, each in enumerate(weights)
+        for j in np.flatnonzero(each * advantages[i])
+    }
+    expected = {
+        number: (example.weight, example.advantage)
+        for number, example in zip(numbers(examples), examples, strict=True)
+        if example.advantage
+    }
+    assert found.keys() == expected.keys()
+    for number, pair in found.items():
+        assert pair == pytest.approx(expected[number])
+
+
 def test_a_keeper_does_not_touch_small_groups():
     own = config(keep="balanced", keep_count=2)
     groups = script("+", "")[0](np.array([1, 0]), np.array([0, 0]))
@@ -175,7 +212,7 @@ def test_a_keeper_does_not_touch_small_groups():
             {"allocate.allocator": "vip"},
             "decides the counts itself; set allocate.allocator to uniform",
         ),
-        ({"estimate.mode": "pilot"}, "pilots of estimate.mode pilot have no use"),
+        ({"estimate.mode": "pilot"}, "pilots of mode pilot have no use"),
         ({"allocate.budget": 64}, "so it has no budget"),
         ({"allocate.lower": 1}, "knows no allocate.lower"),
         ({"select.pool": "all"}, "every training prompt a candidate"),

@@ -73,7 +73,7 @@ def test_the_budget_gets_these_norms(byte_model, tmp_path, monkeypatch, loss_typ
             "grpo": {"max_steps": 1, "loss_type": loss_type},
         }
     )
-    assert trainer.budget.length_normalization == trl_normalization(loss_type)
+    assert trainer.budget.memory.length_normalization == trl_normalization(loss_type)
     seen: dict[str, list[np.ndarray]] = {"plain": [], "told": [], "lengths": []}
 
     def plain(norms: np.ndarray, tokens: np.ndarray, normalization: str) -> np.ndarray:

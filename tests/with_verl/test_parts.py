@@ -168,7 +168,7 @@ def test_norms_are_of_the_gradient_that_is_trained(compose):
         assert [pytest.approx(each) for each in told["grad_norms"]] == expected
         assert told["lengths"] == [[2, 4], [4]]
     unmeasured = compose(*GRPO, f"{mode}=seq-mean-token-mean", "dibs.grad_norm=none")
-    assert bare_trainer(unmeasured).budget.length_normalization == "none"
+    assert bare_trainer(unmeasured).budget.memory.length_normalization == "none"
 
 
 MODES = (

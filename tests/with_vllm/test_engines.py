@@ -20,6 +20,7 @@ from dibs.files import read_lines
 from dibs.model.policy import Policy
 from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
 from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
+from dibs.rollouts.sampling.annealing import Annealing
 from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
 from dibs.types import InputError, TrainingExample
@@ -43,7 +44,9 @@ def tiny(tied: bool, temperature: float = 1.0) -> Policy:
 
 def engine_config(length: int = 24, **sampling) -> Config:
     sampling = {"engine": "vllm", "max_completion_length": length, **sampling}
-    return Config.model_validate({"sampling": sampling, "data": {"max_prompt_length": 64}})
+    algorithm = {"importance_sampling": "token_truncate"} if "anneal_from" in sampling else {}
+    sections = {"sampling": sampling, "data": {"max_prompt_length": 64}, "algorithm": algorithm}
+    return Config.model_validate(sections)
 
 
 def requests(counts):
@@ -125,6 +128,35 @@ def weights_that_do_not_arrive(policy: Policy, sampler) -> None:
         sampler.update_weights()
     sampler._engine.collective_rpc = load
     sampler.update_weights()
+
+
+def test_an_annealed_temperature_in_process():
+    """A token has the learner's log-probability at the temperature of its place; scores are plain."""
+    policy = tiny(tied=True, temperature=0.9)
+    annealing = Annealing(1.6, 0.4, 8.0)
+    sampler = build_sampler(
+        engine_config(anneal_from=1.6, anneal_floor=0.4, anneal_tokens=8.0), policy
+    )
+    made = requests([3, 0, 19, 5])
+    try:
+        groups = collected(made, sampler.sample(made))
+        plain = collected(made, sampler.sample(made, 0.9))
+    finally:
+        sampler.close()
+    assert [len(group) for group in groups] == [3, 0, 19, 5]
+    gaps = []
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+            with torch.no_grad():
+                logits = policy.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
+            places = torch.arange(len(completion.token_ids))
+            cooled = (logits / 0.9 / annealing.at(places)[:, None]).log_softmax(-1)
+            drawn = cooled[places, list(completion.token_ids)]
+            gaps.append(float((drawn - torch.tensor(completion.sampling_logprobs)).abs().max()))
+    assert max(gaps) < 1e-4
+    assert furthest(policy, groups) > 0.1
+    assert furthest(policy, plain) < 1e-4
 
 
 TRAIN = [

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dibs.allocation.allocators import check_allocator
+from dibs.allocation.rounds import keeper, rounds_rule
 from dibs.allocation.target import Target
 from dibs.config import (
     DEFAULT_ORDER,
@@ -15,8 +16,11 @@ from dibs.config import (
     Objective,
     Section,
     check_variant,
+    least_group,
     needs_statistics,
+    why_groups,
 )
+from dibs.config.published_rules import check_keep, check_rounds
 from dibs.types import InputError
 
 
@@ -74,6 +78,27 @@ class BudgetConfig(Section):
     upper: int | None = Field(
         None, ge=1, description="Most completions that a prompt gets. null sets no limit."
     )
+    rounds: str | None = Field(
+        None,
+        description="Draws the completions of a step in rounds, by a rule that looks at the rewards of "
+        "the rounds before (docs/rules.md), or by your own function as module:function. The gradient "
+        "is biased. null draws once.",
+    )
+    max_rounds: int = Field(
+        4, ge=1, description="Most rounds of a step. Raise it to try longer for hard prompts."
+    )
+    keep: str | None = Field(
+        None,
+        description="Trains on some of a prompt's completions, and gives the others weight 0: pods, "
+        "balanced, or your own function as module:function. The gradient is biased. null keeps all, or "
+        "what the rule of rounds keeps.",
+    )
+    keep_count: int | None = Field(
+        None,
+        ge=1,
+        description="Completions of a prompt that keep leaves. null leaves num_generations of what was "
+        "drawn in rounds.",
+    )
     half_life: float = Field(
         20.0,
         gt=0,
@@ -101,6 +126,8 @@ class BudgetConfig(Section):
             check_allocator(self.allocator)
         except InputError as error:
             raise ValueError(str(error)) from None
+        self._check_rounds()
+        check_keep(self, least_group(self))
         if self.allocator == "gvm" and self.mode != "pilot":
             raise ValueError(
                 "allocator gvm needs pilots of every prompt; set mode to pilot, or choose min_variance"
@@ -130,6 +157,23 @@ class BudgetConfig(Section):
             )
         return self
 
+    def _check_rounds(self) -> None:
+        """ValueError for rules that do not exist, and for settings that they have no use for."""
+        try:
+            if self.keep is not None:
+                keeper(self.keep)
+            if self.rounds is None:
+                return
+            rule = rounds_rule(self.rounds)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        check_rounds(self, self.mode, self.estimator)
+        if self.keep_count is not None and self.keep is None and rule.keep is None:
+            raise ValueError(
+                f"keep_count {self.keep_count}: rounds {self.rounds} keeps all completions; set keep, "
+                "pods for example"
+            )
+
     @property
     def target(self) -> Target:
         """The target gradient."""
@@ -144,3 +188,20 @@ class BudgetConfig(Section):
     def _knows_its_budget(self) -> bool:
         """Whether ``num_generations`` is final; a trainer's own arguments may still decide it."""
         return True
+
+
+def check_choice(options: BudgetConfig, group: int, uniform_share: float) -> None:
+    """Raise InputError for options that no prompts can be chosen with; see `PromptBudget.choose`."""
+    if ":" in options.allocator:
+        raise InputError(
+            f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool take "
+            "min_variance or a rule of DIBS"
+        )
+    if options.estimator == "flat" or options.lower or options.upper is not None:
+        raise InputError(
+            "estimator flat, lower and upper are for a fixed batch; to choose from a pool leave them out"
+        )
+    if group < least_group(options):
+        raise InputError(f"group {group} is below {least_group(options)}: {why_groups(options)}")
+    if not 0 < uniform_share <= 1:
+        raise InputError(f"uniform_share {uniform_share:g} is not above 0 and at most 1")

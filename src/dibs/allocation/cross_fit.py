@@ -121,6 +121,8 @@ def allocation_problems(
     """
     options, target, parts = config.allocate, Target.of(config.algorithm), estimate.parts
     fixed = config.fixed_batch
+    if config.chooses and not any(part.reused for part in parts):
+        target = target.of_groups(config.group)
 
     def share(total: int, index: int) -> int:
         return total // len(parts) + (index < total % len(parts))

@@ -114,17 +114,23 @@ class History:
 
         Returns:
             Statistics of k rows, and int64 [N] for N prompts. A pool may have a million prompts of which
-            a few thousand are known.
+            a few thousand are known. Rows are in the order of the prompts, so that sums over them are
+            rounded alike in a run that was resumed.
         """
         kept = self._find(prompt_ids) + 1  # 0 for those never seen
-        occurs = np.zeros(len(self._seen) + 1, dtype=bool)
-        occurs[kept] = True
-        seen = np.flatnonzero(occurs)
+        first = np.full(len(self._seen) + 1, len(kept))
+        first[kept[::-1]] = np.arange(len(kept))[
+            ::-1
+        ]  # of those that occur twice, the last one stays
+        seen = np.flatnonzero(first < len(kept))
+        seen = seen[np.argsort(first[seen])]
+        place = np.empty(len(first), dtype=np.int64)
+        place[seen] = np.arange(len(seen))
         found = np.zeros((len(seen), SUMS))
         found[seen > 0] = self._at(seen[seen > 0] - 1, step)
         streak = np.append(0, self._streak)[seen]
         numbers = range(len(seen))  # in place of names, which nobody reads
-        return replace(statistics(numbers, found), streak=streak), (occurs.cumsum() - 1)[kept]
+        return replace(statistics(numbers, found), streak=streak), place[kept]
 
     def _find(self, names: Sequence[str]) -> np.ndarray:
         """The row of each prompt, int64 [m]; -1 for one that is not kept."""

@@ -105,7 +105,8 @@ class AllocationProblem:
         ``log_likelihood`` it is multiplied by the root of ``1 / (1 + alpha / p^beta)``, as eq. (5)
         weighs the variance. Without that factor a prompt would get the more completions, the less hope
         it has. With the default penalty, prompts of p = 0.03 get most. A target with an ``order`` needs
-        no such factor: its second moment itself is small where p is.
+        no such factor: its second moment itself is small where p is. Where all groups have one size,
+        ``grpo`` has no gradient in those of equal rewards, so its second moment is that of the others.
         """
         return np.maximum(np.sqrt(self._class_variances.sum(0)), 1e-150)
 
@@ -116,6 +117,8 @@ class AllocationProblem:
         if self.target.order is not None:
             # Hopeless prompts have little gradient already, so no penalty keeps them from the budget.
             factor = self._squared_truncation
+        elif self.target.group is not None:
+            factor = self.target.spread
         elif self.target.fits_accepted and self.penalty.alpha > 0:
             factor = self.penalty.factor
         return self.posterior.class_moments(self.target, factor)

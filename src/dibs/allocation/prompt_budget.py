@@ -15,7 +15,14 @@ unbiased, because counts never depend on the completions that they are spent on.
 completions decide them instead: pass these to ``take_pilots`` before each ``allocate``, and do not train
 on them.
 :meth:`PromptBudget.choose` takes a whole pool of candidates in place of a batch, and decides together
-which of them get completions, and how many.
+which of them get completions, and how many. With ``rounds``, a rule looks at the rewards before it asks
+for more::
+
+    counts = budget.allocate(prompt_ids)
+    rewards = [[] for _ in prompt_ids]
+    while counts.any():
+        ...                                            # draw counts[i] more each, append their rewards
+        counts = budget.more(rewards)
 
 ``state()`` and ``load_state()`` go into the trainer's checkpoints. ``examples/any_trainer.py`` is a
 whole loop.
@@ -23,26 +30,25 @@ whole loop.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from dibs.allocation.allocators import describe, solve
-from dibs.allocation.budget_config import BudgetConfig
+from dibs.allocation.budget_config import BudgetConfig, check_choice
 from dibs.allocation.deviations import expected_deviations
-from dibs.allocation.estimators import weigh_rewards
 from dibs.allocation.history import History
+from dibs.allocation.kept import weigh_kept
 from dibs.allocation.known_baselines import known_baselines
+from dibs.allocation.memory import Memory
 from dibs.allocation.pool import describe_pool, pool_counts
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
+from dibs.allocation.rounds import StepInRounds, keeper, rounds_rule
 from dibs.allocation.statistics import SUMS, statistics
-from dibs.config import least_group, why_groups
+from dibs.config import least_group
 from dibs.types import InputError
-
-logger = logging.getLogger(__name__)
 
 
 class Chosen(NamedTuple):
@@ -78,25 +84,34 @@ class PromptBudget:
         length_normalization: Literal["none", "sequence"] = "none",
     ) -> None:
         self.config = config
-        self.length_normalization = length_normalization
-        self.history = History(config.half_life, length_normalization)
+        self.memory = Memory(
+            config.half_life, length_normalization, warns=warns and config.uses_statistics
+        )
         self.step = 0
         self.pilots = 0
-        self._measured: bool | None = None
-        self._warns = warns and config.uses_statistics
         self._pilots: tuple[list[str], np.ndarray] = [], np.zeros((0, SUMS))
         self._names: list[str] = []
         self._problem: AllocationProblem | None = None
         self._counts = np.zeros(0, dtype=np.int64)
         self._shares: np.ndarray | None = None
+        self._rounds: StepInRounds | None = None
         self._metrics: dict[str, Any] = {}
 
-    def allocate(self, prompt_ids: Sequence[str], budget: int | None = None) -> np.ndarray:
-        """Completions of each prompt of a step, int64 [m].
+    @property
+    def history(self) -> History:
+        """Sums of each prompt's earlier completions."""
+        return self.memory.history
+
+    def allocate(
+        self, prompt_ids: Sequence[str], budget: int | None = None, *, wanted: int | None = None
+    ) -> np.ndarray:
+        """Completions of each prompt of a step, int64 [m]; with ``rounds``, those of the first round.
 
         Args:
             prompt_ids: anything that names a prompt again when it comes back; one may occur twice.
-            budget: their exact sum; default: ``num_generations`` a prompt.
+            budget: their exact sum; default: ``num_generations`` a prompt. Rules for rounds draw as much
+                as they need.
+            wanted: for a rule that chooses among candidates, how many prompts to train on; default: all.
 
         Raises InputError for a budget that the bounds do not allow, and in mode ``pilot`` without pilots
         of these prompts. Under ``gvm`` a prompt none of whose pilots could be judged counts as one
@@ -104,6 +119,10 @@ class PromptBudget:
         """
         options = self.config
         names = [str(name) for name in prompt_ids]
+        if options.rounds is not None and budget is not None:
+            raise InputError(
+                f"rounds {options.rounds} draws as much as it needs; leave the budget of {budget} out"
+            )
         returning = self.history.returning(names, self.step)
         # A prompt that occurs twice is treated as two prompts with the same statistics.
         stats = statistics(_told_apart(names), self._known(names))
@@ -114,19 +133,43 @@ class PromptBudget:
             bounds=Bounds(options.lower, options.upper),
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
+        self._metrics = {"returning_trials": float(returning.mean()) if len(returning) else None}
+        self._names, self._shares = names, None
+        if options.rounds is not None:
+            self._rounds = StepInRounds(
+                rounds_rule(options.rounds),
+                len(names),
+                group=options.num_generations,
+                wanted=len(names) if wanted is None else wanted,
+                most=options.max_rounds,
+            )
+            return self.more([[] for _ in names])
         allocation = solve(self._problem, options.allocator)
-        self._names, self._counts, self._shares = names, allocation.counts, None
-        self._metrics = {
-            **describe([self._problem], [allocation]),
-            "returning_trials": float(returning.mean()) if len(returning) else None,
-        }
+        self._counts = allocation.counts
+        self._metrics |= describe([self._problem], [allocation])
         # A budget of one a prompt leaves less than one at once.
         if len(returning) and returning.mean() < min(1.0, options.num_generations / 2):
-            self._warn(
+            self.memory.warn(
                 f"prompts that come back have {returning.mean():.2g} completions left of those drawn "
                 "before"
             )
         return self._counts.copy()
+
+    def more(self, rewards: Numbers) -> np.ndarray:
+        """With ``rounds``: completions of each prompt to draw next, int64 [m]; all 0 ends the step.
+
+        Args:
+            rewards: of all completions of the step so far.
+
+        Raises InputError without ``rounds``, and for rewards of other prompts.
+        """
+        if self._rounds is None:
+            raise InputError("there is no round to go on with; set rounds, and call allocate first")
+        judged = checked_rewards(self._names, rewards)
+        more = self._rounds.more(judged, self._accepted(judged))
+        self._counts = self._rounds.asked
+        self._metrics["rounds"] = self._rounds.rounds
+        return more.copy()
 
     def choose(
         self,
@@ -159,6 +202,10 @@ class PromptBudget:
         Raises InputError for a pool, group or budget that cannot be.
         """
         options, names = self.config, list(map(str, candidate_ids))
+        if options.rounds is not None:
+            raise InputError(
+                f"rounds {options.rounds} chooses as it draws; give the candidates to allocate"
+            )
         size = least_group(options) if group is None else group
         check_choice(options, size, uniform_share)
         if not names:
@@ -174,7 +221,7 @@ class PromptBudget:
         problem = pose(
             stats,
             budget,
-            options.target,
+            options.target.of_groups(size),
             bounds=Bounds(every_prompt=False),
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )
@@ -218,7 +265,8 @@ class PromptBudget:
         """Advantages and estimator weights of every completion of the step, float64 [n_i] a prompt.
 
         ``sum_ij weights[i][j] * advantages[i][j] * grad log pi(y_ij)`` estimates the target gradient:
-        the weights hold all normalization. A group of one has advantage 0 under a group baseline.
+        the weights hold all normalization. A group of one has advantage 0 under a group baseline. A
+        completion that ``keep`` leaves out, or of a prompt that ``rounds`` leaves out, has weight 0.
 
         Args:
             rewards: of each prompt's completions, as many as came; order as given to ``allocate``.
@@ -230,22 +278,28 @@ class PromptBudget:
             raise InputError(
                 f"rewards of {len(rewards)} prompts, but {len(self._counts)} allocated"
             )
-        target = self.config.target
-        signals = [
-            target.signal(is_accepted(group, self.config.accept_threshold), group)
-            for group in checked_rewards(self._names, rewards)
-        ]
-        known = self._problem.posterior
-        return weigh_rewards(
-            signals,
+        options, target, known = self.config, self.config.target, self._problem.posterior
+        judged = checked_rewards(self._names, rewards)
+        accepted = self._accepted(judged)
+        shares, keep = self._shares, options.keep
+        if self._rounds is not None:
+            trained = self._rounds.trained(judged, accepted)
+            shares = trained / max(int(trained.sum()), 1)
+            self._metrics["trained_prompts"] = int(trained.sum())
+            keep = keep or self._rounds.rule.keep
+        return weigh_kept(
+            judged,
+            accepted,
+            None if keep is None else keeper(keep),
+            options.keep_count or options.num_generations,
             target,
-            self.config.estimator,
+            options.estimator,
             accept_rates=known.accept_rate,
             deviations=expected_deviations(known, target),
             baselines=known_baselines(known, target),
-            bessel=self.config.deviation == "sample",
-            epsilon=self.config.deviation_epsilon,
-            shares=self._shares,
+            bessel=options.deviation == "sample",
+            epsilon=options.deviation_epsilon,
+            shares=shares,
         )
 
     def update(
@@ -272,12 +326,7 @@ class PromptBudget:
         if self.config.mode == "online":
             names = [str(name) for name in prompt_ids]
             taken = self._sums(names, rewards, lengths, logprobs, grad_norms)
-            self._keep_apart(grad_norms is not None)
-            for name, sums in zip(names, taken, strict=True):
-                self.history.take_in(name, sums, self.step)
-            gone = self.history.forget(self.step)
-            if gone:
-                self._warn("prompts are forgotten before they come back")
+            self.memory.take_in(names, taken, self.step, measured=grad_norms is not None)
         self.step += 1
 
     def metrics(self) -> dict[str, float | int | str | None]:
@@ -285,7 +334,8 @@ class PromptBudget:
 
         ``pilots``: taken so far, in all steps. ``known_prompts``: those of which completions are left
         that count for half a one or more. ``returning_trials``: how many are left, on average, of the
-        prompts that were seen before; below 1, earlier completions decide next to nothing.
+        prompts that were seen before; below 1, earlier completions decide next to nothing. ``rounds``
+        and ``trained_prompts``: of a step that a rule draws in rounds.
         """
         return {
             "count_sum": int(self._counts.sum()),
@@ -302,21 +352,16 @@ class PromptBudget:
         return {
             "step": self.step,
             "pilots": self.pilots,
-            "measured": self._measured,
-            "history": self.history.state_dict(),
+            **self.memory.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.step, self.pilots = int(state["step"]), int(state["pilots"])
-        self._measured = state.get("measured")
-        dropped = self.history.load_state_dict(state["history"])
-        if dropped:
-            logger.warning(
-                "what was known of %d prompts is forgotten: its gradient norms are of a loss that "
-                "divides completions by other lengths",
-                dropped,
-            )
+        self.memory.load_state(state)
+
+    def _accepted(self, rewards: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [is_accepted(group, self.config.accept_threshold) for group in rewards]
 
     def _known(self, names: Sequence[str]) -> np.ndarray:
         """What decides the counts of these prompts, [m, SUMS]. Pilots decide once."""
@@ -333,28 +378,6 @@ class PromptBudget:
                 )
         return sums
 
-    def _keep_apart(self, measured: bool) -> None:
-        """Forget what came with measured norms where there are none now, or the other way round."""
-        if self._measured is not None and self._measured != measured and len(self.history):
-            logger.warning(
-                "what was known of %d prompts is forgotten: it came %s gradient norms, and what comes "
-                "now is %s them",
-                len(self.history),
-                *(("with", "without") if self._measured else ("without", "with")),
-            )
-            self.history = History(self.config.half_life, self.length_normalization)
-        self._measured = measured
-
-    def _warn(self, what: str) -> None:
-        if self._warns:
-            logger.warning(
-                "%s: half_life is %g steps, so mode online stays near uniform counts; raise half_life "
-                "to the steps of a pass over the data or more, or set mode to pilot",
-                what,
-                self.config.half_life,
-            )
-        self._warns = False
-
     def _sums(
         self,
         names: Sequence[str],
@@ -365,23 +388,6 @@ class PromptBudget:
     ) -> list[np.ndarray]:
         reported = {"lengths": lengths, "logprobs": logprobs, "grad_norms": grad_norms}
         return checked_sums(names, rewards, reported, self.config.accept_threshold)
-
-
-def check_choice(options: BudgetConfig, group: int, uniform_share: float) -> None:
-    """Raise InputError for options that no prompts can be chosen with; see `PromptBudget.choose`."""
-    if ":" in options.allocator:
-        raise InputError(
-            f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool take "
-            "min_variance or a rule of DIBS"
-        )
-    if options.estimator == "flat" or options.lower or options.upper is not None:
-        raise InputError(
-            "estimator flat, lower and upper are for a fixed batch; to choose from a pool leave them out"
-        )
-    if group < least_group(options):
-        raise InputError(f"group {group} is below {least_group(options)}: {why_groups(options)}")
-    if not 0 < uniform_share <= 1:
-        raise InputError(f"uniform_share {uniform_share:g} is not above 0 and at most 1")
 
 
 def _told_apart(names: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,41 @@ class RoundsRule:
         if self.choice is None:
             return drawn.asked > 0
         return np.asarray(self.choice(drawn), dtype=bool)
+
+
+class StepInRounds:
+    """One step's drawing in rounds: what a rule asked for so far, and what it asks for next.
+
+    Args:
+        size: the number N of prompts, candidates included. group, wanted: as in :class:`.Drawn`.
+        most: rounds at most.
+    """
+
+    def __init__(self, rule: RoundsRule, size: int, *, group: int, wanted: int, most: int) -> None:
+        self.rule, self.group, self.wanted, self.most = rule, group, wanted, most
+        self.asked = np.zeros(size, dtype=np.int64)
+        self.rounds = 0
+
+    def more(self, rewards: Sequence[np.ndarray], accepted: Sequence[np.ndarray]) -> np.ndarray:
+        """Completions of each prompt to draw next, int64 [N]; all 0 ends the step.
+
+        Args:
+            rewards, accepted: of all completions with a verdict so far, [n_i] a prompt.
+        """
+        if self.rounds == self.most:
+            return np.zeros_like(self.asked)
+        more = self.rule.more(self._drawn(rewards, accepted))
+        if more.any():
+            self.asked = self.asked + more
+            self.rounds += 1
+        return more
+
+    def trained(self, rewards: Sequence[np.ndarray], accepted: Sequence[np.ndarray]) -> np.ndarray:
+        """Which prompts are trained on, bool [N]."""
+        return self.rule.trained(self._drawn(rewards, accepted))
+
+    def _drawn(self, rewards: Sequence[np.ndarray], accepted: Sequence[np.ndarray]) -> Drawn:
+        return Drawn(self.rounds, self.asked.copy(), rewards, accepted, self.group, self.wanted)
 
 
 @dataclass(frozen=True)

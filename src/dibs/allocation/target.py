@@ -21,7 +21,8 @@ any                  ``shrinkage``      the same, b drawn   Between ``history`` 
 Two variants have a target that does not depend on the counts. With an ``order`` k, ``log_likelihood``
 is cut off after k terms, and ``1 / p_i`` becomes ``(1 - (1 - p_i)^k) / p_i`` (:mod:`.order_k`). With
 ``known_deviation``, ``grpo`` divides by a standard deviation that is known before the group is drawn
-(:mod:`.deviations`), and the mean is that of the other completions.
+(:mod:`.deviations`), and the mean is that of the other completions. Otherwise ``grpo`` has another
+target for every group size (:meth:`Target.of_groups`).
 
 For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under the group baselines
 ``mean`` and ``leave_one_out`` a group of one has advantage 0, and a group of equal rewards has
@@ -37,7 +38,7 @@ k = 0, 1, 2, of both classes (:meth:`Target.second_moment`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple, Protocol
 
@@ -124,7 +125,8 @@ class Target:
     """A row of the module's table, or a variant of it.
 
     ``order``: of the truncated ``log_likelihood``; None: not truncated. ``known_deviation``: whether
-    ``grpo`` divides by a deviation that is given.
+    ``grpo`` divides by a deviation that is given. ``group``: completions of every group, where all have
+    the same number and that changes the target (:meth:`of_groups`); None: otherwise.
 
     Raises InputError for a pair that is not in the table, or a variant of another objective.
     """
@@ -133,6 +135,7 @@ class Target:
     baseline: str
     order: int | None = None
     known_deviation: bool = False
+    group: int | None = None
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -166,6 +169,23 @@ class Target:
     def named(cls, objective: str, baseline: str | None = None, order: int | None = None) -> Target:
         """The target of two names. Without a baseline it has the first that the objective allows."""
         return cls(objective, first_baseline(objective) if baseline is None else baseline, order)
+
+    def of_groups(self, size: int) -> Target:
+        """The target of groups of ``size`` completions each.
+
+        Where ``grpo`` divides by the group's own deviation, a group of equal rewards has no gradient. A
+        prompt then teaches as often as the rewards of its groups differ: :meth:`spread`. No other
+        target depends on the size.
+        """
+        if not self.divides_by_deviation or self.known_deviation or size < 2:
+            return self
+        return replace(self, group=size)
+
+    def spread(self, accept_rate: np.ndarray) -> np.ndarray:
+        """Probability ``1 - p^g - (1 - p)^g`` that the rewards of a group of g differ."""
+        assert self.group is not None
+        either: np.ndarray = accept_rate**self.group + (1 - accept_rate) ** self.group
+        return 1 - either
 
     @property
     def fits_accepted(self) -> bool:

@@ -238,8 +238,8 @@ class SamplingConfig(Section):
     anneal_from: float | None = Field(
         None,
         gt=0,
-        description="For engine transformers: temperature of a completion's first token, from which it "
-        "falls token by token, faster and faster, so that early tokens explore. It needs "
+        description="For engines transformers and vllm: temperature of a completion's first token, from "
+        "which it falls token by token, faster and faster, so that early tokens explore. It needs "
         "algorithm.importance_sampling, and multiplies temperature. null keeps one temperature.",
     )
     anneal_floor: float = Field(

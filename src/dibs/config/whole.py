@@ -20,6 +20,7 @@ from dibs.config.learning import (
 from dibs.config.published_rules import (
     check_annealing,
     check_keep,
+    check_pool_of_rounds,
     check_prompt_weight,
     check_rounds,
 )
@@ -184,7 +185,8 @@ class Config(Section):
                 "allocate.keep out, or give the shape"
             )
         if self.allocate.rounds is not None:
-            check_rounds(self.allocate, self.select, self.estimate.mode, own)
+            check_rounds(self.allocate, self.estimate.mode, own.estimator, "allocate.")
+            check_pool_of_rounds(self.allocate, self.select)
             self._check_pool_size()
             return self
         if pool is None:
@@ -320,7 +322,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        check_keep(self.allocate, least_group(self.algorithm))
+        check_keep(self.allocate, least_group(self.algorithm), "allocate.")
         if self.sampling.anneal_from is not None:
             check_annealing(self.sampling, self.algorithm.importance_sampling)
         if self.algorithm.prompt_weight != "none":

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import model_validator
 
-from dibs.allocation.budget_config import BudgetConfig
-from dibs.allocation.prompt_budget import Chosen, PromptBudget, check_choice
+from dibs.allocation.budget_config import BudgetConfig, check_choice
+from dibs.allocation.prompt_budget import Chosen, PromptBudget
 from dibs.config import SelectConfig, least_group
 from dibs.types import InputError
 
@@ -30,6 +30,11 @@ class PoolConfig(SelectConfig, BudgetConfig):
 
     @model_validator(mode="after")
     def _pool_fits(self) -> PoolConfig:
+        if self.rounds is not None:
+            raise ValueError(
+                f"rounds {self.rounds} looks at rewards before it asks for more, and the trainer draws "
+                "a step's completions once; use dibs train, or PromptBudget in a loop of your own"
+            )
         if self.pool is None:
             for key in SelectConfig.model_fields:
                 if key != "pool" and key in self.model_fields_set:

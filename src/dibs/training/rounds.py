@@ -9,8 +9,7 @@ import numpy as np
 
 from dibs.allocation.choice import Choice
 from dibs.allocation.cross_fit import GradientPart
-from dibs.allocation.drawn import Drawn
-from dibs.allocation.rounds import Keeper, keeper, rounds_rule
+from dibs.allocation.rounds import Keeper, StepInRounds, keeper, rounds_rule
 from dibs.config import Config
 from dibs.types import Group
 
@@ -30,32 +29,28 @@ def draw_in_rounds(choice: Choice, config: Config, draw: Draw) -> tuple[Choice, 
     """
     options, prompts = config.allocate, choice.prompts
     assert options.rounds is not None
-    rule = rounds_rule(options.rounds)
-    asked = np.zeros(len(prompts), dtype=np.int64)
+    step = StepInRounds(
+        rounds_rule(options.rounds),
+        len(prompts),
+        group=options.num_generations,
+        wanted=config.train.prompts_per_step,
+        most=options.max_rounds,
+    )
     groups = [Group(prompt, ()) for prompt in prompts]
-    rounds = 0
-
-    def drawn() -> Drawn:
-        return Drawn(
-            rounds,
-            asked.copy(),
-            [group.rewards for group in groups],
-            [group.accepted for group in groups],
-            options.num_generations,
-            config.train.prompts_per_step,
-        )
-
-    while rounds < options.max_rounds and (more := rule.more(drawn())).any():
-        fresh = draw(more, asked)
+    while (more := step.more(*_judged(groups))).any():
+        fresh = draw(more, step.asked - more)
         groups = [Group.merged(pair) for pair in zip(groups, fresh, strict=True)]
-        asked += more
-        rounds += 1
-    rows = np.flatnonzero(asked)
-    trained = rule.trained(drawn())[rows]
+    rows = np.flatnonzero(step.asked)
+    trained = step.trained(*_judged(groups))[rows]
     shares = trained / max(int(trained.sum()), 1)
-    metrics = {"rounds": rounds, "trained_prompts": int(trained.sum())}
-    found = choice.restricted(rows, asked[rows], shares, metrics)
+    metrics = {"rounds": step.rounds, "trained_prompts": int(trained.sum())}
+    found = choice.restricted(rows, step.asked[rows], shares, metrics)
     return found, [groups[i] for i in rows.tolist()]
+
+
+def _judged(groups: Sequence[Group]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Rewards, and which are accepted, of each group."""
+    return [group.rewards for group in groups], [group.accepted for group in groups]
 
 
 def left_in(

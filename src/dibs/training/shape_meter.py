@@ -311,7 +311,7 @@ class _ShapeMeter:
         return pose(
             stats,
             budget,
-            self.target,
+            self.target.of_groups(group) if group else self.target,
             bounds=bounds,
             penalty=Penalty(options.accept_rate_penalty, options.accept_rate_power),
         )

@@ -312,7 +312,9 @@ class BudgetTrainer(PPOTrainerSync):
         tokens = _row_sums(data["response_mask"])
         rows = _row_sums(data[NORMS].reshape(groups.rows, 1))
         # The gradients of a completion's outputs are uncorrelated, so their squared norms add up.
-        squares = groups.total(trained_norms(rows, tokens, self.budget.length_normalization) ** 2)
+        squares = groups.total(
+            trained_norms(rows, tokens, self.budget.memory.length_normalization) ** 2
+        )
         norms = [np.sqrt(each).tolist() for each in squares]
         finite = [np.isfinite(each) for each in norms]
         if not np.concatenate(finite).any():

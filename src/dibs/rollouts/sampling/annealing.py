@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dibs.config import SamplingConfig
+
 
 @dataclass(frozen=True)
 class Annealing:
@@ -28,3 +30,10 @@ class Annealing:
         """Temperatures of tokens by their places in their completions, float32 of the same shape."""
         fallen = 1 + self.start - torch.exp((places.float() / self.decay).clamp(max=80))
         return fallen.clamp(min=self.floor)
+
+
+def configured_annealing(sampling: SamplingConfig) -> Annealing | None:
+    """What ``sampling.anneal_from`` and its companions say; None where the temperature stays."""
+    if sampling.anneal_from is None:
+        return None
+    return Annealing(sampling.anneal_from, sampling.anneal_floor, sampling.anneal_tokens)

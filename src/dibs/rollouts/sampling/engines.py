@@ -6,7 +6,7 @@ from dibs.config import Config
 from dibs.files import one_line
 from dibs.model.memory import out_of_memory
 from dibs.model.policy import Policy
-from dibs.rollouts.sampling.annealing import Annealing
+from dibs.rollouts.sampling.annealing import configured_annealing
 from dibs.rollouts.sampling.parity import ParityCheck
 from dibs.rollouts.sampling.sampler import IdleSampler, Sampled, Sampler, SampleRequest
 from dibs.rollouts.sampling.transformers import TransformersSampler
@@ -62,7 +62,4 @@ def _checked(config: Config, policy: Policy) -> Sampler:
             ) from error
 
     ParityCheck(policy, sampling)(f"{name}, continued token by token,", draw, _ADVICE)
-    annealing = None
-    if sampling.anneal_from is not None:
-        annealing = Annealing(sampling.anneal_from, sampling.anneal_floor, sampling.anneal_tokens)
-    return TransformersSampler(policy, length, tokens, annealing)
+    return TransformersSampler(policy, length, tokens, configured_annealing(sampling))

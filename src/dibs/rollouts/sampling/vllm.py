@@ -24,6 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from dibs.config import Config
 from dibs.files import one_line
 from dibs.model.policy import Policy
+from dibs.rollouts.sampling.annealing import Annealing, configured_annealing
 from dibs.rollouts.sampling.parity import ParityCheck
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion, engine_seed
 from dibs.types import InputError, NonFiniteError
@@ -34,6 +35,7 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+_ANNEALED_TEMPERATURE = "dibs.rollouts.sampling.vllm_annealing:AnnealedTemperature"
 _ADVICE = (
     "vLLM's own version of this model may differ; use sampling.engine transformers, or set "
     "sampling.parity_tolerance to the difference that you accept"
@@ -54,6 +56,7 @@ class VllmSampler:
         self.max_completion_length = config.sampling.max_completion_length
         self.context: int | None = _context(policy, config)
         self._parity = ParityCheck(policy, config.sampling)
+        self._annealing = configured_annealing(config.sampling)
         self._numbers = count()
         self._updates = count()
         self._vllm = _imported()
@@ -87,7 +90,8 @@ class VllmSampler:
         self, requests: Sequence[SampleRequest], temperature: float | None = None
     ) -> Iterator[Sampled]:
         """See :class:`.Sampler`."""
-        return self._drawn(requests, self.max_completion_length, temperature)
+        annealing = self._annealing if temperature is None else None
+        return self._drawn(requests, self.max_completion_length, temperature, annealing)
 
     def update_weights(self) -> None:
         """Load the policy's weights from memory, clear the prefix cache and check parity."""
@@ -105,8 +109,17 @@ class VllmSampler:
             self._vllm.distributed.cleanup_dist_env_and_memory()
 
     def _drawn(
-        self, requests: Sequence[SampleRequest], length: int, temperature: float | None = None
+        self,
+        requests: Sequence[SampleRequest],
+        length: int,
+        temperature: float | None = None,
+        annealing: Annealing | None = None,
     ) -> Iterator[Sampled]:
+        extra_args = None
+        if annealing is not None:
+            from dibs.rollouts.sampling.vllm_annealing import annealed
+
+            extra_args = annealed(annealing)
         waiting: dict[str, tuple[int, int]] = {}
         try:
             for i, request in enumerate(requests):
@@ -121,6 +134,7 @@ class VllmSampler:
                         ignore_eos=True,  # only stop_token_ids end a completion
                         logprobs=0,  # of the drawn token alone
                         detokenize=False,
+                        extra_args=extra_args,
                     )
                     prompt = {"prompt_token_ids": list(request.prompt.token_ids)}
                     self._engine.add_request(name, prompt, options)
@@ -163,6 +177,7 @@ class VllmSampler:
                 logprobs_mode="processed_logprobs",  # at the sampling temperature
                 max_logprobs=1,
                 enforce_eager=on_cpu,
+                logits_processors=None if self._annealing is None else [_ANNEALED_TEMPERATURE],
                 worker_extension_cls="dibs.WeightLoader",
                 disable_log_stats=True,
                 seed=0,
