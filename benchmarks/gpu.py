@@ -11,7 +11,7 @@ attention is not counted. Where a Python has TRL (`--trl-python`), its steps of 
     python benchmarks/gpu.py --size 0.5b
     python benchmarks/gpu.py --device cpu --size tiny
 
-Keep the output of --json in `benchmarks/results/gpu-CARD.json`.
+Keep the output of --json in `benchmarks/results/`, with the card in the file's name.
 """
 
 from __future__ import annotations
