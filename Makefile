@@ -19,8 +19,8 @@ OLDEST_VENV := .venv-oldest
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources lint format constraints trl \
-	bench-step bench-trl bench-verl docs reference pictures package audit clean
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu lint format \
+	constraints trl bench-step bench-trl bench-verl bench-gpu docs reference pictures package audit clean
 
 help:
 	@echo "make demo       train with a per-prompt budget and uniformly, and compare (runs/demo)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-vllm  the tests with vLLM on the CPU; builds $(VLLM_VENV) (2.5 GB)"
 	@echo "make test-verl  the tests with verl on the CPU; builds $(VERL_VENV) (2.1 GB)"
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
+	@echo "make test-gpu   the tests on a GPU; needs one that torch sees"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make docs       the documentation as a site, in site/; builds $(DOCS_VENV)"
@@ -43,6 +44,7 @@ help:
 	@echo "make bench-step training steps against TRL's; BENCH_ARGS: of benchmarks/step.py"
 	@echo "make bench-trl  what the TRL plug-in costs; BENCH_ARGS: of benchmarks/trl_overhead.py"
 	@echo "make bench-verl training steps in verl with the plug-in and without; BENCH_ARGS as above"
+	@echo "make bench-gpu  sampling, updates and norms of large random models on a GPU; BENCH_ARGS as above"
 	@echo "make clean      remove environments and caches"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -142,6 +144,17 @@ test-sources: $(STAMP)
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/data/test_environments.py \
 			tests/data/test_reasoning_gym.py tests/integrations/test_prime_rl.py; \
 	fi
+
+# The ordinary environment: torch's own wheels run on CUDA.
+test-gpu: $(STAMP)
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+		$(BIN)/python -m pytest -q -m gpu tests/gpu; \
+	else \
+		echo "SKIPPED: torch sees no GPU here"; \
+	fi
+
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py $(BENCH_ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -76,10 +76,13 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
         variance_title,
     )
     from dibs.runs.console import view_for
-    from dibs.runs.measure_variance import run_variance
 
     # Progress goes elsewhere, so that the result can be piped.
     with closing(view_for(_console(stderr=True))) as view:
+        view.message(f"Loading {config.policy.model}")
+        # It loads torch, which takes seconds.
+        from dibs.runs.measure_variance import run_variance
+
         result = run_variance(config, view, shapes=shapes)
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))

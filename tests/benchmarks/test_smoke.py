@@ -15,7 +15,10 @@ FEW_UPDATES = "--warm-start-updates=5"
 BENCHMARKS = {
     "accept_rates": "--steps=2",
     "allocation": "--prompts=4 --samples=6 --repeats=2 --timed-prompts=1000",
+    "check": "warm_start grad_norms --fresh=benchmarks/results",
     "count_factors": "--replicates=2",
+    "gpu": "--device=cpu --size=tiny --dtype=float32 --prompts=2 --generations=2 --context=8 --length=8 "
+    "--rounds=1",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
     "--policies=1",
@@ -35,6 +38,7 @@ BENCHMARKS = {
     "study_aa": "--tests=3",
     "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
     "verifier": "--rounds=1",
+    "variance_cost": "--size=tiny --prompts=2 --generations=4 --rounds=1 --threads=1",
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
 }
 """Those that run in this environment, with options that make them tiny."""
@@ -53,6 +57,7 @@ OTHER_ENVIRONMENTS = {
 }
 """Those that need another: its folder and the options."""
 PARTS = {
+    "gpu_trl",
     "gradient_tables",
     "measured_policies",
     "step_trl",

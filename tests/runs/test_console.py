@@ -37,6 +37,26 @@ def test_views_show_numbers_and_completions_as_text(kind):
     assert "p_i 0.50, n_i 3, accepted: 1A+1= -> A2#2 [bold]not markup[/bold]" in text
 
 
+def test_what_begins_is_said_at_once_and_its_time_left_soon(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dibs.runs.console.time.monotonic", lambda: now[0])
+    console = Console(record=True, width=160)
+    view = PlainView(console)
+    for what, seconds in (("sampling", 1), ("gradients", 12)):
+        for done in range(5):
+            view.preparing(what, done, 4)
+            now[0] += seconds
+    assert console.export_text().splitlines() == [
+        "sampling: 0/4, ? left",
+        "sampling: 4/4, 0:00 left",
+        "gradients: 0/4, ? left",
+        "gradients: 1/4, 0:36 left",
+        "gradients: 2/4, 0:24 left",
+        "gradients: 3/4, 0:12 left",
+        "gradients: 4/4, 0:00 left",
+    ]
+
+
 STEP = {
     **METRICS,
     **{"accept_rate": 0.25, "count_max": 9, "starved_prompts": 2, "expected_gain": 0.0},

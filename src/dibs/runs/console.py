@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -109,7 +110,7 @@ class PlainView:
         self.console = console
         self.clock = _Clock()
         self.prepared = ""
-        self.printed = 0.0
+        self.printed = -math.inf
         self.explained = False
 
     def message(self, text: str) -> None:
@@ -118,6 +119,7 @@ class PlainView:
     def preparing(self, what: str, done: int, total: int, note: str = "") -> None:
         if what != self.prepared:
             self.prepared, self.clock = what, _Clock()
+            self.printed = -math.inf  # what begins is said at once
         left = self.clock.left(done, total)
         if done == total or time.monotonic() - self.printed > 10:
             self.printed = time.monotonic()

@@ -6,7 +6,7 @@ those that are trained on: ``algorithm.length_normalization`` is part of ``s`` h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,16 @@ from torch import Tensor
 from dibs.allocation.group_variance import PromptGradients, features, mean_products, wanted
 from dibs.allocation.target import Target
 from dibs.config import Config
-from dibs.model.gradient_vector import Projection
+from dibs.model.gradient_vector import LARGEST, Projection
 from dibs.model.policy import Policy
 from dibs.rollouts.source import Purpose, RolloutSource
-from dibs.training.examples import normalized_example
-from dibs.training.losses import PolicyLoss
 from dibs.training.rollout_gradients import RolloutGradients
-from dibs.training.updater import Updater
 from dibs.types import Group, NoVerdictError, Prompt
 
 _NUMBERS_HELD = 2**28
 """Of gradient sums, all prompts together: 1 GiB."""
+_PARTS = 20
+"""Parts, at least, in which prompts are sampled and measured, so that progress is seen."""
 
 
 @dataclass(frozen=True)
@@ -153,63 +152,75 @@ class GradientSource:
 
     def measure(self, prompts: Sequence[Prompt]) -> MeasuredGradients:
         """Draw ``variance.num_generations`` completions of each prompt and measure their gradients."""
-        groups = self._drawn(prompts)
+        return self.measured(self._drawn(prompts))
+
+    def measured(self, groups: Sequence[Group]) -> MeasuredGradients:
+        """Measure the gradients of completions that were drawn; one forward and one backward pass."""
         m, target = len(groups), self.gradients.target
-        self.policy.model.eval()
-        updater = Updater(self.policy, PolicyLoss(None, 0.0), self.config.update, 1)
         width = 1 + target.has_baseline
-        project = Projection(updater.parameters, self.config.seed, _NUMBERS_HELD // (width * m))
+        parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
+        held = _NUMBERS_HELD // (width * m)
+        whole_fits = sum(p.numel() for p in parameters) <= held
+        project = Projection(
+            parameters, self.config.seed, held if whole_fits else min(held, LARGEST)
+        )
         options = self.config.estimate
         exact = options.grad_norm == "update" or options.grad_norm.startswith("exact")
         whole = exact and options.grad_norm_parameters == "all"
-        norms, squares, sums = [], [], []
-        for group in groups:
-            (seen,) = self.gradients.norms([group], 0)
-            (full,) = (seen,) if whole else self.gradients.exact_norms([group])
-            norms.append(seen)
-            squares.append(full**2)
-            sums.append(self._sums(updater, project, group))
-            self.on_progress("gradients", len(norms), m)
-        return measured_gradients(target, groups, norms, squares, torch.stack(sums))
+        norms, squares, sums = [], [], project.zeros(m, width)
+        for start, part in self._parts(groups):
+            self.on_progress("gradients", start, m)
+            factors = [_disjoint_features(target.rewards(group), target) for group in part]
+            full, vectors = self.gradients.sums(part, factors, project)
+            norms += full if whole else self.gradients.norms(part, 0)
+            squares += [each**2 for each in full]
+            sums[start : start + len(part)] = vectors
+        self.on_progress("gradients", m, m)
+        if target.has_baseline:
+            sums[:, 0] += sums[:, 1]
+        return measured_gradients(target, groups, norms, squares, sums)
+
+    def _parts(self, groups: Sequence[Group]) -> Iterator[tuple[int, Sequence[Group]]]:
+        """Consecutive groups that fit into a forward pass, from their number on; few for progress."""
+        most = -(-len(groups) // _PARTS)
+        start = 0
+        while start < len(groups):
+            end = start + 1
+            while end < min(start + most, len(groups)) and (
+                sum(map(_tokens, groups[start : end + 1])) <= self.gradients.micro_batch_tokens
+            ):
+                end += 1
+            yield start, groups[start:end]
+            start = end
 
     def _drawn(self, prompts: Sequence[Prompt]) -> list[Group]:
         per_prompt, m = self.config.variance.num_generations, len(prompts)
         groups: list[Group] = []
-        at_once = -(-m // 20)
+        at_once = -(-m // _PARTS)
         faults: list[str | None] = []
         for start in range(0, m, at_once):
+            self.on_progress("sampling", start, m)
             part = prompts[start : start + at_once]
             drawn, cost = self.source.draw(
                 part, [per_prompt] * len(part), Purpose.METER, 0, failures="reject"
             )
             faults.append(cost.fault)
             groups += drawn
-            self.on_progress("sampling", len(groups), m)
+        self.on_progress("sampling", m, m)
         if faults and None not in faults:
             raise NoVerdictError(faults[0])
         return groups
 
-    def _sums(self, updater: Updater, project: Projection, group: Group) -> Tensor:
-        """``sum_j b_j s_j`` over a group, [F, D]."""
-        rewards = self.gradients.target.rewards(group)
-        weighted = self._sum(updater, project, group, rewards)
-        if not self.gradients.target.has_baseline:
-            return weighted[None]
-        # What the first sum has is not summed again.
-        return torch.stack([weighted + self._sum(updater, project, group, 1 - rewards), weighted])
 
-    def _sum(
-        self, updater: Updater, project: Projection, group: Group, factors: np.ndarray
-    ) -> Tensor:
-        """``sum_j factors_j s_j``, [D]."""
-        updater.optimizer.zero_grad(set_to_none=True)
-        examples = [
-            normalized_example(rollout, factor, 1.0, self.config)
-            for rollout, factor in zip(group.rollouts, factors, strict=True)
-            if factor != 0
-        ]
-        if examples:
-            updater.gradient(examples)
-        vector = project()
-        updater.optimizer.zero_grad(set_to_none=True)
-        return vector
+def _disjoint_features(rewards: np.ndarray, target: Target) -> np.ndarray:
+    """:func:`.features` with ``1 - r`` in place of 1, [K, F]; of a reward of 0 or 1 one is 0.
+
+    So a sum of gradients for each of them costs no more than one sum.
+    """
+    basis = features(rewards, target)
+    return np.stack([1 - rewards, rewards], axis=-1) if target.has_baseline else basis
+
+
+def _tokens(group: Group) -> int:
+    """Tokens of a group's sequences."""
+    return sum(len(r.prompt.token_ids) + len(r.completion.token_ids) for r in group.rollouts)

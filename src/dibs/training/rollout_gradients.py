@@ -9,13 +9,16 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
+from torch import Tensor
 
 from dibs.allocation.allocators import solve
 from dibs.allocation.problem import AllocationProblem
 from dibs.allocation.target import Target
 from dibs.allocation.variance import pooled_gain, variance_shares
 from dibs.config import Config, GradNormMethod
-from dibs.model.grad_norms import gradient_norms
+from dibs.model.grad_norms import gradient_norms, gradient_sums
+from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
@@ -87,6 +90,38 @@ class RolloutGradients:
         """The same over all trainable parameters, however the allocator's are measured."""
         slow = self.config.estimate.grad_norm == "exact_slow"
         return self._norms(groups, "exact_slow" if slow else "exact")
+
+    def sums(
+        self, groups: Sequence[Group], factors: Sequence[np.ndarray], projection: Projection
+    ) -> tuple[list[np.ndarray], Tensor]:
+        """:meth:`exact_norms`, and weighted sums of each group's gradients by the same passes.
+
+        Every process measures all groups.
+
+        Args:
+            factors: of each rollout in each sum of its group, [n_i, F].
+            projection: of the trainable parameters, in the model's order.
+
+        Returns:
+            The norms, one array [n_i] a group, and ``sum_j factors_jf s_j / divisor_j`` of each group as
+            projected vectors, float32 [m, F, D].
+        """
+        examples = [rollout.example() for group in groups for rollout in group.rollouts]
+        divisors = [length_divisor(r, self.config) for group in groups for r in group.rollouts]
+        apart = block_diag(*factors) / np.array(divisors)[:, None]
+        (measured, vectors), self.micro_batch_tokens = with_smaller_batches(
+            lambda most: gradient_sums(
+                self.policy,
+                examples,
+                apart,
+                projection,
+                slow=self.config.estimate.grad_norm == "exact_slow",
+                max_tokens=most,
+            ),
+            self.micro_batch_tokens,
+            max(len(e.context_ids) + len(e.completion_ids) for e in examples),
+        )
+        return self._divided(groups, measured.norms), vectors.unflatten(0, (len(groups), -1))
 
     def _norms(
         self, groups: Sequence[Group], method: GradNormMethod, **options: Any

@@ -53,6 +53,8 @@ class EmbeddingMap(Function):
         if ctx.real is not None:
             gradient = gradient * ctx.real.unsqueeze(2)
         ctx.recorder.add_embedding(ctx.name, ctx.slots, ctx.size, gradient)
+        if ctx.recorder.sums is not None:
+            ctx.recorder.sums.add_rows(ctx.name, ctx.ids.flatten(1), gradient)
         own, learned = None, ctx.recorder.learned
         if learned is not None:
             own = gradient.new_zeros(ctx.rows, gradient.shape[2])

@@ -9,8 +9,8 @@ parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.model.batching import TokenBatch, TokenSequence
 from dibs.model.forward_pass import in_evaluation_mode
-from dibs.model.grad_norms.checkpointing import Wrapper, recomputed_within
 from dibs.model.grad_norms.output_layer import Sketch, output_layer
 from dibs.model.grad_norms.products import Products
 from dibs.model.grad_norms.recorder import Recorder, UncoveredError, uncovered
+from dibs.model.grad_norms.tracked import gradients_of, tracked_parameters
+from dibs.model.grad_norms.weighted_sums import WeightedSums
+from dibs.model.gradient_vector import Projection
 from dibs.model.policy import Policy
 from dibs.types import InputError, NonFiniteError
 
-_Measure = Callable[[Sequence[TokenSequence], Products], None]
-"""Adds the gradients of one micro-batch's sequences to the products."""
+_Measure = Callable[[Sequence[TokenSequence], Products, WeightedSums | None], None]
+"""Adds the gradients of one micro-batch's sequences to the products, and to sums where there are any."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,47 @@ def gradient_norms(
         ) from None
 
 
+def gradient_sums(
+    policy: Policy,
+    sequences: Sequence[TokenSequence],
+    factors: np.ndarray,
+    projection: Projection,
+    *,
+    slow: bool = False,
+    max_tokens: int = 16384,
+) -> tuple[GradientNorms, Tensor]:
+    """Norms as :func:`gradient_norms` has them, and weighted sums of the gradients, by the same passes.
+
+    Args:
+        factors: of each sequence in each sum, [n, C]. A sum costs as much as the part of a backward pass
+            that makes the weights' gradients, for the sequences whose factor is not 0.
+        projection: of the trainable parameters, in the model's order.
+        slow: by method ``exact_slow`` in place of ``exact``.
+
+    Returns:
+        The norms, and ``sum_i factors_ic s_i`` as projected vectors, float32 [C, D].
+
+    Raises what :func:`gradient_norms` raises with that method.
+    """
+    method: GradNormMethod = "exact_slow" if slow else "exact"
+    _check_arguments(sequences, method, "all", None, None)
+    names = list(tracked_parameters(policy))
+    sums = WeightedSums(projection, names, torch.from_numpy(factors))
+    try:
+        measure = _method(policy, method, "all", None, 0)
+        limit = 1 if slow else max_tokens
+        return _measured(policy, sequences, measure, None, limit, sums), sums.vectors
+    except UncoveredError as fault:
+        raise InputError(f"{fault}; set grad_norm to {_advice(policy, method, 'all')}") from None
+
+
 def _measured(
     policy: Policy,
     sequences: Sequence[TokenSequence],
     measure: _Measure,
     group_sizes: Sequence[int] | None,
     limit: int,
+    sums: WeightedSums | None = None,
 ) -> GradientNorms:
     """Measure batch by batch, with the model as it was afterwards."""
     squares = np.zeros(len(sequences))
@@ -112,7 +149,8 @@ def _measured(
         for indices in _batches(policy, sequences, group_sizes, limit):
             taken = Products(len(indices), group_sizes is not None, policy.device)
             if indices:
-                measure([sequences[i] for i in indices], taken)
+                own = None if sums is None else sums.of(indices)
+                measure([sequences[i] for i in indices], taken, own)
             total = taken.total.cpu().numpy()
             squares[indices] = total.diagonal() if taken.pairs else total
             products.append(total)
@@ -221,10 +259,12 @@ def _exact(policy: Policy, tracked: dict[str, Tensor], head: nn.Linear | None) -
     if getattr(head, "bias", None) is not None:
         head = None
 
-    def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
+    def measure(
+        sequences: Sequence[TokenSequence], products: Products, sums: WeightedSums | None
+    ) -> None:
         batch = policy.collate(sequences)
-        recorder = Recorder(tracked, products, batch.input_ids.shape[1])
-        with _gradients(tracked, policy.model, recorder.around):
+        recorder = Recorder(tracked, products, batch.input_ids.shape[1], sums)
+        with gradients_of(tracked, policy.model, recorder.around):
             with recorder:
                 start = (
                     policy.logprobs_from_logits(batch)[0]
@@ -269,6 +309,11 @@ def through_head(
         looked_up=looked_up,
         slopes=slopes,
         learned=recorder.learned,
+        add_rows=(
+            None
+            if name is None or recorder.sums is None
+            else partial(recorder.sums.add_outer, name)
+        ),
     )
     if name is not None:
         recorder.finish(name)
@@ -281,7 +326,7 @@ def _exact_slow(policy: Policy, tracked: dict[str, Tensor]) -> _Measure:
     """Measure with ordinary autograd; all gradients of a group are held at once."""
 
     def gradients(sequence: TokenSequence) -> list[Tensor]:
-        with _gradients(tracked, policy.model):
+        with gradients_of(tracked, policy.model):
             logprob = policy.logprobs(policy.collate([sequence])).sum()
             if not logprob.requires_grad:
                 raise InputError(
@@ -291,9 +336,14 @@ def _exact_slow(policy: Policy, tracked: dict[str, Tensor]) -> _Measure:
             logprob.backward()
             return [_dense_gradient(parameter) for parameter in tracked.values()]
 
-    def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
-        for parts in zip(*map(gradients, sequences), strict=True):
-            products.add(torch.stack(parts))
+    def measure(
+        sequences: Sequence[TokenSequence], products: Products, sums: WeightedSums | None
+    ) -> None:
+        for name, *parts in zip(tracked, *map(gradients, sequences), strict=True):
+            together = torch.stack(parts)
+            products.add(together)
+            if sums is not None:
+                sums.add(name, together)
 
     return measure
 
@@ -307,56 +357,11 @@ def _last_layer(policy: Policy, head: nn.Linear, sketch: Sketch | None) -> _Meas
     """Measure with a forward pass and the closed form of the output layer."""
 
     @torch.no_grad()
-    def measure(sequences: Sequence[TokenSequence], products: Products) -> None:
+    def measure(
+        sequences: Sequence[TokenSequence], products: Products, sums: WeightedSums | None
+    ) -> None:
         batch = policy.collate(sequences)
         hidden = policy.hidden_states(batch)
         output_layer(head, hidden, batch, policy.temperature, products, sketch=sketch)
 
     return measure
-
-
-def tracked_parameters(policy: Policy, choice: GradNormParameters = "all") -> dict[str, Tensor]:
-    """The chosen trainable parameters by name; InputError where there are none."""
-    model = policy.model
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if choice == "lora":
-        chosen = {name: p for name, p in trainable.items() if "lora_" in name}
-    elif choice == "all":
-        chosen = trainable
-    else:
-        layer = (
-            model.get_input_embeddings()
-            if choice == "embed_tokens"
-            else model.get_output_embeddings()
-        )
-        own = set() if layer is None else {id(p) for p in layer.parameters()}
-        chosen = {name: p for name, p in trainable.items() if id(p) in own}
-    if not chosen:
-        what = "parameter" if choice == "all" else f"parameter of {choice}"
-        raise UncoveredError(f"grad_norm: no {what} of {type(model).__name__} is trainable")
-    return chosen
-
-
-@contextmanager
-def _gradients(
-    tracked: dict[str, Tensor],
-    model: nn.Module,
-    around: Wrapper = lambda function: function,
-) -> Iterator[None]:
-    """Within, gradients flow to the tracked parameters alone; every ``.grad`` is put aside and put back.
-
-    Gradient checkpointing works within; see :func:`.recomputed_within`.
-    """
-    chosen = {id(parameter) for parameter in tracked.values()}
-    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        for parameter, trainable, _ in before:
-            parameter.grad = None
-            if trainable and id(parameter) not in chosen:
-                parameter.requires_grad_(False)
-        with recomputed_within(model, around), torch.enable_grad():
-            yield
-    finally:
-        for parameter, trainable, gradient in before:
-            parameter.grad = gradient
-            parameter.requires_grad_(trainable)

@@ -10,7 +10,7 @@ are different rows of ``dW``, so their squares add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ def output_layer(
     looked_up: Tensor | None = None,
     slopes: Tensor | None = None,
     learned: int | None = None,
+    add_rows: Callable[[Tensor, Tensor, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the completions' log-probabilities at and below the output layer.
 
@@ -72,6 +73,8 @@ def output_layer(
             has no meaning.
         slopes: what each token's log-probability counts, [B, T]; None: 1.
         learned: the matrix's ``.grad`` gets the gradients of so many samples, the first ones.
+        add_rows: called with the logit gradients [B, T, o] of some rows of the matrix, ``hidden`` and
+            the first row's number.
 
     Returns:
         The gradient at ``hidden``, float32 [B, T, d], and the logit gradients, [B, T, U]. What was not
@@ -79,7 +82,8 @@ def output_layer(
     """
     below = torch.zeros_like(hidden, dtype=torch.float32) if backward else hidden.new_zeros(0)
     picked = []
-    for rows in _blocks(layer, hidden, products):
+    together = add_rows is not None or (products is not None and products.pairs)
+    for rows in _blocks(layer, hidden, together):
         errors = _Errors(layer, hidden[rows], batch, rows, temperature, slopes)
         features = _with_ones(errors.hidden) if layer.bias is not None else errors.hidden
         folded = None
@@ -95,6 +99,8 @@ def output_layer(
                 own = products.add_outer(rounded, features, rows, count)
                 if own is not None:
                     _add_gradient(layer.weight, chunk, own)
+            if add_rows is not None:
+                add_rows(rounded, errors.hidden, chunk.start)
         if folded is not None and products is not None:
             products.add_outer(folded.to(hidden.dtype), features, rows)
         if looked_up is not None:
@@ -108,11 +114,11 @@ def _add_gradient(weight: Tensor, rows: slice, gradient: Tensor) -> None:
     weight.grad[rows] += gradient
 
 
-def _blocks(layer: nn.Linear, hidden: Tensor, products: Products | None) -> Iterator[slice]:
-    """Slices of samples: as many as fit into a chunk, at least one; all where pairs are wanted."""
+def _blocks(layer: nn.Linear, hidden: Tensor, together: bool) -> Iterator[slice]:
+    """Slices of samples: as many as fit into a chunk, at least one; all where they stay together."""
     samples, length, _ = hidden.shape
     count = max(1, _chunk(hidden) // (length * len(layer.weight)))
-    if products is not None and products.pairs:
+    if together:
         count = samples
     for start in range(0, samples, count):
         yield slice(start, min(start + count, samples))

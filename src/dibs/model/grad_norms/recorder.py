@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from dibs.model.grad_norms.backward_passes import EmbeddingMap, LinearMap, VectorCopies
 from dibs.model.grad_norms.products import Products, product
+from dibs.model.grad_norms.weighted_sums import WeightedSums
 from dibs.types import InputError
 
 
@@ -39,15 +40,22 @@ class Recorder(TorchFunctionMode):
             is checked by shape alone; or all tokens, sample by sample, as some models write it. That
             is followed from the call that made it on.
         length: tokens of a sample, padding included.
+        sums: weighted sums of the samples' gradients, which are added here too.
 
     ``learned``: ``.grad`` gets the sum over so many samples, the first ones; None: it is not written.
 
     Raises UncoveredError, with the parameter's name, where one is used in a way that is not covered.
     """
 
-    def __init__(self, tracked: Mapping[str, Tensor], products: Products, length: int) -> None:
+    def __init__(
+        self,
+        tracked: Mapping[str, Tensor],
+        products: Products,
+        length: int,
+        sums: WeightedSums | None = None,
+    ) -> None:
         super().__init__()
-        self.products = products
+        self.products, self.sums = products, sums
         self.samples = len(products.total)
         self.learned: int | None = None
         self.length = length
@@ -119,8 +127,10 @@ class Recorder(TorchFunctionMode):
                 "a layer that gradients do not reach (reentrant gradient checkpointing of inputs "
                 "without gradient)",
             )
-        for gradient in self.vectors.values():
+        for name, gradient in self.vectors.items():
             self.products.add(gradient)
+            if self.sums is not None:
+                self.sums.add(name, gradient)
         self.vectors.clear()
 
     def name_of(self, parameter: Tensor | None) -> str | None:
@@ -268,6 +278,8 @@ class Recorder(TorchFunctionMode):
             picked = rows.clamp(min=0).unsqueeze(1)
             picked = picked.expand(*gradient.shape[:2], -1)
             self.keep_for_embedding(name, gradient.gather(2, picked), inputs)
+        if self.sums is not None:
+            self.sums.add_outer(name, gradient, inputs)
         return self.products.add_outer(gradient, inputs, learned=self.learned)
 
     def keep_for_embedding(self, name: str, gradient: Tensor, inputs: Tensor) -> None:

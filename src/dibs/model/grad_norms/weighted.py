@@ -15,9 +15,10 @@ from torch import Tensor
 
 from dibs.model.batching import TokenBatch
 from dibs.model.grad_norms.checkpointing import recomputed_within
-from dibs.model.grad_norms.methods import through_head, tracked_parameters
+from dibs.model.grad_norms.methods import through_head
 from dibs.model.grad_norms.products import Products
 from dibs.model.grad_norms.recorder import Recorder
+from dibs.model.grad_norms.tracked import tracked_parameters
 from dibs.model.policy import Policy
 from dibs.model.token_logprobs import token_logprobs
 from dibs.types import InputError
