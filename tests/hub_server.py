@@ -108,7 +108,13 @@ class HubServer:
             if part in known:
                 return part, known[part]
         private = self.private.get(repo)
-        info: dict[str, Any] = {"id": repo, "private": private, "sha": "0" * 40, "tags": [], "siblings": []}
+        info: dict[str, Any] = {
+            "id": repo,
+            "private": private,
+            "sha": "0" * 40,
+            "tags": [],
+            "siblings": [],
+        }
         return "info", lambda _: (200, info)
 
     def put(self, oid: str, body: bytes) -> tuple[int, dict]:
