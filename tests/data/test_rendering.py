@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +147,20 @@ def test_other_prompts_are_refused_unless_changes_are_allowed(tmp_path):
     other = Checkpoint(tmp_path, {"prompts_hash": "bb"})
     with pytest.raises(InputError, match=r"the prompts are others than those of .*allow_changes"):
         mark.compare(other, Config(), NoView())
+
+
+def test_prompts_as_the_paper_evaluates_on_them(byte_model):
+    """The keys that docs/evaluation.md gives make the messages of its evaluation script."""
+    from transformers import AutoTokenizer
+
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    given = dict(re.findall(r"--data\.(system_prompt|template) ['\"](.*?)['\"] \\\n", page))
+    tokenizer = AutoTokenizer.from_pretrained(byte_model)
+    boxed = r"final answer within \boxed{}"
+    messages = [
+        {"role": "system", "content": f"Please reason step by step, and put your {boxed}."},
+        {"role": "user", "content": f"1 + 1? Let's think step by step and output the {boxed}"},
+    ]
+    wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    renderer = Renderer(DataConfig(**given), tokenizer)
+    assert renderer(Question("1 + 1?", "2"))[0] == wanted
