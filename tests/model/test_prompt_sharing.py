@@ -154,10 +154,17 @@ def test_each_token_is_computed_once(policy):
     pad = policy.pad_id
     assert batch.completion_ids.tolist() == [[7, 8, 9], [pad] * 3, [7, pad, pad], [3, 2, pad]]
     assert batch.completion_mask.sum(1).tolist() == [3, 0, 1, 2]
-    places = [
-        row[:length] for row, length in zip(batch.predictors.tolist(), (3, 0, 1, 2), strict=True)
-    ]
+    places = [row.tolist() for row in batch.predictors.split((3, 0, 1, 2))]
     assert places == [[1, 3, 4], [], [1], [2, 5]]
+
+
+def test_the_output_layer_sees_no_padding(policy):
+    """One completion of nine tokens beside seven of one: 16 rows, not 72."""
+    sequences = [TrainingExample((5, 6), (7,) * (9 if i == 0 else 1), 0.0, 0.0) for i in range(8)]
+    batch = policy.pack(sequences)
+    assert policy.hidden_states(batch).shape[0] == 16
+    assert policy.logits(batch).shape[0] == 16
+    assert policy.logprobs(batch).shape == (8, 9)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,15 @@ class TokenBatch:
     completion_ids: Tensor
     completion_mask: Tensor
 
+    @property
+    def predicted(self) -> Tensor:
+        """The tokens whose log-probabilities are computed, [B, T]: padding too."""
+        return self.completion_ids
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values of the predicted tokens, with 0 on padding, [B, T]."""
+        return values.masked_fill(~self.completion_mask, 0.0)
+
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device) -> TokenBatch:
     """Pad sequences with ``pad_id`` and stack them on a device; at least one sequence."""

@@ -20,22 +20,21 @@ from dibs.model.packing import PackedBatch
 def completion_hidden_states(
     decoder: Callable[..., Any], batch: TokenBatch | PackedBatch
 ) -> Tensor:
-    """Last hidden states that predict each completion token, [B, T, d]."""
+    """Last hidden states that predict each completion token, [B, T, d]; of a packed batch [K, d]."""
     hidden: Tensor = decoder(**_inputs(batch)).last_hidden_state
     if isinstance(batch, PackedBatch):
-        return (
-            hidden[0]
-            .index_select(0, batch.predictors.flatten())
-            .unflatten(0, batch.predictors.shape)
-        )
+        return hidden[0].index_select(0, batch.predictors)
     return hidden[:, -batch.completion_ids.shape[1] - 1 : -1]
 
 
 def completion_logits(model: Callable[..., Any], batch: TokenBatch | PackedBatch) -> Tensor:
-    """The model's own logits that predict each completion token, [B, T, V], at temperature 1."""
+    """The model's own logits that predict each completion token, [B, T, V], at temperature 1.
+
+    Of a packed batch they are those of its real tokens alone, [K, V].
+    """
     if isinstance(batch, PackedBatch):
-        kept: Tensor = model(**_inputs(batch), logits_to_keep=batch.predictors.flatten()).logits
-        return kept[0].unflatten(0, batch.predictors.shape)
+        kept: Tensor = model(**_inputs(batch), logits_to_keep=batch.predictors).logits
+        return kept[0]
     length = batch.completion_ids.shape[1]
     logits: Tensor = model(**_inputs(batch), logits_to_keep=length + 1).logits
     return logits[:, -length - 1 : -1]

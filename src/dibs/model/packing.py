@@ -37,8 +37,8 @@ class PackedBatch:
 
     ``input_ids``, ``position_ids``: [1, N], the prompts first. The last token of a completion predicts
     none, so it is not computed. ``layout``: where prompts and completions lie. ``predictors``: the place
-    of the token that predicts each completion token, [B, T]. ``completion_ids``, ``completion_mask``: as
-    in :class:`.TokenBatch`.
+    of the token that predicts each completion token, [K] for the K real ones, row by row.
+    ``completion_ids``, ``completion_mask``: as in :class:`.TokenBatch`.
     """
 
     input_ids: Tensor
@@ -47,6 +47,16 @@ class PackedBatch:
     predictors: Tensor
     completion_ids: Tensor
     completion_mask: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The tokens whose log-probabilities are computed, [K]: no padding."""
+        return self.completion_ids[self.completion_mask]
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Values of the predicted tokens [K] at their places, and 0 on padding, [B, T]."""
+        zeros = values.new_zeros(self.completion_mask.shape)
+        return zeros.masked_scatter(self.completion_mask, values)
 
 
 def pack(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device) -> PackedBatch:
@@ -65,7 +75,7 @@ def pack(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device) 
     last = layout.starts[owner] + prompts[owner] - 1
     columns = np.arange(completion_ids.shape[1])
     after = layout.tail_starts[:, None] + columns - 1
-    predictors = np.where((columns > 0) & mask.numpy(), after, last[:, None])
+    predictors = np.where(columns > 0, after, last[:, None])[mask.numpy()]
     return PackedBatch(
         torch.tensor([[token for part in ids for token in part]], device=device),
         torch.from_numpy(np.concatenate(positions)[None]).to(device),

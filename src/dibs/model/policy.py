@@ -128,7 +128,7 @@ class Policy:
         return pack(sequences, self.pad_id, self.device)
 
     def hidden_states(self, batch: Batch, decoder: Callable[..., Any] | None = None) -> Tensor:
-        """Last hidden states that predict each completion token, [B, T, d], LoRA's adapters included.
+        """Last hidden states that predict each ``batch.predicted`` token, [..., d], adapters included.
 
         ``decoder``: runs in place of the model's own, such as a compiled one.
         """
@@ -137,7 +137,7 @@ class Policy:
             return completion_hidden_states(decoder, batch)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Logits over temperature that predict each completion token, float32 [B, T, V]."""
+        """Logits over temperature that predict each ``batch.predicted`` token, float32 [..., V]."""
         with self.autocast():
             logits = completion_logits(self.model, batch)
         return logits.float() / self.temperature
@@ -156,14 +156,15 @@ class Policy:
             return self.logprobs_from_logits(batch)
         hidden = self.hidden_states(batch, self._compiled)
         with self.autocast():
-            scores = token_logprobs(
-                hidden, self.output_head, batch.completion_ids, self.temperature
+            logprobs, entropy = token_logprobs(
+                hidden, self.output_head, batch.predicted, self.temperature
             )
-        return _masked(batch, scores)
+        return batch.padded(logprobs), batch.padded(entropy)
 
     def logprobs_from_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The same from the model's own logits, all [B, T, V] of them."""
-        return _masked(batch, full_logprobs(self.logits(batch), batch.completion_ids))
+        """The same from the model's own logits, all of them."""
+        logprobs, entropy = full_logprobs(self.logits(batch), batch.predicted)
+        return batch.padded(logprobs), batch.padded(entropy)
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer in Hugging Face format; with LoRA, its adapters and no model."""
@@ -229,8 +230,3 @@ class Policy:
             return
         saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
-
-
-def _masked(batch: Batch, scores: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    logprobs, entropy = (each.masked_fill(~batch.completion_mask, 0.0) for each in scores)
-    return logprobs, entropy
