@@ -222,6 +222,22 @@ def test_texts_of_a_run_end_no_cell_and_open_no_tag(tmp_path, capsys):
     assert [row.replace("\\|", "").count("|") for row in rows] == [3]
 
 
+def test_the_card_of_an_old_run_hides_what_its_configuration_still_holds(tmp_path, capsys):
+    """Runs of before secrets were hidden have them in config.yaml, and the card shows the template."""
+    run = make_run(
+        tmp_path / "run",
+        policy={"model": f"https://me:{SECRET}@example.org/model"},
+        data={"train": "gsm8k", "template": f"see https://me:{SECRET}@example.org {{prompt}}"},
+    )
+    (run / "summary.json").write_text(json.dumps(SUMMARY))
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    assert main(["push", str(run), "me/old", "--dry-run"]) == 0
+    card = capsys.readouterr().out
+    assert "see https://***@example.org {prompt}" in card
+    assert SECRET not in card
+
+
 def test_a_run_without_numbers_still_has_a_card(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     for name in ("config.yaml", "sessions.jsonl"):

@@ -11,7 +11,7 @@ import yaml
 
 from dibs.config import TEMPLATES
 from dibs.runs.read import Record, Run, finite_number
-from dibs.sharing.public import hub_id, source_name
+from dibs.sharing.public import hub_id
 from dibs.types import printable
 
 _POINTS = 20
@@ -22,7 +22,7 @@ def model_card(run: Run, name: str, figure: str | None = None) -> str:
     """The README.md of a model repository, with its metadata in front.
 
     Args:
-        run: a finished run.
+        run: a finished run, as :func:`.public` gives it.
         name: of the model.
         figure: path in the repository of a figure of the curve, if there is one.
     """
@@ -62,7 +62,7 @@ def _metadata(run: Run, name: str) -> dict[str, Any]:
         held_out, source = _held_out(run)
         result = {
             "task": {"type": "text-generation"},
-            "dataset": {"type": hub_id(source) or source_name(source), "name": held_out},
+            "dataset": {"type": hub_id(source) or source, "name": held_out},
             "metrics": [
                 {
                     "type": "accuracy",
@@ -78,8 +78,8 @@ def _metadata(run: Run, name: str) -> dict[str, Any]:
 def _introduction(run: Run) -> str:
     summary = run.summary or {}
     return (
-        f"{_cell(source_name(_text(run, 'policy.model')))} trained with DIBS {_dibs_version(run)} on "
-        f"{_cell(source_name(_text(run, 'data.train')))}: {_cell(summary.get('algorithm'))} with "
+        f"{_cell(_text(run, 'policy.model'))} trained with DIBS {_dibs_version(run)} on "
+        f"{_cell(_text(run, 'data.train'))}: {_cell(summary.get('algorithm'))} with "
         f"{_counts_rule(run)}, {_number(summary, 'optimizer_updates')} updates from "
         f"{_number(summary, 'rollouts')} rollouts."
     )
@@ -110,9 +110,9 @@ def _held_out(run: Run) -> tuple[str, str]:
     """What accuracy is measured on, in words, and the source."""
     own = run.setting("data.eval")
     if isinstance(own, str):
-        return f"held-out prompts of {source_name(own)}", own
+        return f"held-out prompts of {own}", own
     train = _text(run, "data.train")
-    return f"prompts held out of {source_name(train)}", train
+    return f"prompts held out of {train}", train
 
 
 def _curve(run: Run, figure: str | None) -> str:
@@ -142,8 +142,8 @@ def _thinned(lines: Sequence[Record]) -> list[Record]:
 
 def _training(run: Run) -> Iterator[tuple[str, str]]:
     summary = run.summary or {}
-    yield "base model", _cell(source_name(_text(run, "policy.model")))
-    yield "data", _cell(source_name(_text(run, "data.train")))
+    yield "base model", _cell(_text(run, "policy.model"))
+    yield "data", _cell(_text(run, "data.train"))
     yield "algorithm", _cell(summary.get("algorithm"))
     target = f"{summary.get('objective')}, baseline {summary.get('baseline')}"
     yield "objective", _cell(f"{target}, estimator {summary.get('estimator')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,28 @@ _MEANS = ("servers", "sync_dir")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def public_config(run: Run) -> dict[str, Any]:
-    """The configuration of a run without secrets, addresses and folders of the machine.
+def public(run: Run) -> Run:
+    """The run with a configuration without secrets, addresses and folders of the machine.
 
-    Of a file or folder that was trained on or from, the name stays.
+    Of a file or folder that was trained on or from, the name stays. Whatever is shared of a run is made
+    from this one.
     """
     config: dict[str, Any] = {
-        key: without_secrets(value)
-        for key, value in run.config.items()
+        key: value
+        for key, value in without_secrets(run.config).items()
         if key not in _OF_THIS_MACHINE
     }
     for section, key in _SOURCES:
         values = config.get(section)
         if isinstance(values, Mapping) and isinstance(values.get(key), str):
-            config[section] = {**values, key: source_name(values[key])}
+            config[section] = {**values, key: _source_name(values[key])}
     sampling = config.get("sampling")
     if isinstance(sampling, Mapping):
         config["sampling"] = {key: v for key, v in sampling.items() if key not in _MEANS}
-    return config
+    return replace(run, config=config)
 
 
-def source_name(source: str) -> str:
+def _source_name(source: str) -> str:
     """A model or data source as others know it: hub id, known name, or a file's name alone."""
     return source if hub_id(source) or "/" not in source else Path(source).name
 

@@ -17,7 +17,7 @@ from dibs import __version__
 from dibs.files import one_line
 from dibs.runs.read import NoRun, Run, read_run
 from dibs.sharing.card import model_card
-from dibs.sharing.public import public_config
+from dibs.sharing.public import public
 from dibs.types import InputError
 
 _FIGURE = "training/accuracy.png"
@@ -79,8 +79,9 @@ def prepare(folder: Path, repo: str, with_completions: bool) -> Share:
     if not (model / "config.json").is_file():
         raise InputError(f"{folder} holds no model: {model / 'config.json'} is missing")
     figure = folder / "figures" / "accuracy.png"
-    card = model_card(run, repo.partition("/")[2] or repo, _FIGURE if figure.is_file() else None)
-    config = yaml.safe_dump(public_config(run), sort_keys=False, allow_unicode=True)
+    shown = public(run)
+    card = model_card(shown, repo.partition("/")[2] or repo, _FIGURE if figure.is_file() else None)
+    config = yaml.safe_dump(dict(shown.config), sort_keys=False, allow_unicode=True)
     files = [
         SharedFile("README.md", card.encode()),
         *(SharedFile(str(p.relative_to(model)), p) for p in _model_files(model)),
@@ -91,7 +92,7 @@ def prepare(folder: Path, repo: str, with_completions: bool) -> Share:
     if with_completions:
         kept = [folder / name for name in _COMPLETIONS if (folder / name).is_file()]
         files += [SharedFile(f"training/{path.name}", path) for path in kept]
-    return Share(run, card, files)
+    return Share(shown, card, files)
 
 
 def _model_files(model: Path) -> list[Path]:
