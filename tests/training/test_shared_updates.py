@@ -239,3 +239,42 @@ def test_a_run_shares_prompts_or_says_why_it_does_not(tmp_path, packed, words, r
         assert f"{message}: {reason}" in shown
     # Of a run that shares, the first batch is that of the check.
     assert (len(packed) > 1) is (words == ())
+
+
+@pytest.mark.parametrize("error", [AttributeError, IndexError, KeyError, AssertionError])
+def test_whatever_a_models_own_code_raises_switches_sharing_off(policy, monkeypatch, error):
+    def fail(*_, **__):
+        raise error("no way")
+
+    monkeypatch.setattr(prefix_attention.PrefixLayout, "attend", fail)
+    reason = try_sharing(policy, groups(policy))
+    assert reason is not None
+    assert "no way" in reason
+    assert not policy.shares_prompts
+
+
+def test_memory_that_does_not_suffice_is_said_as_what_it_is(policy, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(prefix_attention.PrefixLayout, "attend", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        try_sharing(policy, groups(policy))
+    assert not policy.shares_prompts
+
+
+class BesideOneThatCannot(Processes):
+    """The first of two processes; the other one's model differs."""
+
+    def all_gather_results(self, work):
+        return [work(), "the other model would have another gradient"]
+
+
+def test_all_processes_share_prompts_or_none_does(policy):
+    """They deal completions by that: else some would be computed twice and others by nobody."""
+    reason = try_sharing(policy, groups(policy), processes=BesideOneThatCannot(0, 2))
+    assert reason == "the other model would have another gradient"
+    assert not policy.shares_prompts
+    assert policy.model.config._attn_implementation == "sdpa"
+    assert try_sharing(policy, groups(policy)) is None
+    assert policy.shares_prompts

@@ -89,7 +89,7 @@ def _assembled(
     if isinstance(config.select.pool, int):
         check_batch_size(prompts.train, config.select.pool, "select.pool")
     _check_gradient_norms(config, prompts, policy)
-    alone = _why_prompts_are_not_shared(config, prompts, policy)
+    alone = _why_prompts_are_not_shared(config, prompts, policy, processes)
     announce(config, policy, prompts, sampler, view, processes)
     if alone is not None:
         view.message(f"Updates compute a prompt again for each of its completions: {alone}")
@@ -144,7 +144,9 @@ def _check_gradient_norms(config: Config, prompts: PromptSet, policy: Policy) ->
         gradient_norms(policy, samples, method, parameters=parameters)
 
 
-def _why_prompts_are_not_shared(config: Config, prompts: PromptSet, policy: Policy) -> str | None:
+def _why_prompts_are_not_shared(
+    config: Config, prompts: PromptSet, policy: Policy, processes: Processes
+) -> str | None:
     """Let updates share prompts where they can; otherwise why not. None too where that is not wanted."""
     if config.policy.share_prompts == "never":
         return None
@@ -155,7 +157,7 @@ def _why_prompts_are_not_shared(config: Config, prompts: PromptSet, policy: Poli
             length = min(1 + 2 * i, config.sampling.max_completion_length)
             tokens = (context[i:] + context * length)[:length]
             samples.append(TrainingExample(context, tokens, 1.0 - 0.75 * i, 1.0))
-    return try_sharing(policy, samples, config.policy.lora.dropout)
+    return try_sharing(policy, samples, config.policy.lora.dropout, processes)
 
 
 def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from dibs.config import UpdateConfig
+from dibs.model.memory import out_of_memory
 from dibs.model.policy import Batch, Policy
 from dibs.model.prompt_sharing import share_prompts, unseen_window, why_not_shared
+from dibs.processes import ALONE, Processes
 from dibs.training.dropout import set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.updater import Updater
@@ -19,30 +21,43 @@ _ROUNDING = 1000
 
 
 def try_sharing(
-    policy: Policy, examples: Sequence[TrainingExample], dropout: float = 0.0
+    policy: Policy,
+    examples: Sequence[TrainingExample],
+    dropout: float = 0.0,
+    processes: Processes = ALONE,
 ) -> str | None:
     """Let updates share prompts where that changes nothing; otherwise return why it stays off.
 
     Log-probabilities and the gradient of the examples are computed both ways and compared, in float32
-    where products are mixed. ``.grad`` of the policy is None afterwards.
+    where products are mixed. ``.grad`` of the policy is None afterwards. All processes share prompts, or
+    none does, since they deal completions among themselves by that.
 
     Args:
         examples: several completions of each of a few prompts, with advantages and weights.
         dropout: of LoRA's adapters.
     """
-    reason = why_not_shared(policy, dropout)
-    if reason is not None:
-        return reason
+    reasons = processes.all_gather_results(
+        lambda: why_not_shared(policy, dropout) or _why_it_differs(policy, examples)
+    )
+    found = next((reason for reason in reasons if reason is not None), None)
+    if found is None:
+        share_prompts(policy, on=True)
+    return found
+
+
+def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:
+    """Why a model cannot share prompts, from trying it; sharing is off afterwards."""
     share_prompts(policy, on=True)
     try:
         with policy.full_precision():
-            reason = _difference(policy, examples)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            return _difference(policy, examples)
+    except Exception as error:  # whatever a model's own code raises
+        if out_of_memory(error):
+            raise
         what = " ".join(str(error).split())[:200]
-        reason = f"{type(policy.base_model).__name__} does not compute them: {what}"
-    if reason is not None:
+        return f"{type(policy.base_model).__name__} does not compute them: {what}"
+    finally:
         share_prompts(policy, on=False)
-    return reason
 
 
 def _difference(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:
