@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from dibs.allocation.allocators import check_allocator
-from dibs.allocation.rounds import keeper, rounds_rule
+from dibs.allocation.rounds import named_rules
 from dibs.allocation.target import Target
 from dibs.config import (
     DEFAULT_ORDER,
@@ -160,19 +160,11 @@ class BudgetConfig(Section):
     def _check_rounds(self) -> None:
         """ValueError for rules that do not exist, and for settings that they have no use for."""
         try:
-            if self.keep is not None:
-                keeper(self.keep)
-            if self.rounds is None:
-                return
-            rule = rounds_rule(self.rounds)
+            named_rules(self)
         except InputError as error:
             raise ValueError(str(error)) from None
-        check_rounds(self, self.mode, self.estimator)
-        if self.keep_count is not None and self.keep is None and rule.keep is None:
-            raise ValueError(
-                f"keep_count {self.keep_count}: rounds {self.rounds} keeps all completions; set keep, "
-                "pods for example"
-            )
+        if self.rounds is not None:
+            check_rounds(self, self.mode, self.estimator)
 
     @property
     def target(self) -> Target:

@@ -119,9 +119,8 @@ class History:
         """
         kept = self._find(prompt_ids) + 1  # 0 for those never seen
         first = np.full(len(self._seen) + 1, len(kept))
-        first[kept[::-1]] = np.arange(len(kept))[
-            ::-1
-        ]  # of those that occur twice, the last one stays
+        # Of places that are written twice the last value stays: that of the first prompt.
+        first[kept[::-1]] = np.arange(len(kept))[::-1]
         seen = np.flatnonzero(first < len(kept))
         seen = seen[np.argsort(first[seen])]
         place = np.empty(len(first), dtype=np.int64)

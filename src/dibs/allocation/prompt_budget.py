@@ -45,7 +45,7 @@ from dibs.allocation.memory import Memory
 from dibs.allocation.pool import describe_pool, pool_counts
 from dibs.allocation.problem import AllocationProblem, Bounds, Penalty, pose
 from dibs.allocation.reported import Numbers, checked_rewards, checked_sums, is_accepted
-from dibs.allocation.rounds import StepInRounds, keeper, rounds_rule
+from dibs.allocation.rounds import StepInRounds, named_rules
 from dibs.allocation.statistics import SUMS, statistics
 from dibs.config import least_group
 from dibs.types import InputError
@@ -135,9 +135,10 @@ class PromptBudget:
         )
         self._metrics = {"returning_trials": float(returning.mean()) if len(returning) else None}
         self._names, self._shares = names, None
-        if options.rounds is not None:
+        rule, _ = named_rules(options)
+        if rule is not None:
             self._rounds = StepInRounds(
-                rounds_rule(options.rounds),
+                rule,
                 len(names),
                 group=options.num_generations,
                 wanted=len(names) if wanted is None else wanted,
@@ -281,16 +282,15 @@ class PromptBudget:
         options, target, known = self.config, self.config.target, self._problem.posterior
         judged = checked_rewards(self._names, rewards)
         accepted = self._accepted(judged)
-        shares, keep = self._shares, options.keep
+        shares, (_, own) = self._shares, named_rules(options)
         if self._rounds is not None:
             trained = self._rounds.trained(judged, accepted)
             shares = trained / max(int(trained.sum()), 1)
             self._metrics["trained_prompts"] = int(trained.sum())
-            keep = keep or self._rounds.rule.keep
         return weigh_kept(
             judged,
             accepted,
-            None if keep is None else keeper(keep),
+            own,
             options.keep_count or options.num_generations,
             target,
             options.estimator,

@@ -14,6 +14,7 @@ observed until then. Groups may come back late or not at all, as asynchronous tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ class PromptQueue:
         self.names = [str(name) for name in prompt_ids]
         self._known = set(self.names)
         if len(self._known) < len(self.names):
-            twice = next(name for i, name in enumerate(self.names) if name in self.names[:i])
+            ((twice, _),) = Counter(self.names).most_common(1)
             raise InputError(f"prompt {twice!r} occurs twice; give each prompt a name of its own")
         if window < 1:
             raise InputError(f"window {window} is below 1 group")

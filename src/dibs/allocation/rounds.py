@@ -10,6 +10,7 @@ import numpy as np
 from dibs.allocation import rules
 from dibs.allocation.drawn import Drawn
 from dibs.allocation.returned import are_whole, numbers_of
+from dibs.config.published_rules import KeepsSome
 from dibs.plugins import called, import_function
 from dibs.types import InputError
 
@@ -106,6 +107,25 @@ class Keeper:
                 f"{what} returned position {positions.max()} of {len(rewards)} completions"
             )
         return np.sort(positions)
+
+
+def named_rules(options: KeepsSome, section: str = "") -> tuple[RoundsRule | None, Keeper | None]:
+    """The rule for rounds and the keeper that settings name; a rule may bring a keeper of its own.
+
+    ``section``: goes before the names of keys in messages, as in ``allocate.``.
+
+    Raises InputError for a rule that does not exist, and for a count of kept completions where all are.
+    """
+    own = None if options.keep is None else keeper(options.keep)
+    rule = None if options.rounds is None else rounds_rule(options.rounds)
+    if own is None and rule is not None and rule.keep is not None:
+        own = keeper(rule.keep)
+    if own is None and rule is not None and options.keep_count is not None:
+        raise InputError(
+            f"{section}keep_count {options.keep_count} has no use: {section}rounds {options.rounds} "
+            f"keeps all completions; set {section}keep, pods for example"
+        )
+    return rule, own
 
 
 def rounds_rule(name: str) -> RoundsRule:

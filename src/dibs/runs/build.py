@@ -11,7 +11,7 @@ import transformers
 from dibs.allocation import rules
 from dibs.allocation.allocators import check_allocator
 from dibs.allocation.history import History
-from dibs.allocation.rounds import keeper, rounds_rule
+from dibs.allocation.rounds import named_rules
 from dibs.allocation.target import Target
 from dibs.config import AllocateConfig, Config, PolicyConfig, SelectConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
@@ -186,20 +186,11 @@ def _check(config: Config) -> None:
 
 def _check_rounds(options: AllocateConfig, select: SelectConfig) -> None:
     """InputError for rules that do not exist, or that have no use for a setting."""
-    if options.keep is not None:
-        keeper(options.keep)
-    if options.rounds is None:
-        return
-    rule = rounds_rule(options.rounds)
-    if select.pool is not None and not rule.chooses:
+    rule, _ = named_rules(options, "allocate.")
+    if rule is not None and select.pool is not None and not rule.chooses:
         raise InputError(
             f"allocate.rounds {options.rounds} trains on all prompts of a batch, so select.pool "
             f"{select.pool} has no use; leave it out"
-        )
-    if options.keep_count is not None and (options.keep or rule.keep) is None:
-        raise InputError(
-            f"allocate.keep_count {options.keep_count} has no use: allocate.rounds {options.rounds} "
-            "keeps all completions; set allocate.keep, pods for example"
         )
 
 

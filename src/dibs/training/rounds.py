@@ -9,7 +9,7 @@ import numpy as np
 
 from dibs.allocation.choice import Choice
 from dibs.allocation.cross_fit import GradientPart
-from dibs.allocation.rounds import Keeper, StepInRounds, keeper, rounds_rule
+from dibs.allocation.rounds import Keeper, StepInRounds, named_rules, rounds_rule
 from dibs.config import Config
 from dibs.types import Group
 
@@ -62,12 +62,10 @@ def left_in(
         Groups and parts. What is left out may still enter a part's baselines.
     """
     options = config.allocate
-    name = options.keep
-    if name is None and options.rounds is not None:
-        name = rounds_rule(options.rounds).keep
-    if name is None:
+    _, rule = named_rules(options, "allocate.")
+    if rule is None:
         return groups_of_parts, parts
-    rule, count = keeper(name), options.keep_count or options.num_generations
+    count = options.keep_count or options.num_generations
     kept, rests = [], []
     for groups in groups_of_parts:
         pairs = [_divided(group, rule, count) for group in groups]

@@ -15,9 +15,9 @@ from dibs.rollouts.sampling.annealing import Annealing
 _KEY = "dibs_annealing"
 
 
-def annealed(annealing: Annealing | None) -> dict[str, Any] | None:
-    """``extra_args`` of a request whose temperature falls; None for one whose does not."""
-    return None if annealing is None else {_KEY: astuple(annealing)}
+def annealed(annealing: Annealing) -> dict[str, Any]:
+    """``extra_args`` of a request whose temperature falls."""
+    return {_KEY: astuple(annealing)}
 
 
 class AnnealedTemperature(LogitsProcessor):
