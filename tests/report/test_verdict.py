@@ -204,6 +204,20 @@ def test_what_several_seeds_of_an_arm_gained():
     assert line.startswith("No gain is shown, +0.300 (95%: -0.971 to +1.571): ")
 
 
+def test_gains_of_seeds_begin_where_all_of_them_have_a_score():
+    """One seed misses its first evaluation. From the second on all gain .1: the interval is a point."""
+    runs = [
+        run_of("mine", 10, seed, values, "accuracy")
+        for seed, values in enumerate(
+            [(0.2, 0.4, 0.45, 0.5), (0.1, 0.3, 0.35, 0.4), (0, 0.2, 0.25, 0.3)]
+        )
+    ]
+    (late, *others) = runs
+    runs = [replace(late, metrics=late.metrics[1:]), *others]
+    (line,) = verdict(runs)
+    assert "Accuracy rose by 0.100 (95%: 0.100 to 0.100)" in line
+
+
 @pytest.mark.parametrize(
     "odd",
     [

@@ -68,12 +68,12 @@ def lm_eval_results(result: Mapping[str, Any]) -> dict[str, Any]:
 def _lm_eval_config(
     task: str, settings: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    known = KNOWN.get(task)
+    hub_id, subset, split = _origin(task)
     return {
         "task": task,
-        "dataset_path": None if known is None else known.hub_id,
-        "dataset_name": None if known is None else known.subset,
-        "test_split": None if known is None else known.split,
+        "dataset_path": hub_id,
+        "dataset_name": subset,
+        "test_split": split,
         "doc_to_text": settings["data.template"],
         "output_type": "generate_until",
         "generation_kwargs": dict(generation),
@@ -130,12 +130,12 @@ def lighteval_results(result: Mapping[str, Any]) -> dict[str, Any]:
 def _lighteval_config(
     task: str, settings: Mapping[str, Any], names: Mapping[str, str]
 ) -> dict[str, Any]:
-    known = KNOWN.get(task)
+    hub_id, subset, split = _origin(task)
     return {
         "name": task,
-        "hf_repo": None if known is None else known.hub_id,
-        "hf_subset": None if known is None else known.subset,
-        "evaluation_splits": [] if known is None else [known.split],
+        "hf_repo": hub_id,
+        "hf_subset": subset,
+        "evaluation_splits": [] if split is None else [split],
         "generation_size": settings["sampling.max_completion_length"],
         "metrics": [{"metric_name": shown, "higher_is_better": True} for shown in names.values()],
         "num_fewshots": 0,
@@ -181,6 +181,12 @@ def write_as(result: Mapping[str, Any], name: str, out: Path) -> Path:
 
 def _task(benchmark: str) -> str:
     return benchmark if benchmark in KNOWN else Path(benchmark).stem
+
+
+def _origin(task: str) -> tuple[str | None, str | None, str | None]:
+    """Hub id, subset and split of a known set; None for a file."""
+    known = KNOWN.get(task)
+    return (None, None, None) if known is None else (known.hub_id, known.subset, known.split)
 
 
 def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def _gain(arm: Arm) -> Interval:
     value = float(curve.mean[-1] - curve.mean[0])
     if len(arm.runs) > 1:
         each = [arm_curve(Arm(arm.name, [run], arm.look), "steps") for run in arm.runs]
-        last = curve.x[-1]
-        gains = [float(one.mean[one.x == last][0] - one.mean[0]) for one in each]
+        first, last = curve.x[0], curve.x[-1]
+        gains = [float((one.mean[one.x == last] - one.mean[one.x == first])[0]) for one in each]
         _, low, high = over_seeds(np.array(gains))
     else:
         margins = (curve.high - curve.low)[[0, -1]] / 2
