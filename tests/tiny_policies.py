@@ -9,9 +9,10 @@ import torch
 from dibs.config import UpdateConfig
 from dibs.data.arithmetic import draw_problem
 from dibs.model.policy import Policy
+from dibs.rollouts.sampling.annealing import Annealing
 from dibs.training.losses import PolicyLoss
 from dibs.training.updater import Updater
-from dibs.types import TrainingExample
+from dibs.types import Completion, Prompt, TrainingExample
 
 RAFT = PolicyLoss(clip=None)
 RATIO = PolicyLoss(clip=(0.2, 0.28))
@@ -54,3 +55,15 @@ def gradient_of(maker, made, old=None):
     maker.optimizer.zero_grad(set_to_none=False)
     maker.gradient(made, None if old is None else [value.reshape(1) for value in old])
     return torch.cat([p.grad.flatten() for p in maker.parameters]).clone()
+
+
+def annealed_logprobs(
+    policy: Policy, prompt: Prompt, completion: Completion, annealing: Annealing
+) -> torch.Tensor:
+    """``log pi`` of each token of a completion, at the temperature of its place; [T]."""
+    ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
+    with torch.no_grad():
+        logits = policy.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
+    places = torch.arange(len(completion.token_ids))
+    cooled = logits / policy.temperature / annealing.at(places)[:, None]
+    return cooled.log_softmax(-1)[places, list(completion.token_ids)]

@@ -20,6 +20,7 @@ from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.losses import importance_weights
 from dibs.types import InputError, TrainingExample
 from tiny_groups import make_prompt
+from tiny_policies import annealed_logprobs
 
 PROMPTS = [make_prompt("01", (5, 6, 7)), make_prompt("02", (9,)), make_prompt("03", (8, 4, 2, 30))]
 
@@ -56,12 +57,7 @@ def test_annealed_sampling_reports_what_it_drew_with(policy):
         )
         for prompt, group in zip(PROMPTS, groups, strict=True):
             for completion in group:
-                ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
-                with torch.no_grad():
-                    logits = policy.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
-                places = torch.arange(len(completion.token_ids))
-                cooled = (logits / annealing.at(places)[:, None]).log_softmax(-1)
-                expected = cooled[places, list(completion.token_ids)]
+                expected = annealed_logprobs(policy, prompt, completion, annealing)
                 assert completion.sampling_logprobs == pytest.approx(expected.tolist(), abs=2e-5)
 
 

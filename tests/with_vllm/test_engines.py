@@ -25,6 +25,7 @@ from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
 from dibs.types import InputError, TrainingExample
 from tiny_groups import make_prompt
+from tiny_policies import annealed_logprobs
 from tiny_runs import EASY, EASY_WARM_START
 
 pytestmark = pytest.mark.vllm
@@ -147,12 +148,7 @@ def test_an_annealed_temperature_in_process():
     gaps = []
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:
-            ids = torch.tensor([[*prompt.token_ids, *completion.token_ids]])
-            with torch.no_grad():
-                logits = policy.model(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1]
-            places = torch.arange(len(completion.token_ids))
-            cooled = (logits / 0.9 / annealing.at(places)[:, None]).log_softmax(-1)
-            drawn = cooled[places, list(completion.token_ids)]
+            drawn = annealed_logprobs(policy, prompt, completion, annealing)
             gaps.append(float((drawn - torch.tensor(completion.sampling_logprobs)).abs().max()))
     assert max(gaps) < 1e-4
     assert furthest(policy, groups) > 0.1
