@@ -87,7 +87,7 @@ class Projection:
         """
         width = values.shape[1]
         columns = torch.arange(width, device=values.device) + self._starts[parameter]
-        turns, own = (torch.from_numpy(each).to(values.device) for each in self._pieces)
+        turns, own = self._pieces_on_device
         at_once = max(1, _SPREAD // width)
         for some, entries in zip(rows.split(at_once), values.split(at_once), strict=True):
             place, signed = some.unsqueeze(1) * width + columns, entries.float()
@@ -113,6 +113,13 @@ class Projection:
     def _starts(self) -> list[int]:
         """Where each parameter starts in the whole gradient."""
         return list(accumulate((p.numel() for p in self.parameters), initial=0))
+
+    @cached_property
+    def _pieces_on_device(self) -> tuple[Tensor, Tensor]:
+        """``_pieces`` as tensors beside the parameters."""
+        turns, signs = (torch.from_numpy(each) for each in self._pieces)
+        device = self.parameters[0].device
+        return turns.to(device), signs.to(device)
 
     @cached_property
     def _pieces(self) -> tuple[np.ndarray, np.ndarray]:
