@@ -71,7 +71,7 @@ BENCHMARKS = {
             "meter_over_plain_pass_cpu": LOWER,
             "meter_without_baseline_over_plain_pass_cpu": LOWER,
         },
-        "--prompts 4 --threads 1 --json",
+        "--prompts 8 --threads 1 --json",
     ),
     "verifier": Benchmark(
         {"speedup": HIGHER, "speedup_wrong": HIGHER, "speedup_first": HIGHER},
