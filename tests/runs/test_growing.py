@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dibs.config.load import load_config, split_config
 from dibs.files import read_lines
+from dibs.report.terminal import data_lines
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.runs.describe_data import describe_data
@@ -128,4 +129,8 @@ def test_what_is_measured_beforehand_is_what_a_run_begins_with(tmp_path):
     more = load_config(*split_config([*words, "--variance.prompts=17"]))
     with pytest.raises(InputError, match="is 17, but there are 16"):
         run_variance(more, PlainView(Console(quiet=True)))
-    assert describe_data(config)["levels"] == [16, 16, 16]
+    described = describe_data(config)
+    assert (described["levels"], described["steps_per_epoch"]) == ([16, 16, 16], 2)
+    said = list(data_lines(described))
+    assert said[0] == "48 training prompts, 8 held out; an epoch of level 1 is 2 steps"
+    assert said[1] == "levels, added one after another: 16, 16, 16 prompts"

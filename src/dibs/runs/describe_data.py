@@ -58,7 +58,7 @@ def describe_data(config: Config) -> dict[str, Any]:
         **({"levels": levels} if len(levels) > 1 else {}),
         "eval": len(prompts.eval),
         "prompts_per_step": config.train.prompts_per_step,
-        "steps_per_epoch": len(prompts.train) // config.train.prompts_per_step,
+        "steps_per_epoch": levels[0] // config.train.prompts_per_step,
         "prompt_length": {
             "min": int(lengths.min()),
             "median": float(np.median(lengths)),
