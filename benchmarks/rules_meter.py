@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from dibs.allocation.simulated_steps import StepNoise
 from dibs.config import Config
-from dibs.data.prompts import batches
+from dibs.data.curriculum import batches
 from dibs.runs.build import build_trainer
 from dibs.runs.console import NoView
 from dibs.study.matrix import Cell, read_study

@@ -106,10 +106,13 @@ def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that ``dibs data`` prints."""
     lengths = found["prompt_length"]
     step, steps = found["prompts_per_step"], found["steps_per_epoch"]
-    epoch = f"an epoch is {counted(steps, 'step')}"
+    levels = found.get("levels", ())
+    epoch = f"an epoch{' of level 1' * bool(levels)} is {counted(steps, 'step')}"
     if steps == 0:
         epoch = f"too few for a step of train.prompts_per_step {step:,}; lower it or give more data"
     yield f"{counted(found['train'], 'training prompt')}, {found['eval']:,} held out; {epoch}"
+    if levels:
+        yield f"levels, added one after another: {', '.join(f'{size:,}' for size in levels)} prompts"
     yield (
         f"prompt length in tokens: {lengths['min']} to {lengths['max']}, median "
         f"{lengths['median']:.0f}, 95% below {lengths['p95']:.0f}"

@@ -18,7 +18,7 @@ from dibs.allocation.intervals import Interval
 from dibs.allocation.target import Target
 from dibs.allocation.variance import gain, noise_scale, rescaled_gain
 from dibs.config import Config
-from dibs.data.prompts import batches
+from dibs.data.curriculum import batches
 from dibs.training.counts_judge import (
     AllocationOutcome,
     CountsJudge,
