@@ -42,7 +42,7 @@ from dibs.allocation.cross_fit import (
 )
 from dibs.allocation.history import History
 from dibs.config import Config, WarmStartConfig
-from dibs.data.prompts import batches_or_pools
+from dibs.data.curriculum import batches_or_pools
 from dibs.training.examples import weighted_examples
 from dibs.types import Group
 

@@ -43,7 +43,7 @@ from rich.table import Table
 
 import dibs
 from dibs.config import Config, WarmStartConfig
-from dibs.data.prompts import batches
+from dibs.data.curriculum import batches
 from dibs.loop import Trainer
 from dibs.model.warm_start import warm_started_policy
 from dibs.runs.build import build_trainer
