@@ -332,3 +332,18 @@ def test_second_moments_where_all_rewards_are_equal_and_where_they_are_refused()
     assert Target("expected_reward", "mean").second_moment(half, squares, (ones, ones)) == [0]
     with pytest.raises(ValueError, match="takes accept indicators"):
         LOG_LIKELIHOOD.second_moment(half, squares, (ones, ones))
+
+
+def test_given_advantages_are_in_the_norms_already():
+    """Half of A-weighted gradients have norm 3, the other half norm 1: E = .25 * 9 + .75 * 1."""
+    target = Target("expected_reward", "none", given=True)
+    assert target.advantages(np.array([0.0, 1.0, 5.0]), 0.25).tolist() == [1, 1, 1]
+    assert target.expected_advantages(np.array([0.0, 5.0]), 0.2, 0.1).tolist() == [1, 1]
+    rates, squares = np.array([0.25, 0.0, 1.0]), (np.full(3, 9.0), np.ones(3))
+    np.testing.assert_allclose(target.variance(rates, *squares), [3, 1, 9])
+    of_any = RewardMoments(*(np.full(3, 7.0) for _ in range(4)))
+    np.testing.assert_allclose(target.second_moment(rates, squares, (of_any, of_any)), [3, 1, 9])
+    assert not target.needs_groups
+    for other in (("expected_reward", "mean"), ("grpo", "mean"), ("log_likelihood", "none")):
+        with pytest.raises(InputError, match="the trainer has subtracted its own baseline"):
+            Target(*other, given=True)
