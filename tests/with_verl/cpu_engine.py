@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from transformers import AutoModelForTokenClassification
+from verl.utils import model
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.rollout import base
@@ -33,3 +35,13 @@ for kind, engine in (
 
 # verl moves a reference policy to pinned memory, which only a machine with a GPU has.
 transformer_impl.CPUOffloadPolicy = partial(no_pinned_memory, transformer_impl.CPUOffloadPolicy)
+
+
+def load_value_model(local_path, torch_dtype, model_config, trust_remote_code):
+    """verl's own asks for flash attention, which the CPU lacks."""
+    return AutoModelForTokenClassification.from_pretrained(
+        local_path, dtype=torch_dtype, config=model_config, attn_implementation="sdpa"
+    )
+
+
+model.load_valuehead_model = load_value_model

@@ -217,6 +217,7 @@ class BudgetTrainer(PPOTrainerSync):
         """Measure gradient norms in a forward pass that verl does not make."""
         batch.extra_info |= {
             MEASURE: what,
+            "temperature": self.config.actor_rollout_ref.rollout.temperature,
             "calculate_entropy": False,
             "compute_loss": False,
             "no_lora_adapter": False,  # the pass of the reference policy may have set it
