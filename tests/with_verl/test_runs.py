@@ -123,6 +123,7 @@ def ppo_arguments(folder: Path) -> dict[str, object]:
     return scene.critic_arguments(folder) | {
         "dibs.pool": "all",
         "dibs.half_life": 50,
+        "dibs.allocator": "vip",  # min_variance finds all prompts alike here
         f"{ACTOR}.use_kl_loss": True,
         f"{ACTOR}.kl_loss_coef": 0.1,
         f"{ACTOR}.entropy_coeff": 0.01,
@@ -311,9 +312,8 @@ def test_ppo_over_prompts_of_the_whole_training_set(ppo):
     assert any(len(set(line["requested"])) > 1 for line in ppo.counts[1:])
     # Each state decides the step after it.
     names = ppo.counts[0]["prompts"]
-    options = BudgetConfig(
-        objective="expected_reward", baseline="none", advantages="given", half_life=50
-    )
+    given = {"objective": "expected_reward", "baseline": "none", "advantages": "given"}
+    options = BudgetConfig(**given, half_life=50, allocator="vip")
     for line in ppo.counts[1:]:
         budget = PromptBudget(options)
         budget.load_state(ppo.state(line["step"] - 1))
@@ -363,7 +363,7 @@ def test_the_table_is_what_was_seen(
          "norms from the output layer, over lengths"),
         ("RAFT++, mode `pilot`, allocator `gvm`, `seq-mean-token-sum-norm`", "1", raft,
          "norms from the output layer"),
-        ("PPO with its critic, reference policy, `dibs.pool=all`", "1", ppo,
+        ("PPO with its critic, reference policy, `dibs.pool=all`, `vip`", "1", ppo,
          "prompts chosen with their counts; norms of advantage times gradient"),
         ("the same, resumed from step 3", "1", ppo_resumed,
          "counts, statistics and losses "
