@@ -332,3 +332,63 @@ def test_second_moments_where_all_rewards_are_equal_and_where_they_are_refused()
     assert Target("expected_reward", "mean").second_moment(half, squares, (ones, ones)) == [0]
     with pytest.raises(ValueError, match="takes accept indicators"):
         LOG_LIKELIHOOD.second_moment(half, squares, (ones, ones))
+
+
+def test_given_advantages_are_in_the_norms_already():
+    """Half of A-weighted gradients have norm 3, the other half norm 1: E = .25 * 9 + .75 * 1."""
+    target = Target("expected_reward", "none", given=True)
+    assert target.advantages(np.array([0.0, 1.0, 5.0]), 0.25).tolist() == [1, 1, 1]
+    assert target.expected_advantages(np.array([0.0, 5.0]), 0.2, 0.1).tolist() == [1, 1]
+    rates, squares = np.array([0.25, 0.0, 1.0]), (np.full(3, 9.0), np.ones(3))
+    np.testing.assert_allclose(target.variance(rates, *squares), [3, 1, 9])
+    of_any = RewardMoments(*(np.full(3, 7.0) for _ in range(4)))
+    np.testing.assert_allclose(target.second_moment(rates, squares, (of_any, of_any)), [3, 1, 9])
+    assert not target.needs_groups
+    for other in (("expected_reward", "mean"), ("grpo", "mean"), ("log_likelihood", "none")):
+        with pytest.raises(InputError, match="the trainer has subtracted its own baseline"):
+            Target(*other, given=True)
+
+
+def test_a_critics_terms_are_unbiased_at_any_counts():
+    """By enumeration: two tokens, each 0 or 1, two prompts with 1 and 2 completions, any values."""
+    logits = np.array([[0.3, -0.7, 1.1], [-0.4, 0.2, 0.6]])  # of a 1: at first, after 0, after 1
+    values = np.array([[0.5, -2.0, 0.1], [0.9, 0.4, 3.0]])  # of a critic, at the same prefixes
+    rewards = np.array([[0.0, 1.0, 0.2, 0.7], [1.0, 0.0, 0.0, 0.5]])  # of 00, 01, 10, 11
+    ones = 1 / (1 + np.exp(-logits))
+    chances, terms = np.zeros((2, 4)), np.zeros((2, 4, 2, 3))
+    for i, (first, second) in itertools.product(range(2), itertools.product(range(2), repeat=2)):
+        y, at = 2 * first + second, (0, 1 + first)
+        chances[i, y] = math.prod(
+            p if token else 1 - p for p, token in zip(ones[i, at], (first, second), strict=True)
+        )
+        for place, token in zip(at, (first, second), strict=True):  # A_t grad log pi(y_t)
+            terms[i, y, i, place] = (rewards[i, y] - values[i, place]) * (token - ones[i, place])
+    target = Target("expected_reward", "none", given=True)
+    found = np.zeros((2, 3))
+    for drawn in itertools.product(range(4), repeat=3):
+        groups = [np.array(drawn[:1]), np.array(drawn[1:])]
+        advantages, weights = weigh_rewards(
+            [rewards[i, group] for i, group in enumerate(groups)],
+            target,
+            "prompt_mean",
+            accept_rates=np.ones(2),
+        )
+        chance = math.prod(chances[i, group].prod() for i, group in enumerate(groups))
+        for i, group in enumerate(groups):
+            factors = chance * weights[i] * advantages[i]
+            found += np.tensordot(factors, terms[i, group], axes=1)
+    step = 1e-6
+    for i, place in itertools.product(range(2), range(3)):
+
+        def expected(shift, i=i, place=place):
+            moved = logits[i].copy()
+            moved[place] += shift
+            one = 1 / (1 + np.exp(-moved))
+            after = [
+                rewards[i, 2 * f] * (1 - one[1 + f]) + rewards[i, 2 * f + 1] * one[1 + f]
+                for f in (0, 1)
+            ]
+            return ((1 - one[0]) * after[0] + one[0] * after[1]) / 2
+
+        slope = (expected(step) - expected(-step)) / (2 * step)
+        assert found[i, place] == pytest.approx(slope, abs=1e-8)

@@ -398,4 +398,41 @@ def test_norms_of_losses_that_divide_otherwise_are_kept_apart(caplog):
     other = PromptBudget(config)
     other.load_state(state)
     assert other.metrics()["known_prompts"] == 0
-    assert "4 prompts is forgotten: its gradient norms are of a loss that divides" in caplog.text
+    assert "4 prompts is forgotten: its gradient norms are of another loss" in caplog.text
+
+
+GIVEN: dict[str, Any] = {"objective": "expected_reward", "baseline": "none", "advantages": "given"}
+
+
+def test_a_trainers_own_advantages_are_in_its_norms():
+    """Accept rates all alike, so that only the norms of the whole terms tell the prompts apart."""
+    budget = PromptBudget(BudgetConfig(**GIVEN))
+    norms = [[2.0**i] * 8 for i in range(6)]
+    for _ in range(3):
+        budget.allocate(NAMES)
+        budget.update(NAMES, [[1.0, 0.0] * 4] * 6, grad_norms=norms)
+    counts = budget.allocate(NAMES)
+    assert counts.tolist() == [1, 2, 3, 6, 12, 24]  # in proportion to the norms
+    advantages, weights = budget.weights([[0.5] * int(n) for n in counts])
+    assert np.concatenate(advantages).tolist() == [1.0] * 48
+    assert sum(each.sum() for each in weights) == pytest.approx(1)
+
+
+def test_norms_with_advantages_are_not_mixed_with_norms_without(caplog):
+    own, given = PromptBudget(BudgetConfig()), PromptBudget(BudgetConfig(**GIVEN))
+    own.update(["a"], [[1.0, 0.0]], grad_norms=[[1.0, 2.0]])
+    given.load_state(own.state())
+    assert "of another loss" in caplog.text
+    assert given.metrics()["known_prompts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"objective": "grpo", "baseline": "mean"}, "has subtracted its own baseline"),
+        ({"allocator": "gvm", "mode": "pilot"}, "gvm takes norms without advantages"),
+    ],
+)
+def test_what_given_advantages_do_not_go_with(more, said):
+    with pytest.raises(ValidationError, match=said):
+        BudgetConfig(**{**GIVEN, **more})

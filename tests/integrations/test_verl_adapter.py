@@ -20,9 +20,17 @@ from dibs.integrations.budget_state import load_budget, write_state
 from dibs.integrations.check_methods import TrainerHooks
 from dibs.integrations.requirement import require
 from dibs.integrations.verl.groups import Groups, dealt_rows
-from dibs.integrations.verl.last_layer import NORMS, completion_norms, norms_measured, obstacle
+from dibs.integrations.verl.last_layer import (
+    NORMS,
+    SCORES,
+    TERMS,
+    completion_norms,
+    norms_measured,
+    obstacle,
+)
 from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.options import read_block
+from dibs.integrations.verl.row_weights import whiten
 from dibs.model.grad_norms import gradient_norms
 from dibs.types import InputError, TrainingExample
 
@@ -81,6 +89,34 @@ def test_factors_by_hand():
     assert loss_factors(np.zeros(0), np.zeros(0), "token-mean").tolist() == []
 
 
+def test_advantages_are_whitened_by_prompts():
+    """Prompt a: one completion of 2 tokens; prompt b: 3 of 1 token, which weigh as much together."""
+    advantages = np.array([[4.0, 2.0], [0.0, 9.0], [0.0, 9.0], [3.0, 9.0]])
+    mask = np.array([[1, 1], [1, 0], [1, 0], [1, 0]])
+    weights = np.array([2, 2 / 3, 2 / 3, 2 / 3])
+    found = whiten(advantages, mask, weights)
+    # Weights of tokens 2, 2, 2/3, 2/3, 2/3: the mean is (8 + 4 + 2) / 6.
+    mean, sizes = 14 / 6, np.array([2, 2, 2 / 3, 2 / 3, 2 / 3]) / 6
+    tokens = np.array([4.0, 2, 0, 0, 3])
+    deviation = np.sqrt(sizes @ (tokens - mean) ** 2 * 5 / 4)
+    expected = (tokens - mean) / deviation
+    np.testing.assert_allclose(found[[0, 0, 1, 2, 3], [0, 1, 0, 0, 0]], expected, rtol=1e-6)
+    # What was whitened before is whitened as if it had not been.
+    again = whiten(7 * advantages - 3, mask, weights)
+    np.testing.assert_allclose(again[mask > 0], found[mask > 0], rtol=1e-6)
+    assert whiten(advantages, mask, np.zeros(4)) is advantages
+
+
+def test_whitening_with_equal_weights_is_verls():
+    rng = np.random.default_rng(0)
+    advantages, mask = rng.normal(size=(5, 4)), rng.random((5, 4)) < 0.7
+    tokens = advantages[mask]
+    found = whiten(advantages, mask.astype(float), np.full(5, 0.3))
+    np.testing.assert_allclose(
+        found[mask], (tokens - tokens.mean()) / tokens.std(ddof=1), rtol=1e-6
+    )
+
+
 def scored_batch(temperature=0.7):
     """Three sequences with prompts of 2, 3 and 1 tokens; of the second a token is masked."""
     prompts = [[1, 2], [3, 4, 5], [6]]
@@ -100,9 +136,15 @@ def scored_batch(temperature=0.7):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packed", [False, True])
-def test_norms_are_those_of_autograd(packed, dtype):
+@pytest.mark.parametrize("what", [SCORES, TERMS])
+def test_norms_are_those_of_autograd(packed, dtype, what):
     torch.manual_seed(0)
     batch = scored_batch()
+    advantages = torch.nested.nested_tensor(
+        [torch.tensor([2.0, -1.0, 0.5]), torch.tensor([3.0]), torch.tensor([-0.5, -0.5])],
+        layout=torch.jagged,
+    )
+    batch["advantages"] = advantages
     layer = nn.Linear(4, 10, bias=False, dtype=dtype)
     sequences = [each.tolist() for each in batch["input_ids"].unbind()]
     hidden = [torch.randn(len(ids), 4, dtype=dtype) for ids in sequences]
@@ -111,13 +153,20 @@ def test_norms_are_those_of_autograd(packed, dtype):
         if packed
         else nn.utils.rnn.pad_sequence(hidden, batch_first=True)
     )
-    found = completion_norms(layer, given, batch)
+    found = completion_norms(layer, given, batch, what)
     expected = []
-    for ids, states, mask in zip(sequences, hidden, batch["response_mask"].unbind(), strict=True):
+    each = zip(
+        sequences,
+        hidden,
+        batch["response_mask"].unbind(),
+        advantages.unbind(),
+        strict=True,
+    )
+    for ids, states, mask, own in each:
         layer.zero_grad()
         scores = (layer(states).float() / 0.7).log_softmax(-1)[:-1]
         logprobs = scores.gather(1, torch.tensor(ids[1:]).unsqueeze(1))[-len(mask) :, 0]
-        (logprobs * mask).sum().backward()
+        (logprobs * mask * (own if what == TERMS else 1)).sum().backward()
         assert layer.weight.grad is not None
         expected.append(float(layer.weight.grad.float().norm()))
     tolerance = 1e-5 if dtype == torch.float32 else 0.02

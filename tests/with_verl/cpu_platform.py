@@ -6,6 +6,7 @@ verl counts devices as Ray's resource "GPU"; the tests tell Ray that it has some
 
 from __future__ import annotations
 
+import importlib
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -63,6 +64,8 @@ class CpuPlatform(PlatformBase):
         return None, None
 
     def communication_backend_name(self):
+        # A worker asks before it builds its model; verl imports the external_lib of a critic elsewhere.
+        importlib.import_module("cpu_engine")
         return "gloo"
 
     def visible_devices_envvar(self):

@@ -143,6 +143,25 @@ def arguments(scene: Path, out: Path, *, ranks: int = 1, steps: int = 5) -> dict
     }
 
 
+def critic_arguments(scene: Path) -> dict[str, object]:
+    """Further arguments of a run with PPO's critic, a value head on the same tiny model."""
+    model = "critic.model"
+    return {
+        "algorithm.adv_estimator": "gae",
+        f"{model}.path": scene / "policy",
+        f"{model}.external_lib": "cpu_engine",
+        f"{model}.use_remove_padding": False,
+        f"{model}.enable_gradient_checkpointing": False,
+        f"+{model}.override_config.attn_implementation": "sdpa",
+        "critic.strategy": "fsdp2",
+        "critic.ppo_micro_batch_size_per_gpu": 8,
+        "critic.optim.lr": 1e-3,
+        "critic.fsdp.model_dtype": "fp32",
+        "critic.fsdp.dtype": "float32",
+        "critic.fsdp.use_torch_compile": False,
+    }
+
+
 def environment(out: Path) -> dict[str, str]:
     paths = [str(HERE), str(SOURCES), os.environ.get("PYTHONPATH", "")]
     return {

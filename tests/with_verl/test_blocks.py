@@ -15,6 +15,9 @@ pytest.importorskip("verl.trainer")
 import scene  # noqa: E402  where there is no verl, nothing of this is imported
 
 GRPO, read = scene.GRPO, scene.read_block
+GAE = "algorithm.adv_estimator=gae"
+LOSS_MODE = "actor_rollout_ref.actor.loss_agg_mode"
+BY_LONGEST = f"{LOSS_MODE}=seq-mean-token-sum-norm"
 
 
 def test_the_target_gradient_follows_verls_estimator(compose):
@@ -30,6 +33,8 @@ def test_the_target_gradient_follows_verls_estimator(compose):
     rloo = ("algorithm.adv_estimator=rloo", "dibs.num_generations=6")
     assert target(*rloo) == ("expected_reward", "leave_one_out", 6)
     assert target(*GRPO, "dibs.algorithm=raft++")[:2] == ("log_likelihood", "none")
+    assert target(GAE)[:2] == ("expected_reward", "none")
+    assert read(compose(GAE))[1].target.given
     own = ("algorithm.adv_estimator=dibs", "dibs.objective=log_likelihood", "dibs.baseline=mean")
     assert target(*own)[:2] == ("log_likelihood", "mean")
 
@@ -63,7 +68,15 @@ def test_losses_with_a_mean_of_their_own(compose):
         (["dibs.allocator=best"], "dibs: unknown allocator 'best'"),
         (["dibs.objective=expected_reward"], "not that of algorithm.adv_estimator grpo"),
         (["dibs.num_generations=5"], "dibs.num_generations 5 and .*rollout.n 4 differ"),
-        (["algorithm.adv_estimator=gae"], "adv_estimator gae has no allocation here"),
+        (
+            ["algorithm.adv_estimator=reinforce_plus_plus"],
+            "adv_estimator reinforce_plus_plus has no allocation here",
+        ),
+        ([GAE, "dibs.objective=grpo"], "not that of algorithm.adv_estimator gae"),
+        ([GAE, "dibs.mode=pilot"], "dibs.mode pilot: the critic sees no pilots"),
+        ([GAE, "dibs.grad_norm=none"], "dibs.grad_norm none: counts of .* gae follow from"),
+        ([GAE, "dibs.keep=pods", "dibs.keep_count=2"], "dibs.keep pods: a critic is trained"),
+        (["dibs.advantages=given"], "dibs.advantages: algorithm.adv_estimator decides it"),
         (["dibs.algorithm=raft", "dibs.objective=grpo"], "dibs.algorithm raft fits accepted"),
         (["dibs.num_pilots=4"], "dibs.num_pilots is given and dibs.mode is online"),
         (["dibs.group=2"], "dibs: group is given without a pool"),
@@ -91,6 +104,8 @@ def test_blocks_that_cannot_be_used(compose, words, said):
         ("++trainer.v1.sampler.sync_refill_failed_groups=True", "sync_refill_failed_groups: "),
         ("skip.rollout_tq.enable=True", "skip.rollout_tq.enable: "),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=kl_cov", "loss_mode kl_cov: "),
+        (BY_LONGEST, "actor_rollout_ref.actor.loss_agg_mode seq-mean-token-sum-norm divides"),
+        ("distillation.enabled=True", "distillation.enabled: "),
     ],
 )
 def test_parts_of_verl_that_draw_by_rules_of_their_own(compose, word, said):
@@ -100,6 +115,23 @@ def test_parts_of_verl_that_draw_by_rules_of_their_own(compose, word, said):
     with pytest.raises(InputError, match=said) as refused:
         adapt(config, *read(config))
     assert "\n" not in str(refused.value)
+
+
+def test_a_loss_that_divides_by_the_longest_completion(compose):
+    """Counts may be ragged where the divisor is a constant, and uniform where it is not."""
+    from dibs.integrations.verl.options import adapt
+
+    own = "critic.loss_agg_mode=seq-mean-token-sum-norm"
+    config = compose(*GRPO, GAE, own)
+    with pytest.raises(InputError, match=r"critic.loss_agg_mode .* set critic.loss_scale_factor"):
+        adapt(config, *read(config))
+    for words in (
+        (BY_LONGEST, "actor_rollout_ref.actor.loss_scale_factor=6"),
+        (BY_LONGEST, "dibs.allocator=uniform"),
+        (own,),  # without a critic
+    ):
+        config = compose(*GRPO, *words)
+        adapt(config, *read(config))
 
 
 def test_the_command_says_it_in_one_line(tmp_path):

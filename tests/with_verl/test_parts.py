@@ -56,7 +56,25 @@ REWARDS = [[1.0, 0.0, 0.0], [1.0], [], [1.0, 1.0, 0.0, 0.0]]
 KEYS = [f"{i}_{j}_0" for i, group in enumerate(REWARDS) for j in range(len(group))]
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum", "token-sum"])
+MODES = (
+    "token-mean",
+    "token-sum",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "seq-mean-token-mean",
+)
+
+
+def weighed(trainer, groups, mask):
+    """Factors of the advantages and the budget's advantages, [rows] each."""
+    from dibs.integrations.verl.row_weights import weigh_rows
+
+    tokens = mask.sum(1).numpy()
+    found = weigh_rows(trainer.budget, trainer.config, groups, tokens, REWARDS)
+    return found.advantages, found.own
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_verls_loss_becomes_the_weighted_sum(compose, mode):
     """Up to one factor for the step, the gradient is ``sum weight advantage grad log pi``."""
     from verl.trainer.ppo.core_algos import agg_loss
@@ -73,13 +91,20 @@ def test_verls_loss_becomes_the_weighted_sum(compose, mode):
     groups = Groups(["0", "1", "2", "3"], KEYS)
     mask = (torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) < 0.7).float()
     mask[:, 0] = 1
-    factors, advantages = trainer._weigh(groups, {"response_mask": mask}, REWARDS)
+    factors, advantages = weighed(trainer, groups, mask)
     logprobs = torch.zeros(8, 6, requires_grad=True)
     weighted = torch.from_numpy(factors * advantages).unsqueeze(1)
     agg_loss(
-        -weighted * logprobs, mask, mode, batch_num_tokens=int(mask.sum()), global_batch_size=8
+        -weighted * logprobs,
+        mask,
+        mode,
+        batch_num_tokens=int(mask.sum()),
+        global_batch_size=8,
+        loss_scale_factor=6,
     ).backward()
     found = logprobs.grad.numpy()
+    if mode == "seq-mean-token-mean":
+        found = found * mask.numpy().sum(1, keepdims=True)  # each by its own length
 
     # By hand: every prompt weighs 1/4, its completions alike; leave-one-out advantages.
     by_hand = np.array(
@@ -98,11 +123,11 @@ def test_a_mean_baseline_shrinks_groups_alike(compose):
     trainer = bare_trainer(compose(*GRPO, "algorithm.norm_adv_by_std_in_grpo=False"))
     trainer.budget.allocate(["a", "b", "c", "d"], 8)
     groups = Groups(["0", "1", "2", "3"], KEYS)
-    factors, advantages = trainer._weigh(groups, {"response_mask": torch.ones(8, 1)}, REWARDS)
+    factors, advantages = weighed(trainer, groups, torch.ones(8, 1))
     first = (factors * advantages)[0], (factors * advantages)[4]
     # (r - mean of the others) (n - 1)/n at n = 4, for groups of 3 and of 4 that weigh the same.
     assert first[0] / first[1] == pytest.approx((1 * 3 / 4 / 3) / (2 / 3 * 3 / 4 / 4))
-    assert trainer._regrown(4) == 1
+    assert factors[4] == pytest.approx(1 / 4 / 4 * 8)  # at the uniform size: the weight alone
 
 
 def test_completions_that_nobody_asked_for_stop_the_run(compose):
@@ -171,15 +196,6 @@ def test_norms_are_of_the_gradient_that_is_trained(compose):
     assert bare_trainer(unmeasured).budget.memory.length_normalization == "none"
 
 
-MODES = (
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-    "seq-mean-token-mean",
-)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("loss", ["vanilla", "gspo", "sapo", "geo_mean", "cispo", "dibs_raft++"])
 def test_norms_are_those_of_verls_loss(compose, loss, mode):
@@ -234,7 +250,7 @@ def test_a_group_of_one_has_no_advantage(compose):
     advantages, _ = compute_grpo_outcome_advantage(rewards.clone(), mask, uids)
     assert advantages[3, 0] > 0.9, "verl's own; if this fails, verl no longer needs us for it"
     groups = Groups(["0", "1", "2", "3"], KEYS)
-    factors, _ = trainer._weigh(groups, {"response_mask": mask}, REWARDS)
+    factors, _ = weighed(trainer, groups, mask)
     assert factors[3] == 0
     assert (np.delete(factors, 3) > 0).all()
 

@@ -1,4 +1,4 @@
-"""Real runs of verl on the CPU: Ray, FSDP2 over gloo, rollouts, checkpoints. About 80 s each.
+"""Real runs of verl on the CPU: Ray, FSDP2 over gloo, rollouts, checkpoints. About a minute each.
 
 What was seen is written up in docs/compatibility-verl.md, and must be what is there:
 ``DIBS_WRITE_TABLES=1`` writes it.
@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.verl
+WAIT = 900
+"""Seconds that a run may take, on a machine where others work too."""
+pytestmark = [pytest.mark.verl, pytest.mark.timeout(3 * WAIT)]
 pytest.importorskip("verl.trainer")
 
 import psutil  # noqa: E402  where there is no verl, nothing of this is imported
@@ -28,6 +30,7 @@ from dibs.allocation.budget_config import BudgetConfig  # noqa: E402
 from dibs.allocation.prompt_budget import PromptBudget  # noqa: E402
 
 STOCK, PLUG_IN = "verl.trainer.main_ppo", "dibs.integrations.verl.main"
+ACTOR = "actor_rollout_ref.actor"
 UNEVEN = {"dibs.allocator": "uneven:by_successes"}
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility-verl.md"
 LOSSES = ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean")
@@ -59,7 +62,7 @@ class Run:
 
 def wait(process, out: Path, log: str = "log.txt") -> None:
     try:
-        status = process.wait(timeout=400)
+        status = process.wait(timeout=WAIT)
     finally:
         kill(process)
     assert status == 0, (out / log).read_text()[-3000:]
@@ -108,23 +111,58 @@ def uniform(folder):
 def two_ranks(folder):
     given = {
         **UNEVEN,
-        "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-mean",
+        "algorithm.adv_estimator": "rloo",
+        f"{ACTOR}.loss_agg_mode": "seq-mean-token-mean",
         "dibs.state_path": folder / "two.json",
     }
     return run(folder, "two", PLUG_IN, ranks=2, given=given)
 
 
-@pytest.fixture(scope="module")
-def pooled(folder):
-    given = {
+def ppo_arguments(folder: Path) -> dict[str, object]:
+    """PPO with its critic and a reference policy, over prompts that are chosen with their counts."""
+    return scene.critic_arguments(folder) | {
         "dibs.pool": "all",
         "dibs.half_life": 50,
-        "algorithm.adv_estimator": "dibs",
-        "dibs.objective": "expected_reward",
-        "dibs.baseline": "history",
+        "dibs.allocator": "vip",  # min_variance finds all prompts alike here
+        f"{ACTOR}.use_kl_loss": True,
+        f"{ACTOR}.kl_loss_coef": 0.1,
+        f"{ACTOR}.entropy_coeff": 0.01,
+        "actor_rollout_ref.ref.strategy": "fsdp2",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 8,
+        "actor_rollout_ref.ref.fsdp_config.model_dtype": "fp32",
+        "actor_rollout_ref.ref.fsdp_config.dtype": "float32",
+        "actor_rollout_ref.ref.fsdp_config.use_torch_compile": False,
         "trainer.save_freq": 1,
     }
-    return run(folder, "pooled", PLUG_IN, given=given)
+
+
+@pytest.fixture(scope="module")
+def ppo(folder):
+    return run(folder, "ppo", PLUG_IN, given=ppo_arguments(folder))
+
+
+@pytest.fixture(scope="module")
+def ppo_resumed(folder, ppo):
+    """The same run once more, from the third checkpoint on."""
+    given = ppo_arguments(folder) | {
+        "trainer.resume_mode": "resume_path",
+        "trainer.resume_from_path": ppo.folder / "checkpoints" / "global_step_3",
+    }
+    return run(folder, "ppo_resumed", PLUG_IN, given=given)
+
+
+@pytest.fixture(scope="module")
+def lora(folder):
+    """Adapters that are merged for the rollout, whose base is the reference policy."""
+    given = {
+        **UNEVEN,
+        "actor_rollout_ref.model.lora_rank": 4,
+        "actor_rollout_ref.model.lora.merge": True,
+        f"{ACTOR}.use_kl_loss": True,
+        f"{ACTOR}.kl_loss_coef": 0.1,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 8,
+    }
+    return run(folder, "lora", PLUG_IN, steps=3, given=given)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +172,8 @@ def raft(folder):
         "dibs.mode": "pilot",
         "dibs.num_pilots": 4,
         "dibs.allocator": "gvm",
+        f"{ACTOR}.loss_agg_mode": "seq-mean-token-sum-norm",
+        f"{ACTOR}.loss_scale_factor": 6,
         "trainer.save_freq": 5,
     }
     return run(folder, "raft", PLUG_IN, given=given)
@@ -151,7 +191,7 @@ def resumed(folder):
         "trainer.resume_mode": "auto",
     }
     process = scene.start(PLUG_IN, out, given, log="killed.txt")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + WAIT
     while len(scene.read_lines(out / "counts.jsonl")) < 5:
         assert process.poll() is None, (out / "killed.txt").read_text()[-3000:]
         assert time.monotonic() < deadline
@@ -227,7 +267,7 @@ def test_grpo_in_one_process_goes_on_after_a_kill(resumed):
         assert kept_trials == pytest.approx(trials)
 
 
-def test_grpo_in_two_processes(two_ranks):
+def test_rloo_in_two_processes(two_ranks):
     check_counts(two_ranks, 5)
     state = json.loads((two_ranks.folder.parent / "two.json").read_text("utf-8"))
     assert state["measured"]
@@ -244,54 +284,91 @@ def test_raft_plus_plus_with_pilots(raft):
     assert all(line["actor/pg_loss"] != 0 for line in raft.metrics)
 
 
-def test_prompts_of_the_whole_training_set_are_chosen(pooled):
+def test_lora_with_its_base_as_reference(lora):
+    check_counts(lora, 3)
+    for step, line in enumerate(lora.metrics):
+        assert line["actor/grad_norm"] > 0
+        assert (line["actor/kl_loss"] > 1e-9) == (step > 0)
+        # What the rollout drew is of the policy with its adapters.
+        assert line["training/rollout_probs_diff_max"] < 0.02
+
+
+def test_ppo_over_prompts_of_the_whole_training_set(ppo):
     rows = 2 * scene.PROMPTS
-    assert len(pooled.counts) == 5
+    assert len(ppo.counts) == 5
     # Of 16 prompts known alike, 2 completions each; verl's own batch would have 8 prompts.
-    assert pooled.counts[0]["requested"] == [2] * rows
-    for line in pooled.counts:
+    assert ppo.counts[0]["requested"] == [2] * rows
+    for line in ppo.counts:
         assert line["received"] == line["requested"]
         assert sum(line["requested"]) == TOTAL
         assert min(line["requested"]) >= 1
-    for line in pooled.metrics:
+    for line in ppo.metrics:
         assert line["dibs/pool_size"] == rows
         assert line["dibs/largest_weight"] <= 4 + 1e-9
         assert line["dibs/missing_completions"] == 0
-    assert any(len(set(line["requested"])) > 1 for line in pooled.counts[1:])
-    # A run that goes on from any checkpoint chooses what this one did.
-    names = pooled.counts[0]["prompts"]
-    options = BudgetConfig(objective="expected_reward", baseline="history", half_life=50)
-    for line in pooled.counts[1:]:
+        assert line["dibs/norms_measured"] == 1
+        assert line["critic/vf_loss"] > 0
+    assert ppo.state(5)["history"]["length_normalization"] == "none, with advantages"
+    assert any(len(set(line["requested"])) > 1 for line in ppo.counts[1:])
+    # Each state decides the step after it.
+    names = ppo.counts[0]["prompts"]
+    given = {"objective": "expected_reward", "baseline": "none", "advantages": "given"}
+    options = BudgetConfig(**given, half_life=50, allocator="vip")
+    for line in ppo.counts[1:]:
         budget = PromptBudget(options)
-        budget.load_state(pooled.state(line["step"] - 1))
+        budget.load_state(ppo.state(line["step"] - 1))
         chosen = budget.choose(names, TOTAL, seed=1)
         assert chosen.prompt_ids == line["prompts"]
         assert chosen.counts.tolist() == line["requested"]
 
 
-def test_optimizer_updates_are_those_of_the_uniform_run(stock, uniform, resumed, raft, pooled):
+def is_exact(whole: Run, resumed: Run, steps: int) -> bool:
+    """Whether the last two steps of both runs are the same to the last bit, statistics included."""
+    later = whole.metrics[-2:]
+    return (
+        resumed.counts == whole.counts[-2:]
+        and resumed.state(steps) == whole.state(steps)
+        and [[line[key] for key in LOSSES] for line in resumed.metrics]
+        == [[line[key] for key in LOSSES] for line in later]
+    )
+
+
+def test_ppo_goes_on_exactly(ppo, ppo_resumed):
+    assert ppo_resumed.counts == ppo.counts[3:]
+    assert is_exact(ppo, ppo_resumed, 5)
+
+
+def test_optimizer_updates_are_those_of_the_uniform_run(stock, uniform, resumed, raft, ppo):
     a_step = {
         "stock": (stock, 3),
         "uniform": (uniform, 3),
         "uneven": (resumed, 7),
         "pilots": (raft, 5),
-        "pooled": (pooled, 5),
+        "ppo": (ppo, 5),
     }
     for name, (run, steps) in a_step.items():
         assert run.optimizer_updates(steps) == {2 * steps}, name
 
 
-def test_the_table_is_what_was_seen(stock, uniform, resumed, two_ranks, raft, pooled):
+def test_the_table_is_what_was_seen(
+    stock, uniform, resumed, two_ranks, raft, ppo, ppo_resumed, lora
+):
     packages = ("verl", "torch", "ray", "transformers", "tensordict", "TransferQueue", "numpy")
     versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in packages)
     rows = [
         ("`uniform` against the stock trainer, GRPO", "1", uniform, "largest difference of losses "
          f"{'0' if largest_difference(stock, uniform) == 0 else 'below 1e-5'}"),
         ("GRPO, mode `online`, killed and resumed", "1", resumed, "same online state"),
-        ("GRPO, mode `online`, `seq-mean-token-mean`", "2 (FSDP2)", two_ranks,
+        ("RLOO, mode `online`, `seq-mean-token-mean`", "2 (FSDP2)", two_ranks,
          "norms from the output layer, over lengths"),
-        ("RAFT++, mode `pilot`, allocator `gvm`", "1", raft, "norms from the output layer"),
-        ("`dibs.pool=all`, baseline `history`", "1", pooled, "prompts chosen with their counts"),
+        ("RAFT++, mode `pilot`, allocator `gvm`, `seq-mean-token-sum-norm`", "1", raft,
+         "norms from the output layer"),
+        ("PPO with its critic, reference policy, `dibs.pool=all`, `vip`", "1", ppo,
+         "prompts chosen with their counts; norms of advantage times gradient"),
+        ("the same, resumed from step 3", "1", ppo_resumed,
+         "counts, statistics and losses "
+         f"{'to the last bit' if is_exact(ppo, ppo_resumed, 5) else 'differ'}"),
+        ("GRPO with LoRA, its base as reference policy", "1", lora, "adapters merged for the rollout"),
     ]  # fmt: skip
     lines = [
         "# verl: what was run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -74,6 +75,14 @@ class BudgetConfig(Section):
     deviation_epsilon: float = Field(
         0.0, ge=0, description="Added to that deviation, so that it is never 0."
     )
+    advantages: Literal["own", "given"] = Field(
+        "own",
+        description="Who computes the advantages. own are those of objective and baseline. given are "
+        "the trainer's, as a critic's are: the gradient norms to report are then those of a "
+        "completion's whole term, sum over tokens of advantage times grad log pi, and without norms "
+        "the counts stay uniform. It needs objective expected_reward and baseline none, and weights() "
+        "gives advantages of 1.",
+    )
     lower: int = Field(0, ge=0, description="Fewest completions that a prompt gets.")
     upper: int | None = Field(
         None, ge=1, description="Most completions that a prompt gets. null sets no limit."
@@ -122,10 +131,14 @@ class BudgetConfig(Section):
     def _fits(self) -> BudgetConfig:
         check_variant(self)
         try:
-            Target.of(self)
+            _ = self.target
             check_allocator(self.allocator)
         except InputError as error:
             raise ValueError(str(error)) from None
+        if self.advantages == "given" and self.allocator == "gvm":
+            raise ValueError(
+                "allocator gvm takes norms without advantages; for advantages given choose min_variance"
+            )
         self._check_rounds()
         check_keep(self, least_group(self))
         if self.allocator == "gvm" and self.mode != "pilot":
@@ -169,7 +182,7 @@ class BudgetConfig(Section):
     @property
     def target(self) -> Target:
         """The target gradient."""
-        return Target.of(self)
+        return replace(Target.of(self), given=self.advantages == "given")
 
     @property
     def uses_statistics(self) -> bool:

@@ -29,7 +29,8 @@ class History:
     Args:
         half_life: steps after which a completion counts half; above 0.
         length_normalization: what the gradients of completions were divided by before their norms were
-            taken: ``none``, ``constant`` or ``sequence``, as ``algorithm.length_normalization`` has it.
+            taken: ``none``, ``constant`` or ``sequence``, as ``algorithm.length_normalization`` has it,
+            or another name. Norms of different names are never mixed.
     """
 
     def __init__(self, half_life: float, length_normalization: str = "none") -> None:

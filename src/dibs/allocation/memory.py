@@ -16,14 +16,21 @@ logger = logging.getLogger(__name__)
 class Memory:
     """The history of a trainer's prompts, with measured gradient norms or without them.
 
-    ``warns``: whether to log, once, that ``half_life`` is too short for the data.
+    ``given``: whether norms have the advantages in them. ``warns``: whether to log, once, that
+    ``half_life`` is too short for the data.
     """
 
     def __init__(
-        self, half_life: float, length_normalization: Literal["none", "sequence"], *, warns: bool
+        self,
+        half_life: float,
+        length_normalization: Literal["none", "sequence"],
+        *,
+        given: bool = False,
+        warns: bool,
     ) -> None:
         self.half_life, self.length_normalization = half_life, length_normalization
-        self.history = History(half_life, length_normalization)
+        self._kind = f"{length_normalization}, with advantages" if given else length_normalization
+        self.history = History(half_life, self._kind)
         self._measured: bool | None = None
         self._warns = warns
 
@@ -61,8 +68,8 @@ class Memory:
         dropped = self.history.load_state_dict(state["history"])
         if dropped:
             logger.warning(
-                "what was known of %d prompts is forgotten: its gradient norms are of a loss that "
-                "divides completions by other lengths",
+                "what was known of %d prompts is forgotten: its gradient norms are of another loss, "
+                "which divides completions by other lengths or has other advantages",
                 dropped,
             )
 
@@ -75,5 +82,5 @@ class Memory:
                 len(self.history),
                 *(("with", "without") if self._measured else ("without", "with")),
             )
-            self.history = History(self.half_life, self.length_normalization)
+            self.history = History(self.half_life, self._kind)
         self._measured = measured

@@ -85,7 +85,10 @@ class PromptBudget:
     ) -> None:
         self.config = config
         self.memory = Memory(
-            config.half_life, length_normalization, warns=warns and config.uses_statistics
+            config.half_life,
+            length_normalization,
+            given=config.target.given,
+            warns=warns and config.uses_statistics,
         )
         self.step = 0
         self.pilots = 0

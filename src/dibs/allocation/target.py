@@ -24,59 +24,32 @@ is cut off after k terms, and ``1 / p_i`` becomes ``(1 - (1 - p_i)^k) / p_i`` (:
 (:mod:`.deviations`), and the mean is that of the other completions. Otherwise ``grpo`` has another
 target for every group size (:meth:`Target.of_groups`).
 
-For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under the group baselines
-``mean`` and ``leave_one_out`` a group of one has advantage 0, and a group of equal rewards has
-advantages 0. The baselines ``history`` and ``shrinkage`` need no group (:class:`KnownBaseline`).
+With ``given``, a trainer has advantages of its own, such as a critic's of every token. Then ``a_i`` is
+1, and ``s`` stands for the completion's whole term, ``sum_t A_t grad log pi(y_t)``.
 
-The variance of one rollout's share is ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``. For rewards of 0
-and 1 it follows from four numbers: the accept rate p, the second moments ``Q1 = E[||s||^2 | accepted]``
-and ``Q0`` (rejected), and ``M = ||E[s | accepted]||^2``. The mean gradient of the rejected is not among
-them, because ``E[s] = 0`` fixes it. Each of Q1, Q0 and M is multiplied by a product of powers of p and
-1 - p, which ``_ROWS`` lists. For other rewards ``E[a^2 ||s||^2]`` follows from ``E[r^k ||s||^2]``,
-k = 0, 1, 2, of both classes (:meth:`Target.second_moment`).
+For ``log_likelihood`` r is the accept indicator; elsewhere it is the reward. Under the group baselines
+``mean`` and ``leave_one_out``, groups of one and groups of equal rewards have advantages 0. ``history``
+and ``shrinkage`` need no group (:class:`KnownBaseline`).
+
+The variance of one rollout's share is ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``
+(:mod:`.moment_powers`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from dibs.allocation.moment_powers import GIVEN, KNOWN_BASELINES, ROWS, Powers, Row
 from dibs.allocation.order_k import expected_pass, order_k_advantages
 from dibs.types import Group, InputError, RewardMoments
 
-Powers = tuple[int, int]
-"""Powers of p and of 1 - p."""
 NOTHING = np.zeros(0)
-KNOWN_BASELINES = ("history", "shrinkage")
-"""Baselines that need no group, since other completions of the prompt tell them."""
-
-
-class _Row(NamedTuple):
-    """What multiplies Q1, Q0 and M in sigma^2; None: the moment does not enter."""
-
-    accepted: Powers | None
-    rejected: Powers | None
-    mean: Powers
-
-
-_ROWS: dict[tuple[str, str], _Row] = {
-    ("log_likelihood", "none"): _Row((-1, 0), None, (0, 0)),
-    ("log_likelihood", "mean"): _Row((-1, 2), (0, 1), (0, 0)),
-    ("expected_reward", "none"): _Row((1, 0), None, (2, 0)),
-    ("expected_reward", "mean"): _Row((1, 2), (2, 1), (2, 0)),
-    ("expected_reward", "leave_one_out"): _Row((1, 2), (2, 1), (2, 0)),
-    ("grpo", "mean"): _Row((0, 1), (1, 0), (1, -1)),
-}
-for _objective, _baseline in product(
-    ("log_likelihood", "expected_reward", "grpo"), KNOWN_BASELINES
-):
-    _ROWS[_objective, _baseline] = _ROWS[_objective, "mean"]
-OBJECTIVES = tuple(dict.fromkeys(objective for objective, _ in _ROWS))
+OBJECTIVES = tuple(dict.fromkeys(objective for objective, _ in ROWS))
 BASELINES: dict[str, tuple[str, ...]] = {
-    objective: tuple(baseline for own, baseline in _ROWS if own == objective)
+    objective: tuple(baseline for own, baseline in ROWS if own == objective)
     for objective in OBJECTIVES
 }
 """The baselines that each objective allows. The first is taken where none is named."""
@@ -126,7 +99,9 @@ class Target:
 
     ``order``: of the truncated ``log_likelihood``; None: not truncated. ``known_deviation``: whether
     ``grpo`` divides by a deviation that is given. ``group``: completions of every group, where all have
-    the same number and that changes the target (:meth:`of_groups`); None: otherwise.
+    the same number and that changes the target (:meth:`of_groups`); None: otherwise. ``given``: whether
+    the trainer computes the advantages, which gradients then hold already; with objective
+    ``expected_reward`` and baseline ``none``.
 
     Raises InputError for a pair that is not in the table, or a variant of another objective.
     """
@@ -136,6 +111,7 @@ class Target:
     order: int | None = None
     known_deviation: bool = False
     group: int | None = None
+    given: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -158,6 +134,11 @@ class Target:
             )
         if self.known_deviation and not self.divides_by_deviation:
             raise InputError(f"objective {self.objective} divides by no deviation; only grpo does")
+        if self.given and (self.objective, self.baseline) != ("expected_reward", "none"):
+            raise InputError(
+                f"advantages given, objective {self.objective}, baseline {self.baseline}: the trainer "
+                "has subtracted its own baseline; set objective to expected_reward and baseline to none"
+            )
 
     @classmethod
     def of(cls, options: NamesTarget) -> Target:
@@ -184,8 +165,7 @@ class Target:
     def spread(self, accept_rate: np.ndarray) -> np.ndarray:
         """Probability ``1 - p^g - (1 - p)^g`` that the rewards of a group of g differ."""
         assert self.group is not None
-        either: np.ndarray = accept_rate**self.group + (1 - accept_rate) ** self.group
-        return 1 - either
+        return np.asarray(1 - (accept_rate**self.group + (1 - accept_rate) ** self.group))
 
     @property
     def fits_accepted(self) -> bool:
@@ -224,8 +204,11 @@ class Target:
     @property
     def square_powers(self) -> tuple[Powers | None, Powers | None]:
         """What multiplies Q1 and Q0 in ``E[a^2 ||s||^2]``; None: the moment does not enter."""
-        row = _ROWS[self.objective, self.baseline]
-        return row.accepted, row.rejected
+        return self._row[:2]
+
+    @property
+    def _row(self) -> Row:
+        return GIVEN if self.given else ROWS[self.objective, self.baseline]
 
     def signal(self, accepted: np.ndarray, rewards: np.ndarray) -> np.ndarray:
         """The r of completions, float64 [n]: whether each was accepted, or its reward."""
@@ -262,8 +245,10 @@ class Target:
 
         Returns:
             float64 [n_i]. By default ``grpo`` divides by the population standard deviation. Where the
-            deviation is 0, the advantages are 0.
+            deviation is 0, the advantages are 0. With ``given`` they are 1.
         """
+        if self.given:
+            return np.ones(len(rewards))
         if self.order is not None:
             return order_k_advantages(
                 rewards, self.order, baseline=self.has_baseline, baseline_only=baseline_only
@@ -299,13 +284,14 @@ class Target:
         Returns:
             float64 [n_i]; 0 where a divisor is 0.
         """
+        if self.given:
+            return np.ones(len(rewards))
         centered = rewards - mean if self.has_baseline else rewards
         if not (self.fits_accepted or self.divides_by_deviation):
             return np.asarray(centered, dtype=np.float64)
         divisor = deviation if self.divides_by_deviation else mean
-        if divisor <= 0:
-            return np.zeros(len(rewards))
-        return np.asarray(centered / divisor * self.truncation(mean), dtype=np.float64)
+        scaled = centered / divisor * self.truncation(mean) if divisor > 0 else 0 * centered
+        return np.asarray(scaled, dtype=np.float64)
 
     def variance(
         self,
@@ -325,15 +311,14 @@ class Target:
                 bounds the variance from above.
 
         Returns:
-            float64 [m], at least 0. It is 0 where p is 0. With a baseline it is also 0 where p is 1,
-            because all advantages are then 0.
+            float64 [m], at least 0. Unless ``given``, it is 0 where p is 0. With a baseline it is also
+            0 where p is 1, because all advantages are then 0.
         """
         p = np.asarray(accept_rate, dtype=np.float64)
-        varied = (p > 0) & ((p < 1) | (not self.has_baseline))
+        varied = (p > 0) & ((p < 1) | (not self.has_baseline)) | self.given
         inside = np.where(varied, p, 0.5)
-        total = np.zeros(p.shape)
-        moments = (accepted, rejected, -np.asarray(mean_square))
-        for powers, moment in zip(_ROWS[self.objective, self.baseline], moments, strict=True):
+        total, moments = np.zeros(p.shape), (accepted, rejected, -np.asarray(mean_square))
+        for powers, moment in zip(self._row, moments, strict=True):
             if powers is not None:
                 total += inside ** powers[0] * (1 - inside) ** powers[1] * np.nan_to_num(moment)
         total *= self.truncation(inside) ** 2
@@ -360,11 +345,12 @@ class Target:
         """
         if self.fits_accepted:
             raise ValueError("log_likelihood takes accept indicators; its rewards are 0 and 1")
-        shares = (accept_rate, 1 - np.asarray(accept_rate))
 
         def total(parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-            return shares[0] * parts[0] + shares[1] * parts[1]
+            return accept_rate * parts[0] + (1 - accept_rate) * parts[1]
 
+        if self.given:
+            return total(squares)
         mean = total((rewards[0].mean, rewards[1].mean))
         baseline = mean if self.has_baseline else np.zeros(len(mean))
         result = total(
@@ -400,8 +386,7 @@ class Target:
         return rewards - rewards.mean()
 
 
-LOG_LIKELIHOOD = Target("log_likelihood", "none")
-"""GVM's target."""
+LOG_LIKELIHOOD = Target("log_likelihood", "none")  # GVM's target
 
 
 def first_baseline(objective: str) -> str:

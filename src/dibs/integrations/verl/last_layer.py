@@ -21,7 +21,12 @@ from dibs.model.grad_norms.products import Products
 NORMS = "dibs_grad_norms"
 """Field of verl's batches with the norm of each row."""
 MEASURE = "dibs_measure_norms"
-"""Flag of a batch that requests norms. It differs from the field, which rows keep in later passes."""
+"""Flag of a batch that requests norms: :data:`SCORES` or :data:`TERMS`. It differs from the field, which
+rows keep in later passes."""
+SCORES = "scores"
+"""Norms of ``grad log pi(y|x)``."""
+TERMS = "terms"
+"""Norms of ``sum_t A_t grad log pi(y_t)``, with the batch's ``advantages``."""
 
 
 def obstacle(engine: Any) -> str | None:
@@ -39,10 +44,11 @@ def obstacle(engine: Any) -> str | None:
 
 
 @contextmanager
-def norms_measured(engine: Any) -> Iterator[None]:
+def norms_measured(engine: Any, what: str = SCORES) -> Iterator[None]:
     """Let the engine's forward passes return :data:`NORMS` too.
 
-    A norm is NaN if the logits are not the output of the output layer alone.
+    ``what``: :data:`SCORES` or :data:`TERMS`. A norm is NaN if the logits are not the output of the
+    output layer alone.
     """
     layer = engine.module.get_output_embeddings()
     prepare_inputs, prepare_outputs = engine.prepare_model_inputs, engine.prepare_model_outputs
@@ -54,7 +60,7 @@ def norms_measured(engine: Any) -> Iterator[None]:
         return prepare_inputs(micro_batch=micro_batch)
 
     def before(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-        seen["norms"] = completion_norms(module, inputs[0], seen["batch"])
+        seen["norms"] = completion_norms(module, inputs[0], seen["batch"], what)
 
     def after(module: nn.Linear, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         seen["logits"] = logits
@@ -82,13 +88,14 @@ def norms_measured(engine: Any) -> Iterator[None]:
             hook.remove()
 
 
-def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any) -> Tensor:
-    """Return ``||grad log pi(y|x)||`` over the output layer's matrix, float64 [B].
+def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any, what: str = SCORES) -> Tensor:
+    """Return norms over the output layer's matrix, float64 [B].
 
     Args:
         hidden: input of the layer, padded [B, L, d] or one row of all sequences, [1, tokens, d].
         batch: verl's micro-batch: ``input_ids``, ``responses`` and ``response_mask`` nested [B, *], and
             ``temperature``. Tokens outside the mask do not count.
+        what: :data:`SCORES`, or :data:`TERMS`, which needs ``advantages`` [B, *] too.
     """
     ids, responses = batch["input_ids"], batch["responses"]
     ends, lengths = ids.offsets(), responses.offsets().diff()
@@ -110,6 +117,7 @@ def completion_norms(layer: nn.Linear, hidden: Tensor, batch: Any) -> Tensor:
             TokenBatch(nothing, nothing, nothing, chosen, mask),
             _temperature(batch["temperature"]),
             products,
+            slopes=batch["advantages"].to_padded_tensor(0).float() if what == TERMS else None,
         )
     return products.total.sqrt()
 

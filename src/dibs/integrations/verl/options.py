@@ -32,8 +32,9 @@ _TARGETS = {
     "grpo_vectorized": Target("grpo", "mean"),
     "rloo": Target("expected_reward", "leave_one_out"),
     "rloo_vectorized": Target("expected_reward", "leave_one_out"),
+    "gae": Target("expected_reward", "none", given=True),
 }
-"""Targets of verl's advantage estimators."""
+"""Targets of verl's advantage estimators. PPO's advantages (``gae``) are a critic's, of every token."""
 _NOT_HOMOGENEOUS = ("clip_cov", "kl_cov", "dro")
 """verl's losses that are not multiplied by a factor of the advantage."""
 _OWN_MEANS = ("geo_mean", "sapo")
@@ -102,6 +103,8 @@ def read_block(config: Any) -> tuple[VerlOptions, PoolConfig]:
             "algorithm.use_kl_in_reward: objective log_likelihood learns from accepted or not, which a "
             "penalty would turn into not; set it to False, and actor.use_kl_loss to True"
         )
+    if budget.target.given:
+        _check_critics_advantages(options, budget)
     if options.grad_norm is None:
         unused = budget.allocator == "uniform" and options.state_path is None
         measured = "none" if unused else "last_layer"
@@ -109,10 +112,30 @@ def read_block(config: Any) -> tuple[VerlOptions, PoolConfig]:
     return options, budget
 
 
+def _check_critics_advantages(options: VerlOptions, budget: PoolConfig) -> None:
+    """Raise InputError for what needs more than PPO's advantages tell."""
+    if budget.mode == "pilot":
+        raise InputError(
+            "dibs.mode pilot: the critic sees no pilots, so they have no advantages; set it to online"
+        )
+    if budget.keep is not None:
+        raise InputError(
+            f"dibs.keep {budget.keep}: a critic is trained, and its advantages whitened, over all "
+            "completions; leave it out"
+        )
+    if budget.allocator == "min_variance" and options.grad_norm == "none":
+        raise InputError(
+            "dibs.grad_norm none: counts of algorithm.adv_estimator gae follow from the norms of "
+            "advantage times gradient; leave it out, or set dibs.allocator to uniform"
+        )
+
+
 def _completed(
     block: Mapping[str, Any], options: VerlOptions, algorithm: Any, verl_generations: int
 ) -> dict[str, Any]:
     """Return the keys of PoolConfig, with those that verl's arguments decide."""
+    if "advantages" in block:
+        raise InputError("dibs.advantages: algorithm.adv_estimator decides it; leave it out")
     values = dict(block)
     asked = values.setdefault("num_generations", verl_generations)
     if verl_generations not in (1, asked):  # 1 is verl's default
@@ -121,26 +144,17 @@ def _completed(
             "give one of them"
         )
     if options.algorithm != "verl":
-        objective = values.setdefault("objective", "log_likelihood")
-        values.setdefault("baseline", "none")
-        if objective not in OBJECTIVES:
-            return values  # PoolConfig refuses it
-        if Target.named(objective).fits_accepted:
-            values.setdefault("estimator", "self_normalized")
-        if Target.named(objective).divides_by_deviation:
-            raise InputError(
-                f"dibs.algorithm {options.algorithm} fits accepted completions; set dibs.objective to "
-                "log_likelihood or expected_reward, or dibs.algorithm to verl"
-            )
-        return values
+        return _of_raft(values, options.algorithm)
     estimator = str(getattr(algorithm.adv_estimator, "value", algorithm.adv_estimator))
-    if estimator == ESTIMATOR:
-        return values
-    if estimator not in _TARGETS:
+    if estimator not in (*_TARGETS, ESTIMATOR):
         raise InputError(
             f"algorithm.adv_estimator {estimator} has no allocation here; choose "
             f"{', '.join(_TARGETS)} or {ESTIMATOR}"
         )
+    if estimator == "gae":
+        values["advantages"] = "given"
+    if estimator == ESTIMATOR:
+        return values
     target = _TARGETS[estimator]
     if estimator == "grpo" and not algorithm.get("norm_adv_by_std_in_grpo", True):
         target = DR_GRPO
@@ -155,6 +169,22 @@ def _completed(
                 f"dibs.{key} {values[key]} is not that of algorithm.adv_estimator {estimator}, which is "
                 f"{wanted}; leave it out, or set algorithm.adv_estimator to {ESTIMATOR}"
             )
+    return values
+
+
+def _of_raft(values: dict[str, Any], algorithm: str) -> dict[str, Any]:
+    """Complete the keys of PoolConfig for ``raft`` or ``raft++``."""
+    objective = values.setdefault("objective", "log_likelihood")
+    values.setdefault("baseline", "none")
+    if objective not in OBJECTIVES:
+        return values  # PoolConfig refuses it
+    if Target.named(objective).fits_accepted:
+        values.setdefault("estimator", "self_normalized")
+    if Target.named(objective).divides_by_deviation:
+        raise InputError(
+            f"dibs.algorithm {algorithm} fits accepted completions; set dibs.objective to "
+            "log_likelihood or expected_reward, or dibs.algorithm to verl"
+        )
     return values
 
 
@@ -189,18 +219,46 @@ def adapt(config: Any, options: VerlOptions, budget: PoolConfig) -> None:
             "skip.rollout_tq.enable: completions out of a cache are not those that were asked for; set "
             "it to False"
         )
-    loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
-    ragged = budget.allocator != "uniform" and budget.estimator != "flat"
-    if ragged and options.algorithm == "verl" and loss in _NOT_HOMOGENEOUS:
-        raise InputError(
-            f"actor.policy_loss.loss_mode {loss}: a weight of the advantage does not multiply that "
-            "loss; choose another, or set dibs.estimator to flat"
-        )
+    if budget.allocator != "uniform" and budget.estimator != "flat":
+        _check_weights(config, options)
     v1.trainer_mode = TRAINER
     config.actor_rollout_ref.rollout.n = budget.num_generations
     if options.algorithm != "verl":
         config.algorithm.adv_estimator = ESTIMATOR
         config.actor_rollout_ref.actor.policy_loss.loss_mode = LOSSES[options.algorithm]
+
+
+def _check_weights(config: Any, options: VerlOptions) -> None:
+    """Raise InputError for a loss of verl's in which weights of completions would not be exact."""
+    actor = config.actor_rollout_ref.actor
+    loss = actor.policy_loss.loss_mode
+    if options.algorithm == "verl" and loss in _NOT_HOMOGENEOUS:
+        raise InputError(
+            f"actor.policy_loss.loss_mode {loss}: a weight of the advantage does not multiply that "
+            "loss; choose another, or set dibs.estimator to flat"
+        )
+    modes = [("actor_rollout_ref.actor", actor, aggregation(actor))]
+    if uses_critic(config):
+        modes.append(("critic", config.critic, config.critic.loss_agg_mode))
+    for name, part, mode in modes:
+        if mode == "seq-mean-token-sum-norm" and part.loss_scale_factor is None:
+            raise InputError(
+                f"{name}.loss_agg_mode seq-mean-token-sum-norm divides each micro-batch by its longest "
+                f"completion unless told otherwise; set {name}.loss_scale_factor, such as to "
+                "data.max_response_length"
+            )
+    distillation = config.get("distillation")
+    if distillation and distillation.get("enabled", False):
+        raise InputError(
+            "distillation.enabled: its loss is a mean over completions, which has no weights; set it to "
+            "False, or dibs.estimator to flat"
+        )
+
+
+def uses_critic(config: Any) -> bool:
+    """Whether verl trains a critic."""
+    estimator = config.algorithm.adv_estimator
+    return bool(estimator == "gae" if config.critic.enable is None else config.critic.enable)
 
 
 def aggregation(actor: Any) -> str:

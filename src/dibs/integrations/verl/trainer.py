@@ -6,7 +6,9 @@ This file has all departures from verl's trainer:
   optimizer updates are those of a uniform run too.
 - With ``dibs.pool``, prompts of the whole training set are chosen in place of those of verl's batch.
 - Rows are dealt to mini-batches where counts are ragged, so that each holds even shares of every prompt.
-- Advantages are multiplied by factors that turn verl's mean into the estimator.
+- Advantages are multiplied by factors that turn verl's mean into the estimator. KL, entropy and the
+  critic's loss are weighed likewise.
+- A critic's advantages are whitened with those factors.
 - Under a group baseline, a group of one has advantage 0.
 - A mean baseline shrinks a group's gradient as it does at the uniform size.
 """
@@ -16,6 +18,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
+from math import gcd
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,36 +30,26 @@ import torch
 import transfer_queue
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_to_nested
 
 import dibs.integrations.verl.registered_losses  # noqa: F401  registers the advantage estimator
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
-from dibs.integrations.loss_lengths import trained_norms, verl_normalization
+from dibs.integrations.loss_lengths import verl_normalization
 from dibs.integrations.pools import PoolConfig
 from dibs.integrations.verl.candidates import Candidates, prompt_names
 from dibs.integrations.verl.groups import Groups, dealt_rows
 from dibs.integrations.verl.hooks import HOOKS
-from dibs.integrations.verl.last_layer import MEASURE, NORMS
-from dibs.integrations.verl.loss_factors import loss_factors
-from dibs.integrations.verl.options import (
-    DR_GRPO,
-    ESTIMATOR,
-    TRAINER,
-    VerlOptions,
-    aggregation,
-    read_block,
-)
+from dibs.integrations.verl.last_layer import MEASURE, SCORES, TERMS
+from dibs.integrations.verl.observed import SCORED, observed, observed_with_norms, row_sums
+from dibs.integrations.verl.options import ESTIMATOR, TRAINER, VerlOptions, aggregation, read_block
+from dibs.integrations.verl.row_weights import RowWeights, weigh_rows, whiten
+from dibs.integrations.verl.weighted_terms import ACTOR_WEIGHTS, CRITIC_WEIGHTS, critic_loss
 from dibs.integrations.verl.worker import BudgetWorker
 
 logger = logging.getLogger(__name__)
-
-
-def _row_sums(values: torch.Tensor) -> np.ndarray:
-    """Sum values [rows, T] in float64 [rows], since verl scores in bfloat16 by default."""
-    sums: np.ndarray = values.double().sum(1).numpy()
-    return sums
 
 
 def make_budget(config: Any, options: VerlOptions, budget: PoolConfig) -> PromptBudget:
@@ -105,6 +99,9 @@ class BudgetTrainer(PPOTrainerSync):
                 self._take_norms_as_constant(reason)
         if self.spending.pool is not None:
             self.candidates = Candidates.of(self.train_dataset, self.spending, self.config)
+        if self.use_critic:
+            critic = omega_conf_to_dataclass(self.config.critic)
+            self.critic_wg.set_loss_fn(partial(critic_loss, config=critic))
         super().on_init_end()
 
     def _take_norms_as_constant(self, reason: str) -> None:
@@ -176,9 +173,9 @@ class BudgetTrainer(PPOTrainerSync):
         if colocated or self.measures_norms:
             self.checkpoint_manager.update_weights(self.global_steps - 1)
         groups = Groups(uids, drawn.keys)
-        fields = ["response_mask", "rm_scores", *self._scored_fields(self.measures_norms)]
-        observed = self._observed(groups, self._read(drawn, fields), self.measures_norms)
-        self.budget.take_pilots(self.names, **observed)
+        fields = ["response_mask", "rm_scores", *(SCORED if self.measures_norms else [])]
+        told = self._observed(groups, self._read(drawn, fields), self.measures_norms)
+        self.budget.take_pilots(self.names, **told)
         transfer_queue.kv_clear(keys=drawn.keys, partition_id=drawn.partition_id)
 
     # After the rollout.
@@ -187,30 +184,46 @@ class BudgetTrainer(PPOTrainerSync):
         """Give the devices rows as verl does; under ragged counts, deal these to mini-batches."""
         batch = super()._balance_batch(batch, metrics, **how)
         devices = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
-        actor = self.config.actor_rollout_ref.actor
-        mini_batch = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        actor, each = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout.n
+        # Parts of which the mini-batches of the actor and of the critic are whole numbers.
+        part = actor.ppo_mini_batch_size * each
+        if self.use_critic:
+            part = gcd(part, self.config.critic.ppo_mini_batch_size * each)
         # Without an update of the actor, verl does not make the batch divisible.
-        if np.ptp(self.counts) > 0 and len(batch.keys) % mini_batch == 0:
+        if np.ptp(self.counts) > 0 and len(batch.keys) % part == 0:
             seed = (int(actor.data_loader_seed or 0), self.global_steps)
-            mini_batches = len(batch.keys) // mini_batch
-            batch.reorder(dealt_rows(batch.keys, devices, mini_batches, seed))
+            batch.reorder(dealt_rows(batch.keys, devices, len(batch.keys) // part, seed))
         return batch
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        return self._old_log_prob(batch, metrics, measure=self._learns_norms)
+        scored = self._learns_norms and not self.budget.config.target.given
+        return self._old_log_prob(batch, metrics, measure=scored)
 
     def _old_log_prob(self, batch: Any, metrics: dict[str, Any], *, measure: bool) -> Any:
         """Score completions as verl does, and measure gradient norms in the same pass if ``measure``."""
-        batch.extra_info[MEASURE] = measure
         correction = self.config.algorithm.get("rollout_correction")
         if measure and correction and correction.get("bypass_mode", False):
             # verl takes the rollout's log-probabilities and does no forward pass of its own.
-            batch.extra_info["compute_loss"] = False
-            self.actor_rollout_wg.compute_log_prob(batch)
+            self._measure(batch, SCORES)
+            measure = False
+        if measure:
+            batch.extra_info[MEASURE] = SCORES
         scored = super()._compute_old_log_prob(batch, metrics)
         for each in (batch, scored):
             each.extra_info.pop(MEASURE, None)
         return scored
+
+    def _measure(self, batch: Any, what: str) -> None:
+        """Measure gradient norms in a forward pass that verl does not make."""
+        batch.extra_info |= {
+            MEASURE: what,
+            "temperature": self.config.actor_rollout_ref.rollout.temperature,
+            "calculate_entropy": False,
+            "compute_loss": False,
+            "no_lora_adapter": False,  # the pass of the reference policy may have set it
+        }
+        self.actor_rollout_wg.compute_log_prob(batch)
+        del batch.extra_info[MEASURE]
 
     @property
     def _learns_norms(self) -> bool:
@@ -223,57 +236,48 @@ class BudgetTrainer(PPOTrainerSync):
         self._check_received(groups, batch.tags)
         self.weighed = True
         in_reward = self.config.algorithm.use_kl_in_reward
-        fields = ["response_mask", "rm_scores", *self._scored_fields(self._learns_norms)]
+        fields = ["response_mask", "rm_scores", "advantages"]
         data = self._read(batch, [*fields, *(["token_level_rewards"] if in_reward else [])])
-        observed = self._observed(groups, data, self._learns_norms)
-        scores = groups.last(_row_sums(data["rm_scores"]))
-        penalized = groups.last(_row_sums(data["token_level_rewards"])) if in_reward else scores
-        factors, advantages = self._weigh(groups, data, penalized)
-        self.budget.update(self.names, **observed)
+        scores = groups.last(row_sums(data["rm_scores"]))
+        penalized = groups.last(row_sums(data["token_level_rewards"])) if in_reward else scores
+        weights = weigh_rows(
+            self.budget, self.config, groups, row_sums(data["response_mask"]), penalized
+        )
+        advantages = self._own_advantages(data, weights)
+        if self._learns_norms:
+            if self.budget.config.target.given:
+                self._write(batch, {"advantages": response_to_nested(advantages, data["lengths"])})
+                self._measure(batch, TERMS)
+            data |= self._read(batch, ["response_mask", *SCORED])
+        self.budget.update(self.names, **self._observed(groups, data, self._learns_norms))
         self._record(groups, scores, metrics)
-        scale = torch.from_numpy(factors).float().unsqueeze(1)
-        if self.config.algorithm.adv_estimator == ESTIMATOR:
-            weighted = torch.from_numpy(advantages).unsqueeze(1) * data["response_mask"] * scale
-        elif (scale == 1).all():
+        if self.config.algorithm.adv_estimator != ESTIMATOR and weights.change_nothing:
             return batch  # uniform counts: verl's advantages as they are
-        else:
-            weighted = self._read(batch, ["response_mask", "advantages"])["advantages"] * scale
-        written = {"advantages": response_to_nested(weighted.float(), data["lengths"])}
+        scale = torch.from_numpy(weights.advantages).float().unsqueeze(1)
+        written = {"advantages": response_to_nested((advantages * scale).float(), data["lengths"])}
+        if not weights.change_nothing:
+            named = ((ACTOR_WEIGHTS, weights.actor), (CRITIC_WEIGHTS, weights.critic))
+            written |= {name: torch.from_numpy(each).float()[:, None] for name, each in named}
+        return self._write(batch, written)
+
+    def _own_advantages(self, data: dict[str, Any], weights: RowWeights) -> torch.Tensor:
+        """Advantages of each token before they are weighed, [rows, T]."""
+        advantages: torch.Tensor = data["advantages"]
+        if self.config.algorithm.adv_estimator == ESTIMATOR:
+            return torch.from_numpy(weights.own).unsqueeze(1) * data["response_mask"]
+        if self.budget.config.target.given and not weights.change_nothing:
+            mask = data["response_mask"].double().numpy()
+            whitened = whiten(advantages.double().numpy(), mask, weights.actor)
+            return torch.from_numpy(whitened).float()
+        return advantages
+
+    @staticmethod
+    def _write(batch: Any, fields: dict[str, torch.Tensor]) -> Any:
         return transfer_queue.kv_batch_put(
             keys=batch.keys,
             partition_id=batch.partition_id,
-            fields=TensorDict(written, batch_size=len(batch)),
+            fields=TensorDict(fields, batch_size=len(batch)),
         )
-
-    def _weigh(
-        self, groups: Groups, data: dict[str, Any], rewards: Sequence[Sequence[float]]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the factor of each row's advantage, and the budget's advantage; float64 [rows] each."""
-        advantages, weights = self.budget.weights(rewards)
-        tokens = groups.total(_row_sums(data["response_mask"]))
-        factors = loss_factors(
-            np.concatenate(weights),
-            np.concatenate(tokens),
-            aggregation(self.config.actor_rollout_ref.actor),
-        )
-        parts = np.split(factors, np.cumsum(groups.sizes)[:-1])
-        parts = [each * self._regrown(len(each)) for each in parts]
-        if self.budget.config.target.needs_groups:
-            # In a group of one, verl takes the reward for the advantage.
-            parts = [each * (len(each) > 1) for each in parts]
-        return groups.spread(parts, padding=1.0), groups.spread(advantages)
-
-    def _regrown(self, size: int) -> float:
-        """The factor that gives a group of ``size`` the gradient of a group of the uniform size n.
-
-        verl subtracts the mean of all rewards of a group, a completion's own included. So the gradient
-        of a group of k is (k - 1)/k of the target's, and uniform groups have (n - 1)/n of it.
-        """
-        options = self.budget.config
-        verls = self.config.algorithm.adv_estimator != ESTIMATOR and options.estimator != "flat"
-        if not verls or options.target != DR_GRPO or size < 2:
-            return 1.0
-        return size * (options.num_generations - 1) / ((size - 1) * options.num_generations)
 
     def _check_received(self, groups: Groups, tags: Sequence[dict[str, Any]]) -> None:
         """Raise RuntimeError for more completions than requested; fewer mean that some failed."""
@@ -284,10 +288,6 @@ class BudgetTrainer(PPOTrainerSync):
                 f"where {self.counts.sum()} were asked for, at most {self.counts.max()} of one: a "
                 "sampler or agent loop draws by rules of its own; leave it out"
             )
-
-    @staticmethod
-    def _scored_fields(measured: bool) -> list[str]:
-        return [NORMS, "old_log_probs"] if measured else []
 
     def _read(self, batch: Any, fields: Sequence[str]) -> dict[str, Any]:
         """Read fields of a batch, padded to [rows, T]. ``lengths`` is the mask without padding."""
@@ -300,34 +300,16 @@ class BudgetTrainer(PPOTrainerSync):
     def _observed(self, groups: Groups, data: dict[str, Any], measured: bool) -> dict[str, Any]:
         """Return what was observed of the prompts, as arguments of :meth:`PromptBudget.update`.
 
-        Completions whose norm is not finite are left out. If no norm is finite, norms are taken as
-        constant from here on.
+        If no norm is finite, norms are taken as constant from here on.
         """
-        observed = {
-            "rewards": groups.last(_row_sums(data["rm_scores"])),
-            "lengths": groups.total(_row_sums(data["response_mask"])),
-        }
-        if not measured:
-            return observed
-        tokens = _row_sums(data["response_mask"])
-        rows = _row_sums(data[NORMS].reshape(groups.rows, 1))
-        # The gradients of a completion's outputs are uncorrelated, so their squared norms add up.
-        squares = groups.total(
-            trained_norms(rows, tokens, self.budget.memory.length_normalization) ** 2
-        )
-        norms = [np.sqrt(each).tolist() for each in squares]
-        finite = [np.isfinite(each) for each in norms]
-        if not np.concatenate(finite).any():
+        if measured:
+            found = observed_with_norms(groups, data, self.budget.memory.length_normalization)
+            if found is not None:
+                return found
             self._take_norms_as_constant(
                 "the model's logits are not its output layer's, or not finite"
             )
-            return observed
-        logprobs = groups.total(_row_sums(data["old_log_probs"].double() * data["response_mask"]))
-        observed |= {"logprobs": logprobs, "grad_norms": norms}
-        return {
-            name: [np.array(each)[kept].tolist() for each, kept in zip(values, finite, strict=True)]
-            for name, values in observed.items()
-        }
+        return observed(groups, data)
 
     def _record(
         self, groups: Groups, rewards: Sequence[Sequence[float]], metrics: dict[str, Any]
