@@ -36,7 +36,7 @@ BENCHMARKS = {
     "shape_order": "--prompts=8",
     "shared_prefixes": "--shapes short --rounds=1 --layers=1 --width=16",
     "study_aa": "--tests=3",
-    "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
+    "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4 --length=8",
     "verifier": "--rounds=1",
     "variance_cost": "--size=tiny --prompts=2 --generations=4 --rounds=1 --threads=1",
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
@@ -59,7 +59,9 @@ OTHER_ENVIRONMENTS = {
 PARTS = {
     "gpu_trl",
     "gradient_tables",
+    "long_prompts",
     "measured_policies",
+    "step_tasks",
     "step_trl",
     "two_lengths",
     "verifier_cases",
