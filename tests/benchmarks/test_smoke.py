@@ -26,6 +26,7 @@ BENCHMARKS = {
     "measured_gain": "--prompts=6 --samples=4 --per-step=3 --window=2 --windows=2",
     "meter_coverage": "--runs=2 --estimators prompt_mean",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
+    "norm_share": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "online_overhead": "--shapes embedded --rounds 2 --warmup-rounds 1",
     "paired_interval": "--runs=2",
     "plug_in": "--replicates=3",
@@ -43,7 +44,7 @@ BENCHMARKS = {
 }
 """Those that run in this environment, with options that make them tiny."""
 WARM_STARTED = {
-    "online_overhead",
+    *("norm_share", "online_overhead"),
     *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
     *("shape_order", "step"),
 }
