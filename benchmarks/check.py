@@ -64,10 +64,15 @@ BENCHMARKS = {
         }
     ),
     "logprobs": Benchmark({"memory_ratio": LOWER}),
-    "sampling": Benchmark({"cases.0.speedup": HIGHER, "cases.1.speedup": HIGHER}),
-    "step": Benchmark(
-        {"speedup_vs_trl": HIGHER, "speedup_vs_trl_long_prompts": HIGHER}, environment=".venv-trl"
+    "online_overhead": Benchmark(
+        {
+            "shapes.embedded.update_cpu_seconds_over_uniform": LOWER,
+            "shapes.long_prompts.update_cpu_seconds_over_uniform": LOWER,
+        },
+        "--arms update --json",
     ),
+    "sampling": Benchmark({"cases.0.speedup": HIGHER, "cases.1.speedup": HIGHER}),
+    "step": Benchmark({"speedup_vs_trl": HIGHER}, environment=".venv-trl"),
     "variance_cost": Benchmark(
         {
             "meter_over_plain_pass_cpu": LOWER,

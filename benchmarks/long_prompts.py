@@ -17,7 +17,7 @@ from dibs.data.arithmetic import MODULUS
 from dibs.model.warm_start import build_model, build_tokenizer
 
 LONG_PROMPT, LONG_COMPLETION = 256, 64
-_NEVER = 3.0
+_NEVER = 30.0
 """What all tokens but the end share in one entry of their vectors; the end has its negative."""
 
 
