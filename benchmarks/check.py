@@ -64,6 +64,13 @@ BENCHMARKS = {
         }
     ),
     "logprobs": Benchmark({"memory_ratio": LOWER}),
+    "online_overhead": Benchmark(
+        {
+            "shapes.embedded.update_cpu_seconds_over_uniform": LOWER,
+            "shapes.long_prompts.update_cpu_seconds_over_uniform": LOWER,
+        },
+        "--arms update --json",
+    ),
     "sampling": Benchmark({"cases.0.speedup": HIGHER, "cases.1.speedup": HIGHER}),
     "step": Benchmark({"speedup_vs_trl": HIGHER}, environment=".venv-trl"),
     "variance_cost": Benchmark(

@@ -44,6 +44,7 @@ from dibs.model.warm_start import build_tokenizer
 from dibs.rollouts.sampling import SampleRequest, collected
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.losses import PolicyLoss
+from dibs.training.norm_sample import NormSample
 from dibs.training.updater import Updater
 from dibs.types import Completion, Group, Prompt, Rollout
 
@@ -144,13 +145,13 @@ def one_round(policy: Policy, args: argparse.Namespace) -> dict[str, float]:
         updates_per_step=1, learning_rate=1e-8, micro_batch_tokens=args.micro_batch_tokens
     )
     updater = Updater(policy, PolicyLoss(clip=None), config, 10)
-    squares = np.full(len(examples), np.nan)
+    sample = NormSample.of([example.advantage > 0 for example in examples], None)
     meter = meter_of(policy, "grpo", args)
     seconds = {"sampling": sampling}
     ways: dict[str, Callable[[], Any]] = {
         "update": lambda: updater.step(examples),
         "norms": lambda: gradient_norms(policy, examples, max_tokens=args.micro_batch_tokens),
-        "update with norms": lambda: updater.step(examples, squares),
+        "update with norms": lambda: updater.step(examples, sample),
         "variance meter": lambda: meter.measured(groups),
     }
     for name, run in ways.items():

@@ -25,19 +25,18 @@ import platform
 import statistics
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from long_prompts import LONG_COMPLETION, save_long_prompts
 from rich.console import Console
 
 from dibs.config import Config, WarmStartConfig
-from dibs.data.arithmetic import MODULUS
 from dibs.loop import Trainer
 from dibs.model.grad_norms import gradient_norms
-from dibs.model.warm_start import build_model, build_tokenizer, warm_started_policy
+from dibs.model.warm_start import warm_started_policy
 from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
@@ -54,12 +53,6 @@ ARMS: dict[str, dict[str, Any]] = {
         "allocate": {"allocator": "min_variance"},
     },
 }
-LONG_PROMPT, LONG_COMPLETION = 256, 64
-
-
-def coin(answer: str, completion: str) -> float:
-    """A verifier's reward that is 1 for about half of all texts, whatever they say."""
-    return float(zlib.crc32(f"{answer} {completion}".encode()) % 2)
 
 
 def embedded(_: Path, updates: int) -> dict[str, Any]:
@@ -69,27 +62,17 @@ def embedded(_: Path, updates: int) -> dict[str, Any]:
         "policy": {"model": str(model)},
         "data": {"train": TASK},
         "sampling": {"max_completion_length": 16},
-        "train": {"prompts_per_step": 16},
+        "train": {"prompts_per_step": 64},
     }
 
 
 def long_prompts(folder: Path, _: int) -> dict[str, Any]:
     """A random policy and random prompts, saved in ``folder``."""
-    tokenizer = build_tokenizer()
-    model = build_model(WarmStartConfig(hidden_size=256, layers=4), tokenizer)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    numbers = np.random.default_rng(0).integers(MODULUS, size=(16, LONG_PROMPT // 2))
-    rows = [
-        {"question": "=".join(map(str, each)) + "=", "answer": str(i)}
-        for i, each in enumerate(numbers)
-    ]
-    path = folder / "prompts.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    places = save_long_prompts(folder, 16)
     return {
-        "policy": {"model": str(folder / "model")},
-        "data": {"train": str(path)},
-        "verify": {"verifier": "online_overhead:coin"},
+        "policy": {"model": places["model"]},
+        "data": {"train": places["prompts"]},
+        "verify": {"verifier": "long_prompts:coin"},
         "sampling": {"max_completion_length": LONG_COMPLETION},
         "train": {"prompts_per_step": 4},
     }
@@ -124,7 +107,9 @@ def timed(records: Iterator[Any]) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     metrics = next(records).metrics
     taken = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    names = ("rollouts", "learned", "sample_seconds", "update_seconds", "remember_seconds")
+    names = ("rollouts", "learned")
+    names += ("estimate_seconds", "allocate_seconds", "sample_seconds", "verify_seconds")
+    names += ("weigh_seconds", "update_seconds", "remember_seconds")
     return taken | {name: metrics.get(name, 0.0) for name in names}
 
 
@@ -142,26 +127,27 @@ def norm_error(trainer: Trainer) -> float:
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Ratios to uniform of one shape."""
     shape = SHAPES[name](folder, args.warm_start_updates)
-    trainers = {arm: trainer_of(shape, given, args) for arm, given in ARMS.items()}
+    names = ["uniform", *args.arms]
+    trainers = {arm: trainer_of(shape, ARMS[arm], args) for arm in names}
     runs = {arm: trainer.run() for arm, trainer in trainers.items()}
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(args.warmup_rounds + args.rounds):
-        arms = [*ARMS][number % len(ARMS) :] + [*ARMS][: number % len(ARMS)]
+        arms = names[number % len(names) :] + names[: number % len(names)]
         rounds.append({arm: timed(runs[arm]) for arm in arms})
     counted = rounds[args.warmup_rounds :]
-    result: dict[str, Any] = {"norm_error": norm_error(trainers["update"])}
+    result: dict[str, Any] = {"norm_error": norm_error(trainers[names[-1]])}
     for records in runs.values():
         records.close()
     for trainer in trainers.values():
         trainer.source.verifier.close()
-    for arm in ("update", "exact"):
+    for arm in args.arms:
         for key in ("seconds", "cpu_seconds"):
             ratios = [each[arm][key] / each["uniform"][key] for each in counted]
             result[f"{arm}_{key}_over_uniform"] = statistics.median(ratios)
             result[f"{arm}_{key}_range"] = [min(ratios), max(ratios)]
     result["arms"] = {
         arm: {key: statistics.median(each[arm][key] for each in counted) for key in counted[0][arm]}
-        for arm in ARMS
+        for arm in names
     }
     return result
 
@@ -172,6 +158,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
+    parser.add_argument(
+        "--arms", nargs="+", choices=["update", "exact"], default=["update", "exact"]
+    )
     parser.add_argument("--rounds", type=int, default=12, help="timed steps of each arm")
     parser.add_argument("--warmup-rounds", type=int, default=3, help="steps before them")
     parser.add_argument("--updates", type=int, default=1, help="optimizer updates a step")
@@ -196,7 +185,7 @@ def main() -> None:
         found = ", ".join(
             f"{arm} {row[f'{arm}_seconds_over_uniform']:.2f} "
             f"(CPU seconds {row[f'{arm}_cpu_seconds_over_uniform']:.2f})"
-            for arm in ("update", "exact")
+            for arm in args.arms
         )
         print(
             f"{name}: over uniform, {found}; largest difference of a norm {row['norm_error']:.1e}"

@@ -1,23 +1,28 @@
 """Training steps of dibs against those of TRL's GRPOTrainer, in one run.
 
-Both train the embedded task's policy with GRPO on the CPU in float32: the same weights, tokenizer, rows
-in the same order, judge, loss, optimizer, number of rollouts and of optimizer updates a step, and most
-tokens a completion. Neither evaluates, saves or logs. The learning rate is tiny, so the policy hardly
+Both train the same policy with GRPO on the CPU in float32: the same weights, tokenizer, rows in the same
+order, judge, loss, optimizer, number of rollouts and of optimizer updates a step, and most tokens a
+completion. There are two shapes: the embedded task after its warm start, 64 prompts and 4 updates a
+step; and prompts of 256 tokens with completions of exactly 64, 4 prompts and one update a step, a policy
+with 4 layers of width 256 and random weights, and tosses of a coin as rewards.
+ Neither evaluates, saves or logs. The learning rate is tiny, so the policy hardly
 moves and both keep writing alike; the tokens of a rollout show it.
 
 A round runs each side from the start, in turns: in every other round TRL goes first. A step is timed
 from the end of the one before to its own end; the first ones are left out, and the median of the rest
 counts. TRL runs with each of ``OPTIONS``; dibs is compared with the fastest by its median over rounds.
-``speedup_vs_trl`` is the median over rounds of the ratio of rollouts/s within a round. In one thing the
+``speedup_vs_trl`` is the median over rounds of the ratio of rollouts/s within a round,
+``speedup_vs_trl_long_prompts`` that of the second shape; ``cpu_speedup_vs_trl`` compares CPU seconds of
+the trainers' processes, which other programs hardly change. In one thing the
 sides differ by design: dibs leaves rollouts of advantage 0 out of the update, where they have no
 gradient; ``learned`` is the share of the others.
 
-The model is tiny: the ratio says how much each side does around the model, and nothing about GPUs or
+The models are tiny: the ratio says how much each side does around the model, and nothing about GPUs or
 about TRL with vLLM.
 
     make bench-step
     python benchmarks/step.py [--json]
-    python benchmarks/step.py --hidden-size 256 --layers 4 --updates 1
+    python benchmarks/step.py --shapes long_prompts --updates 4
     python benchmarks/step.py --without-trl
 """
 
@@ -40,18 +45,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from step_tasks import LEARNING_RATE, SHAPES, TASKS, Task, configuration, of_shape
 
 import dibs
-from dibs.config import Config, WarmStartConfig
+from dibs.config import WarmStartConfig
 from dibs.data.curriculum import batches
 from dibs.loop import Trainer
-from dibs.model.warm_start import warm_started_policy
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 
 HERE = Path(__file__).resolve().parent
-TASK = "arithmetic"
-LEARNING_RATE = 1e-8
 # No faster: more micro-batches, a static cache, unfused AdamW, continuous batching, torch.compile.
 OPTIONS: dict[str, dict[str, Any]] = {
     "TRL": {},
@@ -61,48 +64,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "tokenizers")
 
 
-def configuration(args: argparse.Namespace, model: Path, seed: int) -> Config:
-    """A run of dibs without anything but steps.
-
-    It has one step more than are taken: the last one would evaluate.
-    """
-    return Config.model_validate(
-        {
-            "seed": seed,
-            "policy": {"model": str(model), "device": "cpu", "threads": args.threads},
-            "data": {"train": TASK},
-            "sampling": {"max_completion_length": args.length},
-            "algorithm": {
-                "name": "grpo",
-                "estimator": "flat",
-                "length_normalization": "sequence",
-                "epsilon_high": None,
-            },
-            "estimate": {"mode": "none"},
-            "allocate": {"allocator": "uniform", "num_generations": args.generations},
-            "update": {"learning_rate": LEARNING_RATE, "updates_per_step": args.updates},
-            "train": {
-                "steps": args.warmup_steps + args.steps + 1,
-                "prompts_per_step": args.prompts,
-            },
-            "variance": {"interval": 0},
-            "evaluate": {"interval": 0},
-        }
-    )
-
-
 def run_ours(trainer: Trainer, steps: int) -> list[dict[str, float]]:
     """What each of the first steps took and wrote."""
     records = trainer.run()
     recorded = []
-    ended = time.perf_counter()
+    ended, spent = time.perf_counter(), time.process_time()
     for _ in range(steps):
         record = next(records)
         started, ended = ended, time.perf_counter()
+        before, spent = spent, time.process_time()
         rollouts = [rollout for group in record.groups for rollout in group.rollouts]
         recorded.append(
             {
                 "seconds": ended - started,
+                "cpu_seconds": spent - before,
                 "sample_seconds": record.metrics["sample_seconds"],
                 "rollouts": len(rollouts),
                 "tokens": sum(len(rollout.completion.token_ids) for rollout in rollouts),
@@ -143,18 +118,19 @@ def has_trl(python: Path) -> bool:
     return python.is_file() and subprocess.run([python, "-c", code], check=False).returncode == 0
 
 
-def run_round(args: argparse.Namespace, model: Path, number: int) -> dict[str, Any]:
+def run_round(args: argparse.Namespace, task: Task, number: int) -> dict[str, Any]:
     """Both sides once; the round's number is the seed."""
     trainer = build_trainer(
-        configuration(args, model, number), PlainView(Console(stderr=True, quiet=True))
+        configuration(args, task, number), PlainView(Console(stderr=True, quiet=True))
     )
     steps = args.warmup_steps + args.steps
     drawn = islice(batches(trainer.prompts.train, args.prompts, number), steps)
-    turns = number % len(OPTIONS)
-    names = [*OPTIONS][turns:] + [*OPTIONS][:turns]
+    turns = number % len(args.options)
+    names = args.options[turns:] + args.options[:turns]
     trl: dict[str, Any] = {"versions": {}, "runs": {}}
     given = {
-        "model": str(model),
+        "model": task.model,
+        "tosses": task.tosses,
         "rows": [{"prompt": p.text, "answer": p.answer} for prompts in drawn for p in prompts],
         "seed": number,
         "prompts": args.prompts,
@@ -194,6 +170,7 @@ def summary(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     row = {
         "rollouts_per_second": rollouts / seconds,
         "seconds_a_step": seconds,
+        "cpu_seconds_a_step": statistics.median(step["cpu_seconds"] for step in steps),
         "sample_seconds_a_step": statistics.median(step["sample_seconds"] for step in steps),
         "rollouts_a_step": rollouts,
         "tokens_a_rollout": total["tokens"] / total["rollouts"],
@@ -214,7 +191,7 @@ def compare(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if sides.keys() == {"dibs"}:
         return {"sides": sides}
-    fastest = max(OPTIONS, key=lambda name: sides[name]["rollouts_per_second"])
+    fastest = max(sides.keys() - {"dibs"}, key=lambda name: sides[name]["rollouts_per_second"])
     ratios = [
         each["sides"]["dibs"]["rollouts_per_second"] / each["sides"][fastest]["rollouts_per_second"]
         for each in rounds
@@ -223,8 +200,13 @@ def compare(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
         statistics.mean(each["sides"][name]["tokens_a_rollout"] for each in rounds)
         for name in ("dibs", fastest)
     ]
+    of_cpu = [
+        each["sides"][fastest]["cpu_seconds_a_step"] / each["sides"]["dibs"]["cpu_seconds_a_step"]
+        for each in rounds
+    ]
     return {
         "speedup_vs_trl": statistics.median(ratios),
+        "cpu_speedup_vs_trl": statistics.median(of_cpu),
         "speedups": ratios,
         "trl_fastest": fastest,
         "tokens_a_rollout_over_trl": lengths[0] / lengths[1],
@@ -248,12 +230,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a round")
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps before them")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts a step")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
+    parser.add_argument("--prompts", type=int, help="prompts a step, in place of a shape's")
     parser.add_argument("--generations", type=int, default=8, help="completions a prompt")
-    parser.add_argument("--updates", type=int, default=4, help="optimizer updates a step")
-    parser.add_argument("--length", type=int, default=16, help="tokens a completion at most")
-    parser.add_argument("--hidden-size", type=int, default=WarmStartConfig().hidden_size)
-    parser.add_argument("--layers", type=int, default=WarmStartConfig().layers)
+    parser.add_argument("--updates", type=int, help="optimizer updates a step, likewise")
+    parser.add_argument("--length", type=int, help="tokens a completion at most, likewise")
+    parser.add_argument("--hidden-size", type=int, help="width of the policy, likewise")
+    parser.add_argument("--layers", type=int, help="layers of the policy, likewise")
     parser.add_argument(
         "--warm-start-updates",
         type=int,
@@ -269,16 +252,21 @@ def arguments() -> argparse.Namespace:
         help="a Python that has TRL",
     )
     parser.add_argument(
+        "--options", nargs="+", choices=OPTIONS, default=[*OPTIONS], help="of TRL, all by default"
+    )
+    parser.add_argument(
         "--without-trl", action="store_true", help="time dibs alone, where there is no TRL"
     )
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()
-    halves = 2 * args.updates
-    if args.prompts * args.generations % halves:
-        parser.error(
-            f"--prompts {args.prompts} x --generations {args.generations} rollouts cannot be dealt to "
-            f"--updates {args.updates} in two micro-batches each; make them a multiple of {halves}"
-        )
+    for name in args.shapes:
+        own = of_shape(args, name)
+        halves = 2 * own.updates
+        if own.prompts * own.generations % halves:
+            parser.error(
+                f"{name}: {own.prompts} prompts x {own.generations} rollouts cannot be dealt to "
+                f"{own.updates} updates in two micro-batches each; make them a multiple of {halves}"
+            )
     if not args.without_trl and not has_trl(args.trl_python):
         parser.exit(
             2,
@@ -288,48 +276,59 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    """Run and print."""
-    args = arguments()
-    view = PlainView(Console(stderr=True))
-    model = warm_started_policy(
-        TASK,
-        WarmStartConfig(
-            hidden_size=args.hidden_size, layers=args.layers, updates=args.warm_start_updates
-        ),
-        lambda done, total, loss: view.preparing("warm start", done, total, f"loss {loss:.3f}"),
-    )
-    rounds = []
-    for number in range(args.rounds):
-        rounds.append(run_round(args, model, number))
-        view.preparing("rounds", number + 1, args.rounds)
-    result = {
+def measure(name: str, args: argparse.Namespace, view: PlainView) -> dict[str, Any]:
+    """Both sides on one shape."""
+    own = of_shape(args, name)
+    with tempfile.TemporaryDirectory() as folder:
+        task = TASKS[name](own, Path(folder), view)
+        rounds = []
+        for number in range(args.rounds):
+            rounds.append(run_round(own, task, number))
+            view.preparing(f"rounds of {name}", number + 1, args.rounds)
+    left_out = ("json", "trl_python", "shapes")
+    return {
         **compare(rounds),
-        "settings": {
-            **{
-                key: value for key, value in vars(args).items() if key not in ("json", "trl_python")
-            },
-            "learning_rate": LEARNING_RATE,
-            "dtype": "float32",
-            "device": "cpu",
-            "trl_options": OPTIONS,
-        },
-        "hardware": cpu_name(),
-        "versions": {"dibs": dibs.__version__, **{name: version(name) for name in PACKAGES}},
+        "settings": {key: value for key, value in vars(own).items() if key not in left_out},
         "trl_versions": rounds[0]["trl_versions"],
         "rounds": [
             {key: value for key, value in each.items() if key != "trl_versions"} for each in rounds
         ],
     }
-    print(json.dumps(result, indent=1)) if args.json else print_table(result)
 
 
-def print_table(result: dict[str, Any]) -> None:
+def main() -> None:
+    """Run and print."""
+    args = arguments()
+    os.chdir(HERE)  # where the verifier's processes find ``coin``
+    shapes = {name: measure(name, args, PlainView(Console(stderr=True))) for name in args.shapes}
+    keys = {"embedded": "speedup_vs_trl", "long_prompts": "speedup_vs_trl_long_prompts"}
+    result = {
+        **{
+            keys[name]: row["speedup_vs_trl"]
+            for name, row in shapes.items()
+            if "speedup_vs_trl" in row
+        },
+        "shapes": shapes,
+        "learning_rate": LEARNING_RATE,
+        "dtype": "float32",
+        "device": "cpu",
+        "trl_options": OPTIONS,
+        "hardware": cpu_name(),
+        "versions": {"dibs": dibs.__version__, **{name: version(name) for name in PACKAGES}},
+    }
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return
+    for name, row in shapes.items():
+        print_table(name, row)
+
+
+def print_table(name: str, result: dict[str, Any]) -> None:
     """For people."""
     settings = result["settings"]
     console = Console(width=104)
     console.print(
-        f"{result['hardware']}, {settings['threads']} threads, float32; {settings['layers']} layers of "
+        f"{name}: {cpu_name()}, {settings['threads']} threads, float32; {settings['layers']} layers of "
         f"width {settings['hidden_size']}; {settings['prompts']} prompts x {settings['generations']} "
         f"completions of at most {settings['length']} tokens, {settings['updates']} updates a step; "
         f"medians of {settings['rounds']} rounds of {settings['steps']} steps; "
@@ -340,19 +339,19 @@ def print_table(result: dict[str, Any]) -> None:
         "", "rollouts/s", "s/step", "to sample", "tokens", "accepted", "in update", "ratio"
     )
     ours = result["sides"]["dibs"]["rollouts_per_second"]
-    for name, row in result["sides"].items():
+    for side, row in result["sides"].items():
         ratio = ours / row["rollouts_per_second"]
-        if name == result.get("trl_fastest"):
+        if side == result.get("trl_fastest"):
             ratio = result["speedup_vs_trl"]
         table.add_row(
-            name,
+            side,
             f"{row['rollouts_per_second']:.0f}",
             f"{row['seconds_a_step']:.3f}",
             f"{row['sample_seconds_a_step']:.3f}",
             f"{row['tokens_a_rollout']:.2f}",
             f"{row['accepted']:.3f}",
             f"{row.get('learned', 1):.2f}",
-            "" if name == "dibs" else f"{ratio:.2f}",
+            "" if side == "dibs" else f"{ratio:.2f}",
         )
     console.print(table)
     if "speedups" not in result:
@@ -360,7 +359,8 @@ def print_table(result: dict[str, Any]) -> None:
     low, high = min(result["speedups"]), max(result["speedups"])
     console.print(
         f"{result['speedup_vs_trl']:.2f} times {result['trl_fastest']!r} ({low:.2f} to {high:.2f} over "
-        f"rounds); tokens a rollout: {result['tokens_a_rollout_over_trl']:.3f} of TRL's",
+        f"rounds; {result['cpu_speedup_vs_trl']:.2f} by CPU seconds); tokens a rollout: "
+        f"{result['tokens_a_rollout_over_trl']:.3f} of TRL's",
         highlight=False,
     )
 

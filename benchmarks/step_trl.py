@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
+from long_prompts import coin
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -33,33 +34,35 @@ class Clock(TrainerCallback):
 
     def __init__(self, updates: int) -> None:
         self.updates = updates
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         if state.global_step % self.updates == 0:
-            self.ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), time.process_time()))
 
-    def seconds(self) -> list[float]:
-        """One number a step."""
-        return [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+    def seconds(self) -> list[tuple[float, float]]:
+        """Seconds and CPU seconds of each step."""
+        steps = zip(self.ends, self.ends[1:], strict=False)
+        return [(end[0] - start[0], end[1] - start[1]) for start, end in steps]
 
 
 class Reward:
-    """The judge of dibs; notes what each step wrote."""
+    """The judge of dibs, or its toss of a coin; notes what each step wrote."""
 
-    __name__ = "judge_arithmetic"
+    __name__ = "judge"
 
-    def __init__(self) -> None:
+    def __init__(self, tosses: bool) -> None:
+        self.tosses = tosses
         self.steps: list[dict[str, float]] = []
 
     def __call__(
         self, completions: list[str], answer: list[str], completion_ids: list[list[int]], **_: Any
     ) -> list[float]:
         rewards = [
-            judge_arithmetic(gold, text).reward
+            coin(gold, text) if self.tosses else judge_arithmetic(gold, text).reward
             for gold, text in zip(answer, completions, strict=True)
         ]
         self.steps.append(
@@ -126,7 +129,7 @@ def train(given: dict[str, Any], options: dict[str, Any], folder: str) -> list[d
         attn_implementation=options.pop("attention", "sdpa"),
     )
     accumulated = options.pop("micro_batches", 1)
-    clock, reward, sampling = Clock(given["updates"]), Reward(), []
+    clock, reward, sampling = Clock(given["updates"]), Reward(given["tosses"]), []
     trainer = GRPOTrainer(
         model=model,
         processing_class=load_tokenizer(given["model"], {}),
@@ -138,9 +141,10 @@ def train(given: dict[str, Any], options: dict[str, Any], folder: str) -> list[d
     for name in ("generate", "generate_batch"):
         setattr(model, name, timed(getattr(model, name), sampling))
     trainer.train()
+    steps = zip(clock.seconds(), sampling, reward.steps, strict=True)
     return [
-        {"seconds": seconds, "sample_seconds": sampled, **written}
-        for seconds, sampled, written in zip(clock.seconds(), sampling, reward.steps, strict=True)
+        {"seconds": seconds, "cpu_seconds": spent, "sample_seconds": sampled, **written}
+        for (seconds, spent), sampled, written in steps
     ]
 
 

@@ -134,14 +134,15 @@ class Trainer:
             with self.phase("measure"):
                 metrics |= self.gradients.gain(groups_of_parts, problems, choice.allocations)
         with self.phase("update"):
-            squares = np.full(len(examples), np.nan) if from_updates else None
-            updates = self.updater.step(examples, squares)
+            norms = self.gradients.sample_of_updates(groups) if from_updates else None
+            updates = self.updater.step(examples, norms)
             self.source.sampler.update_weights()
             self.totals.add_updates(updates)
             metrics |= {key: value for key, value in asdict(updates).items() if key != "updates"}
-        if squares is not None:
+        if norms is not None:
             with self.phase("remember"):
-                self.history.add(groups, self.gradients.norms_of_updates(groups, squares), step)
+                found = self.gradients.norms_of_updates(groups, norms)
+                self.history.add(groups, found, step)
         held_out: list[Group] = []
         if config.evaluates_at(step):
             with self.phase("evaluate"):

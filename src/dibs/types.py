@@ -203,12 +203,13 @@ class RewardMoments:
 class CompletionMoments:
     """Of the accepted, or of the rejected, completions of each of m prompts; all float64 [m].
 
-    ``count``: completions with a gradient norm above 0; old ones count less than 1. ``log_norm``: mean
-    of ``ln ||s||`` over them. ``log_norm_scatter``: sum of squared deviations from that mean; NaN if
-    the deviations are not known. ``effective_count``: how many completions of weight 1 would give the
-    mean as precisely, ``(sum of weights)^2 / (sum of squared weights)``. ``logprob``: mean of ``ln
-    pi(y|x)``, summed over tokens. Means are NaN where the count is 0. ``rewards``: None where accepted
-    completions have reward 1 and rejected ones 0.
+    ``count``: completions whose gradient norm was measured and is above 0; old ones count less than 1.
+    ``log_norm``: mean of ``ln ||s||`` over them. ``log_norm_scatter``: sum of squared deviations from
+    that mean; NaN if the deviations are not known. ``effective_count``: how many completions of weight
+    1 would give the mean as precisely, ``(sum of weights)^2 / (sum of squared weights)``. ``logprob``:
+    mean of ``ln pi(y|x)``, summed over tokens, over ``written`` completions: those that have a
+    gradient, whether it was measured or not; None: ``count``. Means are NaN over no completions.
+    ``rewards``: None where accepted completions have reward 1 and rejected ones 0.
     """
 
     count: np.ndarray
@@ -217,6 +218,12 @@ class CompletionMoments:
     effective_count: np.ndarray
     logprob: np.ndarray
     rewards: RewardMoments | None = None
+    written: np.ndarray | None = None
+
+    @property
+    def likelihoods(self) -> np.ndarray:
+        """How many completions ``logprob`` is a mean over, [m]."""
+        return self.count if self.written is None else self.written
 
     def take(self, rows: np.ndarray) -> CompletionMoments:
         """The same of some prompts, by their positions."""
@@ -227,6 +234,7 @@ class CompletionMoments:
             self.effective_count[rows],
             self.logprob[rows],
             None if self.rewards is None else self.rewards.take(rows),
+            self.likelihoods[rows],
         )
 
 
@@ -237,10 +245,10 @@ class PromptStats:
     ``trials`` and ``successes``: pilot completions that were drawn and accepted, [m]. Old ones count
     less than 1, so these need not be whole numbers. ``grad_norm``: mean of ``||grad log pi(y|x)||``
     over accepted pilots, each divided by what the loss divides its gradient by, float64 [m]; NaN where
-    none was accepted. ``grad_norm_rejected``: the same over rejected pilots. ``mean_tokens``: mean
-    length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments of both classes.
-    ``streak``: how many of the prompt's last visits in a row had all completions accepted or all
-    rejected, [m]. The last five are optional.
+    none was accepted, or none of them measured. ``grad_norm_rejected``: the same over rejected pilots.
+    ``mean_tokens``: mean length of completions in tokens, [m]. ``accepted`` and ``rejected``: moments
+    of both classes. ``streak``: how many of the prompt's last visits in a row had all completions
+    accepted or all rejected, [m]. The last five are optional.
 
     Raises InputError, with the prompt's id, for impossible values.
     """
@@ -278,11 +286,13 @@ class PromptStats:
                 self._refuse(np.isnan(values), name, "is missing")
             self._refuse(np.asarray(values) < 0, name, "is negative")
         self._refuse(self.successes > self.trials, "successes", "exceeds trials")
-        self._refuse(
-            np.isnan(self.grad_norm) & (self.successes > 0),
-            "grad_norm",
-            "is missing though completions were accepted",
-        )
+        if self.accepted is None:
+            # Moments know of each class how many completions were measured.
+            self._refuse(
+                np.isnan(self.grad_norm) & (self.successes > 0),
+                "grad_norm",
+                "is missing though completions were accepted",
+            )
         if len(set(self.prompt_ids)) < m:
             seen: set[str | int] = set()
             twice = next(p for p in self.prompt_ids if p in seen or seen.add(p))  # type: ignore[func-returns-value]

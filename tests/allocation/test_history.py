@@ -136,3 +136,16 @@ def test_a_pool_has_the_same_rows_after_a_resume():
     (stats, rows), (again, rows_again) = (h.pool_statistics(names, 6) for h in (whole, resumed))
     assert rows.tolist() == rows_again.tolist() == [0, 1, 2, 0, 3, 4, 1]  # 0: never seen
     assert stats.trials.tolist() == again.trials.tolist()
+
+
+def test_a_checkpoint_of_before_knows_that_all_norms_were_measured():
+    """It has 11 numbers a class: those of a history of now without the last two."""
+    history = History(half_life=5)
+    history.add(groups(), NORMS, step=0)
+    state = history.state_dict()
+    older = {
+        name: [step, *sums[:14], *sums[16:27]] for name, (step, *sums) in state["prompts"].items()
+    }
+    again = History(half_life=5)
+    again.load_state_dict({**state, "prompts": older})
+    assert again.state_dict() == state

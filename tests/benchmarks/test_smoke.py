@@ -26,6 +26,7 @@ BENCHMARKS = {
     "measured_gain": "--prompts=6 --samples=4 --per-step=3 --window=2 --windows=2",
     "meter_coverage": "--runs=2 --estimators prompt_mean",
     "never_worse": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
+    "norm_share": "--prompts=4 --samples=6 --steps=2 --policies arithmetic",
     "online_overhead": "--shapes embedded --rounds 2 --warmup-rounds 1",
     "paired_interval": "--runs=2",
     "plug_in": "--replicates=3",
@@ -37,14 +38,14 @@ BENCHMARKS = {
     "shape_order": "--prompts=8",
     "shared_prefixes": "--shapes short --rounds=1 --layers=1 --width=16",
     "study_aa": "--tests=3",
-    "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4",
+    "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4 --length=8",
     "verifier": "--rounds=1",
     "variance_cost": "--size=tiny --prompts=2 --generations=4 --rounds=1 --threads=1",
     "warm_start": "--adamw-updates=2 --updates=2 --problems=4",
 }
 """Those that run in this environment, with options that make them tiny."""
 WARM_STARTED = {
-    "online_overhead",
+    *("norm_share", "online_overhead"),
     *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
     *("rules_meter", "shape_order", "step"),
 }
@@ -60,7 +61,9 @@ OTHER_ENVIRONMENTS = {
 PARTS = {
     "gpu_trl",
     "gradient_tables",
+    "long_prompts",
     "measured_policies",
+    "step_tasks",
     "step_trl",
     "two_lengths",
     "verifier_cases",

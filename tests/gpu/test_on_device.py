@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from dibs.config import Config
 from dibs.files import read_lines
 from dibs.model.grad_norms import gradient_norms, gradient_sums
 from dibs.model.gradient_vector import Projection
+from dibs.model.packing import PackedBatch
 from dibs.model.policy import Policy
 from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.rollouts.sampling.transformers import TransformersSampler
+from dibs.training.norm_sample import NormSample
 from dibs.training.norms_of_updates import check_weighted_gradient
+from dibs.training.sharing_check import try_sharing
 from dibs.types import TrainingExample
-from tiny_gradients import make_policy, with_lora
+from tiny_gradients import FAMILIES, make_policy, with_lora
 from tiny_groups import make_prompt
 from tiny_policies import examples, gradient_of, updater
 from tiny_runs import run
@@ -174,6 +178,54 @@ def check_compiled(policy: Policy, device: str) -> None:
     made = examples(policy, 6)
     vectors = [gradient_of(updater(each), made) for each in (plain, compiled)]
     assert (vectors[0] - vectors[1]).norm() < 1e-4 * vectors[0].norm()
+
+
+def groups(policy: Policy, prompts: int = 3, size: int = 4) -> list[TrainingExample]:
+    """Completions of a few prompts in turns; every third one has no advantage."""
+    drawn = examples(policy, prompts * size)
+    return [
+        replace(each, context_ids=drawn[i % prompts].context_ids * 3, advantage=i % 3 - 1.0)
+        for i, each in enumerate(drawn)
+    ]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_computed_once(policy, device, dtype, kind):
+    """The check before a run finds nothing, and the packed gradient is the plain one of the CPU."""
+    here = moved(make_policy(policy, kind), "cpu", dtype)
+    there = moved(here, device, dtype)
+    made = groups(policy)
+    assert try_sharing(there, made) is None
+    batches = list(there.batches(made, 4096))
+    assert any(isinstance(batch, PackedBatch) for _, batch in batches)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    expected = gradient_of(updater(here), made).float()
+    found = gradient_of(updater(there), made).cpu().float()
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_groups_of_many_packed_batches(policy, device):
+    """However small the micro-batches, the gradient is that of one."""
+    policy = moved(make_policy(policy), device)
+    made = groups(policy, 5, 6)
+    assert try_sharing(policy, made) is None
+    expected = gradient_of(updater(policy), made)
+    for tokens in (40, 200):
+        found = gradient_of(updater(policy, micro_batch_tokens=tokens), made)
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_norms_measured_beside_shared_prompts(policy, device):
+    policy = moved(make_policy(policy), device)
+    made = groups(policy, 4, 6)
+    assert try_sharing(policy, made) is None
+    expected = gradient_norms(policy, made).norms
+    sample = NormSample.of([i % 2 == 0 for i in range(len(made))], 0.5)
+    updater(policy, updates_per_step=1).step(made, sample)
+    known = ~np.isnan(sample.squares)
+    assert 0 < known.sum() < len(made)
+    np.testing.assert_allclose(np.sqrt(sample.squares[known]), expected[known], rtol=1e-5)
 
 
 def test_memory_that_does_not_suffice_halves_the_micro_batches(policy, device, monkeypatch):

@@ -14,6 +14,7 @@ from dibs.allocation.posterior import fit_posterior
 from dibs.config.load import load_config, split_config
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
+from dibs.training.norm_sample import NormSample
 from dibs.training.update_metrics import UpdateMetrics
 from dibs.types import Group, TrainingExample
 from tiny_runs import options
@@ -126,9 +127,9 @@ def test_the_updates_see_the_gradient_the_estimator_promises(
     seen: list[TrainingExample] = []
     update = trainer.updater.step
 
-    def noted(examples: Sequence[TrainingExample], *squares: np.ndarray | None) -> UpdateMetrics:
+    def noted(examples: Sequence[TrainingExample], *norms: NormSample | None) -> UpdateMetrics:
         seen.extend(examples)
-        return update(examples, *squares)
+        return update(examples, *norms)
 
     monkeypatch.setattr(trainer.updater, "step", noted)
     record = next(trainer.run())

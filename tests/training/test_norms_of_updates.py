@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from dibs.allocation.posterior import fit_posterior
 from dibs.allocation.statistics import completion_sums, statistics
 from dibs.files import read_lines
 from dibs.model.grad_norms import gradient_norms
@@ -16,7 +17,9 @@ from dibs.model.grad_norms.products import Products
 from dibs.model.policy import Policy
 from dibs.training import updater as updater_module
 from dibs.training.losses import PolicyLoss
+from dibs.training.norm_sample import NormSample
 from dibs.training.norms_of_updates import check_weighted_gradient
+from dibs.training.sharing_check import try_sharing
 from dibs.training.updater import Updater
 from dibs.types import InputError, TrainingExample
 from tiny_gradients import FAMILIES, SIZES, make_policy, with_lora
@@ -133,25 +136,29 @@ def test_moved_weights_keep_the_gradient_exact_and_weigh_the_tokens(policy):
     assert np.sqrt(squares[2]) == pytest.approx(float(alone.norm()) / made[2].weight, rel=1e-4)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_completions_without_an_advantage_is_measured(policy, monkeypatch, share):
-    monkeypatch.setattr(updater_module, "MEASURED_SHARE", share)
-    made = with_zeros(examples(policy, 40))
-    squares = np.full(len(made), np.nan)
-    measuring = updater(policy)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_measured_ones_have_the_norms_of_a_separate_pass(policy, share, shared):
+    """Prompts of the others are shared all the while, and the update stays what it is."""
+    if shared:
+        assert try_sharing(policy, examples(policy, 4)) is None
+    first, second = examples(policy, 2)
+    made = [
+        replace(each, completion_ids=each.completion_ids[: 1 + i], advantage=float(i % 3 - 1))
+        for i in range(20)
+        for each in (first, second)
+    ]
+    sample = NormSample.of([i % 2 == 0 for i in range(40)], share)
+    measuring = updater(policy, updates_per_step=2, learning_rate=1e-12)
     expected = gradient_norms(policy, made).norms
-    metrics = measuring.step(made, squares)
-    assert metrics.entropy > 0
-    known = ~np.isnan(squares)
+    metrics = measuring.step(made, sample)
+    plain = updater(policy, updates_per_step=2, learning_rate=1e-12).step(made)
+    assert metrics.update_grad_norm == pytest.approx(plain.update_grad_norm, rel=1e-5)
+    known = ~np.isnan(sample.squares)
     learned = np.array([each.advantage != 0 for each in made])
-    assert known[learned].all()
-    if share in (0, 1):
-        assert (known[~learned] == share).all()
-    else:
-        assert 0 < known[~learned].sum() < (~learned).sum()
-    first = updater_module.deal([e.context_ids for e in made], 4, (0, 0))[0]
-    first = [i for i in first if known[i]]
-    np.testing.assert_allclose(np.sqrt(squares[first]), expected[first], rtol=1e-5)
+    assert known[learned].sum() == (learned.sum() if share == 1 else known.sum())
+    assert abs(known.sum() - share * learned.sum()) < 4
+    np.testing.assert_allclose(np.sqrt(sample.squares[known]), expected[known], rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [RAFT, RATIO])
@@ -164,7 +171,7 @@ def test_a_measured_step_is_the_step(loss, policy):
         policy.model.load_state_dict(start)
         maker = updater(policy, loss, learning_rate=1e-3, updates_per_step=1)
         for _ in range(2):
-            metrics = maker.step(made, np.full(len(made), np.nan) if measured else None)
+            metrics = maker.step(made, NormSample.of([True] * len(made), 1.0) if measured else None)
         results.append((torch.cat([p.detach().flatten() for p in maker.parameters]), metrics))
     (plain, metrics), (weights, measured_metrics) = results
     # AdamW divides by the gradient's size, so tiny gradients keep no digits.
@@ -175,19 +182,40 @@ def test_a_measured_step_is_the_step(loss, policy):
 
 
 def test_norms_that_were_not_measured_count_nowhere():
-    """Norms 3 and unknown, both accepted, and 2, rejected: means and moments are those of 3 and of 2."""
-    accepted, rewards = np.array([True, True, False]), np.array([1.0, 1.0, 0.0])
-    logprobs = np.array([-1.0, -9.0, -2.0])
-    sums = completion_sums(accepted, rewards, np.ones(3), logprobs, np.array([3.0, np.nan, 2.0]))
+    """Norms 3, unknown and 0, all accepted, and 2, rejected; log-probabilities -1, -9, -7 and -2.
+
+    The means of norms are those of 3 and 0, and of 2. A completion of norm 0 says nothing by its
+    log-probability; one of unknown norm does.
+    """
+    accepted, rewards = np.array([True, True, True, False]), np.array([1.0, 1.0, 1.0, 0.0])
+    logprobs, norms = np.array([-1.0, -9.0, -7.0, -2.0]), np.array([3.0, np.nan, 0.0, 2.0])
+    sums = completion_sums(accepted, rewards, np.ones(4), logprobs, norms)
     found = statistics(["a"], sums[None])
-    assert found.trials.tolist() == [3]
-    assert found.grad_norm.tolist() == [3.0]
+    assert found.trials.tolist() == [4]
+    assert found.grad_norm.tolist() == [1.5]
     assert found.grad_norm_rejected is not None
     assert found.accepted is not None
     assert found.grad_norm_rejected.tolist() == [2.0]
     assert found.accepted.count.tolist() == [1]
     assert found.accepted.log_norm.tolist() == [np.log(3.0)]
-    assert sums[3 + 6 : 3 + 11].tolist() == [2, 2, 9, 9, 9]
+    assert found.accepted.logprob.tolist() == [-5.0]
+    assert found.accepted.likelihoods.tolist() == [2]
+    assert sums[3 + 6 : 3 + 13].tolist() == [3, 3, 9, 9, 9, 2, 2]
+
+
+def test_a_class_without_a_measured_norm_is_missing_and_not_zero():
+    """Two visits: both accepted of the first are unknown, the one of the second has norm 4."""
+    accepted, rewards = np.array([True, True]), np.ones(2)
+    unknown = completion_sums(accepted, rewards, np.ones(2), -np.ones(2), np.full(2, np.nan))
+    one = completion_sums(accepted[:1], rewards[:1], np.ones(1), -np.ones(1), np.array([4.0]))
+    found = statistics(["a", "b"], np.stack([unknown, unknown + one]))
+    np.testing.assert_array_equal(found.grad_norm, [np.nan, 4.0])
+    assert found.accepted is not None
+    np.testing.assert_array_equal(found.accepted.log_norm, [np.nan, np.log(4.0)])
+    assert found.accepted.count.tolist() == [0, 1]
+    assert found.accepted.likelihoods.tolist() == [2, 3]
+    posterior = fit_posterior(found)
+    assert posterior.norms.log_square[0] == pytest.approx(np.log(16), abs=1)
 
 
 def test_a_model_whose_gradient_would_differ_is_refused(policy, monkeypatch):

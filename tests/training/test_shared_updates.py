@@ -22,6 +22,7 @@ from dibs.processes import Processes
 from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
 from dibs.training.losses import PolicyLoss
+from dibs.training.norm_sample import NormSample
 from dibs.training.sharing_check import try_sharing
 from dibs.types import TrainingExample
 from tiny_gradients import make_policy, with_lora
@@ -107,17 +108,21 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_order(policy, packed):
     assert len(packed) - before > 4
 
 
-def test_shares_of_several_processes_add_up(policy):
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_shares_of_several_processes_add_up(policy, share):
     share_prompts(policy, on=True)
     made = groups(policy, prompts=4, size=6)
+    norms = None if share is None else NormSample.of([True] * len(made), share)
     alone = updater(policy, RAFT, updates_per_step=1)
-    (every,) = alone._parts(made, 1, measured=False)
+    (every,), chosen = alone._parts(made, 1, norms)
+    assert chosen.any() == (share is not None)
     expected = gradient_of(alone, [made[i] for i in every])
     parts, total = [], torch.zeros_like(expected)
     for rank in range(3):
         maker = updater(policy, RAFT, updates_per_step=1)
         maker.processes = Processes(rank, 3)
-        (mine,) = maker._parts(made, 1, measured=False)
+        (mine,), same = maker._parts(made, 1, norms)
+        assert (same == chosen).all()
         parts.append(mine)
         total += gradient_of(maker, [made[i] for i in mine])
     assert sorted(i for part in parts for i in part) == every

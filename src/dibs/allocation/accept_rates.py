@@ -128,8 +128,8 @@ def _bounds(stats: PromptStats) -> tuple[np.ndarray, np.ndarray]:
     if knows_likelihood(stats):
         assert stats.accepted is not None
         assert stats.rejected is not None
-        low = np.exp(np.where(stats.accepted.count > 0, stats.accepted.logprob, -np.inf))
-        high = 1 - np.exp(np.where(stats.rejected.count > 0, stats.rejected.logprob, -np.inf))
+        low = np.exp(np.where(stats.accepted.likelihoods > 0, stats.accepted.logprob, -np.inf))
+        high = 1 - np.exp(np.where(stats.rejected.likelihoods > 0, stats.rejected.logprob, -np.inf))
     return np.minimum(low, 1 - _EDGE), np.maximum(high, _EDGE)
 
 
@@ -148,7 +148,7 @@ def knows_likelihood(stats: PromptStats) -> bool:
     """Whether the log-probabilities of the prompts' completions are known; 0 for all means unknown."""
     if stats.accepted is None or stats.rejected is None:
         return False
-    known = np.concatenate([c.logprob[c.count > 0] for c in (stats.accepted, stats.rejected)])
+    known = np.concatenate([c.logprob[c.likelihoods > 0] for c in (stats.accepted, stats.rejected)])
     return bool(np.isfinite(known).all() and known.any())
 
 
@@ -166,13 +166,14 @@ def _likelihood_covariate(stats: PromptStats) -> np.ndarray:
     yes, no = stats.accepted, stats.rejected
     assert yes is not None
     assert no is not None
-    both = (yes.count > 0) & (no.count > 0)
-    weight = (yes.count * no.count / (yes.count + no.count).clip(min=1e-9))[both]
+    written = yes.likelihoods, no.likelihoods
+    total = written[0] + written[1]
+    both = (written[0] > 0) & (written[1] > 0)
+    weight = (written[0] * written[1] / total.clip(min=1e-9))[both]
     difference = (yes.logprob - no.logprob)[both]
     gap = float((weight * difference).sum() / weight.sum()) if weight.sum() > 0 else 0.0
-    total = yes.count + no.count
     known = total > 0
-    sums = np.nan_to_num(yes.logprob - gap) * yes.count + np.nan_to_num(no.logprob) * no.count
+    sums = np.nan_to_num(yes.logprob - gap) * written[0] + np.nan_to_num(no.logprob) * written[1]
     result = np.zeros(m)
     ranks = distributions.rankdata(sums[known] / total[known])
     result[known] = special.ndtri((ranks - 0.5) / max(int(known.sum()), 1))

@@ -43,6 +43,7 @@ class _Classes:
     """Both classes of m prompts: row 0 accepted, row 1 rejected; float64 [2, m].
 
     ``own``: mean of ``ln ||s||^2``, 0 where ``count`` is 0. ``noise``: variance of that mean.
+    ``written``: completions with a gradient; ``count``: those of them whose norm was measured.
     ``within``: variance of ``ln ||s||^2`` inside a class of a prompt, [2, 1]. ``surprisal``: of a
     completion in nats, None where log-probabilities are not known. ``rarity``: ``-ln P(class)``.
     ``beyond``: surprisal that completions usually have beyond the rarity of their class; 0 where
@@ -51,6 +52,7 @@ class _Classes:
 
     own: np.ndarray
     count: np.ndarray
+    written: np.ndarray
     noise: np.ndarray
     within: np.ndarray
     surprisal: np.ndarray | None
@@ -147,7 +149,7 @@ def class_norms(
 def _slope(line: _Line, classes: _Classes) -> np.ndarray:
     """Growth of ``ln ||s||^2`` with ln surprisal, where a class's rarity changes; [2, m]."""
     if line.kind == "surprisal":
-        return np.where(classes.count > 0, 0.0, line.coefficients[2])
+        return np.where(classes.written > 0, 0.0, line.coefficients[2])
     slopes = line.coefficients[2:] if line.kind == "rarity" else np.zeros(2)
     return np.broadcast_to(slopes[:, None], classes.own.shape)
 
@@ -168,12 +170,13 @@ def _gathered(
     within = (np.where(has, np.nan_to_num(scatter), 0).sum(1) + 0.5) / (freedom.sum(1) + 1)
     rarity = -np.log(np.array([rate, 1 - rate]).clip(1e-12, 1))
     surprisal, beyond = None, np.zeros(count.shape)
+    written = np.array([each.likelihoods for each in moments])
     if likelihood:
         logprob = np.array([each.logprob for each in moments])
-        surprisal, beyond = _surprisal(logprob, count, rarity, length)
+        surprisal, beyond = _surprisal(logprob, written, rarity, length)
     within = within[:, None]
     noise = np.where(has, within / effective.clip(min=1e-9), np.inf)
-    return _Classes(own, count, noise, within, surprisal, rarity, beyond)
+    return _Classes(own, count, written, noise, within, surprisal, rarity, beyond)
 
 
 def _surprisal(

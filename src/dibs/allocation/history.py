@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from dibs.allocation.statistics import SQUARED_WEIGHTS, SUMS, group_sums, statistics
+from dibs.allocation.statistics import (
+    SQUARED_WEIGHTS,
+    SUMS,
+    all_measured,
+    group_sums,
+    statistics,
+)
 from dibs.types import Group, PromptStats
 
 _FORGOTTEN = 1e-4
@@ -99,7 +105,7 @@ class History:
         return replace(statistics(prompt_ids, self._sums_of(rows, step)), streak=streak)
 
     def sums(self, prompt_ids: Sequence[str], step: int) -> np.ndarray:
-        """The discounted sums of each prompt, float64 [m, 25]; zeros for a prompt never seen."""
+        """The discounted sums of each prompt, float64 [m, 29]; zeros for a prompt never seen."""
         return self._sums_of(self._find(prompt_ids), step)
 
     def _sums_of(self, rows: np.ndarray, step: int) -> np.ndarray:
@@ -147,7 +153,7 @@ class History:
         return self._free.pop()
 
     def _at(self, rows: np.ndarray, step: int) -> np.ndarray:
-        """The sums of kept prompts as they count at a step, [m, 25]."""
+        """The sums of kept prompts as they count at a step, [m, 29]."""
         weights = np.repeat(self._weights(self._seen[rows], step)[:, None], SUMS, axis=1)
         weights[:, SQUARED_WEIGHTS] **= 2
         return self._sums[rows] * weights
@@ -192,6 +198,7 @@ class History:
         for name, (step, *sums) in prompts:
             row = self._new_row()
             self._rows[name] = row
-            self._seen[row], self._sums[row] = step, sums
+            self._seen[row] = step
+            self._sums[row] = sums if len(sums) == SUMS else all_measured(sums)
             self._streak[row] = state.get("streaks", {}).get(name, 0)
         return 0

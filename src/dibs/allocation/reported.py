@@ -42,7 +42,7 @@ def checked_sums(
     reported: Mapping[str, Numbers | None],
     threshold: float,
 ) -> list[np.ndarray]:
-    """The sums over each prompt's completions, [25] a prompt; see :func:`.completion_sums`.
+    """The sums over each prompt's completions, [29] a prompt; see :func:`.completion_sums`.
 
     Args:
         reported: ``lengths``, ``logprobs`` and ``grad_norms``, each as ``rewards``, or None.

@@ -35,7 +35,7 @@ def pilot_statistics(groups: Sequence[Group], grad_norms: Sequence[np.ndarray]) 
     return statistics([group.prompt.prompt_id for group in groups], np.reshape(sums, (-1, SUMS)))
 
 
-_CLASS = 11
+_CLASS = 13
 SUMS = 3 + 2 * _CLASS
 """How many sums there are of a prompt's completions; see :func:`group_sums`."""
 SQUARED_WEIGHTS = [5, 5 + _CLASS]
@@ -44,17 +44,19 @@ _LARGEST_NORM = 1e100
 
 
 def group_sums(group: Group, grad_norms: np.ndarray) -> np.ndarray:
-    """Sums over a group's completions, float64 [25]. The sums of several groups of a prompt add up.
+    """Sums over a group's completions, float64 [29]. The sums of several groups of a prompt add up.
 
-    The first three are the completions, the accepted ones and the tokens. Eleven follow over the
-    accepted completions, and the same eleven over the rejected ones:
+    The first three are the completions, the accepted ones and the tokens. Thirteen follow over the
+    accepted completions, and the same thirteen over the rejected ones:
 
     - ``||s||``;
     - over completions with ``||s|| > 0``: 1, 1 (the weight and the squared weight of a completion that
-      is not discounted), ``ln ||s||``, ``(ln ||s||)^2``, ``ln pi(y|x)``;
-    - r, r^2, ``||s||^2``, ``r ||s||^2``, ``r^2 ||s||^2``.
+      is not discounted), ``ln ||s||``, ``(ln ||s||)^2``;
+    - ``ln pi(y|x)`` over completions with a gradient, measured or not;
+    - r, r^2, ``||s||^2``, ``r ||s||^2``, ``r^2 ||s||^2``;
+    - 1 over completions whose norm was measured, and 1 over completions with a gradient.
 
-    A norm that is NaN was not measured. Only ``||s||``, r and r^2 are then summed over all completions.
+    A norm that is NaN was not measured: it is missing from every sum of norms and from their counts.
     """
     return completion_sums(
         group.accepted,
@@ -77,20 +79,34 @@ def completion_sums(
     for chosen in (accepted, ~accepted):
         usable = chosen & (grad_norms > 0)
         measured = chosen & ~np.isnan(grad_norms)
+        written = chosen & (grad_norms != 0)
         logs = np.log(grad_norms[usable])
-        # Those that were not measured count as the mean of the others.
-        total = grad_norms[measured].sum() * chosen.sum() / max(measured.sum(), 1)
-        sums += [total, usable.sum(), usable.sum()]
-        sums += [logs.sum(), (logs**2).sum(), logprobs[usable].sum()]
+        sums += [grad_norms[measured].sum(), usable.sum(), usable.sum()]
+        sums += [logs.sum(), (logs**2).sum(), logprobs[written].sum()]
         squares = np.nan_to_num(grad_norms[chosen].clip(max=_LARGEST_NORM)) ** 2
         own = rewards[chosen]
         sums += [own.sum(), (own**2).sum(), squares.sum()]
         sums += [(own * squares).sum(), (own**2 * squares).sum()]
+        sums += [measured.sum(), written.sum()]
     return np.array(sums, dtype=np.float64)
 
 
+def all_measured(sums: Sequence[float]) -> list[float]:
+    """The sums of a prompt whose completions were all measured, from those of older checkpoints [25].
+
+    These lack the last two numbers of each class.
+    """
+    trials, successes = sums[:2]
+    accepted, rejected = sums[3:14], sums[14:25]
+    return [
+        *sums[:3],
+        *(*accepted, successes, accepted[1]),
+        *(*rejected, trials - successes, rejected[1]),
+    ]
+
+
 def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats:
-    """Statistics of m prompts from their sums [m, 25]."""
+    """Statistics of m prompts from their sums [m, 29]."""
     trials, successes, tokens = sums[:, :3].T
     accepted, rejected = sums[:, 3 : 3 + _CLASS].T, sums[:, 3 + _CLASS :].T
     # Rewards of 0 and 1 need no moments of their own.
@@ -104,8 +120,8 @@ def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats
         prompt_ids=prompt_ids,
         trials=trials,
         successes=successes,
-        grad_norm=_quotient(accepted[0], successes),
-        grad_norm_rejected=_quotient(rejected[0], trials - successes),
+        grad_norm=_quotient(accepted[0], accepted[11]),
+        grad_norm_rejected=_quotient(rejected[0], rejected[11]),
         mean_tokens=_quotient(tokens, trials),
         accepted=_moments(accepted, rewards[0]),
         rejected=_moments(rejected, rewards[1]),
@@ -114,14 +130,16 @@ def statistics(prompt_ids: Sequence[str | int], sums: np.ndarray) -> PromptStats
 
 def _moments(sums: np.ndarray, rewards: RewardMoments | None) -> CompletionMoments:
     count, squared, log, square, logprob = sums[1:6]
+    written = sums[12]
     mean = _quotient(log, count)
     scatter = np.maximum(square - log * mean, 0.0)
     effective = np.nan_to_num(_quotient(count**2, squared))
-    return CompletionMoments(count, mean, scatter, effective, _quotient(logprob, count), rewards)
+    logprob = _quotient(logprob, written)
+    return CompletionMoments(count, mean, scatter, effective, logprob, rewards, written)
 
 
 def _rewards(sums: np.ndarray, count: np.ndarray) -> RewardMoments:
-    reward, square, norms, weighted, weighted_square = sums[6:]
+    reward, square, norms, weighted, weighted_square = sums[6:11]
     return RewardMoments(
         _quotient(reward, count),
         _quotient(square, count),

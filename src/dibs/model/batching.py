@@ -56,30 +56,28 @@ class TokenBatch:
 
 def collate(sequences: Sequence[TokenSequence], pad_id: int, device: torch.device) -> TokenBatch:
     """Pad sequences with ``pad_id`` and stack them on a device; at least one sequence."""
-    contexts = max(len(s.context_ids) for s in sequences)
+    lengths = torch.tensor([len(s.context_ids) for s in sequences])
+    width = int(lengths.max())
     completion_ids, completion_mask = padded_completions(sequences, pad_id)
-    ids = torch.full((len(sequences), contexts + completion_ids.shape[1]), pad_id)
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    ids[:, contexts:], mask[:, contexts:] = completion_ids, completion_mask
-    for row, s in enumerate(sequences):
-        start = contexts - len(s.context_ids)
-        ids[row, start:contexts] = torch.tensor(s.context_ids)
-        mask[row, start:contexts] = True
-    ids, mask = ids.to(device), mask.to(device)
+    context_mask = torch.arange(width) >= width - lengths.unsqueeze(1)
+    mask = torch.cat([context_mask, completion_mask], 1).to(device)
+    contexts = _filled(context_mask, [s.context_ids for s in sequences], pad_id)
+    ids = torch.cat([contexts, completion_ids], 1).to(device)
     positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return TokenBatch(
-        ids, mask.long(), positions, ids[:, contexts:], mask[:, contexts:].contiguous()
-    )
+    return TokenBatch(ids, mask.long(), positions, ids[:, width:], mask[:, width:].contiguous())
 
 
 def padded_completions(sequences: Sequence[TokenSequence], pad_id: int) -> tuple[Tensor, Tensor]:
     """Completions padded on the right, [B, T] with T at least 1, and which tokens are real, bool."""
-    length = max(1, *(len(s.completion_ids) for s in sequences))
-    ids = torch.full((len(sequences), length), pad_id)
-    for row, s in enumerate(sequences):
-        ids[row, : len(s.completion_ids)] = torch.tensor(s.completion_ids)
     lengths = torch.tensor([len(s.completion_ids) for s in sequences])
-    return ids, torch.arange(length) < lengths.unsqueeze(1)
+    mask = torch.arange(max(1, int(lengths.max()))) < lengths.unsqueeze(1)
+    return _filled(mask, [s.completion_ids for s in sequences], pad_id), mask
+
+
+def _filled(mask: Tensor, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """The tokens of rows at the places of a mask, row by row, and ``pad_id`` elsewhere."""
+    tokens = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+    return torch.full(mask.shape, pad_id).masked_scatter_(mask, tokens)
 
 
 def pass_cost(device: torch.device | None) -> int:

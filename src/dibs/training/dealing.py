@@ -1,10 +1,15 @@
-"""Which of a step's optimizer updates a completion enters. numpy only."""
+"""Which of a step's optimizer updates a completion enters, and which process computes it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
+
+from dibs.processes import Processes
+from dibs.training.example_rows import lengths
+from dibs.types import TrainingExample
 
 
 def deal(prompts: Sequence[Hashable], updates: int, seed: Sequence[int] = (0,)) -> list[list[int]]:
@@ -30,20 +35,38 @@ def deal(prompts: Sequence[Hashable], updates: int, seed: Sequence[int] = (0,)) 
     Returns:
         Indices of the completions of each update, ascending.
     """
-    groups = _groups(range(len(prompts)), prompts)
+    groups = groups_of(range(len(prompts)), prompts)
     random = np.random.default_rng(seed)
     line = [index for g in random.permutation(len(groups)) for index in groups[g]]
     first = int(random.integers(updates))
     return [sorted(line[(u - first) % updates :: updates]) for u in range(updates)]
 
 
-def prompt_by_prompt(part: Sequence[int], prompts: Sequence[Hashable]) -> dict[int, int]:
-    """Indices of completions, those of a prompt side by side, with how many of the part it has."""
-    groups = _groups(part, prompts)
-    return {index: len(members) for members in groups for index in members}
+def own_share(
+    part: Sequence[int],
+    examples: Sequence[TrainingExample],
+    processes: Processes,
+    alone: np.ndarray | None,
+) -> list[int]:
+    """What this process computes of an update's completions, by index.
+
+    Where prompts are computed once for their completions, those of a prompt stay together.
+
+    Args:
+        alone: which completions do not share their prompt, bool [n]; None: none does.
+    """
+    if alone is None:
+        return processes.own_share(part, lengths([examples[i] for i in part]))
+    line = [i for each in groups_of(part, [e.context_ids for e in examples]) for i in each]
+    prompts = Counter(examples[i].context_ids for i in part)
+    costs = [
+        len(e.completion_ids) + len(e.context_ids) / (1 if apart else prompts[e.context_ids])
+        for e, apart in ((examples[i], alone[i]) for i in line)
+    ]
+    return sorted(processes.own_stretch(line, costs))
 
 
-def _groups(indices: Iterable[int], prompts: Sequence[Hashable]) -> list[list[int]]:
+def groups_of(indices: Iterable[int], prompts: Sequence[Hashable]) -> list[list[int]]:
     """Indices of completions, those of a prompt together, prompts in the order of their first."""
     places: dict[Hashable, list[int]] = {}
     for index in indices:

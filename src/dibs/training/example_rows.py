@@ -23,11 +23,11 @@ def lengths(examples: Sequence[TrainingExample]) -> list[int]:
 
 def padded_sampling_logprobs(examples: Sequence[TrainingExample], otherwise: Tensor) -> Tensor:
     """The sampler's log-probabilities, padded like ``otherwise`` [B, T], which fills in missing ones."""
-    padded = otherwise.clone()
-    for row, example in zip(padded, examples, strict=True):
-        known = example.sampling_logprobs
-        row[: len(known)] = torch.tensor(known, device=row.device)
-    return padded
+    rows = [example.sampling_logprobs for example in examples]
+    sizes = torch.tensor([len(row) for row in rows], device=otherwise.device)
+    known = torch.arange(otherwise.shape[1], device=otherwise.device) < sizes.unsqueeze(1)
+    values = otherwise.new_tensor([value for row in rows for value in row])
+    return otherwise.masked_scatter(known, values)
 
 
 def completion_rows(

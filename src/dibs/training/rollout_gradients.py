@@ -24,6 +24,7 @@ from dibs.model.policy import Policy
 from dibs.processes import ALONE, Processes
 from dibs.training.examples import length_divisor
 from dibs.training.judging_advantages import judging_advantages
+from dibs.training.norm_sample import NormSample
 from dibs.types import Allocation, Group
 
 
@@ -75,13 +76,15 @@ class RolloutGradients:
             seed=self.config.seed + step,
         )
 
-    def norms_of_updates(self, groups: Sequence[Group], squares: np.ndarray) -> list[np.ndarray]:
-        """The same from what :meth:`.Updater.step` measured; NaN where nothing finite was.
+    def sample_of_updates(self, groups: Sequence[Group]) -> NormSample:
+        """Which norms the updates measure: of accepted and of rejected rollouts, group by group."""
+        accepted = [rollout.accepted for group in groups for rollout in group.rollouts]
+        return NormSample.of(accepted, self.config.estimate.grad_norm_share)
 
-        ``squares``: float64 [n], of the rollouts group by group; NaN for those of other processes.
-        """
-        norms = np.full(len(squares), np.nan)
-        for own in self.processes.all_gather(squares):
+    def norms_of_updates(self, groups: Sequence[Group], sample: NormSample) -> list[np.ndarray]:
+        """The same from what :meth:`.Updater.step` measured; NaN where nothing finite was."""
+        norms = np.full(len(sample.squares), np.nan)
+        for own in self.processes.all_gather(sample.squares):
             known = np.isfinite(own)
             norms[known] = np.sqrt(own[known])
         return self._divided(groups, norms)

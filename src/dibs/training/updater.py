@@ -26,15 +26,13 @@ from dibs.model.gradient_vector import Projection
 from dibs.model.memory import with_smaller_batches
 from dibs.model.policy import Batch, Policy
 from dibs.processes import ALONE, Processes
-from dibs.training.dealing import deal, prompt_by_prompt
+from dibs.training.dealing import deal, own_share
 from dibs.training.dropout import dropout_masks, set_update_mode
 from dibs.training.example_rows import completion_rows, lengths, padded_sampling_logprobs, slope
 from dibs.training.losses import PolicyLoss
+from dibs.training.norm_sample import NormSample, choose_measured
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
-
-MEASURED_SHARE = 1 / 16
-"""Share of the completions without an advantage that an update measures the norms of, at random."""
 
 _Result = TypeVar("_Result")
 
@@ -102,7 +100,7 @@ class Updater:
         self.micro_batch_tokens = int(state["micro_batch_tokens"])
 
     def step(
-        self, examples: Sequence[TrainingExample], squares: np.ndarray | None = None
+        self, examples: Sequence[TrainingExample], norms: NormSample | None = None
     ) -> UpdateMetrics:
         """``updates_per_step`` optimizer updates on the completions of a step.
 
@@ -112,15 +110,14 @@ class Updater:
         micro-batches are halved; the result stays the same, rounding and dropout masks aside.
 
         Args:
-            squares: float64 [n], NaN. It gets the squared norm of ``grad log pi(y|x)`` of this process's
-                completions that have an advantage, and of :data:`MEASURED_SHARE` of the others. Each is
-                measured in its update, at the weights that the update starts from. The loss must have no
-                KL penalty, and dropout must be off.
+            norms: which are measured; it gets those of this process's completions. Each is measured in
+                its update, at the weights that the update starts from. The loss must have no KL penalty,
+                and dropout must be off.
 
         Raises NonFiniteError after more than ``max_skipped`` skipped updates in a row.
         """
         updates = self.config.updates_per_step
-        places = self._parts(examples, updates, measured=squares is not None)
+        places, chosen = self._parts(examples, updates, norms)
         parts = [[examples[i] for i in part] for part in places]
         set_update_mode(self.policy.model)
         made_before = self.scheduler.last_epoch
@@ -129,10 +126,10 @@ class Updater:
         old = [None, *self._old_logprobs(parts[1:], masks[1:])]
         tally = UpdateTally()
         for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
-            own = None if squares is None else np.full(len(part), np.nan)
+            own = None if norms is None else (np.full(len(part), np.nan), chosen[places[u]])
             mine = self._fresh_gradient(part, old_logprobs, updates, masks[u], own)
-            if squares is not None and own is not None:
-                squares[places[u]] = own
+            if norms is not None and own is not None:
+                norms.squares[places[u]] = own[0]
             made = self._all_reduced(mine)
             vector = self.projection() if updates > 1 else None
             norm = self._clip()
@@ -153,6 +150,7 @@ class Updater:
         old_logprobs: Sequence[Tensor] | None = None,
         scale: float = 1.0,
         squares: np.ndarray | None = None,
+        measured: np.ndarray | None = None,
     ) -> LossGradient:
         """Add ``scale`` times the gradient of the loss to ``.grad``, micro-batch by micro-batch.
 
@@ -162,17 +160,19 @@ class Updater:
         Args:
             old_logprobs: before the first update of the step, [T] each; None: the weights have not
                 moved since then.
-            squares: gets the squared norm of each completion's ``grad log pi(y|x)``, float64 [n]; see
-                :func:`.weighted_backward`. None: they are not measured.
+            squares: gets the squared norm of each measured completion's ``grad log pi(y|x)``, float64
+                [n]; see :func:`.weighted_backward`. None: nothing is measured.
+            measured: which completions are, bool [n]; None: all.
         """
         total, sums = 0.0, dict[str, Tensor]()
         log_ratios: list[Tensor] = []
-        measured = squares is not None
-        for indices, batch in self._batches(examples, scale, measured=measured):
+        if measured is None:
+            measured = np.full(len(examples), squares is not None)
+        for indices, batch, own in self._batches(examples, scale, measured):
             old = None if old_logprobs is None else [old_logprobs[i] for i in indices]
             chosen = [examples[i] for i in indices]
-            made, norms = self._batch_gradient(chosen, batch, old, scale, measured=measured)
-            if squares is not None:
+            made, norms = self._batch_gradient(chosen, batch, old, scale, measured=own)
+            if squares is not None and norms is not None:
                 squares[indices] = norms
             total += made.loss
             for name, value in made.sums.items():
@@ -181,20 +181,25 @@ class Updater:
         return LossGradient(total, sums, log_ratios)
 
     def _batches(
-        self, examples: Sequence[TrainingExample], scale: float, *, measured: bool
-    ) -> Iterator[tuple[list[int], Batch]]:
-        """Micro-batches with the indices of their examples.
+        self, examples: Sequence[TrainingExample], scale: float, measured: np.ndarray
+    ) -> Iterator[tuple[list[int], Batch, bool]]:
+        """Micro-batches with the indices of their examples, and whether their norms are measured.
 
         Norms need the gradient at a prompt's tokens from each completion by itself. So prompts are not
         shared where norms are measured.
         """
-        if not measured:
-            yield from self.policy.batches(examples, self.micro_batch_tokens)
-            return
-        for found in self.policy.micro_batches(examples, self.micro_batch_tokens):
+        apart, others = np.flatnonzero(measured).tolist(), np.flatnonzero(~measured).tolist()
+        for found in self.policy.micro_batches(
+            [examples[i] for i in apart], self.micro_batch_tokens
+        ):
             # Completions that are only measured come last.
-            indices = sorted(found, key=lambda i: slope(examples[i], scale) == 0)
-            yield indices, self.policy.collate([examples[i] for i in indices])
+            indices = sorted(
+                (apart[i] for i in found), key=lambda i: slope(examples[i], scale) == 0
+            )
+            yield indices, self.policy.collate([examples[i] for i in indices]), True
+        rest = [examples[i] for i in others]
+        for found, batch in self.policy.batches(rest, self.micro_batch_tokens):
+            yield [others[i] for i in found], batch, False
 
     def _batch_gradient(
         self,
@@ -263,37 +268,26 @@ class Updater:
         return loss, parts, ratios
 
     def _parts(
-        self, examples: Sequence[TrainingExample], updates: int, *, measured: bool
-    ) -> list[list[int]]:
-        """The completions of each update that this process computes the gradient of, by index."""
-        dealt = deal(
-            [example.context_ids for example in examples],
-            updates,
-            (self.seed, self.scheduler.last_epoch),
-        )
+        self, examples: Sequence[TrainingExample], updates: int, norms: NormSample | None
+    ) -> tuple[list[list[int]], np.ndarray]:
+        """The completions of each update that this process computes the gradient of, by index.
+
+        Returned too is of which completions norms are measured, bool [n].
+        """
+        seed = self.seed, self.scheduler.last_epoch
+        dealt = deal([example.context_ids for example in examples], updates, seed)
+        chosen, shared = np.zeros(len(examples), dtype=bool), self.policy.shares_prompts
+        if norms is not None:
+            chosen = choose_measured(examples, dealt, norms, shared=shared, seed=(*seed, 1))
         if self.loss.beta == 0:
             # A completion of advantage 0 has no gradient. It is left out only after the completions are
             # dealt: otherwise the sizes of the updates would depend on what is learned from them, and
             # the spread of their gradients would not show the gradient's noise.
-            taken = np.array([example.advantage != 0 for example in examples], dtype=bool)
-            if measured:
-                lots = np.random.default_rng((self.seed, self.scheduler.last_epoch, 1))
-                taken |= lots.random(len(examples)) < MEASURED_SHARE
-            dealt = [[i for i in part if taken[i]] for part in dealt]
-        return [self._own_share(part, examples, measured=measured) for part in dealt]
-
-    def _own_share(
-        self, part: Sequence[int], examples: Sequence[TrainingExample], *, measured: bool
-    ) -> list[int]:
-        """What this process computes of a part. Completions of a prompt stay together to share it."""
-        if measured or not self.policy.shares_prompts:
-            return self.processes.own_share(part, lengths([examples[i] for i in part]))
-        contexts = [example.context_ids for example in examples]
-        line = prompt_by_prompt(part, contexts)
-        costs = [
-            len(examples[i].completion_ids) + len(contexts[i]) / size for i, size in line.items()
+            dealt = [[i for i in part if examples[i].advantage != 0 or chosen[i]] for part in dealt]
+        mine = [
+            own_share(part, examples, self.processes, chosen if shared else None) for part in dealt
         ]
-        return sorted(self.processes.own_stretch(list(line), costs))
+        return mine, chosen
 
     def _fresh_gradient(
         self,
@@ -301,14 +295,14 @@ class Updater:
         old_logprobs: Sequence[Tensor] | None,
         scale: float,
         masks: Sequence[int],
-        squares: np.ndarray | None,
+        norms: tuple[np.ndarray, np.ndarray] | None,
     ) -> LossGradient:
         """:meth:`gradient` in place of what ``.grad`` held, in micro-batches that fit into memory."""
 
         def from_zero() -> LossGradient:
             self.optimizer.zero_grad(set_to_none=False)
             with dropout_masks(*masks):
-                return self.gradient(examples, old_logprobs, scale, squares)
+                return self.gradient(examples, old_logprobs, scale, *(norms or ()))
 
         return self._with_fitting_batches(examples, from_zero)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -115,14 +115,22 @@ def engine_seed(request: SampleRequest, part: int = 0) -> int:
     return (int(state) >> 2) + request.first + part
 
 
-def as_completion(policy: Policy, tokens: Sequence[int], logprobs: Sequence[float]) -> Completion:
+def as_completion(
+    policy: Policy,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    ends: Collection[int] | None = None,
+) -> Completion:
     """Tokens as a completion, which ends with the first of the policy's ends.
+
+    ``ends``: the policy's ``eos_ids``, so that they are not looked up for every completion; None: they
+    are.
 
     Raises NonFiniteError where a log-probability is NaN or infinite.
     """
     if not np.isfinite(logprobs).all():
         raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
-    finished = tokens[-1] in policy.eos_ids
+    finished = tokens[-1] in (policy.eos_ids if ends is None else ends)
     written = tokens[:-1] if finished else tokens
     cut = policy.stops.cut(policy.tokenizer, written)
     if cut is not None:

@@ -143,7 +143,8 @@ class _Drawing:
         self.length = sampler.max_completion_length
         self.annealing = sampler.annealing if temperature is None else None
         self.temperature = self.policy.temperature if temperature is None else temperature
-        self.ends = torch.tensor(self.policy.eos_ids, device=self.policy.device)
+        self.end_ids = self.policy.eos_ids
+        self.ends = torch.tensor(self.end_ids, device=self.policy.device)
 
     def tokens(self, logits: Tensor, uniforms: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's token and its log-probability, [B] each.
@@ -233,7 +234,8 @@ class _Batch:
         lengths = self.written[index].tolist()
         for i, ids, values, length in zip(ended, tokens, logprobs.tolist(), lengths, strict=True):
             self.left[i] = True
-            yield self.rows[i], as_completion(self.drawing.policy, ids[:length], values[:length])
+            drawn = ids[:length], values[:length]
+            yield self.rows[i], as_completion(self.drawing.policy, *drawn, self.drawing.end_ids)
 
     def without_finished(self) -> _Batch | None:
         """The batch, without finished rows where dropping them pays; None where all have finished."""
