@@ -19,7 +19,7 @@ OLDEST_VENV := .venv-oldest
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu lint format \
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu soak lint format \
 	constraints trl bench-step bench-trl bench-verl bench-gpu docs reference pictures package audit clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make test-gpu   the tests on a GPU; needs one that torch sees"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
+	@echo "make soak       2,000 steps with kills, full disks and lost verifiers: 8 minutes; BENCH_ARGS as below"
 	@echo "make docs       the documentation as a site, in site/; builds $(DOCS_VENV)"
 	@echo "make reference  write docs/reference from the code"
 	@echo "make pictures   draw the pictures of docs/concepts"
@@ -80,6 +81,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py $(BENCH_ARGS)
 
 # vLLM decides versions of its own, so it has an environment of its own. It is built anew when its list
 # changes; where its packages cannot be had, the reason is printed and the tests are left out.
