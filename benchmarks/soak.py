@@ -74,7 +74,7 @@ LOOK = 0.2
 """Least seconds between two looks at memory."""
 YOUNG = 30
 """Steps after a start that are not looked at in a run that starts often."""
-STUCK = 180.0
+STUCK = 600.0
 """Seconds without a step after which a run counts as stuck."""
 LEAVE = 20.0
 """Seconds that children of a killed run may take to end: an alarm ends them at the latest."""
