@@ -159,7 +159,14 @@ def test_what_failed_says_nothing_and_fragments_count_once():
 
 def test_a_filter_alone_keeps_groups_with_spread():
     args = arguments()
-    rewards = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.5], [None, None], [1.0, 1.0 + 1e-9]]
+    rewards: list[list[Any]] = [
+        [1.0, 0.0],
+        [1.0, 1.0],
+        [0.0, 0.0],
+        [0.5],
+        [None, None],
+        [1.0, 1.0 + 1e-9],
+    ]
     groups = [[Sample(reward=reward) for reward in group] for group in rewards]
     assert [keep_spread(args, group) for group in groups] == [True, *[False] * 5]
 
