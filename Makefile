@@ -16,6 +16,7 @@ PACKAGE_VENV := .venv-package
 PACKAGE_STAMP := $(PACKAGE_VENV)/.installed
 WHEEL_VENV := .venv-wheel
 OLDEST_VENV := .venv-oldest
+WHEEL_TRL_VENV := .venv-wheel-trl
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
@@ -219,26 +220,28 @@ $(PACKAGE_STAMP): requirements/package.txt
 	$(PACKAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/package.txt
 	touch $@
 
-# The wheel is installed into two environments that hold nothing else: with the packages that everything is
-# tested with, and with the oldest that are allowed.
+# The wheel is installed into three environments that hold nothing else: with the packages that everything
+# is tested with, with the oldest that are allowed, and with the extra of TRL.
 package:
 	@if $(MAKE) --no-print-directory $(PACKAGE_STAMP); then \
 		rm -rf dist && \
 		$(PACKAGE_VENV)/bin/python -m build --no-isolation --outdir dist . >/dev/null && \
 		$(PACKAGE_VENV)/bin/python -m twine check --strict dist/* && \
-		$(MAKE) --no-print-directory $(WHEEL_VENV) $(OLDEST_VENV) && \
+		$(MAKE) --no-print-directory $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV) && \
 		$(PACKAGE_VENV)/bin/python -m pytest -q --noconftest -m package tests/with_package; \
 	else \
 		echo "SKIPPED: the packages of requirements/package.txt cannot be had here (see above)"; \
 	fi
 
-.PHONY: $(WHEEL_VENV) $(OLDEST_VENV)
+.PHONY: $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV)
 $(WHEEL_VENV): VERSIONS := constraints.txt
 $(OLDEST_VENV): VERSIONS := requirements/oldest.txt
-$(WHEEL_VENV) $(OLDEST_VENV):
+$(WHEEL_TRL_VENV): VERSIONS := requirements/trl.txt
+$(WHEEL_TRL_VENV): EXTRA := [trl]
+$(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV):
 	@echo "Installing the wheel into $@ (700 MB)."
 	test -d $@ || $(PYTHON) -m venv $@
-	$@/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) dist/*.whl
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) "$$(echo dist/*.whl)$(EXTRA)"
 	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 
 # What cannot be looked up is said; holes and secrets that are found end it with status 1.
@@ -256,4 +259,4 @@ pictures: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python website/pictures.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -350,6 +350,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     enter_namespace()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its run ends with it
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         soak = Soak(Path(folder), args)
         try:

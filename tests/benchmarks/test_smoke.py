@@ -104,7 +104,7 @@ def test_no_benchmark_example_or_study_is_left_out():
     assert names == {*BENCHMARKS, *OTHER_ENVIRONMENTS, *PARTS}
     assert {path.stem for path in (ROOT / "studies").glob("*.yaml")} == {*STUDIES}
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert examples == {"any_trainer", "demo", "demo_comparison", "demo_llm"}
+    assert examples == {"any_trainer", "demo", "demo_comparison", "demo_llm", "trl_counts"}
 
 
 @pytest.mark.slow
