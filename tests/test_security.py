@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dibs.cli import main
 from dibs.config import PolicyConfig
-from dibs.config.secrets import without_secrets
+from dibs.config.secrets import HIDDEN, without_secrets
 from dibs.files import checksum
 from dibs.model.pretrained import load_policy
 from dibs.report.arms import group_runs
@@ -262,9 +262,9 @@ def test_no_text_from_runs_becomes_markup(tmp_path_factory, text):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ({"env": {f"judge_{API_KEY}": "abc"}}, {"env": {f"judge_{API_KEY}": "***"}}),
-        ([f"http://me:{PASSWORD}@host/x"], ["http://***@host/x"]),
-        (f"take {TOKEN}", "take ***"),
+        ({"env": {f"judge_{API_KEY}": "abc"}}, {"env": {f"judge_{API_KEY}": HIDDEN}}),
+        ([f"http://me:{PASSWORD}@host/x"], [f"http://{HIDDEN}@host/x"]),
+        (f"take {TOKEN}", f"take {HIDDEN}"),
     ],
 )
 def test_secrets_are_hidden(value, shown):

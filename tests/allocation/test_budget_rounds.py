@@ -91,11 +91,12 @@ def test_earlier_steps_take_in_everything_that_was_drawn():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rounds": "dpao"}, "unknown allocate.rounds 'dpao'"),
-        ({"keep": "best", "keep_count": 2}, "unknown allocate.keep 'best'"),
+        ({"rounds": "dpao"}, "unknown rule for rounds 'dpao'"),
+        ({"keep": "best", "keep_count": 2}, "unknown keeper 'best'"),
         ({"keep": "pods"}, "keep pods needs keep_count, below num_generations 4"),
         ({"keep_count": 2}, "keep_count 2 needs keep"),
         ({"keep": "pods", "keep_count": 1}, "keep_count 1 is below 2"),
+        ({"keep": "pods", "keep_count": 4}, "keep_count 4 leaves nothing out of num_generations 4"),
         ({"rounds": "ar3po", "keep_count": 2}, "ar3po keeps all completions"),
         ({"rounds": "dapo", "allocator": "vip", "mode": "online"}, "set allocator to uniform"),
         ({"rounds": "dapo", "mode": "pilot"}, "pilots of mode pilot have no use"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from dibs import BudgetConfig, PromptQueue
 from dibs.types import InputError
 
 RATES = np.array([0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1.0, 1.0] * 4)
+WORDS: Any = ["good"]
+NESTED: Any = [[1.0]]
 NAMES = [f"p{i}" for i in range(len(RATES))]
 
 
@@ -91,13 +94,24 @@ def test_one_prompt():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PromptQueue([]).draw(), "no prompts to draw from"),
+        (lambda: PromptQueue([]), "no prompts to draw from"),
         (lambda: PromptQueue(["a", "b", "a"]), "prompt 'a' occurs twice"),
         (lambda: PromptQueue(["a"], window=0), "window 0 is below 1"),
         (lambda: PromptQueue(["a"], BudgetConfig(mode="pilot")), "take mode online"),
-        (lambda: PromptQueue(["a"], group=1).draw(), "group 1 is below 2"),
+        (lambda: PromptQueue(["a"], group=1), "group 1 is below 2"),
+        (lambda: PromptQueue(["a"], uniform_share=7), "uniform_share 7 is not above 0"),
+        (lambda: PromptQueue(["a"], BudgetConfig(estimator="flat")), "estimator flat"),
+        (lambda: PromptQueue(["a"], BudgetConfig(keep="pods", keep_count=4)), "keep pods"),
+        (
+            lambda: PromptQueue(
+                ["a"], BudgetConfig(rounds="dapo", allocator="uniform", mode="none")
+            ),
+            "rounds dapo chooses as it draws",
+        ),
         (lambda: PromptQueue(["a"]).observe("b", [1.0]), "'b' is not among the 1 of the queue"),
-        (lambda: PromptQueue(["a"]).observe("a", [float("nan")]), "a reward is not finite"),
+        (lambda: PromptQueue(["a"]).observe("a", [float("nan")]), "prompt 'a': a reward is nan"),
+        (lambda: PromptQueue(["a"]).observe("a", WORDS), "prompt 'a': a reward is no number"),
+        (lambda: PromptQueue(["a"]).observe("a", NESTED), "rewards have shape"),
     ],
 )
 def test_what_cannot_be_is_one_line(call, message):

@@ -207,14 +207,14 @@ def test_what_a_keeper_may_not_return_is_one_line(own, returned, said):
 @pytest.mark.parametrize(
     ("find", "name", "said"),
     [
-        (rounds_rule, "dapo2", "unknown allocate.rounds 'dapo2'; known: ar3po, dapo"),
+        (rounds_rule, "dapo2", "unknown rule for rounds 'dapo2'; known: ar3po, dapo"),
         (
             rounds_rule,
             "no_such_module:rule",
-            "allocate.rounds 'no_such_module:rule' cannot be imported",
+            "rounds 'no_such_module:rule' cannot be imported",
         ),
-        (keeper, "best", "unknown allocate.keep 'best'; known: balanced, pods"),
-        (keeper, "math:pi", "allocate.keep 'math:pi' is not a function"),
+        (keeper, "best", "unknown keeper 'best'; known: balanced, pods"),
+        (keeper, "math:pi", "keep 'math:pi' is not a function"),
     ],
 )
 def test_names_that_are_no_rules(find, name, said):

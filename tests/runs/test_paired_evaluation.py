@@ -105,3 +105,16 @@ def test_another_model_gets_the_same_prompts(byte_model, math_file, tmp_path, ca
     )
     assert row["better"] + row["worse"] > 0
     assert found["a"]["settings"]["clock"] == found["b"]["settings"]["clock"]
+
+
+def test_a_second_model_that_is_not_there_is_found_before_the_first_is_evaluated(
+    byte_model, math_file, tmp_path, capsys
+):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = tmp_path / "out"
+    for other, message in ((tmp_path / "gone", "no such folder"), (empty, "cannot be loaded")):
+        assert main(words(byte_model, math_file, str(other), "--out", str(out))) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+        assert not out.exists()

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import SafetensorError
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from dibs.config import Config
+from dibs.config.changes import changed_keys
 from dibs.config.load import load_config
 from dibs.files import read_lines, to_json, whole_folder
 from dibs.model.policy import Policy
@@ -234,6 +236,17 @@ def test_broken_checkpoints_do_not_count(tmp_path, policy):
     found, broken = folder.checkpoints.newest_whole()
     assert found is not None
     assert (found.step, broken) == (4, [])
+
+
+def test_a_key_that_the_earlier_version_did_not_have_is_no_change(tmp_path):
+    begun(config(tmp_path / "run"))
+    path = tmp_path / "run" / "config.yaml"
+    written = yaml.safe_load(path.read_text())
+    del written["policy"]["share_prompts"]
+    path.write_text(yaml.safe_dump(written))
+    assert changed_keys(config(tmp_path / "run")) == []
+    (changed,) = changed_keys(config(tmp_path / "run", **{"policy.share_prompts": "never"}))
+    assert changed == "policy.share_prompts: 'auto' -> 'never'"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):

@@ -14,9 +14,10 @@ import yaml
 from dibs.config import Config
 from dibs.config.changes import changed_keys
 from dibs.config.load import load_config
-from dibs.config.secrets import without_secrets
+from dibs.config.secrets import HIDDEN, without_secrets
 from dibs.runs.folder import RunFolder
 from dibs.runs.trackers import Trackers, _described
+from dibs.types import InputError
 
 PASSWORD = "correct-horse-battery"  # pragma: allowlist secret
 TRACKING = {
@@ -118,11 +119,23 @@ def test_each_tracker_gets_what_it_has_a_place_for():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("http://me:pass@host:8000/v1", "http://***@host:8000/v1"),  # pragma: allowlist secret
-        ("https://host/?write_token=abc&step=2", "https://host/?write_token=***&step=2"),
-        ("https://host/?API-KEY=abc", "https://host/?API-KEY=***"),
-        (f"use hf_{'a1' * 17}.", "use ***."),
-        (f"before {PASSWORD} after", "before *** after"),
+        (
+            "http://me:pass@host:8000/v1",
+            f"http://{HIDDEN}@host:8000/v1",
+        ),  # pragma: allowlist secret
+        ("https://host/?write_token=abc&step=2", f"https://host/?write_token={HIDDEN}&step=2"),
+        ("https://host/?API-KEY=abc", f"https://host/?API-KEY={HIDDEN}"),
+        (
+            "https://b/o?X-Amz-Credential=a/b&X-Amz-Signature=0f&sig=1",
+            f"https://b/o?X-Amz-Credential={HIDDEN}&X-Amz-Signature={HIDDEN}&sig={HIDDEN}",
+        ),
+        ("Authorization: Bearer abc.def-123=", f"Authorization: Bearer {HIDDEN}"),
+        (
+            "https://host/?design=1 of a standard bearer of news",
+            "https://host/?design=1 of a standard bearer of news",
+        ),
+        (f"use hf_{'a1' * 17}.", f"use {HIDDEN}."),
+        (f"before {PASSWORD} after", f"before {HIDDEN} after"),
         ("a@b.c and http://host/@x", "a@b.c and http://host/@x"),
         ("arithmetic", "arithmetic"),
     ],
@@ -150,8 +163,10 @@ def test_no_secret_reaches_the_run_folder(tmp_path, monkeypatch):
     assert PASSWORD in whole.sampling.servers[0]
     RunFolder(tmp_path).write_config(whole)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert written["sampling"]["servers"] == ["http://***@127.0.0.1:8000"]
+    assert written["sampling"]["servers"] == [f"http://{HIDDEN}@127.0.0.1:8000"]
     assert changed_keys(whole) == []
+    with pytest.raises(InputError, match=r"config.yaml: .* holds \*\*\*secret\*\*\*, which stands"):
+        load_config(tmp_path / "config.yaml")
     trackers = Trackers(whole, tmp_path)
     trackers.close()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCard, constants
 
 from dibs.cli import main
+from dibs.config.secrets import HIDDEN
 from hub_server import HubServer
 from run_folders import NASTY, make_run
 
@@ -234,7 +235,7 @@ def test_the_card_of_an_old_run_hides_what_its_configuration_still_holds(tmp_pat
     (run / "model" / "config.json").write_text("{}")
     assert main(["push", str(run), "me/old", "--dry-run"]) == 0
     card = capsys.readouterr().out
-    assert "see https://***@example.org {prompt}" in card
+    assert f"see https://{HIDDEN}@example.org {{prompt}}" in card
     assert SECRET not in card
 
 

@@ -238,8 +238,8 @@ def test_settings_that_contradict_rounds(more, said):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--allocate.rounds=dap"], "unknown allocate.rounds 'dap'"),
-        (["--allocate.keep=best", "--allocate.keep_count=2"], "unknown allocate.keep 'best'"),
+        (["--allocate.rounds=dap"], "unknown rule for rounds 'dap'"),
+        (["--allocate.keep=best", "--allocate.keep_count=2"], "unknown keeper 'best'"),
         (["--allocate.keep=pods"], "allocate.keep pods needs allocate.keep_count"),
         (["--allocate.keep_count=2"], "allocate.keep_count 2 needs allocate.keep"),
         (["--allocate.rounds=ar3po", "--allocate.keep_count=2"], "ar3po keeps all completions"),

@@ -184,6 +184,10 @@ class BudgetConfig(Section):
 
 def check_choice(options: BudgetConfig, group: int, uniform_share: float) -> None:
     """Raise InputError for options that no prompts can be chosen with; see `PromptBudget.choose`."""
+    if options.rounds is not None:
+        raise InputError(
+            f"rounds {options.rounds} chooses as it draws; give the candidates to allocate"
+        )
     if ":" in options.allocator:
         raise InputError(
             f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool take "

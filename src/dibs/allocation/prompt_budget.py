@@ -203,10 +203,6 @@ class PromptBudget:
         Raises InputError for a pool, group or budget that cannot be.
         """
         options, names = self.config, list(map(str, candidate_ids))
-        if options.rounds is not None:
-            raise InputError(
-                f"rounds {options.rounds} chooses as it draws; give the candidates to allocate"
-            )
         size = least_group(options) if group is None else group
         check_choice(options, size, uniform_share)
         if not names:

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dibs.allocation.budget_config import BudgetConfig
+from dibs.allocation.budget_config import BudgetConfig, check_choice
 from dibs.allocation.prompt_budget import PromptBudget
+from dibs.allocation.reported import checked_rewards
 from dibs.types import InputError
 
 
@@ -67,7 +68,14 @@ class PromptQueue:
             raise InputError(
                 "mode pilot draws pilots of a step; a queue has none, so take mode online"
             )
+        if self.config.keep is not None:
+            raise InputError(
+                f"keep {self.config.keep} leaves completions out of a step's weights, which a queue "
+                "does not have; leave it out"
+            )
         self.names = [str(name) for name in prompt_ids]
+        if not self.names:
+            raise InputError("no prompts to draw from; give at least one")
         self._known = set(self.names)
         if len(self._known) < len(self.names):
             ((twice, _),) = Counter(self.names).most_common(1)
@@ -75,6 +83,7 @@ class PromptQueue:
         if window < 1:
             raise InputError(f"window {window} is below 1 group")
         self.group = self.config.num_generations if group is None else group
+        check_choice(self.config, self.group, uniform_share)
         self.window, self.uniform_share, self.seed = window, uniform_share, seed
         self.budget = PromptBudget(self.config, warns=False)
         self._ahead: list[DrawnPrompt] = []
@@ -92,15 +101,14 @@ class PromptQueue:
     def observe(self, prompt_id: str, rewards: Sequence[float]) -> None:
         """Take in the rewards of a group that was sampled; it may be smaller or larger than asked for.
 
-        Raises InputError for another prompt, and for a reward that is not finite.
+        Raises InputError for another prompt, and for a reward that is no finite number.
         """
         if str(prompt_id) not in self._known:
             raise InputError(
                 f"prompt {prompt_id!r} is not among the {len(self.names)} of the queue"
             )
-        if not np.isfinite(np.asarray(rewards, dtype=np.float64)).all():
-            raise InputError(f"prompt {prompt_id!r}: a reward is not finite")
-        self._observed.append((str(prompt_id), [float(reward) for reward in rewards]))
+        (judged,) = checked_rewards([str(prompt_id)], [rewards])
+        self._observed.append((str(prompt_id), judged.tolist()))
         if len(self._observed) >= self.window:
             names, groups = zip(*self._observed, strict=True)
             self.budget.update(names, groups)
@@ -144,8 +152,6 @@ class PromptQueue:
 
     def _choose(self) -> None:
         """Choose the next window, in an order of its own."""
-        if not self.names:
-            raise InputError("no prompts to draw from; give at least one")
         rng = np.random.default_rng([self.seed, self._windows, 1])
         # choose() draws by the step of the budget, which several windows may share.
         chosen = self.budget.choose(

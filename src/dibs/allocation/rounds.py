@@ -34,8 +34,8 @@ class RoundsRule:
 
         Raises InputError unless there is a whole number of at least 0 for each, and where it fails.
         """
-        given = called(self.name, "allocate.rounds", self.function, drawn)
-        return _whole_numbers(given, len(drawn), f"allocate.rounds {self.name}")
+        given = called(self.name, "rounds", self.function, drawn)
+        return _whole_numbers(given, len(drawn), f"rounds {self.name}")
 
     def trained(self, drawn: Drawn) -> np.ndarray:
         """Which prompts are trained on, bool [N]: by default all that were drawn from."""
@@ -95,8 +95,8 @@ class Keeper:
 
         Raises InputError unless they are positions, each once, and where it fails.
         """
-        what = f"allocate.keep {self.name}"
-        given = called(self.name, "allocate.keep", self.function, rewards, accepted, count)
+        what = f"keep {self.name}"
+        given = called(self.name, "keep", self.function, rewards, accepted, count)
         positions = _whole_numbers(given, None, what)
         if len(positions) > count or len(np.unique(positions)) < len(positions):
             raise InputError(
@@ -138,9 +138,9 @@ def rounds_rule(name: str) -> RoundsRule:
     if ":" not in name:
         known = ", ".join(rules.ROUNDS)
         raise InputError(
-            f"unknown allocate.rounds {name!r}; known: {known}, or your own as module:function"
+            f"unknown rule for rounds {name!r}; known: {known}, or your own as module:function"
         )
-    return RoundsRule(name, import_function(name, "allocate.rounds"))
+    return RoundsRule(name, import_function(name, "rounds"))
 
 
 def keeper(name: str) -> Keeper:
@@ -150,10 +150,8 @@ def keeper(name: str) -> Keeper:
         return Keeper(name, module.keep, module.WHOLE_BASELINE)
     if ":" not in name:
         known = ", ".join(rules.KEEPERS)
-        raise InputError(
-            f"unknown allocate.keep {name!r}; known: {known}, or your own as module:function"
-        )
-    return Keeper(name, import_function(name, "allocate.keep"), whole_baseline=False)
+        raise InputError(f"unknown keeper {name!r}; known: {known}, or your own as module:function")
+    return Keeper(name, import_function(name, "keep"), whole_baseline=False)
 
 
 def _whole_numbers(given: object, size: int | None, who: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from dibs.config import Config
 from dibs.config.secrets import without_secrets
@@ -49,15 +50,23 @@ def _written_config(path: Path) -> dict[str, Any]:
 def changed_keys(config: Config) -> list[str]:
     """How the run in ``output_dir`` was configured differently, a text a key.
 
-    What a resumed run may change is left out. InputError where the folder holds none.
+    What a resumed run may change is left out. A key that the version of dibs that began the run did not
+    have counts as set to its default. InputError where the folder holds no run.
     """
-    before = flat_keys(_written_config(config.output_dir))
+    before = flat_keys(_with_defaults(_written_config(config.output_dir)))
     now = flat_keys(without_secrets(config.model_dump(mode="json")))
     return [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key) and not _free_to_change(key)
     ]
+
+
+def _with_defaults(written: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return without_secrets(Config.model_validate(written).model_dump(mode="json"))
+    except ValidationError:
+        return written
 
 
 def flat_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

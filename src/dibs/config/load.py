@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dibs.config.changes import flat_keys
+from dibs.config.secrets import HIDDEN
 from dibs.config.section import Section
 from dibs.config.whole import Config
 from dibs.config.wording import worded
@@ -59,6 +61,7 @@ def validated(
     Raises InputError, one line that begins with ``source``, or with the command line where the fault is
     of a key among ``overrides``.
     """
+    _refuse_hidden(values, source)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -66,6 +69,16 @@ def validated(
         given = any(key.startswith(f"{each}.") or each.startswith(key) for each in overrides)
         place = "command line" if given and key != "." else source
         raise InputError(f"{place}: {_explain(error, kind)}") from None
+
+
+def _refuse_hidden(values: Mapping[str, Any], source: str) -> None:
+    """InputError for a value of a written configuration in which a secret was left out."""
+    for key, value in flat_keys(values).items():
+        if HIDDEN in str(value):
+            raise InputError(
+                f"{source}: {key} holds {HIDDEN}, which stands in place of a secret; put the secret "
+                "there again, or take the key out"
+            )
 
 
 def split_config(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:

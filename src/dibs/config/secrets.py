@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-HIDDEN = "***"
+HIDDEN = "***secret***"
 """What stands in place of a secret."""
 _OF_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 """User and password of an address."""
-_IN_QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password)=)[^&#\s]+")
+_IN_QUERY = re.compile(
+    r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password|credential|signature)=|sig=)[^&#\s]+"
+)
+_BEARER = re.compile(r"(?i)(?<=\bbearer )[\w.~+/-]{8,}=*")
 _ISSUED = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[A-Z0-9]{16})\b"
 )
@@ -28,9 +31,9 @@ _SHORTEST = 16
 def without_secrets(value: Any) -> Any:
     """A copy of a configuration's values, or of a text, in which :data:`HIDDEN` replaces secrets.
 
-    Secrets are: user and password of an address, tokens in its query, tokens of known forms,
-    options whose names say so, and the values of environment variables whose names end in key, token,
-    secret or password.
+    Secrets are: user and password of an address, tokens and signatures in its query, tokens of known
+    forms, options whose names say so, and the values of environment variables whose names end in key,
+    token, secret or password.
     """
     return _hidden(value, _of_environment())
 
@@ -49,8 +52,9 @@ def _hidden(value: Any, secrets: list[str]) -> Any:
         return value
     for secret in secrets:
         value = value.replace(secret, HIDDEN)
-    value = _OF_URL.sub(HIDDEN, value)
-    return _ISSUED.sub(HIDDEN, _IN_QUERY.sub(rf"\1{HIDDEN}", value))
+    for form in (_OF_URL, _BEARER, _ISSUED):
+        value = form.sub(HIDDEN, value)
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", value)
 
 
 def _of_environment() -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -37,29 +40,16 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    options = {"trust_remote_code": config.trust_remote_code}
-    source = model_source(config.model)
-    file = gguf_file_of(source)
-    if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
-        raise InputError(f"policy.model {config.model}: no such folder")
-    refuse_run_folder(config.model)
-    hint = without_hub(config.model, "the folder of a model")
-    try:
-        tokenizer = load_tokenizer(source, options)
+    source, file = _existing_source(config)
+    with _one_line(config):
+        tokenizer = load_tokenizer(source, _options(config))
         if file is not None:
             model = load_gguf_model(file, _DTYPES[config.dtype], tokenizer.eos_token_id)
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=_DTYPES[config.dtype], **options
+                source, dtype=_DTYPES[config.dtype], **_options(config)
             )
         model.to(device)
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"policy.model {config.model}: cannot be loaded: {reason}{hint}"
-        ) from error
     check_model(f"policy.model {config.model}", model, tokenizer)
     if config.threads is None and device.type == "cpu" and model.num_parameters() < _TINY:
         torch.set_num_threads(1)
@@ -69,6 +59,44 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     mixed = config.dtype == "mixed"
     return Policy(model, tokenizer, temperature, mixed=mixed, compiled=config.compile)
+
+
+def check_source(config: PolicyConfig) -> None:
+    """Raise InputError, as :func:`load_policy` does, for a model whose small files cannot be read."""
+    source, file = _existing_source(config)
+    if file is None:
+        with _one_line(config):
+            AutoConfig.from_pretrained(source, **_options(config))
+            load_tokenizer(source, _options(config))
+
+
+def _options(config: PolicyConfig) -> dict[str, Any]:
+    return {"trust_remote_code": config.trust_remote_code}
+
+
+def _existing_source(config: PolicyConfig) -> tuple[str, Path | None]:
+    """Where the model is, and its GGUF file if it is one. InputError for a folder that holds none."""
+    source = model_source(config.model)
+    file = gguf_file_of(source)
+    if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
+        raise InputError(f"policy.model {config.model}: no such folder")
+    refuse_run_folder(config.model)
+    return source, file
+
+
+@contextmanager
+def _one_line(config: PolicyConfig) -> Iterator[None]:
+    """Whatever a model's files make a library raise becomes an InputError."""
+    hint = without_hub(config.model, "the folder of a model")
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"policy.model {config.model}: cannot be loaded: {reason}{hint}"
+        ) from error
 
 
 def refuse_run_folder(name: str) -> None:

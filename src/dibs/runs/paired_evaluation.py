@@ -14,7 +14,9 @@ import numpy as np
 
 from dibs.allocation.intervals import paired_interval
 from dibs.config import Config
+from dibs.data.arithmetic import TASKS
 from dibs.files import write_json
+from dibs.model.pretrained import check_source
 from dibs.runs.console import View
 from dibs.runs.evaluation import SCORES, clock_of, evaluated, scores_of
 
@@ -31,8 +33,11 @@ def run_pair(
     """Evaluate two policies in turn, and return both results, ``a`` and ``b``, and ``difference``.
 
     ``out`` gets a folder of each, and ``difference.json``. Raises InputError as
-    :func:`.run_evaluation` does.
+    :func:`.run_evaluation` does, for a second model that is not there before the first is evaluated.
     """
+    for config in configs:
+        if config.policy.model not in TASKS:
+            check_source(config.policy)
     folders = [None if out is None else out / name for name in ("a", "b")]
     clock = clock_of(folders[0])
     first, second = (
