@@ -16,10 +16,11 @@ PACKAGE_VENV := .venv-package
 PACKAGE_STAMP := $(PACKAGE_VENV)/.installed
 WHEEL_VENV := .venv-wheel
 OLDEST_VENV := .venv-oldest
+WHEEL_TRL_VENV := .venv-wheel-trl
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu lint format \
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu soak lint format \
 	constraints trl bench-step bench-trl bench-verl bench-gpu docs reference pictures package audit clean
 
 help:
@@ -33,6 +34,7 @@ help:
 	@echo "make test-gpu   the tests on a GPU; needs one that torch sees"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
+	@echo "make soak       2,000 steps with kills, full disks and lost verifiers: 8 minutes; BENCH_ARGS as below"
 	@echo "make docs       the documentation as a site, in site/; builds $(DOCS_VENV)"
 	@echo "make reference  write docs/reference from the code"
 	@echo "make pictures   draw the pictures of docs/concepts"
@@ -80,6 +82,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -q -n auto --dist worksteal -m slow
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py $(BENCH_ARGS)
 
 # vLLM decides versions of its own, so it has an environment of its own. It is built anew when its list
 # changes; where its packages cannot be had, the reason is printed and the tests are left out.
@@ -215,26 +220,28 @@ $(PACKAGE_STAMP): requirements/package.txt
 	$(PACKAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/package.txt
 	touch $@
 
-# The wheel is installed into two environments that hold nothing else: with the packages that everything is
-# tested with, and with the oldest that are allowed.
+# The wheel is installed into three environments that hold nothing else: with the packages that everything
+# is tested with, with the oldest that are allowed, and with the extra of TRL.
 package:
 	@if $(MAKE) --no-print-directory $(PACKAGE_STAMP); then \
 		rm -rf dist && \
 		$(PACKAGE_VENV)/bin/python -m build --no-isolation --outdir dist . >/dev/null && \
 		$(PACKAGE_VENV)/bin/python -m twine check --strict dist/* && \
-		$(MAKE) --no-print-directory $(WHEEL_VENV) $(OLDEST_VENV) && \
+		$(MAKE) --no-print-directory $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV) && \
 		$(PACKAGE_VENV)/bin/python -m pytest -q --noconftest -m package tests/with_package; \
 	else \
 		echo "SKIPPED: the packages of requirements/package.txt cannot be had here (see above)"; \
 	fi
 
-.PHONY: $(WHEEL_VENV) $(OLDEST_VENV)
+.PHONY: $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV)
 $(WHEEL_VENV): VERSIONS := constraints.txt
 $(OLDEST_VENV): VERSIONS := requirements/oldest.txt
-$(WHEEL_VENV) $(OLDEST_VENV):
+$(WHEEL_TRL_VENV): VERSIONS := requirements/trl.txt
+$(WHEEL_TRL_VENV): EXTRA := [trl]
+$(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV):
 	@echo "Installing the wheel into $@ (700 MB)."
 	test -d $@ || $(PYTHON) -m venv $@
-	$@/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) dist/*.whl
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c $(VERSIONS) "$$(echo dist/*.whl)$(EXTRA)"
 	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/*.whl
 
 # What cannot be looked up is said; holes and secrets that are found end it with status 1.
@@ -252,4 +259,4 @@ pictures: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python website/pictures.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

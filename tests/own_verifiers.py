@@ -27,6 +27,11 @@ def sleepy(answer: str, completion: str) -> float:
             pass
     if completion == "eat":
         return float(len("x" * 10**10))
+    if completion == "slow once":
+        first = not Path(answer).exists()
+        Path(answer).write_text(str(os.getpid()))
+        time.sleep(60 if first else 0)
+        return 1.0
     if completion.startswith("sleep"):
         Path(answer).write_text(str(os.getpid()))
         time.sleep(float(completion.split()[1]))

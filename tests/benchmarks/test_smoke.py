@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny_studies import STUDIES, TINY_STUDY
+
 ROOT = Path(__file__).parents[2]
 FEW_UPDATES = "--warm-start-updates=5"
 BENCHMARKS = {
@@ -36,6 +38,7 @@ BENCHMARKS = {
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
     "shape_order": "--prompts=8",
+    "soak": "--steps=4 --kill-every=4 --verifier-every=4 --full-disks=0",
     "shared_prefixes": "--shapes short --rounds=1 --layers=1 --width=16",
     "study_aa": "--tests=3",
     "step": "--without-trl --rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4 --length=8",
@@ -47,7 +50,7 @@ BENCHMARKS = {
 WARM_STARTED = {
     *("norm_share", "online_overhead"),
     *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
-    *("rules_meter", "shape_order", "step"),
+    *("rules_meter", "shape_order", "soak", "step"),
 }
 OTHER_ENVIRONMENTS = {
     "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),
@@ -64,57 +67,13 @@ PARTS = {
     "long_prompts",
     "measured_policies",
     "step_tasks",
+    "soak_processes",
     "step_trl",
     "two_lengths",
     "verifier_cases",
     "verl_alternate",
 }
 """Files that belong to one of the others."""
-STUDIES = {
-    "demo": ["--compare.exclude=['large/*', '*/*/512x2', '*/*/64x2']", "--variance.interval=0"],
-    "embedded": [
-        "--compare.exclude=['arithmetic/*', '*/raft/*', '*/grpo/*', '*/log_*', '*/*/online',"
-        " '*/*/cross_fit', '*/*/gvm', 'polar/*/online-tokens']",
-        "--compare.learning_rates=[]",
-        "--compare.meter=[start, end]",
-        "--variance.prompts=2",
-        "--variance.num_generations=4",
-    ],
-    "joint": [
-        "--compare.learning_rates=[]",
-        "--compare.exclude=['*/*/128x1', '*/*/32x4']",
-    ],
-    "joint-families": [
-        "--estimate.num_pilots=4",
-        "--compare.learning_rates=[]",
-        "--compare.exclude=['wide/*', 'arithmetic/*', 'lengths/*', 'polar/raft++/*', '*/*/32x4']",
-    ],
-    "joint-large": ["--compare.learning_rates=[]"],
-    "paper": [
-        "--policy.model=arithmetic-easy",
-        "--policy.dtype=float32",
-        "--data.train=arithmetic-easy",
-        "--data.template=plain",
-        "--sampling.engine=transformers",
-        "--compare.exclude=['*/grpo/*', '*/*/uniform-16', '*/*/gvm-*']",
-    ],
-    "polar": ["--compare.exclude=['*/*/online']"],
-    "rules": ["--compare.learning_rates=[]", "--compare.exclude=['polar/*', 'lengths/*']"],
-    "uneven": ["--compare.exclude=['*/small-rate/*', '*/*/gvm-8x-updates']"],
-}
-"""What makes a study tiny, beside ``TINY_STUDY``."""
-TINY_STUDY = [
-    "--compare.seeds=[0]",
-    "--train.steps=1",
-    "--train.prompts_per_step=4",
-    "--data.size=16",
-    "--data.eval_size=4",
-    "--estimate.num_pilots=2",
-    "--evaluate.interval=1",
-    "--evaluate.num_generations=2",
-    "--sampling.max_completion_length=12",
-    "--policy.warm_start.updates=5",
-]
 
 
 def run(*words: str | Path, python: str | Path = sys.executable) -> str:
@@ -149,7 +108,7 @@ def test_no_benchmark_example_or_study_is_left_out():
     assert names == {*BENCHMARKS, *OTHER_ENVIRONMENTS, *PARTS}
     assert {path.stem for path in (ROOT / "studies").glob("*.yaml")} == {*STUDIES}
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert examples == {"any_trainer", "demo", "demo_comparison", "demo_llm"}
+    assert examples == {"any_trainer", "demo", "demo_comparison", "demo_llm", "trl_counts"}
 
 
 @pytest.mark.slow

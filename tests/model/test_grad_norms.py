@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import nn
 
 from dibs.config import GradNormMethod, GradNormParameters
 from dibs.model.grad_norms import gradient_norms, output_layer, products
+from dibs.model.grad_norms.products import Products
+from dibs.model.grad_norms.recorder import Recorder
 from dibs.model.policy import Policy
 from dibs.types import TrainingExample
 from tiny_gradients import (
@@ -34,6 +37,15 @@ def test_exact_norms_match_torch_func(policy, family, tied, temperature):
     check_exact(policy, made)
     check_exact(policy, made, max_tokens=1)
     check_exact(policy, made[:1])
+
+
+def test_nothing_of_a_measurement_is_left(policy):
+    """A graph that is kept with what was recorded would be kept for good."""
+    made = examples(policy, 4)
+    for _ in range(3):
+        gradient_norms(policy, made)
+    gc.collect()
+    assert [each for each in gc.get_objects() if type(each) in (Recorder, Products)] == []
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,22 +177,59 @@ def test_a_users_function_with_faults_of_every_kind():
     assert "within 2 s" in verdicts[7].reason
 
 
-def test_a_worker_killed_from_outside_costs_one_verdict(tmp_path):
+def read_pid(note: Path) -> int:
+    while not note.exists() or not note.read_text():
+        time.sleep(0.05)
+    return int(note.read_text())
+
+
+def test_a_worker_killed_from_outside_costs_no_verdict(tmp_path):
     verifier = pool(verifier="own_verifiers:sleepy", timeout=30)
     note = tmp_path / "pid"
-    items = [(str(note), text) for text in ["right", "sleep 60", *["right"] * 50]]
-
-    def kill() -> None:
-        while not note.exists() or not note.read_text():
-            time.sleep(0.05)
-        os.kill(int(note.read_text()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
+    items = [(str(note), text) for text in ["right", "slow once", *["right"] * 50]]
+    killer = threading.Thread(target=lambda: os.kill(read_pid(note), signal.SIGKILL))
     killer.start()
     told = statuses(verifier, items)
     killer.join()
     verifier.close()
-    assert told == ["accepted", "error", *["accepted"] * 50]
+    assert told == ["accepted"] * 52
+
+
+def workers_of(verifier: Any) -> list[int]:
+    return list(verifier._pool._pool_manager.worker_manager.workers)
+
+
+def test_idle_workers_killed_from_outside_are_replaced():
+    """And nothing is left of them: no process, no open file."""
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=5)
+    items = [(os.devnull, text) for text in ("right", "wrong")]
+    files = []
+    for killed in (0, 1, 2, 1, 2):
+        assert statuses(verifier, items) == ["accepted", "rejected"]
+        files.append(len(os.listdir("/proc/self/fd")))
+        for pid in workers_of(verifier)[:killed]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+    assert statuses(verifier, items) == ["accepted", "rejected"]
+    assert max(files) - min(files) <= 2
+    verifier.close()
+
+
+@pytest.mark.slow
+def test_workers_that_stand_still_are_replaced(monkeypatch):
+    """One was killed while it held the lock that all of them share."""
+    monkeypatch.setattr("dibs.rollouts.verify.pool._START", 5.0)
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=10)
+    items = [(os.devnull, text) for text in ("right", "wrong") * 20]
+    expected = ["accepted", "rejected"] * 20
+    assert statuses(verifier, items) == expected
+    manager: Any = verifier._pool
+    channel = manager._pool_manager.worker_manager.workers_channel
+    assert channel.mutex.acquire()
+    started = time.monotonic()
+    assert statuses(verifier, items) == expected
+    assert 25 <= time.monotonic() - started < 120  # twice the time of an item, and that of a start
+    verifier.close()
 
 
 def test_verdicts_come_while_items_are_still_made():

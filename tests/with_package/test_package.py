@@ -129,6 +129,17 @@ def test_files_functions_and_the_example_of_a_loop(python, tmp_path):
     assert "mean accept rate" in said(python, ROOT / "examples/any_trainer.py", cwd=tmp_path)
 
 
+def test_the_extra_of_trl_suffices_for_its_example(tmp_path):
+    found = ROOT / ".venv-wheel-trl/bin/python"
+    if not found.is_file():
+        pytest.skip("there is no .venv-wheel-trl; `make package` builds it")
+    words = ["--steps", "4", "--warm-start-updates", "50"]
+    printed = said(found, ROOT / "examples/trl_counts.py", *words, cwd=tmp_path)
+    steps = [line for line in printed.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in steps] == [f"step {n}" for n in (1, 2, 3, 4)]
+    assert steps[0].endswith("most completions 4")
+
+
 def _version() -> str:
     for line in (ROOT / "src/dibs/__init__.py").read_text().splitlines():
         if line.startswith("__version__"):

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -182,9 +183,9 @@ def train(out: Path, *more: str):
     return run_training(config, PlainView(Console(quiet=True)))
 
 
-def check_run(out: Path) -> None:
+def check_run(out: Path, steps: int = 5) -> None:
     lines = read_lines(out / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(6))
+    assert [line["step"] for line in lines] == list(range(steps + 1))
     for line in lines[1:]:
         assert line["count_sum"] == 32
         assert line["missing_completions"] == 0
@@ -205,9 +206,12 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
-        self.log = log
+        self.model, self.port, self.log = model, port, log
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(model), "--port", str(port), "--host", "127.0.0.1"]
+        command += ["--model", str(self.model), "--port", str(self.port), "--host", "127.0.0.1"]
         command += ["--dtype", "float32", "--max-model-len", "128", "--enforce-eager"]
         command += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
         command += ["--worker-extension-cls", "dibs.WeightLoader"]
@@ -219,13 +223,18 @@ class Server:
         }
         environment = {**os.environ, **environment}
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             command,
-            stdout=log.open("w"),
+            stdout=self.log.open("a"),
             stderr=subprocess.STDOUT,
             env=environment,
             process_group=0,
         )
+
+    def restart(self) -> None:
+        """Begin anew at the same address, with the weights of the beginning."""
+        self.process = self._started()
+        self.wait()
 
     def wait(self) -> None:
         deadline = time.monotonic() + 600
@@ -279,8 +288,6 @@ def test_servers(servers, tmp_path, monkeypatch):
     def phase(self, name):
         samples["n"] += name == "sample"
         if name == "sample" and samples["n"] == 3:
-            from threading import Timer
-
             Timer(0.03, servers[0].kill).start()
 
     monkeypatch.setattr(PlainView, "phase", phase)
@@ -300,3 +307,25 @@ def tiny_like(servers) -> Policy:
 
     folder = warm_started_policy(EASY, WarmStartConfig(**WARM_START), lambda *_: None)
     return load_policy(PolicyConfig(model=str(folder), device="cpu"), 0.7)
+
+
+def test_a_server_that_is_killed_twice(servers, tmp_path, monkeypatch):
+    """Each time in the middle of sampling; it is back two steps later and gets the weights of then."""
+    server, samples = servers[0], {"n": 0}
+
+    def phase(self, name):
+        samples["n"] += name == "sample"
+        if name == "sample" and samples["n"] in (3, 7):
+            Timer(0.03, server.kill).start()
+        if name == "update" and samples["n"] in (5, 9):
+            assert server.process.poll() is not None
+            server.restart()
+
+    monkeypatch.setattr(PlainView, "phase", phase)
+    words = ["--sampling.engine=vllm_server", "--train.steps=12"]
+    words += ["--sampling.servers", "[" + ", ".join(s.address for s in servers) + "]"]
+    before = len(os.listdir("/proc/self/fd"))
+    train(tmp_path / "run", *words)
+    check_run(tmp_path / "run", steps=12)
+    assert server.process.poll() is None
+    assert len(os.listdir("/proc/self/fd")) <= before + 4

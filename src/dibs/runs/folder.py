@@ -189,7 +189,10 @@ class RunFolder:
             remove_unfinished(self.path)
             self.write_config(config)
         except OSError as error:
-            raise InputError(f"cannot write to output_dir {self.path}: {error.strerror}") from None
+            onward = "" if plan.found is None else "; make room and go on with --resume"
+            raise InputError(
+                f"cannot write to output_dir {self.path}: {error.strerror}{onward}"
+            ) from None
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml: what the run is, and not how it was called, so that it can be run anew.

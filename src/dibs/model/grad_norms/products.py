@@ -63,6 +63,14 @@ class Products:
             self._add_blocks(left, right, block, rows, total, learned)
         return total
 
+    def forget(self) -> None:
+        """Let go of what is kept for the next call, once there is none.
+
+        The inputs belong to the graph of the forward pass, which holds the recorder of these products.
+        Kept here, none of them would ever be freed: Python does not see a cycle that goes through torch.
+        """
+        self._last = None
+
     def _gram_of_inputs(self, inputs: Tensor) -> Tensor:
         """``inputs inputs^T``, kept for the next call: projections of attention share their inputs.
 

@@ -132,6 +132,7 @@ class Recorder(TorchFunctionMode):
             if self.sums is not None:
                 self.sums.add(name, gradient)
         self.vectors.clear()
+        self.products.forget()
 
     def name_of(self, parameter: Tensor | None) -> str | None:
         """The name of a tracked parameter, None for any other tensor."""

@@ -2,6 +2,10 @@
 
 Comparing answers can hang or use up memory, and Python cannot stop that within a process. So it happens
 in worker processes, with a limit on the wall-clock time of each item and on the memory of each worker.
+
+A worker can also be killed from outside, by a system that is short of memory for example. Its item is
+then judged once more, so that verdicts do not depend on such a kill. Workers that cannot go on are all
+replaced: pebble gives a pool up where an idle worker dies, and a worker may die while it holds a lock.
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -25,6 +32,25 @@ from dibs.types import Verdict
 _IN_FLIGHT = 4096
 """Items that wait in the workers' queue before the next one is read."""
 _TASKS_A_WORKER = 20_000
+_ATTEMPTS = 2
+"""How often an item is judged whose worker dies."""
+_LOOK = 1.0
+"""Seconds between two looks at whether the workers are at work."""
+_START = 60.0
+"""Seconds that workers may take to start."""
+
+
+class _LostError(Exception):
+    """The workers that had an item are gone, or stand still."""
+
+
+@dataclass
+class _Item:
+    """What a worker is given, the pool of the worker, and the verdict to come."""
+
+    args: tuple[Any, ...]
+    pool: ProcessPool
+    future: Any
 
 
 class VerifierPool:
@@ -57,21 +83,21 @@ class VerifierPool:
         """Yield a verdict for each (gold answer, completion text), in order.
 
         Items go to the workers as they are read, so that they are judged while a slow source makes
-        more. An item that exceeds its time has the status ``timeout``. One whose worker dies or runs
-        out of memory has the status ``error``.
+        more. An item that exceeds its time has the status ``timeout``. One that runs out of memory, or
+        whose worker dies twice, has the status ``error``.
         """
-        pending: deque[Any] = deque()
+        pending: deque[_Item] = deque()
         try:
             for answer, text in items:
                 task = (self.judge, answer, text[-self.longest :], self.seconds)
-                pending.append(self._started().schedule(_bounded, args=task, timeout=self.seconds))
+                pending.append(_Item(task, *self._scheduled(task)))
                 if len(pending) > _IN_FLIGHT:
-                    yield self._outcome(pending.popleft())
+                    yield self._first_outcome(pending)
             while pending:
-                yield self._outcome(pending.popleft())
+                yield self._first_outcome(pending)
         finally:
-            for future in pending:  # their verdicts are not needed any more
-                future.cancel()
+            for item in pending:  # their verdicts are not needed any more
+                item.future.cancel()
 
     def close(self) -> None:
         """Stop the workers; items without a verdict are dropped."""
@@ -97,16 +123,68 @@ class VerifierPool:
             )
         return self._pool
 
-    def _outcome(self, future: Any) -> Verdict:
+    def _scheduled(self, task: tuple[Any, ...]) -> tuple[ProcessPool, Any]:
+        """The pool that has a task now, and its future."""
+        pool = self._started()
         try:
-            verdict: Verdict = future.result()
-            return verdict
-        except TimeoutError:
-            return unreached("timeout", f"no verdict within {self.seconds:g} s")
-        except ProcessExpired as error:
-            return unreached("error", f"the worker died (exit status {error.exitcode})")
-        except Exception as error:
-            return unreached("error", f"{type(error).__name__}: {error}")
+            return pool, pool.schedule(_bounded, args=task, timeout=self.seconds)
+        except RuntimeError:  # given up
+            self.close()
+            pool = self._started()
+            return pool, pool.schedule(_bounded, args=task, timeout=self.seconds)
+
+    def _first_outcome(self, pending: deque[_Item]) -> Verdict:
+        """The verdict of the first item, which is taken out."""
+        reason = ""
+        for _ in range(_ATTEMPTS):
+            item = pending[0]
+            try:
+                verdict = self._verdict(item)
+            except ProcessExpired as error:
+                reason = f"the worker died (exit status {error.exitcode})"
+                item.pool, item.future = self._scheduled(item.args)
+            except (_LostError, BrokenProcessPool) as error:
+                reason = f"the workers were lost: {error}"
+                if item.pool is self._pool:
+                    self.close()
+                self._reschedule(pending)
+            else:
+                break
+        else:
+            verdict = unreached("error", reason)
+            pending[0].future.cancel()
+        pending.popleft()
+        return verdict
+
+    def _reschedule(self, pending: Iterable[_Item]) -> None:
+        """Give all items that were lost to the workers of now."""
+        for item in pending:
+            given_up = item.future.done() and isinstance(item.future.exception(), BrokenProcessPool)
+            if item.pool is not self._pool and (given_up or not item.future.done()):
+                item.pool, item.future = self._scheduled(item.args)
+
+    def _verdict(self, item: _Item) -> Verdict:
+        """Wait for an item that is the first in line."""
+        # The items before it are done, so a worker takes it once another one's time is over.
+        deadline = time.monotonic() + 2 * self.seconds + _START
+        while True:
+            try:
+                verdict: Verdict = item.future.result(timeout=_LOOK)
+                return verdict
+            except TimeoutError:
+                if item.future.done():  # perhaps only now, with a verdict
+                    if not isinstance(item.future.exception(), TimeoutError):
+                        continue
+                    return unreached("timeout", f"no verdict within {self.seconds:g} s")
+                lost = self._pool is None or item.pool is not self._pool
+                if lost or not item.pool.active:
+                    raise _LostError("their pool was given up") from None
+                if time.monotonic() > deadline:
+                    raise _LostError("they stand still") from None
+            except (ProcessExpired, BrokenProcessPool):
+                raise
+            except Exception as error:
+                return unreached("error", f"{type(error).__name__}: {error}")
 
 
 def _prepare(megabytes: int) -> None:
