@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,8 @@ import yaml
 from rich.console import Console
 
 from dibs.report.terminal import shapes_table, shapes_title
-from dibs.report.write import write_report
 from dibs.runs.console import view_for
-from dibs.study.compare import compare
 from dibs.study.matrix import Study, read_study
-from dibs.study.result_tables import result_tables
 from dibs.types import InputError
 
 STUDY = Path(__file__).parents[1] / "studies" / "demo.yaml"
@@ -63,6 +61,10 @@ def main() -> int:
             console.print(f"\n[bold]{task}[/]: {shapes_title(found)}", highlight=False)
             console.print(shapes_table(found), highlight=False)
             console.print(found["advice"], highlight=False, markup=False)
+        from dibs.report.write import write_report
+        from dibs.study.compare import compare
+        from dibs.study.result_tables import result_tables
+
         console.print()
         console.rule("2. Does it? Three ways to spend the same rollouts")
         with closing(view_for(console)) as view:
@@ -121,6 +123,7 @@ def _measured(study: Study, out: Path, console: Console) -> dict[str, dict[str, 
         cell = cells[task]
         values = {key: value for key, value in cell.values.items() if key != "output_dir"}
         values["allocate"] = {**values["allocate"], "allocator": "min_variance"}
+        values["estimate"] = {**values["estimate"], "grad_norm": "last_layer"}
         path = out / f"measure-{cell.task}.yaml"
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         words = ["variance", str(path), "--shapes", "--json"]
@@ -133,6 +136,10 @@ def _measured(study: Study, out: Path, console: Console) -> dict[str, dict[str, 
         with console.status("") as status:
             while any(command.poll() is None for command in commands.values()):
                 status.update(" | ".join(f"{task}: {_last_line(out, task)}" for task in commands))
+                if any(command.poll() is not None for command in commands.values()):
+                    # A core is idle now, and these imports take seconds.
+                    for module in ("dibs.study.compare", "dibs.report.write"):
+                        import_module(module)
                 time.sleep(1)
     finally:
         for command in commands.values():

@@ -127,6 +127,9 @@ def variance(
     estimator keeps of its target's gradient; the gain that the best counts could reach; and the
     gradient noise scale.
 
+    With allocate.rounds, allocate.keep or select.pool it simulates steps of the rule on the measured
+    completions, beside uniform ones: rollouts, noise, and whether they expect the target's gradient.
+
     CONFIG is that of dibs train. Writes nothing. The keys variance.* below matter most.
     """
     commands.variance(*split_config([*(config or ()), *context.args]), as_json, shapes)

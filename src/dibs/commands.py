@@ -71,6 +71,9 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
         estimator_table,
         shapes_table,
         shapes_title,
+        steps_findings,
+        steps_table,
+        steps_title,
         variance_findings,
         variance_table,
         variance_title,
@@ -88,6 +91,12 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
         print(json.dumps(result, indent=1, allow_nan=False))
         return
     console = _console()
+    if "steps" in result:
+        console.print(steps_title(result), markup=False, highlight=False)
+        console.print(steps_table(result), highlight=False)
+        for sentence in steps_findings(result):
+            console.print(sentence, markup=False, highlight=False)
+        return
     console.print(variance_title(result), markup=False, highlight=False)
     console.print(variance_table(result), highlight=False)
     console.print(estimator_table(result), highlight=False)

@@ -11,6 +11,7 @@ Departures from the textbook (REINFORCE with a group of n completions a prompt, 
 - A step makes a fixed number of optimizer updates, whatever the counts.
 - A rule may draw a step's completions in rounds until it has enough, and train on some of them. Such
   rules are published; their bias is stated where they are.
+- Prompts may be added while the policy learns. A step's gradient is that of the prompts that are there.
 - A completion without a verdict is left out of its group rather than counted as wrong.
 
 Departures from the released code of GVM (arXiv 2505.02391): pilots are counted in every total, and the
@@ -22,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ from dibs.allocation.history import History
 from dibs.allocation.posterior import expected_tokens
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.config import Config
-from dibs.data.prompts import PromptSet, batches_or_pools
+from dibs.data.curriculum import Curriculum
+from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
 from dibs.rollouts.scores import score
 from dibs.rollouts.source import DrawCost, Purpose, RolloutSource
@@ -58,7 +59,7 @@ from dibs.types import Group, NonFiniteError, NoVerdictError, Prompt
 class Trainer:
     """The parts of a run, and the loop over them.
 
-    ``drawn``: batches or pools of prompts drawn so far. ``upcoming``: those of them that are estimated
+    ``curriculum``: what steps draw from. ``upcoming``: batches or pools that are drawn and estimated,
     and not trained on yet. ``cost``: what the step under way has drawn. ``fault``: why the last
     evaluation has no verdict at all; None where it has one.
     """
@@ -68,11 +69,11 @@ class Trainer:
     source: RolloutSource
     updater: Updater
     prompts: PromptSet
+    curriculum: Curriculum
     history: History
     gradients: RolloutGradients
     phase: PhaseTimer = field(default_factory=PhaseTimer)
     totals: Totals = field(default_factory=Totals)
-    drawn: int = 0
     upcoming: list[tuple[Sequence[Prompt], StepEstimate]] = field(default_factory=list)
     cost: DrawCost = field(default_factory=DrawCost)
     fault: str | None = None
@@ -85,29 +86,28 @@ class Trainer:
         verdict at all in a step, and after the record of a step whose evaluation has none. The trainer
         is then as it was after the last record, so that it can be saved.
         """
-        draw = islice(batches_or_pools(self.prompts.train, self.config), self.drawn, None)
         for step in range(first, self.config.train.steps + 1):
-            before = replace(self.totals), self.drawn, list(self.upcoming)
+            before = replace(self.totals), self.curriculum.state_dict(), list(self.upcoming)
             try:
                 self.phase.restart()
                 self.cost = DrawCost()
                 if not self.upcoming:
-                    self.look_ahead(draw, step)
+                    self.look_ahead(step)
                 record = self.step(step, *self.upcoming.pop(0))
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {step}: {error}") from None
             except NoVerdictError as error:
-                self.totals, self.drawn, self.upcoming = before
+                self.totals, drawn, self.upcoming = before
+                self.curriculum.load_state_dict(drawn)
                 raise NoVerdictError(f"step {step}: {error}") from None
             yield record
             self.require_verdicts(f"the evaluation of step {step}")
 
-    def look_ahead(self, draw: Iterator[Sequence[Prompt]], step: int) -> None:
+    def look_ahead(self, step: int) -> None:
         """Draw and estimate the prompts of the steps up to the next estimate, from ``step`` on."""
         ahead = min(self.config.estimate.interval, self.config.train.steps + 1 - step)
         with self.phase("estimate"):
-            drawn = [next(draw) for _ in range(ahead)]
-            self.drawn += ahead
+            drawn = [self.curriculum.draw() for _ in range(ahead)]
             for i, prompts in enumerate(drawn):
                 self.upcoming.append((prompts, self.estimate(prompts, step + i)))
 
@@ -142,9 +142,12 @@ class Trainer:
         if squares is not None:
             with self.phase("remember"):
                 self.history.add(groups, self.gradients.norms_of_updates(groups, squares), step)
+        held_out: list[Group] = []
         if config.evaluates_at(step):
             with self.phase("evaluate"):
-                metrics |= self.evaluate()
+                held_out = self.held_out()
+                metrics |= score(held_out).metrics()
+        metrics |= self.curriculum.observe(groups, held_out)
         metrics["learned"] = learned(examples)
         processes = self.source.processes
         processes.require_same(updates.update_grad_norm, f"the gradient of step {step}")
@@ -218,7 +221,11 @@ class Trainer:
             raise NoVerdictError(f"{what}: {self.fault}")
 
     def evaluate(self) -> dict[str, Any]:
-        """Score the held-out prompts, with the same random numbers every time."""
+        """Score the held-out prompts."""
+        return score(self.held_out()).metrics()
+
+    def held_out(self) -> list[Group]:
+        """Completions of the held-out prompts, with the same random numbers every time."""
         prompts = self.prompts.eval
         counts = [self.config.evaluate.num_generations] * len(prompts)
-        return score(self.draw(prompts, counts, Purpose.EVALUATION, 0)).metrics()
+        return self.draw(prompts, counts, Purpose.EVALUATION, 0)

@@ -64,13 +64,14 @@ class Prompt:
     """One question, rendered and tokenized.
 
     ``prompt_id`` is a hash of question and answer, so it is the same in another order and in another
-    run.
+    run. ``level``: of prompts that are added while a policy learns, which addition it belongs to.
     """
 
     prompt_id: str
     text: str
     token_ids: tuple[int, ...]
     answer: str
+    level: int = 1
 
 
 @dataclass(frozen=True, slots=True)

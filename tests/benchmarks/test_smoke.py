@@ -33,6 +33,7 @@ BENCHMARKS = {
     "plug_in": "--replicates=3",
     "pool_choice": "--largest=512 --repeats=1",
     "pool_variance": "--policies arithmetic --prompts=128 --samples=2 --steps=2 --filling=1",
+    "rules_meter": "--tasks polar --prompts=4 --completions=12 --steps=2",
     "sampling": "--prompts=3 --rounds=1",
     "saving": "--steps=1",
     "shape_order": "--prompts=8",
@@ -48,7 +49,7 @@ BENCHMARKS = {
 WARM_STARTED = {
     "online_overhead",
     *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
-    *("shape_order", "soak", "step"),
+    *("rules_meter", "shape_order", "soak", "step"),
 }
 OTHER_ENVIRONMENTS = {
     "step": (".venv-trl", "--rounds=1 --steps=1 --warmup-steps=0 --prompts=4 --generations=4"),

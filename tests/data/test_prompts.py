@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dibs.config import DataConfig
 from dibs.data.arithmetic import TASKS
-from dibs.data.prompts import batches, build_prompts, check_batch_size, prompt_id, read_questions
+from dibs.data.curriculum import batches
+from dibs.data.prompts import build_prompts, check_batch_size, prompt_id, read_questions
 from dibs.model.warm_start import build_tokenizer
 from dibs.types import InputError
 

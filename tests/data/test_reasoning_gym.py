@@ -230,3 +230,81 @@ def test_a_model_is_evaluated_on_it(byte_model, tmp_path):
     assert result["benchmarks"][0]["prompts"] == 4
     with pytest.raises(InputError, match="a command of its own"):
         run_evaluation(config, [SUMS, "math-500"], 1, 1, None, NoView())
+
+
+def leveled(levels: object, source: str = SUMS, **options) -> list[list[str]]:
+    """Texts of the training questions of each level."""
+    data = {"train": source, "size": 40, "eval_size": 12, "grow": {"levels": levels}, **options}
+    questions = read_questions(DataConfig.model_validate(data), 0)
+    assert questions.eval is not None
+    every = [*questions.train, *questions.eval]
+    assert len({q.text for q in every}) == len(every)
+    count = max(q.level for q in every)
+    held_out = [sum(q.level == level for q in questions.eval) for level in range(1, count + 1)]
+    assert held_out == [12 // count] * count
+    return [[q.text for q in questions.train if q.level == n] for n in range(1, count + 1)]
+
+
+def terms_and_digits(texts: list[str]) -> tuple[int, int]:
+    """The most terms of a sum, and the most digits of a number."""
+    words = [text.split(": ")[1].removesuffix(" =").split() for text in texts]
+    return max(len(own) // 2 + 1 for own in words), max(len(w) for own in words for w in own)
+
+
+def test_levels_are_those_of_the_curriculum_of_the_package():
+    assert [terms_and_digits(texts) for texts in leveled(3)] == [(2, 1), (3, 2), (4, 3)]
+    fixed = {"chain_sum": {"min_terms": 2, "max_terms": 2}}
+    assert [terms_and_digits(own) for own in leveled(2, options=fixed)] == [(2, 1), (2, 2)]
+
+
+def test_levels_may_have_options_of_their_own():
+    digits = [{"chain_sum": {"max_digits": n}} for n in (1, 4)]
+    options = {"chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1}}
+    found = leveled(digits, options=options)
+    assert [terms_and_digits(texts) for texts in found] == [(2, 1), (2, 4)]
+    both = leveled([{}, {"products": {"max_digits": 1}}], "reasoning-gym:chain_sum,products")
+    assert [sum("*" in text for text in own) for own in both] == [20, 20]
+
+
+def test_levels_of_the_same_kind_are_other_questions_of_it():
+    one, two = leveled(2, grow={"levels": 2, "harder": False}, options=SMALL)
+    assert terms_and_digits(one) == terms_and_digits(two) == (2, 1)
+    assert asked(options=SMALL, eval_size=6)[0] == one  # those of a run that does not grow
+
+
+def test_an_easy_level_gives_what_it_has():
+    sizes = [len(texts) for texts in leveled(2, size=300)]
+    # Sums and differences of two digits: 200, six of which are held out. Tries may miss a few.
+    assert 190 <= sizes[0] <= 194
+    assert sizes[1] == 300
+
+
+@pytest.mark.parametrize(
+    ("source", "levels", "message"),
+    [
+        (SUMS, 12, "level 12 of data.grow: the curriculum of chain_sum has 11 levels; lower"),
+        ("reasoning-gym:acre", 2, "no curriculum for acre; give data.grow.levels a list"),
+        ("reasoning-gym:chain_sun", 2, "has no data set 'chain_sun'; nearest is chain_sum"),
+        (SUMS, [{}, {"products": {}}], "data.grow.levels has 'products', but .* names chain_sum"),
+        (
+            SUMS,
+            [{}, {"chain_sum": {"max_terms": 1}}],
+            "level 2 of data.grow: data.options.chain_sum",
+        ),
+    ],
+)
+def test_levels_that_cannot_be_made(source, levels, message):
+    with pytest.raises(InputError, match=message) as error:
+        leveled(levels, source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_grows_and_its_resumption_see_the_same_prompts(byte_model, tmp_path):
+    grow = {"data.grow.levels": "2", "data.grow.when": "steps", "data.grow.interval": "1"}
+    whole, parts = whole_and_resumed(
+        lambda out, **more: words(byte_model, out, **grow, **more), tmp_path
+    )
+    assert drawn(whole, "prompt_id") == drawn(parts, "prompt_id")
+    config = load_config(None, words(byte_model, tmp_path / "held-out", **grow))
+    result = run_evaluation(config, [SUMS], 1, 1, None, NoView())
+    assert result["benchmarks"][0]["prompts"] == 4  # two of each level

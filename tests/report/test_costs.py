@@ -154,10 +154,20 @@ def test_intervals_cover_arms_that_do_not_differ():
 def test_verdicts_by_hand():
     """Holm: the least of four p-values against .05 / 4, the next against .05 / 3, until one fails."""
     p_values = [0.012, 0.03, 0.001, 0.04, None]
-    found = verdicts(p_values, [2.0, 2.0, 0.5, 0.5, None])
+    found = verdicts(["sums"] * 5, p_values, [2.0, 2.0, 0.5, 0.5, None])
     unclear = "no difference shown"
     assert found == ["faster", unclear, "slower", unclear, None]
-    assert verdicts([], []) == []
+    assert verdicts([], [], []) == []
+
+
+def test_other_tasks_do_not_change_a_verdict():
+    """Of two comparisons, .0165 is below .05 / 2, though not below .05 / 3."""
+    alone = verdicts(["rare"] * 3, [None, 0.3, 0.0165], [None, 1.6, 3.0])
+    assert alone == [None, "no difference shown", "faster"]
+    tasks = ["rare", "large", "rare", "large", "rare"]
+    both = verdicts(tasks, [None, 0.001, 0.3, 0.04, 0.0165], [None, 1.2, 1.6, 1.2, 3.0])
+    assert [both[0], both[2], both[4]] == alone
+    assert [both[1], both[3]] == ["faster", "faster"]
 
 
 def test_evaluations_without_a_verdict_are_left_out_of_all_seeds():

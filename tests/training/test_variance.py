@@ -472,6 +472,18 @@ def test_the_command_prints_one_object(tmp_path, capsys):
     assert "prompts" in capsys.readouterr().err
     assert main(["variance", *words]) == 0
     assert "Achievable gain" in capsys.readouterr().out
+    plain = [
+        "--estimate.mode=none",
+        "--allocate.allocator=uniform",
+        "--algorithm.estimator=self_normalized",
+    ]
+    words = [*words, *plain, "--allocate.rounds=reinforce_ada_pos"]
+    assert main(["variance", *words, "--shapes"]) == 2
+    assert "leave allocate.rounds reinforce_ada_pos out" in capsys.readouterr().err
+    assert main(["variance", *words]) == 0
+    printed = capsys.readouterr()
+    assert "Steps of reinforce_ada_pos for log_likelihood" in printed.out
+    assert "steps: 2000/2000" in printed.err
 
 
 def test_the_gain_measured_in_training_matches_its_definition(tmp_path):

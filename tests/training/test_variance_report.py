@@ -12,9 +12,11 @@ from dibs.allocation.group_variance import features
 from dibs.allocation.target import Target
 from dibs.config import Config
 from dibs.config.load import load_config
-from dibs.report.terminal import variance_findings
+from dibs.report.terminal import steps_findings, variance_findings
 from dibs.training.measured_gradients import MeasuredGradients, measured_gradients
+from dibs.training.step_meter import check_simulated, step_report
 from dibs.training.variance_meter import variance_report
+from dibs.types import InputError
 from tiny_groups import make_group, make_prompt
 
 NONE, ALL = np.zeros((8, 16)), np.ones((8, 16))
@@ -102,3 +104,75 @@ def test_why_an_achievable_gain_is_not_known(tmp_path, words, reason):
     found = reported(tmp_path, MIXED[:2], *words)
     (said,) = (line for line in variance_findings(found) if line.startswith("Achievable"))
     assert said.endswith(f"{reason}" if reason.endswith(".") else f"{reason}.")
+
+
+GRPO = (
+    "algorithm.name=grpo",
+    "algorithm.estimator=prompt_mean",
+    "estimate.mode=none",
+    "allocate.allocator=uniform",
+)
+
+
+def steps_of(tmp_path, rewards: np.ndarray, *words: str) -> dict:
+    config = configured(tmp_path, len(rewards), *GRPO, *words)
+    check_simulated(config)
+    result = step_report(config, measured(config, rewards), 100)
+    json.dumps(result, allow_nan=False)
+    assert list(result["steps"]) == ["uniform", result["rule"]]
+    return result
+
+
+def test_rounds_are_judged_beside_uniform_steps(tmp_path):
+    found = steps_of(tmp_path, MIXED, "allocate.rounds=reinforce_ada_pos")
+    uniform, own = found["steps"].values()
+    assert found["rule"] == "reinforce_ada_pos"
+    assert (uniform["rollouts"], uniform["gain"]["value"]) == (32, 1)
+    assert 32 < own["rollouts"] < 64
+    ratio = own["gain_per_rollout"]["value"] / own["gain"]["value"]
+    assert ratio == pytest.approx(32 / own["rollouts"])
+    assert own["gain_per_token"]["value"] == pytest.approx(own["gain_per_rollout"]["value"])
+    assert own["gain"]["low"] < own["gain"]["value"] < own["gain"]["high"]
+    assert 0.9 < own["cosine"]["value"] <= 1
+    said = " ".join(steps_findings(found))
+    assert "At equal rollouts steps of reinforce_ada_pos" in said
+
+
+def test_a_pool_with_a_named_rule_is_judged_too(tmp_path):
+    words = ("estimate.mode=online", "select.pool=all", "select.group=4", "select.correct=false")
+    found = steps_of(tmp_path, MIXED, *words, "allocate.allocator=nearest_half")
+    row = found["steps"]["nearest_half of a pool"]
+    assert (row["rollouts"], row["pilot_rollouts"]) == (32, 0)
+    assert row["cosine"]["low"] is not None
+
+
+def test_nothing_is_said_of_steps_without_a_gradient(tmp_path):
+    found = steps_of(tmp_path, NONE, "allocate.keep=pods", "allocate.keep_count=2")
+    row = found["steps"]["pods"]
+    assert (row["gain"]["value"], row["kept"]["value"], row["cosine"]["value"]) == (None,) * 3
+    (said,) = steps_findings(found)
+    assert "nothing to compare" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("estimate.mode=cross_fit", "estimate.num_pilots=2", "allocate.keep=pods"),
+            "one in place of cross_fit",
+        ),
+        (("allocate.budget=32", "select.pool=all"), "leave allocate.budget"),
+        (
+            ("algorithm.prompt_weight=curverl", "allocate.keep=pods", "allocate.allocator=uniform"),
+            "no algorithm.prompt_weight",
+        ),
+        (("variance.num_generations=5", "select.pool=all"), "is below 6: 4 decide"),
+    ],
+)
+def test_steps_that_cannot_be_simulated(tmp_path, words, message):
+    given = dict(word.split("=") for word in ("estimate.mode=online", *words))
+    if "allocate.keep" in given:
+        given["allocate.keep_count"] = "2"
+    config = configured(tmp_path, 8, *(f"{key}={value}" for key, value in given.items()))
+    with pytest.raises(InputError, match=message):
+        check_simulated(config)

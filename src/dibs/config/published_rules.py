@@ -99,7 +99,8 @@ def check_keep(options: KeepsSome, least: int, section: str = "") -> None:
             f"{section}keep_count {count} is below {least}, the fewest completions that the algorithm "
             "learns from"
         )
-    if options.rounds is None and count >= options.num_generations:
+    even = options.allocator == "uniform" and options.rounds is None
+    if even and count >= options.num_generations:
         raise ValueError(
             f"{section}keep_count {count} leaves nothing out of num_generations "
             f"{options.num_generations}; lower it"

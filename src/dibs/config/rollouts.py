@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from dibs.config.growing import GrowConfig
 from dibs.config.section import Section
 
 EMBEDDED = "arithmetic, arithmetic-easy, arithmetic-hard, arithmetic-habit"
@@ -170,6 +171,7 @@ class DataConfig(Section):
         description="Training prompts to generate, for an embedded task and for reasoning-gym, which "
         "shares them equally among its names.",
     )
+    grow: GrowConfig = Field(default_factory=GrowConfig)
     options: dict[str, Any] = Field(
         default_factory=dict,
         description="Options of a data set of reasoning-gym, or arguments of an environment, by its "

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from dibs.config.allocating import AllocateConfig
+from dibs.config.growing import check_growth
 from dibs.config.learning import (
     AlgorithmConfig,
     EstimateConfig,
@@ -323,6 +324,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         check_keep(self.allocate, least_group(self.algorithm), "allocate.")
+        check_growth(self.data.grow, self.data.train, self.data.eval, self.evaluate.interval)
         if self.sampling.anneal_from is not None:
             check_annealing(self.sampling, self.algorithm.importance_sampling)
         if self.algorithm.prompt_weight != "none":

@@ -17,8 +17,9 @@ over (0, 1) and leaves errors that reinforcement learning can fix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 MODULUS = 29
@@ -67,6 +68,23 @@ two products and are solved once in sixteen times. ``arithmetic-lengths`` is for
 def parts_of(name: str) -> tuple[Part, ...] | None:
     """The parts of an embedded set of problems; None if there is no set of that name."""
     return (Part(1.0, *TASKS[name]),) if name in TASKS else MIXTURES.get(name)
+
+
+def levels_of(name: str, count: int) -> list[tuple[Part, ...]]:
+    """Parts of ``count`` levels of a task, each with more steps than the one before.
+
+    Raises ValueError for a mixture, and for more levels than there are numbers of steps.
+    """
+    if name not in TASKS:
+        raise ValueError(f"{name} is a mixture, which has no harder levels")
+    fewest, most = TASKS[name]
+    numbers = most - fewest + 1
+    if count > numbers:
+        raise ValueError(
+            f"problems of {name} have {fewest} to {most} steps, so {numbers} levels at most"
+        )
+    ends = [fewest + numbers * i // count for i in range(count + 1)]
+    return [(Part(1.0, low, high - 1),) for low, high in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -155,11 +173,12 @@ def draw_problems(
     parts: Sequence[Part],
     *,
     seed: int,
-    exclude: frozenset[str] = frozenset(),
+    exclude: Set[str] = frozenset(),
+    fewer: bool = False,
 ) -> list[Problem]:
     """``count`` distinct problems, each part in its share, without the prompts in ``exclude``.
 
-    Raises ValueError when a part does not have that many distinct problems.
+    Raises ValueError when a part does not have that many distinct problems, unless ``fewer`` are enough.
     """
     rng = Random(seed)
     ends = [round(count * sum(each.share for each in parts[: i + 1])) for i in range(len(parts))]
@@ -172,7 +191,7 @@ def draw_problems(
                 misses += 1
             else:
                 problems[problem.prompt], misses = problem, 0
-        if len(problems) < end:
+        if len(problems) < end and not fewer:
             raise ValueError(
                 f"only {len(problems) - before} distinct problems of {part.min_steps} to "
                 f"{part.max_steps} steps found, {end - before} asked for; ask for fewer or allow more "

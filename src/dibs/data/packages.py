@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 from itertools import islice
+from typing import Any
 
 from dibs.config import DataConfig
 from dibs.data.environments import environment_name, environment_questions, has_evaluation_set
+from dibs.data.levels import Make, held_out_sizes, of_levels, training_sizes
 from dibs.data.questions import Question
-from dibs.data.reasoning_gym import gym_names, gym_questions
+from dibs.data.reasoning_gym import curriculum_options, gym_names, gym_questions
 from dibs.types import InputError
 
 _TRAINING, _HELD_OUT = 0, 1
@@ -41,15 +43,44 @@ def training_questions(
     if gym_names(config.train) is None:
         found = environment_questions(config.train, config.options)
         return list(islice(found, config.max_rows))
-    return gym_questions(config.train, config.options, config.size, (seed, _TRAINING), exclude)
+    make = _gym_maker(config, seed, _TRAINING)
+    return of_levels(make, training_sizes(config), exclude)
 
 
 def held_out_questions(config: DataConfig, source: str, seed: int) -> list[Question]:
-    """Questions to evaluate on. Generated ones are ``data.eval_size``, whatever ``data.size`` is."""
+    """Questions to evaluate on. Generated ones are ``data.eval_size``, whatever ``data.size`` is.
+
+    Of the training source they are of all levels in equal shares.
+    """
     if gym_names(source) is None:
         found = environment_questions(source, config.options, held_out=True)
         return list(islice(found, config.max_rows))
-    return gym_questions(source, config.options, config.eval_size, (seed, _HELD_OUT))
+    if source != config.train:
+        return gym_questions(source, config.options, config.eval_size, (seed, _HELD_OUT))
+    return of_levels(_gym_maker(config, seed, _HELD_OUT), held_out_sizes(config))
+
+
+def _gym_maker(config: DataConfig, seed: int, purpose: int) -> Make:
+    """Makes questions of the training source, level by level."""
+    grow = config.grow
+    names = gym_names(config.train) or []
+
+    def options(name: str, level: int) -> dict[str, Any]:
+        given = config.options.get(name) or {}
+        if not isinstance(given, dict):
+            raise InputError(f"data.options.{name} must hold keys and values")
+        if not isinstance(grow.levels, int):
+            return given | (grow.levels[level - 1].get(name) or {})
+        if grow.harder and grow.count > 1:
+            return curriculum_options(name, level) | given
+        return given
+
+    def make(level: int, size: int, exclude: Set[str]) -> list[Question]:
+        own = {name: options(name, level) for name in names}
+        mark = 2 * (level - 1) + purpose
+        return gym_questions(config.train, own, size, (seed, mark), exclude, fewer=grow.count > 1)
+
+    return make
 
 
 def check_options(config: DataConfig) -> None:
@@ -58,7 +89,19 @@ def check_options(config: DataConfig) -> None:
     for source in (config.train, config.eval or ""):
         names += gym_names(source) or []
         names += [environment_name(source) or ""] if environment_name(source) else []
-    for name in config.options:
+    levels = () if isinstance(config.grow.levels, int) else config.grow.levels
+    given = [("data.options", name) for name in config.options]
+    given += [("data.grow.levels", name) for level in levels for name in level]
+    for key, name in given:
         if name not in names:
             known = f"names {', '.join(names)}" if names else "takes no options"
-            raise InputError(f"data.options has {name!r}, but data.train {known}")
+            raise InputError(f"{key} has {name!r}, but data.train {known}")
+
+
+def check_growth_of_source(config: DataConfig) -> None:
+    """InputError for levels of prompts that are not made but read."""
+    if config.grow.count > 1 and gym_names(config.train) is None:
+        raise InputError(
+            f"data.grow.levels {config.grow.count}: prompts of {config.train} are read, not made; leave "
+            "data.grow out, or train on an embedded task or reasoning-gym:NAME"
+        )

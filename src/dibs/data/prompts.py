@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
-from itertools import repeat
 
 import numpy as np
 
-from dibs.config import Config, DataConfig
-from dibs.data.arithmetic import Part, draw_problems, parts_of
+from dibs.config import DataConfig
+from dibs.data.arithmetic import Part, parts_of
 from dibs.data.containers import BadRows
+from dibs.data.levels import embedded_questions
 from dibs.data.packages import (
+    check_growth_of_source,
     check_options,
     evaluation_source,
     held_out_questions,
@@ -28,7 +29,6 @@ from dibs.types import InputError, Prompt
 
 TOO_LONG = "longer than"
 """How the reason begins for which a prompt was dropped that has too many tokens."""
-_EVAL_SEED_OFFSET = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def read_questions(config: DataConfig, seed: int) -> Questions:
     if parts is not None:
         return _embedded_questions(config, parts, seed)
     check_options(config)
+    check_growth_of_source(config)
     held_out = None
     dropped: dict[str, int] = {}
     source = evaluation_source(config)
@@ -172,27 +173,6 @@ def check_batch_size(
         )
 
 
-def batches_or_pools(prompts: Sequence[Prompt], config: Config) -> Iterator[Sequence[Prompt]]:
-    """Yield what each step draws from, for ever: its batch of prompts, or the pool for its choice."""
-    pool = config.select.pool
-    if pool == "all" or pool == len(prompts):
-        return repeat(prompts)
-    return batches(prompts, pool or config.train.prompts_per_step, config.seed)
-
-
-def batches(prompts: Sequence[Prompt], size: int, seed: int) -> Iterator[list[Prompt]]:
-    """Yield batches of ``size`` distinct prompts for ever, shuffled anew each epoch.
-
-    Prompts that do not fill a batch at the end of an epoch are left out.
-    """
-    epoch = 0
-    while True:
-        epoch += 1
-        order = np.random.default_rng([seed, epoch]).permutation(len(prompts))
-        for start in range(0, len(prompts) - size + 1, size):
-            yield [prompts[i] for i in order[start : start + size]]
-
-
 def prompt_id(question: str, answer: str) -> str:
     """16 hex digits: a hash of a question and its answer."""
     return blake2b(f"{question}\0{answer}".encode(), digest_size=8).hexdigest()
@@ -203,16 +183,7 @@ def _embedded_questions(config: DataConfig, parts: Sequence[Part], seed: int) ->
         raise InputError(
             f"data.eval: the embedded task {config.train} evaluates on its own prompts"
         )
-    try:
-        held_out = draw_problems(config.eval_size, parts, seed=seed + _EVAL_SEED_OFFSET)
-        exclude = frozenset(problem.prompt for problem in held_out)
-        train = draw_problems(config.size, parts, seed=seed, exclude=exclude)
-    except ValueError as error:
-        raise InputError(f"data.size or data.eval_size: {error}") from None
-    return Questions(
-        [Question(problem.prompt, str(problem.answer)) for problem in train],
-        [Question(problem.prompt, str(problem.answer)) for problem in held_out],
-    )
+    return Questions(*embedded_questions(config, parts, seed))
 
 
 def _render(
@@ -231,7 +202,9 @@ def _render(
         else:
             asked = json.dumps(question.messages) if question.messages else question.text
             identity = prompt_id(asked, question.answer)
-            prompts[text] = Prompt(identity, text, tuple(token_ids), question.answer)
+            prompts[text] = Prompt(
+                identity, text, tuple(token_ids), question.answer, question.level
+            )
     return list(prompts.values())
 
 

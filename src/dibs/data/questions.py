@@ -66,12 +66,14 @@ class Question:
     """One row.
 
     ``messages``: role and content of each message, where the prompt is a conversation. ``text`` is then
-    the last message of the user. ``answer`` is empty where the row has none.
+    the last message of the user. ``answer`` is empty where the row has none. ``level``: see
+    :class:`.Prompt`.
     """
 
     text: str
     answer: str
     messages: tuple[tuple[str, str], ...] = ()
+    level: int = 1
 
 
 def read_questions_of(

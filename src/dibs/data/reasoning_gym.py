@@ -73,6 +73,7 @@ def gym_questions(
     count: int,
     seed: tuple[int, ...],
     exclude: Set[str] = frozenset(),
+    fewer: bool = False,
 ) -> list[Question]:
     """``count`` distinct questions, in equal shares of the named data sets, which take turns.
 
@@ -80,6 +81,7 @@ def gym_questions(
         options: for the name of a data set, what its configuration takes, such as ``min_terms``.
         seed: other numbers give other questions.
         exclude: texts of questions that must not occur.
+        fewer: whether fewer are enough, where a data set has no more.
 
     Raises InputError for an unknown name, options that the data set does not take, or more questions
     than it has.
@@ -90,11 +92,41 @@ def gym_questions(
     for number, name in enumerate(names):
         share = count // len(names) + (number < count % len(names))
         own = int(np.random.default_rng([*seed, number]).integers(2**31))
-        made = _distinct(name, options.get(name) or {}, share, own, seen)
+        made = _distinct(name, options.get(name) or {}, share, own, seen, fewer)
         seen |= {question.text for question in made}
         shares.append(made)
     longest = max(map(len, shares))
     return [share[i] for i in range(longest) for share in shares if i < len(share)]
+
+
+def curriculum_options(name: str, level: int) -> dict[str, Any]:
+    """Options of a level, from 1, of the package's own curriculum for a data set.
+
+    Ranges reach up to what is new at the level and hold what is easier, as the package has it.
+
+    Raises InputError for a data set without a curriculum, or without so many levels.
+    """
+    from reasoning_gym.coaching.attributes import RangeAttributeDefinition
+
+    if name not in _package().factory.CURRICULA:
+        _known(name)
+        raise InputError(
+            f"reasoning-gym has no curriculum for {name}; give data.grow.levels a list of options, or "
+            "set data.grow.harder to false"
+        )
+    own = _package().factory.CURRICULA[name]()
+    most = max(len(attribute.levels) for attribute in own.attributes.values())
+    if level > most:
+        raise InputError(f"the curriculum of {name} has {most} levels; lower data.grow.levels")
+    own.set_global_level(level - 1)
+    made = own.generate_configuration()
+    names: list[str] = []
+    for attribute in own.attributes.values():
+        if isinstance(attribute, RangeAttributeDefinition):
+            names += attribute.lower_field_name, attribute.upper_field_name
+        else:
+            names.append(attribute.field_name)
+    return {each: getattr(made, each) for each in names}
 
 
 def score_of(answer: GymAnswer, given: str) -> float:
@@ -110,7 +142,7 @@ def score_of(answer: GymAnswer, given: str) -> float:
 
 
 def _distinct(
-    name: str, options: Mapping[str, Any], count: int, seed: int, seen: Set[str]
+    name: str, options: Mapping[str, Any], count: int, seed: int, seen: Set[str], fewer: bool
 ) -> list[Question]:
     size = 4 * count + _SPARE
     try:
@@ -131,7 +163,7 @@ def _distinct(
         text = str(entry["question"])
         if text not in seen and text not in questions:
             questions[text] = Question(text, GymAnswer(_gold(entry, number), dataset, number))
-    if len(questions) < count:
+    if len(questions) < count and not fewer:
         raise InputError(
             f"reasoning-gym:{name} gave {len(questions):,} distinct questions in {size:,} tries, and "
             f"{count:,} are asked for; lower data.size and data.eval_size, or widen data.options.{name}"
@@ -149,11 +181,7 @@ def _made(dataset: Dataset) -> Any:
     """The package's own object. Raises InputError where it cannot be made."""
     name = dataset.name
     gym = _package()
-    known = gym.factory.DATASETS
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"; nearest is {near[0]}" if near else f"; there are {len(known)} of them"
-        raise InputError(f"reasoning-gym has no data set {name!r}{hint}")
+    known = _known(name)
     given = json.loads(dataset.options)
     if not isinstance(given, dict):
         raise InputError(f"data.options.{name} must hold keys and values")
@@ -172,6 +200,16 @@ def _made(dataset: Dataset) -> Any:
         return gym.create_dataset(name, seed=dataset.seed, size=dataset.size, **given)
     except (AssertionError, ValueError, TypeError) as error:
         raise InputError(f"data.options.{name}: {one_line(error)}") from None
+
+
+def _known(name: str) -> Any:
+    """The package's data sets. InputError where ``name`` is not among them."""
+    known = _package().factory.DATASETS
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"; nearest is {near[0]}" if near else f"; there are {len(known)} of them"
+        raise InputError(f"reasoning-gym has no data set {name!r}{hint}")
+    return known
 
 
 def _package() -> Any:

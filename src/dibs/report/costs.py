@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -306,20 +306,25 @@ def _jackknife(logs: np.ndarray) -> tuple[Interval, float | None]:
 
 
 def verdicts(
-    p_values: Sequence[float | None], speed_ups: Sequence[float | None]
+    tasks: Sequence[Hashable],
+    p_values: Sequence[float | None],
+    speed_ups: Sequence[float | None],
 ) -> list[str | None]:
     """Judge arms: ``faster``, ``slower`` or ``no difference shown``; None where there is no p-value.
 
-    Holm's correction: with it, the probability of one false verdict or more among all arms of a
-    comparison is at most 5%.
+    Holm's correction among the arms of a task: the probability of one false verdict or more there is at
+    most 5%. Other tasks do not count, so what is said of a task is the same wherever it is said.
 
     Args:
+        tasks: what each arm learns.
         p_values, speed_ups: of each arm; None where it was not compared.
     """
     found: list[str | None] = [None if p is None else NO_DIFFERENCE for p in p_values]
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    for tried, (p, i) in enumerate(known):
-        if p > 0.05 / (len(known) - tried):
-            break
-        found[i] = "faster" if (speed_ups[i] or 0.0) > 1 else "slower"
+    for task in dict.fromkeys(tasks):
+        own = zip(tasks, p_values, range(len(p_values)), strict=True)
+        known = sorted((p, i) for each, p, i in own if each == task and p is not None)
+        for tried, (p, i) in enumerate(known):
+            if p > 0.05 / (len(known) - tried):
+                break
+            found[i] = "faster" if (speed_ups[i] or 0.0) > 1 else "slower"
     return found

@@ -22,8 +22,8 @@ class Standing:
     """An arm beside the reference arm of its task.
 
     ``fewer``: the reference's rollouts over the arm's, until the scores that both reached; None for the
-    reference. ``verdict``: faster, slower or no difference shown, corrected for the number of arms; None
-    for the reference, and where there is no interval.
+    reference. ``verdict``: faster, slower or no difference shown, corrected for the arms of the task;
+    None for the reference, and where there is no interval.
     """
 
     arm: Arm
@@ -39,15 +39,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class Task:
-    """Arms that learn the same task, compared by a score.
-
-    ``score``: a key of metrics.jsonl. ``corrected_for``: comparisons that the verdicts are corrected
-    for, those of other tasks among them.
-    """
+    """Arms that learn the same task, compared by a score, which is a key of metrics.jsonl."""
 
     standings: Sequence[Standing]
     score: str
-    corrected_for: int
+
+    @property
+    def corrected_for(self) -> int:
+        """Comparisons that the verdicts are corrected for."""
+        return sum(each.verdict is not None for each in self.standings)
 
     @property
     def arms(self) -> Sequence[Arm]:
@@ -75,21 +75,21 @@ class Task:
 def tasks_of(arms: Sequence[Arm]) -> list[Task]:
     """Group arms by what they learn, and compare those of each task with a uniform one.
 
-    Verdicts are corrected for all comparisons of all tasks, as those of ``dibs compare`` are.
+    Verdicts are those of ``dibs compare``, corrected for the comparisons of a task.
     """
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         groups.setdefault(_task_key(arm), []).append(arm)
     compared = [_compared(group) for group in groups.values()]
     flat = [row for rows, _ in compared for row in rows]
+    numbers = [number for number, (rows, _) in enumerate(compared) for _ in rows]
     values = [None if fewer is None else fewer.value for _, _, fewer, _ in flat]
-    judged = verdicts([p_value for *_, p_value in flat], values)
+    judged = verdicts(numbers, [p_value for *_, p_value in flat], values)
     standings = iter(
         Standing(arm, reference, fewer, verdict)
         for (arm, reference, fewer, _), verdict in zip(flat, judged, strict=True)
     )
-    made = sum(verdict is not None for verdict in judged)
-    return [Task([next(standings) for _ in rows], score, made) for rows, score in compared]
+    return [Task([next(standings) for _ in rows], score) for rows, score in compared]
 
 
 def _compared(

@@ -106,10 +106,13 @@ def data_lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that ``dibs data`` prints."""
     lengths = found["prompt_length"]
     step, steps = found["prompts_per_step"], found["steps_per_epoch"]
-    epoch = f"an epoch is {counted(steps, 'step')}"
+    levels = found.get("levels", ())
+    epoch = f"an epoch{' of level 1' * bool(levels)} is {counted(steps, 'step')}"
     if steps == 0:
         epoch = f"too few for a step of train.prompts_per_step {step:,}; lower it or give more data"
     yield f"{counted(found['train'], 'training prompt')}, {found['eval']:,} held out; {epoch}"
+    if levels:
+        yield f"levels, added one after another: {', '.join(f'{size:,}' for size in levels)} prompts"
     yield (
         f"prompt length in tokens: {lengths['min']} to {lengths['max']}, median "
         f"{lengths['median']:.0f}, 95% below {lengths['p95']:.0f}"
@@ -190,6 +193,60 @@ def variance_title(result: Mapping[str, Any]) -> str:
         f"{result['mode']}: {result['prompts']} prompts, {result['completions_per_prompt']} completions "
         f"each, accept rate {result['accept_rate']:.3f}. Gain: the estimator's variance under uniform "
         "counts over that under others (95%)."
+    )
+
+
+def steps_title(result: Mapping[str, Any]) -> str:
+    """Return a title that says which steps were simulated, and from what."""
+    return (
+        f"Steps of {result['rule']} for {_target(result)}, estimator {result['estimator']}, "
+        f"estimate.mode {result['mode']}: {result['simulated_steps']:,} of each kind, simulated on "
+        f"{result['prompts']} prompts with {result['completions_per_prompt']} completions each, accept "
+        f"rate {result['accept_rate']:.3f}."
+    )
+
+
+def steps_table(result: Mapping[str, Any]) -> Table:
+    """Make a table of simulated steps: what they cost, how noisy they are, what they keep."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("steps", overflow="fold")
+    for name in ("rollouts", "prompts", "gain a rollout", "gain a token", "keeps", "cosine"):
+        table.add_column(name, justify="right", overflow="fold")
+    for name, row in result["steps"].items():
+        pilots = f"+{row['pilot_rollouts']:,.0f}" if row["pilot_rollouts"] else ""
+        table.add_row(
+            name,
+            f"{row['rollouts']:,.0f}{pilots}",
+            f"{row['trained_prompts']:.0f}",
+            *(_interval(row[key]) for key in ("gain_per_rollout", "gain_per_token")),
+            _interval(row["kept"], percent=True),
+            _interval(row["cosine"]),
+        )
+    return table
+
+
+def steps_findings(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the numbers mean."""
+    rule, row = result["rule"], result["steps"][result["rule"]]
+    gain = row["gain_per_rollout"]
+    if gain["value"] is None:
+        unknown = [each for each in result["steps"].values() if each["kept"]["value"] is None]
+        yield (
+            "No gradient along the target's is seen, so there is nothing to compare."
+            if unknown
+            else "The noise cannot be told from 0; raise variance.num_generations."
+        )
+        return
+    if (gain["low"] or 0) > 1:
+        yield f"At equal rollouts steps of {rule} are less noisy than uniform ones."
+    elif gain["high"] is not None and gain["high"] < 1:
+        yield f"At equal rollouts steps of {rule} are noisier than uniform ones."
+    else:
+        yield f"At equal rollouts steps of {rule} and uniform ones are not shown to differ in noise."
+    yield (
+        f"Gain: noise of uniform steps over that of {rule}'s, gradients as long along the target's. "
+        "keeps: length of the expected gradient along that of the target, where 100% is no bias. "
+        "cosine: between the two; below 1 the rule aims at another objective."
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dibs.config import Config
+from dibs.data.curriculum import level_sizes
 from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
 from dibs.processes import Processes
@@ -35,6 +36,9 @@ def announce(
         f"{config.policy.model} with {sum(p.numel() for p in policy.model.parameters()):,} "
         f"parameters on {policy.device}"
     )
+    levels = level_sizes(prompts.train)
+    if len(levels) > 1:
+        view.message(_growth_note(config, levels))
     view.message(
         f"Sampling at temperature {policy.temperature:g}, no top-k, top-p or penalties, by "
         f"{sampler.description}"
@@ -46,9 +50,23 @@ def announce(
     if config.allocate.rounds is not None:
         view.message(_rounds_note(config))
     elif config.select.pool is not None:
-        view.message(_pool_note(config, len(prompts.train)))
+        view.message(_pool_note(config, levels[0]))
     elif config.estimate.mode == "online" and config.allocate.allocator != "uniform":
         view.message(_online_note(config, len(prompts.train)))
+
+
+def _growth_note(config: Config, levels: Sequence[int]) -> str:
+    """How many prompts there are at first, and when others are added."""
+    grow = config.data.grow
+    text = f"The run begins with the {levels[0]:,} of level 1; levels of "
+    text += ", ".join(f"{size:,}" for size in levels[1:])
+    if grow.when == "steps":
+        return f"{text} are added one after another, every {counted(grow.interval, 'step')}"
+    where = "in training" if grow.when == "training" else "in evaluations"
+    return (
+        f"{text} are added one after another, each when the accept rate of the newest level {where} is "
+        f"{grow.accept_rate:g} or more, at the soonest after {counted(grow.interval, 'step')}"
+    )
 
 
 def _rounds_note(config: Config) -> str:

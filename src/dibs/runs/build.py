@@ -15,6 +15,7 @@ from dibs.allocation.rounds import named_rules
 from dibs.allocation.target import Target
 from dibs.config import AllocateConfig, Config, PolicyConfig, SelectConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
+from dibs.data.curriculum import Curriculum, up_to
 from dibs.data.prompts import (
     PromptSet,
     build_prompts,
@@ -85,9 +86,10 @@ def _assembled(
     sampler: Sampler,
     processes: Processes,
 ) -> Trainer:
-    check_batch_size(prompts.train, config.train.prompts_per_step)
+    first = up_to(prompts.train, 1)
+    check_batch_size(first, config.train.prompts_per_step)
     if isinstance(config.select.pool, int):
-        check_batch_size(prompts.train, config.select.pool, "select.pool")
+        check_batch_size(first, config.select.pool, "select.pool")
     _check_gradient_norms(config, prompts, policy)
     alone = _why_prompts_are_not_shared(config, prompts, policy, processes)
     announce(config, policy, prompts, sampler, view, processes)
@@ -120,6 +122,7 @@ def _assembled(
             seed=config.seed,
         ),
         prompts=prompts,
+        curriculum=Curriculum(prompts.train, config),
         history=History(config.estimate.half_life, algorithm.length_normalization),
         gradients=RolloutGradients(policy, config, processes),
         phase=PhaseTimer(view.phase),

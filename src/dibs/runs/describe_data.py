@@ -8,12 +8,9 @@ import numpy as np
 
 from dibs.config import Config
 from dibs.data.arithmetic import TASKS
+from dibs.data.curriculum import batches, level_sizes
 from dibs.data.hub import without_hub
-from dibs.data.prompts import (
-    batches,
-    build_prompts,
-    read_questions,
-)
+from dibs.data.prompts import build_prompts, read_questions
 from dibs.files import one_line
 from dibs.model.pretrained import load_tokenizer, refuse_run_folder
 from dibs.model.warm_start import build_tokenizer
@@ -55,11 +52,13 @@ def describe_data(config: Config) -> dict[str, Any]:
     unreadable = [prompt.answer for prompt in every if not is_readable(prompt.answer)]
     lengths = np.array([len(prompt.token_ids) for prompt in prompts.train])
     first = next(batches(prompts.train, min(5, len(prompts.train)), config.seed))
+    levels = level_sizes(prompts.train)
     return {
         "train": len(prompts.train),
+        **({"levels": levels} if len(levels) > 1 else {}),
         "eval": len(prompts.eval),
         "prompts_per_step": config.train.prompts_per_step,
-        "steps_per_epoch": len(prompts.train) // config.train.prompts_per_step,
+        "steps_per_epoch": levels[0] // config.train.prompts_per_step,
         "prompt_length": {
             "min": int(lengths.min()),
             "median": float(np.median(lengths)),

@@ -127,7 +127,7 @@ class Evaluator:
         bad = BadRows(config.max_bad_rows)
         questions: Iterable[Question]
         if is_packaged(source):
-            questions = held_out_questions(config, source, self.config.seed)
+            questions = held_out_questions(self.config.data, source, self.config.seed)
         else:
             questions = read_questions_of(config, source, config.eval_split, bad)
         renderer = Renderer(config, self.policy.tokenizer, self.clock)

@@ -21,7 +21,7 @@ from dibs.allocation.cross_fit import undivided
 from dibs.loop import Trainer
 from dibs.types import CompletionMoments, PromptStats, RewardMoments
 
-_PARTS = ("totals", "history", "updater", "source", "gradients")
+_PARTS = ("totals", "curriculum", "history", "updater", "source", "gradients")
 _NESTED = {"accepted": CompletionMoments, "rejected": CompletionMoments, "rewards": RewardMoments}
 
 
@@ -29,7 +29,6 @@ def trainer_state(trainer: Trainer) -> dict[str, Any]:
     """The state of a trainer and of the random number generators, as ``torch.save`` takes it."""
     return {
         **{name: getattr(trainer, name).state_dict() for name in _PARTS},
-        "drawn": trainer.drawn,
         "upcoming": [
             ([prompt.prompt_id for prompt in prompts], _plain(estimate.stats))
             for prompts, estimate in trainer.upcoming
@@ -44,9 +43,9 @@ def load_trainer_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     What the configuration decides, such as the learning rate and the half-life, it decides anew; only
     what the run has learned and spent comes from the state.
     """
+    earlier = {"curriculum": {"drawn": state.get("drawn")}}  # as 0.1.0 wrote it
     for name in _PARTS:
-        getattr(trainer, name).load_state_dict(state[name])
-    trainer.drawn = int(state["drawn"])
+        getattr(trainer, name).load_state_dict({**earlier, **state}[name])
     by_id = {prompt.prompt_id: prompt for prompt in trainer.prompts.train}
     trainer.upcoming = []
     for prompt_ids, stats in state["upcoming"]:

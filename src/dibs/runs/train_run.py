@@ -259,6 +259,8 @@ class _Session:
         self.folder.append("metrics.jsonl", record.metrics)
         self.folder.append("allocations.jsonl", describe_prompts(*facts))
         self.view.step(record.metrics, steps)
+        if record.metrics.get("level", 1) < self.trainer.curriculum.level:
+            self.view.message(self.trainer.curriculum.announcement())
         interval = tracking.samples_interval
         if interval > 0 and (record.step == 1 or record.step % interval == 0):
             for sample in sample_records(*facts, tracking.samples):

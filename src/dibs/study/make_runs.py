@@ -167,8 +167,8 @@ def _compare(
 ) -> None:
     jobs = {
         (i, seed): _Job(outcome.cell.config(seed, outcome.learning_rate))
+        for seed in study.options.seeds  # all arms once, before any comes again
         for i, outcome in enumerate(outcomes)
-        for seed in study.options.seeds
         if outcome.learning_rate is not None or not study.options.learning_rates
     }
     failures = _done(pool, list(jobs.values()), "runs", progress)

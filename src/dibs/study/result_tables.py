@@ -33,7 +33,7 @@ EXPLANATION = (
     "The columns fewer are the reference's cost over the arm's, until values from 25% to 90% of the way "
     "that both arms went, with a 95% interval for few seeds. Rollouts needed are those until the last "
     "of these values. Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
-    "verdict is on rollouts, corrected for the number of arms; unclear means that no difference is "
+    "verdict is on rollouts, corrected for the arms of a task; unclear means that no difference is "
     "shown, not that there is none. A star marks a learning rate at an end of its grid."
 )
 

@@ -41,9 +41,10 @@ def rows(study: Study, outcomes: Sequence[Outcome]) -> list[Row]:
 
 
 def _judged(table: list[Row]) -> list[Row]:
-    """Add each arm's verdict, corrected for the number of arms that were compared."""
+    """Add each arm's verdict, corrected for the arms that were compared on its task."""
     p_values = [None if row["arm"] == row["reference"] else row["p_value"] for row in table]
-    found = verdicts(p_values, [row["speedup_rollouts"] for row in table])
+    speed_ups = [row["speedup_rollouts"] for row in table]
+    found = verdicts([row["task"] for row in table], p_values, speed_ups)
     return [{**row, "verdict": verdict} for row, verdict in zip(table, found, strict=True)]
 
 

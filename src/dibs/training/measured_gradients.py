@@ -36,7 +36,9 @@ class MeasuredGradients:
     squares and mean gradients, one entry a prompt. ``products``: inner products of the target's
     gradients ``E[a s]`` of the prompts, [m, m], where a is the objective's factor at the prompt's
     own moments; the diagonal has noise in common. ``own``: ``||E[a s]||^2`` without that noise,
-    [m]. ``wanted``: see :func:`.wanted`, [m]. ``tokens``: mean length, [m].
+    [m]. ``wanted``: see :func:`.wanted`, [m]. ``tokens``: mean length, [m]. ``between``: inner
+    products of the features' gradients B of the prompts, ``E[s | r] = B' b(r)``, [m, F, m, F]; those of
+    a prompt with itself are without noise.
     """
 
     groups: Sequence[Group]
@@ -46,6 +48,7 @@ class MeasuredGradients:
     own: np.ndarray
     wanted: np.ndarray
     tokens: np.ndarray
+    between: np.ndarray
 
     @property
     def is_binary(self) -> bool:
@@ -90,25 +93,33 @@ def measured_gradients(
         squares: ``||s||^2`` of the gradients that are trained on, [K] a prompt.
         sums: ``sum_j b_j s_j`` of each prompt, [m, F, D]; see :func:`.features`.
     """
-    prompts, steepness, own = [], [], []
-    for group, square, inner in zip(groups, squares, _inner_products(sums), strict=True):
+    prompts, steepness, own, known = [], [], [], []
+    gram = _inner_products(sums)
+    for i, (group, square) in enumerate(zip(groups, squares, strict=True)):
         rewards = target.rewards(group)
         basis = features(rewards, target)
-        prompts.append(PromptGradients(rewards, square, mean_products(inner, basis, square)))
+        inner = mean_products(gram[i, :, i], basis, square)
+        prompts.append(PromptGradients(rewards, square, inner))
+        known.append(np.linalg.pinv(basis.T @ basis, rcond=1e-9))
         factors = _factors(np.array([0.0, 1.0]), target, rewards)
         affine = np.array([factors[0], factors[1] - factors[0]])
         steepness.append((affine if target.has_baseline else affine[1:]) / len(rewards))
         mean = _factors(rewards, target) @ basis / len(rewards)
         own.append(mean @ prompts[-1].products @ mean)
     lengths = np.array([[len(r.completion.token_ids) for r in g.rollouts] for g in groups])
+    steep, inverse = np.array(steepness), np.array(known)
+    between = np.einsum("ief,ifjg,jgh->iejh", inverse, gram, inverse, optimize=True)
+    for i, prompt in enumerate(prompts):
+        between[i, :, i] = prompt.products
     return MeasuredGradients(
         groups,
         norms,
         prompts,
-        _products(sums, torch.tensor(np.array(steepness), device=sums.device)),
+        np.einsum("if,ifjg,jg->ij", steep, gram, steep, optimize=True),
         np.array(own),
         np.array([wanted(prompt.rewards, target) for prompt in prompts]),
         lengths.mean(1),
+        between,
     )
 
 
@@ -119,22 +130,13 @@ def _factors(at: np.ndarray, target: Target, rewards: np.ndarray | None = None) 
 
 
 def _inner_products(sums: Tensor) -> np.ndarray:
-    """Of each prompt's sums [m, F, D] with each other, float64 [m, F, F]."""
-    total = torch.zeros(*sums.shape[:2], sums.shape[1], dtype=torch.float64, device=sums.device)
-    for part in sums.split(2**16, dim=2):
+    """Of the sums [m, F, D] of all prompts with each other, float64 [m, F, m, F]."""
+    m, width, _ = sums.shape
+    total = torch.zeros(m * width, m * width, dtype=torch.float64, device=sums.device)
+    for part in sums.flatten(0, 1).split(2**16, dim=1):
         exact = part.double()
-        total += exact @ exact.mT
-    return total.cpu().numpy()
-
-
-def _products(sums: Tensor, steepness: Tensor) -> np.ndarray:
-    """Inner products of the prompts' vectors ``sum_f steepness_f sums_f``, float64 [m, m]."""
-    m = len(sums)
-    total = torch.zeros(m, m, dtype=torch.float64, device=sums.device)
-    for part in sums.split(2**16, dim=2):
-        vectors = (steepness[:, :, None] * part.double()).sum(1)
-        total += vectors @ vectors.T
-    return total.cpu().numpy()
+        total += exact @ exact.T
+    return total.view(m, width, m, width).cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,13 @@ _CLEARLY = 1.1
 
 def check_shapes(config: Config) -> None:
     """Raise InputError where shapes cannot be compared, before anything is measured."""
+    for key in ("rounds", "keep"):
+        name = getattr(config.allocate, key)
+        if name is not None:
+            raise InputError(
+                f"--shapes compares steps that draw once and keep all; leave allocate.{key} {name} "
+                "out, or leave --shapes out to see what its own steps are worth"
+            )
     if config.algorithm.estimator == "flat":
         raise InputError("shapes cannot be compared with algorithm.estimator flat; choose another")
     if config.budget is None and config.allocate.budget is not None:

@@ -18,7 +18,7 @@ from dibs.allocation.intervals import Interval
 from dibs.allocation.target import Target
 from dibs.allocation.variance import gain, noise_scale, rescaled_gain
 from dibs.config import Config
-from dibs.data.prompts import batches
+from dibs.data.curriculum import batches
 from dibs.training.counts_judge import (
     AllocationOutcome,
     CountsJudge,
@@ -28,6 +28,7 @@ from dibs.training.counts_judge import (
 )
 from dibs.training.measured_gradients import GradientSource, MeasuredGradients
 from dibs.training.shape_meter import check_shapes, shape_report
+from dibs.training.step_meter import check_simulated, is_simulated, step_report
 from dibs.types import InputError, Prompt
 
 
@@ -36,21 +37,19 @@ def measure_variance(
 ) -> dict[str, Any]:
     """Everything that ``dibs variance`` prints, as one object; intervals are 95%.
 
-    ``shapes``: also compare shapes of steps; see :func:`.shape_report`.
+    ``shapes``: also compare shapes of steps; see :func:`.shape_report`. Steps in rounds, with
+    completions left out or over a pool have another report, :func:`.step_report`.
 
-    Raises InputError where there are too few completions to draw pilots from, and for a baseline that
-    is not the group's.
+    Raises InputError where there are too few completions to draw pilots from, and, for a batch, for a
+    baseline that is not the group's.
     """
     config = scaled(meter.config)
     if shapes:
         check_shapes(meter.config)
-    rounds, keep = config.allocate.rounds, config.allocate.keep
-    if rounds is not None or keep is not None:
-        key = "keep" if rounds is None else "rounds"
-        raise InputError(
-            f"dibs variance measures counts that are decided before a step; leave allocate.{key} "
-            f"{rounds or keep} out, and compare it by training (dibs compare)"
-        )
+    elif is_simulated(meter.config):
+        check_simulated(meter.config)
+        measured = meter.measure(_batch(config, training_prompts))
+        return step_report(meter.config, measured, len(training_prompts), meter.on_progress)
     if Target.of(config.algorithm).knows_baseline:
         group = "mean" if config.algorithm.objective != "expected_reward" else "leave_one_out"
         raise InputError(
@@ -64,19 +63,23 @@ def measure_variance(
             f"variance.num_generations {config.variance.num_generations} leaves {max(spare, 0)} "
             f"completions beside the {deciding} that play the pilots; raise it"
         )
-    if config.train.prompts_per_step < 2:
-        raise InputError(
-            "the spread between prompts takes two or more; raise train.prompts_per_step or set "
-            "variance.prompts"
-        )
-    prompts = next(batches(training_prompts, config.train.prompts_per_step, config.seed))
-    measured = meter.measure(prompts)
+    measured = meter.measure(_batch(config, training_prompts))
     report = variance_report(meter.config, measured)
     if shapes:
         report["shapes"] = shape_report(
             meter.config, measured, len(training_prompts), _noise_over_square(report)
         )
     return report
+
+
+def _batch(config: Config, training_prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts that are measured. InputError where they are fewer than two."""
+    if config.train.prompts_per_step < 2:
+        raise InputError(
+            "the spread between prompts takes two or more; raise train.prompts_per_step or set "
+            "variance.prompts"
+        )
+    return next(batches(training_prompts, config.train.prompts_per_step, config.seed))
 
 
 def _noise_over_square(report: Mapping[str, Any]) -> float | None:
