@@ -249,13 +249,13 @@ def test_an_allocator_by_import_path(tmp_path, monkeypatch):
         "    return counts\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(ALLOCATORS, "mine:first", None)  # forgotten at the end
-    del ALLOCATORS["mine:first"]
+    known = set(ALLOCATORS)
     assert allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:first").tolist() == [5, 0]
     with pytest.raises(InputError, match="'mine:second' cannot be imported"):
         allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine:second")
     with pytest.raises(InputError, match="or your own as module:function"):
         allocate([1, 1], [1, 1], [1, 1], budget=5, allocator="mine")
+    assert set(ALLOCATORS) == known
 
 
 MISTAKES = {

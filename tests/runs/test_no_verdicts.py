@@ -38,7 +38,7 @@ def test_a_run_whose_verifier_fails_is_saved_and_goes_on(tmp_path, step, when):
     """It ends as a run that never stopped, whether a step or an evaluation had no verdict."""
     words = (*WORDS[6:], "--train.steps=6", "--checkpoint.interval=0", "--evaluate.interval=6")
     run(tmp_path / "whole", *words)
-    shown, judged, evaluate = PlainView.step, InlineVerifier.verdicts, Trainer.evaluate
+    shown, judged, evaluate = PlainView.step, InlineVerifier.verdicts, Trainer.held_out
     failing = []
 
     def show(self, metrics, steps):
@@ -57,7 +57,7 @@ def test_a_run_whose_verifier_fails_is_saved_and_goes_on(tmp_path, step, when):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PlainView, "step", show)
-        patch.setattr(Trainer, "evaluate", evaluated)
+        patch.setattr(Trainer, "held_out", evaluated)
         patch.setattr(InlineVerifier, "verdicts", verdicts)
         where = "step 4" if when == "training" else "the evaluation of step 6"
         with pytest.raises(
