@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from math import ceil, floor
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from dibs.allocation.target import Target
 from dibs.integrations.budget_state import load_budget, write_state
 from dibs.integrations.check_methods import TrainerHooks
 from dibs.integrations.requirement import require
-from dibs.integrations.verl.groups import Groups, dealt_rows
+from dibs.integrations.verl.groups import Groups, dealt_rows, splits
 from dibs.integrations.verl.last_layer import (
     NORMS,
     SCORES,
@@ -30,7 +32,7 @@ from dibs.integrations.verl.last_layer import (
 )
 from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.options import read_block
-from dibs.integrations.verl.row_weights import whiten
+from dibs.integrations.verl.row_weights import weigh_rows, whiten
 from dibs.model.grad_norms import gradient_norms
 from dibs.types import InputError, TrainingExample
 
@@ -51,7 +53,7 @@ def test_rows_are_dealt_to_the_mini_batches_of_each_device():
     keys = [f"{uid}_{session}_0" for session, uid in enumerate(uids)]
     firsts = []
     for step in range(200):
-        order = dealt_rows(keys, 2, 4, (42, step))
+        order = dealt_rows(keys, 2, [4], (42, step))
         assert sorted(order[:12]) == list(range(12))
         assert sorted(order[12:]) == list(range(12, 24))
         parts = [[uids[i] for i in order[k : k + 3]] for k in range(0, 24, 3)]
@@ -60,8 +62,56 @@ def test_rows_are_dealt_to_the_mini_batches_of_each_device():
         firsts.append("d" in parts[4])
     # One of four mini-batches has the row of d: 50 +- 6 times it is the first.
     assert 20 < sum(firsts) < 80
-    assert dealt_rows(keys, 2, 1, (0,)) == list(range(24))
-    assert dealt_rows([], 2, 4, (0,)) == []
+    assert dealt_rows(keys, 2, [1], (0,)) == list(range(24))
+    assert dealt_rows([], 2, [4], (0,)) == []
+
+
+@pytest.mark.parametrize(("actor", "critic"), [(16, 4), (4, 16)])
+def test_mini_batches_of_actor_and_critic_hold_even_shares(actor, critic):
+    """On one device; each size is that of the coarser or of the finer mini-batches."""
+    uids = [*"aaaaaaaaaaaaabbbbbbbbbbccccccccc", *"dddddefghijklmnopqrstuvwxyzABCDE"]
+    keys = [f"{uid}_{session}_0" for session, uid in enumerate(uids)]
+    parts = splits(64, actor, critic)
+    assert parts == [4, 4]
+    for step in range(20):
+        order = dealt_rows(keys, 1, parts, (0, step))
+        assert sorted(order) == list(range(64))
+        for size in (actor, critic):
+            for start in range(0, 64, size):
+                held = [uids[i] for i in order[start : start + size]]
+                for uid in "abcd":
+                    share = uids.count(uid) * size / 64
+                    assert floor(share) <= held.count(uid) <= ceil(share)
+
+
+def test_rows_are_dealt_to_the_actor_where_sizes_do_not_fit():
+    assert splits(24, 8, None) == [3]
+    assert splits(24, 8, 8) == [3]
+    assert splits(24, 8, 12) == [3]  # neither divides the other
+    assert splits(24, 8, 5) == [3]  # verl makes no such mini-batches
+    assert splits(24, 5, None) == []
+
+
+@pytest.mark.parametrize("loss", ["vanilla", "sapo", "geo_mean"])
+def test_kl_and_entropy_have_the_factors_of_the_configured_mean(loss):
+    """Prompts with 1 and 3 completions of 6, 3, 3 and 3 tokens, as in the test by hand."""
+    actor = SimpleNamespace(loss_agg_mode="token-mean", policy_loss=SimpleNamespace(loss_mode=loss))
+    config: Any = SimpleNamespace(
+        actor_rollout_ref=SimpleNamespace(actor=actor),
+        critic=SimpleNamespace(loss_agg_mode="token-mean"),
+        algorithm=SimpleNamespace(adv_estimator="rloo"),
+    )
+    budget = PromptBudget(
+        BudgetConfig(objective="expected_reward", baseline="none", num_generations=2), warns=False
+    )
+    budget.allocate(["a", "b"])
+    groups = Groups(["a", "b"], ["a_0_0", "b_0_0", "b_1_0", "b_2_0"])
+    tokens, rewards = np.array([6.0, 3, 3, 3]), [[1.0], [1.0, 0.0, 0.0]]
+    found = weigh_rows(budget, config, groups, tokens, rewards)
+    by_prompts = np.array([2, 2 / 3, 2 / 3, 2 / 3])
+    np.testing.assert_allclose(found.actor, by_prompts * 15 / 18)
+    own = 15 / 18 if loss == "vanilla" else 1
+    np.testing.assert_allclose(found.advantages, by_prompts * own)
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "token-sum", "seq-mean-token-sum"])
