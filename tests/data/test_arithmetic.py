@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 import pytest
@@ -74,6 +75,12 @@ def test_mixtures_hold_their_shares(name):
 def test_more_problems_than_there_are_is_an_error():
     with pytest.raises(ValueError, match="distinct problems of 1 to 1 steps found, 1000 asked"):
         draw_problems(1000, [Part(1.0, 1, 1)], seed=0)
+
+
+def test_a_part_with_too_few_problems_is_not_made_up_for_by_another():
+    """One step: 28 numbers and 22 operations."""
+    found = draw_problems(4096, MIXTURES["arithmetic-lengths"], seed=0, fewer=True)
+    assert Counter(len(p.steps) for p in found) == {1: 28 * 22, 6: 2048}
 
 
 def test_a_false_table_is_always_wrong_and_followed_as_often_as_the_habit_says():

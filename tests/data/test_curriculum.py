@@ -11,7 +11,9 @@ import pytest
 from dibs.config import Config, DataConfig
 from dibs.config.load import load_config
 from dibs.data.curriculum import Curriculum, level_sizes, up_to
-from dibs.data.prompts import read_questions
+from dibs.data.packages import training_questions
+from dibs.data.prompts import build_prompts, read_questions
+from dibs.model.warm_start import build_tokenizer
 from dibs.types import InputError
 from tiny_groups import make_group, make_prompt
 
@@ -186,6 +188,40 @@ def test_levels_that_cannot_be_made(train, grow, message):
     with pytest.raises(InputError, match=message) as error:
         asked(train, grow, **more)
     assert "\n" not in str(error.value)
+
+
+def test_a_first_level_that_is_not_easier_has_what_a_run_without_levels_has():
+    for grow in ({}, {"levels": 2, "harder": False}):
+        with pytest.raises(InputError, match="distinct problems of 1 to 1 steps found, 1000 asked"):
+            asked("arithmetic-easy", grow, size=1000)
+    train, _ = asked("arithmetic-easy", {"levels": 2, "harder": False, "size": 1000})
+    assert Counter(q.level for q in train) == {1: 60, 2: 28 * 22 - 16 - 60}
+
+
+def test_options_of_a_level_are_keys_and_values():
+    grow = {"levels": [{"chain_sum": 3}, {}]}
+    with pytest.raises(InputError, match=r"level 1 .*data.grow.levels must hold keys and values"):
+        training_questions(
+            DataConfig.model_validate({"train": "reasoning-gym:chain_sum", "grow": grow}), 0
+        )
+
+
+def test_every_level_needs_a_prompt_that_fits():
+    """A problem of k steps has 3k + 2 tokens: with 11, those of four steps are too long."""
+    data = {"train": "arithmetic", "size": 20, "eval_size": 8, "grow": {"levels": 4}}
+    config = DataConfig.model_validate(data)
+    questions, tokenizer = read_questions(config, 0), build_tokenizer()
+    short = config.model_copy(update={"max_prompt_length": 11})
+    with pytest.raises(
+        InputError, match=r"level 4 of data.grow has no prompts to train on .dropped"
+    ):
+        build_prompts(questions, short, tokenizer, 0)
+    held_out = [q for q in questions.eval or () if q.level != 2]
+    questions = replace(questions, eval=held_out)
+    assert level_sizes(build_prompts(questions, config, tokenizer, 0).train) == [20] * 4
+    config = DataConfig.model_validate({**data, "grow": {"levels": 4, "when": "held_out"}})
+    with pytest.raises(InputError, match=r"level 2 of data.grow has no prompts to evaluate on"):
+        build_prompts(questions, config, tokenizer, 0)
 
 
 @pytest.mark.parametrize(

@@ -155,9 +155,8 @@ def test_the_measured_ones_have_the_norms_of_a_separate_pass(policy, share, shar
     plain = updater(policy, updates_per_step=2, learning_rate=1e-12).step(made)
     assert metrics.update_grad_norm == pytest.approx(plain.update_grad_norm, rel=1e-5)
     known = ~np.isnan(sample.squares)
-    learned = np.array([each.advantage != 0 for each in made])
-    assert known[learned].sum() == (learned.sum() if share == 1 else known.sum())
-    assert abs(known.sum() - share * learned.sum()) < 4
+    # Each class of both prompts is learned from, so its completions of advantage 0 count too.
+    assert abs(known.sum() - share * 40) < 1
     np.testing.assert_allclose(np.sqrt(sample.squares[known]), expected[known], rtol=1e-5)
 
 

@@ -181,10 +181,11 @@ def draw_problems(
     Raises ValueError when a part does not have that many distinct problems, unless ``fewer`` are enough.
     """
     rng = Random(seed)
-    ends = [round(count * sum(each.share for each in parts[: i + 1])) for i in range(len(parts))]
+    stops = [round(count * sum(each.share for each in parts[: i + 1])) for i in range(len(parts))]
     problems: dict[str, Problem] = {}
-    for part, end in zip(parts, ends, strict=True):
+    for part, (start, stop) in zip(parts, pairwise([0, *stops]), strict=True):
         misses, before = 0, len(problems)
+        end = before + stop - start  # a part does not make up for what an earlier one lacks
         while len(problems) < end and misses < _MISSES_IN_A_ROW:
             problem = draw_problem(rng, part.min_steps, part.max_steps, part.operators)
             if problem.prompt in exclude or problem.prompt in problems:

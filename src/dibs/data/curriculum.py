@@ -29,9 +29,8 @@ class Curriculum:
         self.grow = config.data.grow
         self.level, self.drawn = 1, 0
         self._drawn_before = 0  # when the newest level was added
-        self._rates: list[
-            tuple[float, int]
-        ] = []  # a step since then: sum over prompts, and their number
+        # Of each step since then: the sum of its prompts' accept rates, and how many they are.
+        self._rates: list[tuple[float, int]] = []
         self._draws = self._from_here()
 
     def draw(self) -> Sequence[Prompt]:
@@ -117,7 +116,7 @@ def up_to(prompts: Sequence[Prompt], level: int) -> list[Prompt]:
 
 
 def level_sizes(prompts: Sequence[Prompt]) -> list[int]:
-    """How many prompts each level has."""
+    """How many prompts each level has; every level has some (:func:`.build_prompts`)."""
     return np.bincount([prompt.level for prompt in prompts])[1:].tolist()
 
 

@@ -79,7 +79,8 @@ def embedded_questions(
 
     def make(first: int, level: int, size: int, exclude: Set[str]) -> list[Question]:
         own = first + 2 * _EVAL_SEED_OFFSET * (level - 1)
-        fewer = grow.count > 1
+        # Level 1 of levels that are alike is what a run without levels has, in number too.
+        fewer = grow.count > 1 and (grow.harder or level > 1)
         drawn = draw_problems(size, levels[level - 1], seed=own, exclude=exclude, fewer=fewer)
         return [Question(problem.prompt, str(problem.answer)) for problem in drawn]
 

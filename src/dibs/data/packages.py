@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from itertools import islice
 from typing import Any
 
@@ -66,11 +66,9 @@ def _gym_maker(config: DataConfig, seed: int, purpose: int) -> Make:
     names = gym_names(config.train) or []
 
     def options(name: str, level: int) -> dict[str, Any]:
-        given = config.options.get(name) or {}
-        if not isinstance(given, dict):
-            raise InputError(f"data.options.{name} must hold keys and values")
+        given = _options_of(name, config.options, "data.options")
         if not isinstance(grow.levels, int):
-            return given | (grow.levels[level - 1].get(name) or {})
+            return given | _options_of(name, grow.levels[level - 1], "data.grow.levels")
         if grow.harder and grow.count > 1:
             return curriculum_options(name, level) | given
         return given
@@ -81,6 +79,17 @@ def _gym_maker(config: DataConfig, seed: int, purpose: int) -> Make:
         return gym_questions(config.train, own, size, (seed, mark), exclude, fewer=grow.count > 1)
 
     return make
+
+
+def _options_of(name: str, options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What a configuration key holds for a data set. InputError for other than keys and values."""
+    found = options.get(name)
+    if found is not None and not isinstance(found, dict):
+        raise InputError(
+            f"{key} must hold keys and values for {name}, as in {{{name}: {{KEY: VALUE}}}} "
+            f"(got {found!r})"
+        )
+    return found or {}
 
 
 def check_options(config: DataConfig) -> None:

@@ -118,7 +118,7 @@ def build_prompts(
     No question is in both sets, even with different answers. A prompt longer than ``max_prompt_length``
     tokens, or than ``context`` where that is given, is dropped, and so is a question that occurred
     before. ``clock``: see :class:`.Renderer`. Raises InputError when no prompt is left to train on or to
-    evaluate on.
+    evaluate on; and so for each level, where the levels of ``data.grow`` need them.
     """
     renderer = Renderer(config, tokenizer, clock)
     longest = min(config.max_prompt_length, context or config.max_prompt_length)
@@ -148,7 +148,23 @@ def build_prompts(
             f"{config.eval or config.train}: no prompts to evaluate on{_reasons(dropped)}; set "
             "data.eval, or train on at least ten prompts so that some can be held out"
         )
+    _check_levels(train, config, "to train on", dropped)
+    if config.grow.when == "held_out":
+        _check_levels(evaluation, config, "to evaluate on", dropped)
     return PromptSet(train, evaluation, dict(dropped), tuple(renderer.notes))
+
+
+def _check_levels(
+    prompts: Sequence[Prompt], config: DataConfig, purpose: str, dropped: Mapping[str, int]
+) -> None:
+    """InputError for a level without a prompt: it would have no accept rate, and end the growth."""
+    there = {prompt.level for prompt in prompts}
+    for level in range(1, config.grow.count + 1):
+        if level not in there:
+            raise InputError(
+                f"level {level} of data.grow has no prompts {purpose}{_reasons(dropped)}; raise "
+                "data.max_prompt_length where they are too long, or choose other levels"
+            )
 
 
 def render_all(

@@ -75,7 +75,8 @@ class Task:
 def tasks_of(arms: Sequence[Arm]) -> list[Task]:
     """Group arms by what they learn, and compare those of each task with a uniform one.
 
-    Verdicts are those of ``dibs compare``, corrected for the comparisons of a task.
+    Verdicts are corrected for the comparisons of a task. They are those of ``dibs compare`` where its
+    study has one algorithm a task and the same reference.
     """
     groups: dict[str, list[Arm]] = {}
     for arm in arms:

@@ -1,13 +1,17 @@
 """Which completions of a step have their norms measured in its updates, where not all are.
 
 A measured completion cannot share its prompt with others, so measuring all of them can double an update.
-Which are measured depends on nothing of a completion but its class and whether it has an advantage. So
-the measured ones of a class are a random choice, and every mean over a class stays unbiased.
+Which are measured depends on nothing of a completion but its prompt and its class, accepted or rejected,
+and on whether any completion of both has an advantage. So the measured ones of a prompt's class are a
+random choice of it, and their mean is an unbiased estimate of the mean over all of it.
+
+Several visits of a prompt count by what was measured in each. With rewards of 0 and 1 their mean is
+unbiased too. With other rewards it leans a little toward rewards of classes that were learned from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +20,10 @@ from dibs.training.dealing import groups_of
 from dibs.types import TrainingExample
 
 WITHOUT_ADVANTAGE = 1 / 16
-"""Share of the completions without an advantage that may be measured: they enter no update otherwise."""
+"""Share of the completions that may be measured where none of their prompt and class has an advantage.
+
+Such completions enter no update otherwise.
+"""
 _MORE = 0.125
 """What measuring may add to the tokens of a step's updates where no share is given."""
 _MEASURED_COST = 1.3
@@ -28,7 +35,7 @@ class NormSample:
     """The norms that the updates of a step are to measure, and those that they did.
 
     ``classes``: of each of n completions; a prompt's completions of one class are alike. ``share``: of
-    the completions with an advantage that are measured; None: as many as add an eighth to the tokens of
+    the completions that may be measured, those that are; None: as many as add an eighth to the tokens of
     the updates. ``squares``: squared norms of ``grad log pi(y|x)``, float64 [n], NaN where none was
     measured.
     """
@@ -54,7 +61,8 @@ def choose_measured(
     """Which completions are measured, bool [n].
 
     Those of the first update come first, since it starts from the weights that wrote them. In an update
-    every prompt gets one after the other, of its classes in turn.
+    every prompt gets one after the other, of its classes in turn. Where the share makes less than one,
+    one is measured in that share of the steps.
 
     Args:
         parts: the completions of each update, by index.
@@ -62,19 +70,37 @@ def choose_measured(
     """
     random = np.random.default_rng(seed)
     learned = np.array([example.advantage != 0 for example in examples], dtype=bool)
-    eligible = learned | (random.random(len(examples)) < WITHOUT_ADVANTAGE)
-    places = np.full(len(examples), np.inf)
     contexts = [example.context_ids for example in examples]
+    eligible = _eligible(learned, contexts, sample.classes, random)
+    places = np.full(len(examples), np.inf)
     for u, part in enumerate(parts):
         for members in groups_of([i for i in part if eligible[i]], contexts):
             places[members] = u + _lots(sample.classes[members], random)
     wanted = sample.share
     if wanted is None:
         wanted = _affordable(examples, parts, learned, eligible, shared=shared)
+    number = int(wanted * int(eligible.sum()) + random.random())
     chosen = np.zeros(len(examples), dtype=bool)
-    order = np.argsort(places, kind="stable")[: round(wanted * int(eligible.sum()))]
-    chosen[order] = True
+    chosen[np.argsort(places, kind="stable")[:number]] = True
     return chosen
+
+
+def _eligible(
+    learned: np.ndarray,
+    contexts: Sequence[Hashable],
+    classes: np.ndarray,
+    random: np.random.Generator,
+) -> np.ndarray:
+    """Which completions may be measured, bool [n].
+
+    A completion whose graded reward is the mean of its group has no advantage. It may be measured all
+    the same where others of its class have one: else the class would be known by the others alone.
+    """
+    eligible = random.random(len(learned)) < WITHOUT_ADVANTAGE
+    kinds = list(zip(contexts, classes.tolist(), strict=True))
+    for members in groups_of(range(len(learned)), kinds):
+        eligible[members] |= learned[members].any()
+    return eligible
 
 
 def _lots(classes: np.ndarray, random: np.random.Generator) -> np.ndarray:
