@@ -273,10 +273,11 @@ def checks(soak: Soak, alone: Course, disturbed: Course) -> list[Check]:
     ended = not (alone.faults or disturbed.faults)
     same = ended and result(soak.out("alone")) == result(soak.out("disturbed"))
     leftovers = list(soak.disk.folder.rglob(".unfinished*"))
+    left = alone.left + disturbed.left
     found = [
         Check("both runs finish", "yes" if ended else "no", "yes", ended),
         Check("they end the same", "yes" if same else "no", "yes", same),
-        Check("processes left", str(alone.left + disturbed.left), "0", not disturbed.left),
+        Check("processes left", str(left), "0", not left),
         Check("half-written files left", str(len(leftovers)), "0", not leftovers),
     ]
     for name, course, least_age in (("alone", alone, 0), ("disturbed", disturbed, YOUNG)):

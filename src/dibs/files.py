@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNFINISHED = ".unfinished-"
 """Beginning of the names of files and folders that are still being written."""
 
@@ -21,6 +24,17 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remedy(error: Exception) -> str:
+    """What to do where a file could not be written: make room, if that is what it lacks.
+
+    Libraries that write weights raise errors of their own, which may name the system's number. One that
+    names none is taken as a lack of room.
+    """
+    said = re.search(r"os error (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else errno.ENOSPC
+    return "make room" if number in _NO_ROOM else "mend that"
 
 
 def sync(path: Path) -> None:

@@ -117,3 +117,20 @@ def test_one_prompt():
 def test_what_cannot_be_is_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_advantages_of_the_trainer_are_refused():
+    given = BudgetConfig(objective="expected_reward", baseline="none", advantages="given")
+    with pytest.raises(InputError, match=r"advantages given: .* which a queue does not get"):
+        PromptQueue(NAMES, given)
+
+
+def test_a_state_that_is_none_changes_nothing():
+    queue = PromptQueue(NAMES, window=8)
+    sampled(queue, 20)
+    before = queue.state()
+    history = {**before["budget"]["history"], "prompts": []}
+    for damage in ({"budget": {**before["budget"], "history": history}}, {"ahead": [["p0"]]}):
+        with pytest.raises(InputError, match="no state of a queue of prompts"):
+            queue.load_state({**before, "drawn": 999, **damage})
+        assert queue.state() == before

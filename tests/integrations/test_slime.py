@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from enum import Enum
@@ -141,7 +142,7 @@ def test_a_checkpoint_goes_on_whatever_order_the_rows_have(tmp_path):
     again.load(5)
     assert trained(again, 60, seed=1) == expected
     (tmp_path / "rollout/dibs_6.json").write_text("{")
-    with pytest.raises(InputError, match=r"dibs_6.json is damaged; remove it"):
+    with pytest.raises(InputError, match=r"dibs_6.json is damaged .*; remove it"):
         again.load(6)
 
 
@@ -203,6 +204,57 @@ def test_weighted_rewards_by_hand():
     assert normalized == pytest.approx([2**0.5, -(2**0.5), 0, 0], abs=1e-4)
     with pytest.raises(InputError, match="advantage estimator ppo takes no weights here"):
         weighted_rewards(arguments(advantage_estimator="ppo"), samples)
+
+
+def test_terms_without_weights_are_named_once(monkeypatch, caplog):
+    monkeypatch.setattr("dibs.integrations.slime._warned", [])
+    samples = [Sample(group_index=0, reward=reward) for reward in (1.0, 0.0)]
+    weighted_rewards(arguments(use_kl_loss=True, kl_loss_coef=0.0, entropy_coef=0.0), samples)
+    assert not caplog.records
+    for _ in range(2):
+        weighted_rewards(arguments(use_kl_loss=False, entropy_coef=0.01), samples)
+        weighted_rewards(arguments(use_kl_loss=True, kl_loss_coef=0.1), samples)
+    (record,) = caplog.records
+    assert "--entropy-coef 0.01 has no weights" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"half_lief": 5}, "unknown key options.half_lief; nearest is options.half_life"),
+        ({"half_life": -1}, r"options.half_life: must be above 0.* \(got -1\)"),
+        (
+            {"advantages": "given", "objective": "expected_reward", "baseline": "none"},
+            "advantages given: .* gradient norms, which a queue does not get",
+        ),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line(monkeypatch, options, said):
+    monkeypatch.setattr(DataSource, "options", options)
+    with pytest.raises(InputError, match=said) as refused:
+        DataSource(arguments())
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_state_is_one_line_and_changes_nothing(tmp_path):
+    source = DataSource(arguments(save=str(tmp_path), load=str(tmp_path)))
+    trained(source, 30)
+    source.save(5)
+    path, before = tmp_path / "rollout/dibs_5.json", source.queue.state()
+    whole = json.loads(path.read_text())
+    faults: list[tuple[str, dict[str, Any]]] = [
+        ("AttributeError", {"budget": {**whole["budget"], "history": {"prompts": []}}}),
+        ("IndexError", {"budget": {**whole["budget"], "history": {"prompts": {"x": []}}}}),
+        ("ValueError", {"ahead": [[]]}),
+        ("TypeError", {"observed": [["x", [None]]]}),
+        ("TypeError", {"drawn": None}),
+    ]
+    for kind, damage in faults:
+        other = {**whole, "drawn": 999, "windows": 999, **damage}
+        path.write_text(json.dumps(other))
+        with pytest.raises(InputError, match=rf"dibs_5.json is damaged .*{kind}.*; remove it"):
+            source.load(5)
+        assert source.queue.state() == before
 
 
 def test_no_data_set_is_one_clear_line():

@@ -19,7 +19,6 @@ from dibs.allocation.target import Target
 from dibs.integrations.budget_state import load_budget, write_state
 from dibs.integrations.check_methods import TrainerHooks
 from dibs.integrations.requirement import require
-from dibs.integrations.verl.groups import Groups, dealt_rows
 from dibs.integrations.verl.last_layer import (
     NORMS,
     SCORES,
@@ -28,93 +27,9 @@ from dibs.integrations.verl.last_layer import (
     norms_measured,
     obstacle,
 )
-from dibs.integrations.verl.loss_factors import loss_factors
 from dibs.integrations.verl.options import read_block
-from dibs.integrations.verl.row_weights import whiten
 from dibs.model.grad_norms import gradient_norms
 from dibs.types import InputError, TrainingExample
-
-
-def test_rows_become_groups_whatever_their_order():
-    groups = Groups(["a", "b", "c"], ["b_0_0", "a_10_0", "a_2_0", "pad_0_0", "a_2_1"])
-    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert groups.sizes.tolist() == [2, 1, 0]
-    assert groups.last(values) == [[5.0, 2.0], [1.0], []]
-    assert groups.total(values) == [[8.0, 2.0], [1.0], []]
-    spread = groups.spread([np.array([7.0, 8.0]), np.array([9.0]), np.zeros(0)])
-    assert spread.tolist() == [9.0, 8.0, 7.0, 0.0, 7.0]
-
-
-def test_rows_are_dealt_to_the_mini_batches_of_each_device():
-    # Device 0 has 8 rows of a and 4 of b; device 1 has 4 of b, 6 of c, 1 of d and 1 of padding.
-    uids = [*"aaaaaaaabbbb", *"bbbbccccccd", "pad"]
-    keys = [f"{uid}_{session}_0" for session, uid in enumerate(uids)]
-    firsts = []
-    for step in range(200):
-        order = dealt_rows(keys, 2, 4, (42, step))
-        assert sorted(order[:12]) == list(range(12))
-        assert sorted(order[12:]) == list(range(12, 24))
-        parts = [[uids[i] for i in order[k : k + 3]] for k in range(0, 24, 3)]
-        assert all(sorted(part) == [*"aab"] for part in parts[:4])
-        assert all(part.count("b") == 1 and part.count("c") in (1, 2) for part in parts[4:])
-        firsts.append("d" in parts[4])
-    # One of four mini-batches has the row of d: 50 +- 6 times it is the first.
-    assert 20 < sum(firsts) < 80
-    assert dealt_rows(keys, 2, 1, (0,)) == list(range(24))
-    assert dealt_rows([], 2, 4, (0,)) == []
-
-
-@pytest.mark.parametrize("mode", ["token-mean", "token-sum", "seq-mean-token-sum"])
-@pytest.mark.parametrize("prompts", [1, 3, 7, 49])
-def test_uniform_weights_change_nothing(mode, prompts):
-    tokens = np.random.default_rng(0).integers(1, 50, prompts * 3)
-    factors = loss_factors(np.full(prompts * 3, 1 / (prompts * 3)), tokens, mode)
-    assert (factors.astype(np.float32) == 1).all()
-
-
-def test_factors_by_hand():
-    # Two prompts with 1 and 3 completions; the prompts weigh the same.
-    weights = np.array([1 / 2, 1 / 6, 1 / 6, 1 / 6])
-    tokens = np.array([6, 3, 3, 3])
-    np.testing.assert_allclose(loss_factors(weights, tokens, "token-sum"), [2, 2 / 3, 2 / 3, 2 / 3])
-    # 15 tokens came; counted by prompts they are 2 * 6 + 2/3 * 9 = 18.
-    np.testing.assert_allclose(
-        loss_factors(weights, tokens, "token-mean"), np.array([2, 2 / 3, 2 / 3, 2 / 3]) * 15 / 18
-    )
-    # A third prompt without a completion takes its share of the weight with it, in every mode.
-    for mode in ("token-mean", "seq-mean-token-sum"):
-        starved = loss_factors(weights * 2 / 3, tokens, mode)
-        np.testing.assert_allclose(starved, loss_factors(weights, tokens, mode) * 2 / 3)
-    assert loss_factors(weights, np.zeros(4), "token-mean").tolist() == [0, 0, 0, 0]
-    assert loss_factors(np.zeros(0), np.zeros(0), "token-mean").tolist() == []
-
-
-def test_advantages_are_whitened_by_prompts():
-    """Prompt a: one completion of 2 tokens; prompt b: 3 of 1 token, which weigh as much together."""
-    advantages = np.array([[4.0, 2.0], [0.0, 9.0], [0.0, 9.0], [3.0, 9.0]])
-    mask = np.array([[1, 1], [1, 0], [1, 0], [1, 0]])
-    weights = np.array([2, 2 / 3, 2 / 3, 2 / 3])
-    found = whiten(advantages, mask, weights)
-    # Weights of tokens 2, 2, 2/3, 2/3, 2/3: the mean is (8 + 4 + 2) / 6.
-    mean, sizes = 14 / 6, np.array([2, 2, 2 / 3, 2 / 3, 2 / 3]) / 6
-    tokens = np.array([4.0, 2, 0, 0, 3])
-    deviation = np.sqrt(sizes @ (tokens - mean) ** 2 * 5 / 4)
-    expected = (tokens - mean) / deviation
-    np.testing.assert_allclose(found[[0, 0, 1, 2, 3], [0, 1, 0, 0, 0]], expected, rtol=1e-6)
-    # What was whitened before is whitened as if it had not been.
-    again = whiten(7 * advantages - 3, mask, weights)
-    np.testing.assert_allclose(again[mask > 0], found[mask > 0], rtol=1e-6)
-    assert whiten(advantages, mask, np.zeros(4)) is advantages
-
-
-def test_whitening_with_equal_weights_is_verls():
-    rng = np.random.default_rng(0)
-    advantages, mask = rng.normal(size=(5, 4)), rng.random((5, 4)) < 0.7
-    tokens = advantages[mask]
-    found = whiten(advantages, mask.astype(float), np.full(5, 0.3))
-    np.testing.assert_allclose(
-        found[mask], (tokens - tokens.mean()) / tokens.std(ddof=1), rtol=1e-6
-    )
 
 
 def scored_batch(temperature=0.7):

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pebble import ProcessExpired
 
 from answer_pairs import EQUAL, boxed
 from dibs.config import VerifyConfig
-from dibs.rollouts.verify.pool import VerifierPool
+from dibs.rollouts.verify.pool import VerifierPool, _LostError
 from dibs.rollouts.verify.verifiers import build_verifier
 
 
@@ -193,6 +194,54 @@ def test_a_worker_killed_from_outside_costs_no_verdict(tmp_path):
     killer.join()
     verifier.close()
     assert told == ["accepted"] * 52
+
+
+def test_an_item_that_is_judged_again_waits_for_all_before_it(tmp_path, monkeypatch):
+    """Its place is behind all others, which take longer together than workers may stand still."""
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=2)
+    assert statuses(verifier, [(os.devnull, "right")] * 2) == ["accepted"] * 2
+    monkeypatch.setattr("dibs.rollouts.verify.pool._START", 0.0)
+    first, note = verifier._pool, tmp_path / "pid"
+    killer = threading.Thread(target=lambda: os.kill(read_pid(note), signal.SIGKILL))
+    killer.start()
+    items = [(str(note), "slow once"), *[(os.devnull, "sleep 0.25")] * 40]
+    assert statuses(verifier, items)[0] == "accepted"
+    killer.join()
+    assert verifier._pool is first  # it was at work all the time
+    verifier.close()
+
+
+def test_lost_workers_are_no_deaths_of_an_item(monkeypatch):
+    """Two losses in a row cost nothing; from the third on, each costs one verdict."""
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=30)
+    verdict, losses = verifier._verdict, iter([True, True, False, True, True, True, True])
+
+    def lossy(item):
+        if next(losses, False):
+            raise _LostError("they stand still")
+        return verdict(item)
+
+    monkeypatch.setattr(verifier, "_verdict", lossy)
+    monkeypatch.setattr(verifier, "_note", lambda future: None)
+    items = [(os.devnull, "right")] * 4
+    assert statuses(verifier, items[:1]) == ["accepted"]
+    verifier._losses = 0  # as a verdict leaves it
+    assert statuses(verifier, items) == ["error", "error", "accepted", "accepted"]
+    verifier.close()
+
+
+def test_a_worker_that_dies_between_losses_is_judged_again(monkeypatch):
+    verifier = pool(verifier="own_verifiers:sleepy", timeout=30)
+    verdict, faults = verifier._verdict, iter([ProcessExpired("gone"), _LostError("lost")])
+
+    def faulty(item):
+        for fault in faults:
+            raise fault
+        return verdict(item)
+
+    monkeypatch.setattr(verifier, "_verdict", faulty)
+    assert statuses(verifier, [(os.devnull, "right")]) == ["accepted"]
+    verifier.close()
 
 
 def workers_of(verifier: Any) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def test_checkpoints_are_whole_and_pruned(tmp_path, policy, monkeypatch):
 
     def fails(path):
         (path / "half").touch()
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(policy, "save", fails)
     with pytest.raises(
@@ -262,6 +263,31 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, policy, monkeypatch):
     ):
         folder.save_checkpoint(policy, {"step": 2, "accuracy": None}, STATE, keep=2)
     assert [p.name for p in (folder.path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "make room"),
+        (OSError(errno.EFBIG, "File too large"), "make room"),
+        (OSError(errno.EACCES, "Permission denied"), "mend that"),
+        (OSError("no number"), "mend that"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "make room"),
+        (SafetensorError("I/O error: Permission denied (os error 13)"), "mend that"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "make room"),
+    ],
+    ids=str,
+)
+def test_room_is_made_only_where_it_lacks(tmp_path, policy, monkeypatch, error, said):
+    folder = begun(config(tmp_path / "run"))
+
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(policy, "save_merged", failing)
+    with pytest.raises(InputError, match=f"; {said} and go on with --resume"):
+        folder.save_final(policy)
 
 
 def test_a_full_disk_at_the_end_is_one_line_too(tmp_path, policy, monkeypatch):

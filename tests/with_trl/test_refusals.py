@@ -40,6 +40,12 @@ def arguments(folder, **options) -> GRPOConfig:
     )
 
 
+def test_advantages_are_trls():
+    own: Any = {"objective": "expected_reward", "baseline": "none", "advantages": "given"}
+    with pytest.raises(ValidationError, match="advantages given: they are those of objective and"):
+        DIBSConfig(**own)
+
+
 @pytest.mark.parametrize(
     ("options", "dibs", "message"),
     [

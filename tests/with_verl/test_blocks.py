@@ -18,6 +18,8 @@ GRPO, read = scene.GRPO, scene.read_block
 GAE = "algorithm.adv_estimator=gae"
 LOSS_MODE = "actor_rollout_ref.actor.loss_agg_mode"
 BY_LONGEST = f"{LOSS_MODE}=seq-mean-token-sum-norm"
+SAPO = "actor_rollout_ref.actor.policy_loss.loss_mode=sapo"
+KEEP = ("dibs.keep=pods", "dibs.keep_count=2")
 
 
 def test_the_target_gradient_follows_verls_estimator(compose):
@@ -128,9 +130,29 @@ def test_a_loss_that_divides_by_the_longest_completion(compose):
     for words in (
         (BY_LONGEST, "actor_rollout_ref.actor.loss_scale_factor=6"),
         (BY_LONGEST, "dibs.allocator=uniform"),
+        (BY_LONGEST, SAPO),
+        (BY_LONGEST, "dibs.allocator=uniform", *KEEP, "dibs.estimator=flat"),
         (own,),  # without a critic
     ):
         config = compose(*GRPO, *words)
+        adapt(config, *read(config))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (SAPO, "actor_rollout_ref.actor.use_kl_loss=True"),
+        (SAPO, "actor_rollout_ref.actor.entropy_coeff=0.01"),
+        ("dibs.allocator=uniform", *KEEP),
+        ("dibs.allocator=uniform", "dibs.algorithm=raft"),
+    ],
+)
+def test_all_means_that_weights_enter_are_looked_at(compose, words):
+    """KL and entropy have the configured mean; uniform counts may have uneven weights."""
+    from dibs.integrations.verl.options import adapt
+
+    config = compose(*GRPO, BY_LONGEST, *words)
+    with pytest.raises(InputError, match=r"actor\.loss_agg_mode seq-mean-token-sum-norm divides"):
         adapt(config, *read(config))
 
 

@@ -60,6 +60,7 @@ def test_kl_and_entropy_are_weighed(compose, mode, kl):
     config = actor_config(compose, mode, kl)
     data, logprobs = batch()
     data["advantages"] = nested(torch.zeros(n) for n in LENGTHS)
+    torch.manual_seed(0)
     entropy = nested(torch.rand(n + 1) for n in LENGTHS)
     output = {"log_probs": logprobs, "entropy": entropy}
     theirs, metrics = ppo_loss(config, output, data)

@@ -3,9 +3,9 @@
 The variance of one rollout's share is ``sigma_i^2 = E[a^2 ||s||^2] - ||E[a s]||^2``. For rewards of 0
 and 1 it follows from four numbers: the accept rate p, the second moments ``Q1 = E[||s||^2 | accepted]``
 and ``Q0`` (rejected), and ``M = ||E[s | accepted]||^2``. The mean gradient of the rejected is not among
-them, because ``E[s] = 0`` fixes it. Each of Q1, Q0 and M is multiplied by a product of powers of p and
-1 - p, which ``ROWS`` lists. For other rewards ``E[a^2 ||s||^2]`` follows from ``E[r^k ||s||^2]``,
-k = 0, 1, 2, of both classes (:meth:`.Target.second_moment`).
+them, because ``E[s] = 0`` fixes it (but see ``GIVEN``). Each of Q1, Q0 and M is multiplied by a product
+of powers of p and 1 - p, which ``ROWS`` lists. For other rewards ``E[a^2 ||s||^2]`` follows from
+``E[r^k ||s||^2]``, k = 0, 1, 2, of both classes (:meth:`.Target.second_moment`).
 """
 
 from __future__ import annotations
@@ -40,4 +40,7 @@ for _objective, _baseline in product(
 ):
     ROWS[_objective, _baseline] = ROWS[_objective, "mean"]
 GIVEN = Row((1, 0), (0, 1), (0, 0))
-"""The row of advantages that the norms hold already: each class counts as often as it occurs."""
+"""The row of advantages that the norms hold already: each class counts as often as it occurs.
+
+M is ``||E[s]||^2`` here, over all completions, as ``E[s]`` is no longer 0.
+"""

@@ -73,6 +73,11 @@ class PromptQueue:
                 f"keep {self.config.keep} leaves completions out of a step's weights, which a queue "
                 "does not have; leave it out"
             )
+        if self.config.advantages == "given":
+            raise InputError(
+                "advantages given: counts then follow from gradient norms, which a queue does not get; "
+                "leave it out"
+            )
         self.names = [str(name) for name in prompt_ids]
         if not self.names:
             raise InputError("no prompts to draw from; give at least one")
@@ -142,13 +147,25 @@ class PromptQueue:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` gave. Prompts that are gone from the data set are left out."""
-        self.budget.load_state(state["budget"])
-        self._ahead = [DrawnPrompt(*each) for each in state["ahead"] if each[0] in self._known]
-        self._observed = [
-            (name, rewards) for name, rewards in state["observed"] if name in self._known
-        ]
-        self._drawn, self._windows = int(state["drawn"]), int(state["windows"])
+        """Go on from what :meth:`state` gave. Prompts that are gone from the data set are left out.
+
+        Raises InputError for anything else; the queue is then as it was.
+        """
+        budget = PromptBudget(self.config, warns=False)
+        try:
+            budget.load_state(state["budget"])
+            ahead = [DrawnPrompt(name, float(weight)) for name, weight in state["ahead"]]
+            observed = [
+                (name, [float(each) for each in group]) for name, group in state["observed"]
+            ]
+            drawn, windows = int(state["drawn"]), int(state["windows"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"no state of a queue of prompts ({type(error).__name__}: {error})"
+            ) from None
+        self.budget, self._drawn, self._windows = budget, drawn, windows
+        self._ahead = [each for each in ahead if each.prompt_id in self._known]
+        self._observed = [each for each in observed if each[0] in self._known]
 
     def _choose(self) -> None:
         """Choose the next window, in an order of its own."""

@@ -307,8 +307,8 @@ class Target:
         Args:
             accept_rate: ``p_i`` in [0, 1], [m].
             accepted, rejected: ``Q1`` and ``Q0``, [m]; ignored where the class has probability 0.
-            mean_square: ``M = ||E[s | accepted]||^2``, [m]. 0 leaves the mean gradient out, which
-                bounds the variance from above.
+            mean_square: ``M = ||E[s | accepted]||^2``, or ``||E[s]||^2`` if ``given``, [m]. 0 leaves
+                the mean gradient out, which bounds the variance from above.
 
         Returns:
             float64 [m], at least 0. Unless ``given``, it is 0 where p is 0. With a baseline it is also

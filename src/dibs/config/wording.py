@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
+
+from pydantic import ValidationError
+
+from dibs.types import InputError
 
 _NUMBER = "must be a number"
 _WHOLE = "must be a whole number"
@@ -45,3 +50,18 @@ def worded(fault: Mapping[str, Any]) -> str:
     if words is not None:
         reason = words.format(**fault.get("ctx", {}))
     return reason if fault["type"] == "value_error" else f"{reason} (got {fault['input']!r})"
+
+
+def one_line(error: ValidationError, block: str) -> str:
+    """Return the first fault of values that stand in ``block``, and how many more there are."""
+    first, *rest = error.errors()
+    key = ".".join([block, *(str(part) for part in first["loc"])])
+    return f"{key}: {worded(first)}" + (f" (and {len(rest)} more)" if rest else "")
+
+
+def refuse_unknown(keys: Iterable[object], known: Sequence[str], block: str) -> None:
+    """Raise InputError, which names the nearest, for a key of ``block`` that is not among the known."""
+    for key in keys:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise InputError(f"unknown key {block}.{key}; nearest is {block}.{near}")

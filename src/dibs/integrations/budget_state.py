@@ -38,7 +38,7 @@ def load_budget(path: Path, budget: PromptBudget) -> bool:
         raise InputError(f"cannot read the online state {path}: {error}") from None
     try:
         budget.load_state(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no online state of dibs ({type(error).__name__}: {error}); remove it to start "
             "anew"

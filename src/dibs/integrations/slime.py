@@ -18,16 +18,21 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.prompt_queue import PromptQueue
+from dibs.config.wording import one_line, refuse_unknown
 from dibs.files import write_json
 from dibs.types import InputError
+
+logger = logging.getLogger(__name__)
 
 PROMPT, WEIGHT = "dibs_prompt", "dibs_weight"
 """Keys of a sample's metadata: which prompt it is of, and what its group weighs."""
@@ -38,8 +43,13 @@ _NORMALIZED = ("grpo", "gspo", "cispo", "reinforce_plus_plus_baseline")
 _DIVIDED = ("grpo", "gspo", "cispo")
 """slime's advantage estimators that subtract the group's mean; those that divide by its deviation."""
 
+_QUEUE = ("window", "uniform_share", "seed")
+"""Options of the queue; the others are the budget's."""
+
 _queues: list[PromptQueue] = []
 """The queue of the data source that was made last in this process."""
+_warned: list[bool] = []
+"""Holds something once :func:`_warn_of_terms` has warned."""
 
 if TYPE_CHECKING:
 
@@ -80,9 +90,13 @@ class PosteriorPrompts(_DataSource):
             )
         self._prompts = _named(self.dataset.samples)
         group = int(args.n_samples_per_prompt)
-        own = {"window", "uniform_share", "seed"} & {*self.options}
+        refuse_unknown(self.options, [*_QUEUE, *BudgetConfig.model_fields], "options")
+        own = {*_QUEUE} & {*self.options}
         keys = {key: value for key, value in self.options.items() if key not in own}
-        config = BudgetConfig.model_validate({"num_generations": group, **keys})
+        try:
+            config = BudgetConfig.model_validate({"num_generations": group, **keys})
+        except ValidationError as error:
+            raise InputError(one_line(error, "options")) from None
         self.queue = PromptQueue(
             sorted(self._prompts), config, group=group, **{key: self.options[key] for key in own}
         )
@@ -110,8 +124,10 @@ class PosteriorPrompts(_DataSource):
             return
         try:
             self.queue.load_state(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is damaged; remove it to start without statistics") from None
+        except (ValueError, InputError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}); remove it to start without statistics"
+            ) from None
 
     def _group(self) -> list[Any]:
         drawn = self.queue.draw()
@@ -147,14 +163,16 @@ def keep_all(args: Any, samples: Sequence[Any], **_: Any) -> Any:
 def weighted_rewards(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[float]]:
     """Raw rewards, and slime's normalized ones times the weight of their group.
 
-    With these weights the gradient is that of the whole data set, although some prompts come more often.
-    Raises InputError for an advantage estimator whose rewards are no advantages.
+    With these weights the policy's gradient is that of the whole data set, although some prompts come
+    more often. Terms that rewards do not multiply, KL and entropy, have no weights; where they are on, a
+    warning says so once. Raises InputError for an advantage estimator whose rewards are no advantages.
     """
     if args.advantage_estimator not in _NORMALIZED or not args.rewards_normalization:
         raise InputError(
             f"advantage estimator {args.advantage_estimator} takes no weights here; take one of "
             f"{', '.join(_NORMALIZED)}, with rewards normalization"
         )
+    _warn_of_terms(args)
     raw = [float(sample.get_reward_value(args)) for sample in samples]
     groups = np.array([sample.group_index for sample in samples])
     advantages = np.array(raw, dtype=np.float64)
@@ -165,6 +183,21 @@ def weighted_rewards(args: Any, samples: Sequence[Any]) -> tuple[list[float], li
         advantages[groups == group] = (own - own.mean()) / scale
     weights = np.array([(sample.metadata or {}).get(WEIGHT, 1.0) for sample in samples])
     return raw, (advantages * weights).tolist()
+
+
+def _warn_of_terms(args: Any) -> None:
+    """Warn, once in a process, of terms of slime's loss that have no weights."""
+    kl = getattr(args, "use_kl_loss", False) and getattr(args, "kl_loss_coef", 0.0)
+    entropy = getattr(args, "entropy_coef", 0.0)
+    if not (kl or entropy) or _warned:
+        return
+    _warned.append(True)
+    name = "--use-kl-loss" if kl else f"--entropy-coef {entropy:g}"
+    logger.warning(
+        "dibs: %s has no weights, so prompts that come often count for more in that term; the "
+        "policy's gradient is that of the whole data set",
+        name,
+    )
 
 
 def _learned(args: Any, samples: Sequence[Any]) -> list[float]:

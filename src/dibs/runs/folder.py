@@ -34,6 +34,7 @@ from dibs.config.changes import changed_keys
 from dibs.config.secrets import without_secrets
 from dibs.files import (
     read_whole_lines,
+    remedy,
     remove_unfinished,
     sync,
     to_json,
@@ -189,7 +190,7 @@ class RunFolder:
             remove_unfinished(self.path)
             self.write_config(config)
         except OSError as error:
-            onward = "" if plan.found is None else "; make room and go on with --resume"
+            onward = "" if plan.found is None else f"; {remedy(error)} and go on with --resume"
             raise InputError(
                 f"cannot write to output_dir {self.path}: {error.strerror}{onward}"
             ) from None
@@ -308,5 +309,5 @@ class RunFolder:
             raise InputError(
                 f"{what} cannot be written: {getattr(error, 'strerror', None) or error}; "
                 + (f"{last} is whole" if last else "there is no checkpoint yet")
-                + "; make room and go on with --resume"
+                + f"; {remedy(error)} and go on with --resume"
             ) from None

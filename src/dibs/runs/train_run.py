@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from dibs.config import Config
-from dibs.files import one_line
+from dibs.files import one_line, remedy
 from dibs.loop import Trainer
 from dibs.processes import ALONE, Processes
 from dibs.rollouts.source import DrawCost, Purpose
@@ -184,7 +184,7 @@ class _Session:
             except OSError as error:
                 raise InputError(
                     f"cannot write to {self.folder.path}: {error.strerror or error}; "
-                    f"{self._last_good()}; make room and go on with --resume"
+                    f"{self._last_good()}; {remedy(error)} and go on with --resume"
                 ) from None
 
         return self.processes.from_main(tried)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dibs.allocation.target import first_baseline, unbiased_baseline
 from dibs.config import GradNormMethod, GradNormParameters
@@ -73,6 +73,15 @@ class DIBSConfig(PoolConfig):
         None,
         description="Column that identifies a prompt. None takes a hash of all columns of its row.",
     )
+
+    @field_validator("advantages")
+    @classmethod
+    def _advantages_are_trls(cls, value: str) -> str:
+        if value == "given":
+            raise ValueError(
+                "advantages given: they are those of objective and baseline in TRL; leave it out"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

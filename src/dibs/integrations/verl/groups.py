@@ -8,14 +8,32 @@ last one holds the reward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from dibs.training.dealing import deal
 
 
+def splits(rows: int, actor: int, critic: int | None) -> list[int]:
+    """Into how many mini-batches to deal rows, and each of those again, the coarser ones first.
+
+    The mini-batches of actor and critic both hold even shares of every prompt where one size divides the
+    other. Otherwise only the actor's do.
+
+    Args:
+        rows: of the step.
+        actor, critic: rows of a mini-batch; None without a critic. A size that does not divide the rows
+            does not count.
+    """
+    sizes = sorted({each for each in (actor, critic) if each and rows % each == 0}, reverse=True)
+    if len(sizes) == 2 and sizes[0] % sizes[1]:
+        sizes = [actor]
+    return [whole // part for whole, part in pairwise([rows, *sizes])]
+
+
 def dealt_rows(
-    keys: Sequence[str], devices: int, mini_batches: int, seed: Sequence[int]
+    keys: Sequence[str], devices: int, mini_batches: Sequence[int], seed: Sequence[int]
 ) -> list[int]:
     """Order rows so that the mini-batches of each device hold even shares of every prompt.
 
@@ -25,7 +43,8 @@ def dealt_rows(
     and the expected gradient of the first one would not be the step's. No row changes its device.
 
     Args:
-        keys: names of the rows, [rows]; their number is divisible by ``devices * mini_batches``.
+        keys: names of the rows, [rows].
+        mini_batches: see :func:`splits`. Their product times ``devices`` divides the number of rows.
         seed: decides the order.
 
     Returns:
@@ -36,8 +55,18 @@ def dealt_rows(
     for device in range(devices):
         start = device * own
         prompts = [key.rsplit("_", 2)[0] for key in keys[start : start + own]]
-        dealt = deal(prompts, mini_batches, (*seed, device))
-        order += [start + i for part in dealt for i in part]
+        order += [start + i for i in _dealt(prompts, mini_batches, (*seed, device))]
+    return order
+
+
+def _dealt(prompts: Sequence[str], splits: Sequence[int], seed: Sequence[int]) -> list[int]:
+    """Deal completions, then those of each part again."""
+    if not splits:
+        return list(range(len(prompts)))
+    order: list[int] = []
+    for number, part in enumerate(deal(prompts, splits[0], seed)):
+        within = _dealt([prompts[i] for i in part], splits[1:], (*seed, number))
+        order += [part[i] for i in within]
     return order
 
 

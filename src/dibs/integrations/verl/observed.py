@@ -42,7 +42,9 @@ def observed_with_norms(
     """
     tokens = row_sums(data["response_mask"])
     rows = row_sums(data[NORMS].reshape(groups.rows, 1))
-    # The gradients of a completion's outputs are uncorrelated, so their squared norms add up.
+    # The scores of a completion's outputs are uncorrelated, so their squared norms add up on average.
+    # With a critic's advantages the terms may be correlated, since the advantages of an early output
+    # depend on what follows; the sum is an approximation there.
     squares = groups.total(trained_norms(rows, tokens, normalization) ** 2)
     norms = [np.sqrt(each).tolist() for each in squares]
     finite = [np.isfinite(each) for each in norms]

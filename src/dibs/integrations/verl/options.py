@@ -8,14 +8,13 @@ advantages, for any objective and baseline of ``dibs.*``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from dibs.allocation.target import OBJECTIVES, Target
 from dibs.config import Section
-from dibs.config.wording import worded
+from dibs.config.wording import one_line, refuse_unknown
 from dibs.integrations.pools import PoolConfig
 from dibs.types import InputError
 
@@ -38,7 +37,7 @@ _TARGETS = {
 _NOT_HOMOGENEOUS = ("clip_cov", "kl_cov", "dro")
 """verl's losses that are not multiplied by a factor of the advantage."""
 _OWN_MEANS = ("geo_mean", "sapo")
-"""verl's losses that ignore ``actor.loss_agg_mode`` and average over completions."""
+"""verl's losses of the policy that average over completions, whatever ``actor.loss_agg_mode`` is."""
 
 
 class VerlOptions(Section):
@@ -81,10 +80,7 @@ def read_block(config: Any) -> tuple[VerlOptions, PoolConfig]:
     """
     block = dict(config.get("dibs") or {})
     known = [*VerlOptions.model_fields, *PoolConfig.model_fields]
-    for key in block:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise InputError(f"unknown key dibs.{key}; nearest is dibs.{near}")
+    refuse_unknown(block, known, "dibs")
     own = {key: block.pop(key) for key in VerlOptions.model_fields if key in block}
     try:
         options = VerlOptions(**own)
@@ -92,7 +88,7 @@ def read_block(config: Any) -> tuple[VerlOptions, PoolConfig]:
             **_completed(block, options, config.algorithm, config.actor_rollout_ref.rollout.n)
         )
     except ValidationError as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(one_line(error, "dibs")) from None
     if "num_pilots" in own and budget.mode != "pilot":
         raise InputError(
             f"dibs.num_pilots is given and dibs.mode is {budget.mode}, which draws none; set dibs.mode "
@@ -188,12 +184,6 @@ def _of_raft(values: dict[str, Any], algorithm: str) -> dict[str, Any]:
     return values
 
 
-def _one_line(error: ValidationError) -> str:
-    first, *rest = error.errors()
-    key = ".".join(["dibs", *(str(part) for part in first["loc"])])
-    return f"{key}: {worded(first)}" + (f" (and {len(rest)} more)" if rest else "")
-
-
 def adapt(config: Any, options: VerlOptions, budget: PoolConfig) -> None:
     """Set in verl's configuration what the block decides.
 
@@ -219,7 +209,8 @@ def adapt(config: Any, options: VerlOptions, budget: PoolConfig) -> None:
             "skip.rollout_tq.enable: completions out of a cache are not those that were asked for; set "
             "it to False"
         )
-    if budget.allocator != "uniform" and budget.estimator != "flat":
+    even = budget.allocator == "uniform" and budget.keep is None
+    if budget.estimator != "flat" and not (even and budget.estimator != "self_normalized"):
         _check_weights(config, options)
     v1.trainer_mode = TRAINER
     config.actor_rollout_ref.rollout.n = budget.num_generations
@@ -238,6 +229,8 @@ def _check_weights(config: Any, options: VerlOptions) -> None:
             "loss; choose another, or set dibs.estimator to flat"
         )
     modes = [("actor_rollout_ref.actor", actor, aggregation(actor))]
+    if actor.use_kl_loss or actor.entropy_coeff:
+        modes.append(("actor_rollout_ref.actor", actor, str(actor.loss_agg_mode)))
     if uses_critic(config):
         modes.append(("critic", config.critic, config.critic.loss_agg_mode))
     for name, part, mode in modes:
@@ -262,6 +255,9 @@ def uses_critic(config: Any) -> bool:
 
 
 def aggregation(actor: Any) -> str:
-    """Return the ``loss_agg_mode`` that the loss of verl's ``actor`` configuration really uses."""
+    """Return the ``loss_agg_mode`` that the policy's loss of verl's ``actor`` configuration really uses.
+
+    KL and entropy always use the configured one.
+    """
     own = actor.policy_loss.loss_mode in _OWN_MEANS
     return "seq-mean-token-mean" if own else str(actor.loss_agg_mode)

@@ -55,12 +55,14 @@ def weigh_rows(
     advantages, weights = budget.weights(rewards)
     written, flat = np.concatenate(groups.total(tokens)), np.concatenate(weights)
     ends = np.cumsum(groups.sizes)[:-1]
-    actor, critic = (
-        np.split(loss_factors(flat, written, mode), ends)
-        for mode in (aggregation(config.actor_rollout_ref.actor), str(config.critic.loss_agg_mode))
+    own = config.actor_rollout_ref.actor
+    # A policy's loss may have a mean of its own; KL and entropy beside it never have.
+    policy, actor, critic = (
+        np.split(loss_factors(flat, written, str(mode)), ends)
+        for mode in (aggregation(own), own.loss_agg_mode, config.critic.loss_agg_mode)
     )
-    scales = [_scale(budget, config, len(each)) for each in actor]
-    factors = [each * scale for each, scale in zip(actor, scales, strict=True)]
+    scales = [_scale(budget, config, len(each)) for each in policy]
+    factors = [each * scale for each, scale in zip(policy, scales, strict=True)]
     return RowWeights(
         groups.spread(advantages),
         *(groups.spread(each, padding=1.0) for each in (factors, actor, critic)),

@@ -19,7 +19,6 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import partial
-from math import gcd
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,7 +39,7 @@ from dibs.integrations.budget_state import VERL_FILE, load_budget, write_state
 from dibs.integrations.loss_lengths import verl_normalization
 from dibs.integrations.pools import PoolConfig
 from dibs.integrations.verl.candidates import Candidates, prompt_names
-from dibs.integrations.verl.groups import Groups, dealt_rows
+from dibs.integrations.verl.groups import Groups, dealt_rows, splits
 from dibs.integrations.verl.hooks import HOOKS
 from dibs.integrations.verl.last_layer import MEASURE, SCORES, TERMS
 from dibs.integrations.verl.observed import SCORED, observed, observed_with_norms, row_sums
@@ -185,14 +184,12 @@ class BudgetTrainer(PPOTrainerSync):
         batch = super()._balance_batch(batch, metrics, **how)
         devices = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
         actor, each = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout.n
-        # Parts of which the mini-batches of the actor and of the critic are whole numbers.
-        part = actor.ppo_mini_batch_size * each
-        if self.use_critic:
-            part = gcd(part, self.config.critic.ppo_mini_batch_size * each)
+        critic = self.config.critic.ppo_mini_batch_size * each if self.use_critic else None
         # Without an update of the actor, verl does not make the batch divisible.
-        if np.ptp(self.counts) > 0 and len(batch.keys) % part == 0:
+        parts = splits(len(batch.keys), actor.ppo_mini_batch_size * each, critic)
+        if np.ptp(self.counts) > 0 and parts:
             seed = (int(actor.data_loader_seed or 0), self.global_steps)
-            batch.reorder(dealt_rows(batch.keys, devices, len(batch.keys) // part, seed))
+            batch.reorder(dealt_rows(batch.keys, devices, parts, seed))
         return batch
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:

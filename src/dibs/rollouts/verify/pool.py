@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
@@ -32,8 +33,10 @@ from dibs.types import Verdict
 _IN_FLIGHT = 4096
 """Items that wait in the workers' queue before the next one is read."""
 _TASKS_A_WORKER = 20_000
-_ATTEMPTS = 2
-"""How often an item is judged whose worker dies."""
+_DEATHS = 2
+"""Workers that may die with an item; it is not judged again then."""
+_LOSSES = 3
+"""How often in a row all workers may be lost without any verdict before that costs an item its own."""
 _LOOK = 1.0
 """Seconds between two looks at whether the workers are at work."""
 _START = 60.0
@@ -46,11 +49,12 @@ class _LostError(Exception):
 
 @dataclass
 class _Item:
-    """What a worker is given, the pool of the worker, and the verdict to come."""
+    """What a worker is given, the pool of the worker, the verdict to come, and how many died with it."""
 
     args: tuple[Any, ...]
     pool: ProcessPool
     future: Any
+    deaths: int = 0
 
 
 class VerifierPool:
@@ -78,13 +82,16 @@ class VerifierPool:
         self.megabytes = megabytes
         self.longest = longest
         self._pool: ProcessPool | None = None
+        self._moved = time.monotonic()
+        self._losses = 0
 
     def verdicts(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
         """Yield a verdict for each (gold answer, completion text), in order.
 
         Items go to the workers as they are read, so that they are judged while a slow source makes
         more. An item that exceeds its time has the status ``timeout``. One that runs out of memory, or
-        whose worker dies twice, has the status ``error``.
+        whose worker dies twice, has the status ``error``. So has the first item that waits where all
+        workers are lost three times in a row, and once more for each further loss.
         """
         pending: deque[_Item] = deque()
         try:
@@ -127,32 +134,47 @@ class VerifierPool:
         """The pool that has a task now, and its future."""
         pool = self._started()
         try:
-            return pool, pool.schedule(_bounded, args=task, timeout=self.seconds)
+            future = pool.schedule(_bounded, args=task, timeout=self.seconds)
         except RuntimeError:  # given up
-            self.close()
+            self._replace()
             pool = self._started()
-            return pool, pool.schedule(_bounded, args=task, timeout=self.seconds)
+            future = pool.schedule(_bounded, args=task, timeout=self.seconds)
+        future.add_done_callback(self._note)
+        return pool, future
+
+    def _note(self, future: Any) -> None:
+        """Note when the workers were last seen at work; called in a thread of the pool."""
+        if future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
+            return
+        self._moved = time.monotonic()
+        if not isinstance(future.exception(), ProcessExpired):
+            self._losses = 0
+
+    def _replace(self) -> None:
+        """Give up workers that were lost; others start with the next item."""
+        self._losses += 1
+        self.close()
 
     def _first_outcome(self, pending: deque[_Item]) -> Verdict:
         """The verdict of the first item, which is taken out."""
-        reason = ""
-        for _ in range(_ATTEMPTS):
-            item = pending[0]
+        item, verdict = pending[0], None
+        while verdict is None:
             try:
                 verdict = self._verdict(item)
             except ProcessExpired as error:
-                reason = f"the worker died (exit status {error.exitcode})"
-                item.pool, item.future = self._scheduled(item.args)
+                item.deaths += 1
+                if item.deaths < _DEATHS:
+                    item.pool, item.future = self._scheduled(item.args)
+                else:
+                    reason = f"the worker died (exit status {error.exitcode})"
+                    verdict = unreached("error", reason)
             except (_LostError, BrokenProcessPool) as error:
-                reason = f"the workers were lost: {error}"
                 if item.pool is self._pool:
-                    self.close()
-                self._reschedule(pending)
-            else:
-                break
-        else:
-            verdict = unreached("error", reason)
-            pending[0].future.cancel()
+                    self._replace()
+                if self._losses >= _LOSSES:
+                    verdict = unreached("error", f"the workers were lost: {error}")
+                # An item that has its verdict is not judged again.
+                self._reschedule(islice(pending, int(verdict is not None), None))
         pending.popleft()
         return verdict
 
@@ -164,9 +186,11 @@ class VerifierPool:
                 item.pool, item.future = self._scheduled(item.args)
 
     def _verdict(self, item: _Item) -> Verdict:
-        """Wait for an item that is the first in line."""
-        # The items before it are done, so a worker takes it once another one's time is over.
-        deadline = time.monotonic() + 2 * self.seconds + _START
+        """Wait for an item, as long as the workers are at work.
+
+        One that is judged once more is behind all others in the workers' queue.
+        """
+        began = time.monotonic()
         while True:
             try:
                 verdict: Verdict = item.future.result(timeout=_LOOK)
@@ -179,7 +203,9 @@ class VerifierPool:
                 lost = self._pool is None or item.pool is not self._pool
                 if lost or not item.pool.active:
                     raise _LostError("their pool was given up") from None
-                if time.monotonic() > deadline:
+                # A worker ends an item, or is killed, within the item's time.
+                seen = max(began, self._moved)
+                if time.monotonic() > seen + 2 * self.seconds + _START:
                     raise _LostError("they stand still") from None
             except (ProcessExpired, BrokenProcessPool):
                 raise
