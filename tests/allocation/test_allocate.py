@@ -280,11 +280,8 @@ def test_mistakes_of_a_users_allocator_are_one_line(tmp_path, monkeypatch, mista
     name = f"mistaken_{mistake.replace(' ', '_')}"
     (tmp_path / f"{name}.py").write_text(f"def counts(problem):\n    {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    try:
-        with pytest.raises(InputError, match=message) as caught:
-            allocate([1, 1], [1, 1], [1, 1], budget=8, allocator=f"{name}:counts")
-    finally:
-        ALLOCATORS.pop(f"{name}:counts", None)
+    with pytest.raises(InputError, match=message) as caught:
+        allocate([1, 1], [1, 1], [1, 1], budget=8, allocator=f"{name}:counts")
     assert str(caught.value).startswith(f"allocator {name}:counts ")
     assert "\n" not in str(caught.value)
 
@@ -295,7 +292,6 @@ def test_arguments_that_a_users_allocator_does_not_take(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match="argless:counts failed with TypeError: counts"):
         allocate([1], [1], [1], budget=2, allocator="argless:counts")
-    ALLOCATORS.pop("argless:counts")
     with pytest.raises(InputError, match="'unreadable:counts' cannot be imported: SyntaxError"):
         allocate([1], [1], [1], budget=2, allocator="unreadable:counts")
 
