@@ -124,8 +124,9 @@ def planned(args: argparse.Namespace) -> list[Event]:
 
     def moments(what: str, every: int) -> list[Event]:
         starts = range(0, args.steps - every + 1, every)
+        # In the first half, so that the run does not end before the last of them.
         return [
-            (chance.randint(start + 1, start + every - 1), chance.uniform(0, 0.2), what)
+            (chance.randint(start + 1, start + max(every // 2, 1)), chance.uniform(0, 0.2), what)
             for start in starts
         ]
 
