@@ -8,8 +8,12 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+
+import pytest
+from huggingface_hub import constants
 
 _REGULAR = (".json", ".md", ".yaml")
 """Ends of the names of files that the hub takes inside the commit; others it takes by LFS."""
@@ -122,6 +126,17 @@ class HubServer:
         self.stored[oid] = body
         self.sent.append(len(body))
         return 200, {}
+
+
+def hub_in_place(monkeypatch: pytest.MonkeyPatch, folder: Path) -> HubServer:
+    """A server that huggingface_hub takes for the hub, and a token for it; ``folder`` has none."""
+    server = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    return server
 
 
 def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:

@@ -19,13 +19,12 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from huggingface_hub import constants
 
 from dibs.cli import main
 from dibs.config.load import load_config, split_config
 from dibs.data.questions import KNOWN
 from doc_commands import COMMANDS, ROOT, Shown
-from hub_server import HubServer
+from hub_server import hub_in_place
 from run_folders import make_run
 from tiny_runs import EASY, EASY_WARM_START, options, run
 from tiny_studies import STUDIES, TINY_STUDY
@@ -125,12 +124,7 @@ def surroundings(desk, monkeypatch, tmp_path):
         return datasets.Dataset.from_list([cells, cells])
 
     monkeypatch.setattr(datasets, "load_dataset", loaded)
-    server = HubServer()
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    server = hub_in_place(monkeypatch, tmp_path)
     monkeypatch.chdir(desk)
     monkeypatch.syspath_prepend(str(desk))
     yield server

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, constants
 
 from dibs.cli import main
 from dibs.config.secrets import HIDDEN
-from hub_server import HubServer
+from hub_server import HubServer, hub_in_place
 from run_folders import NASTY, make_run
 
 WEIGHTS = bytes(range(256)) * 400
@@ -72,12 +72,7 @@ def finished(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    server = HubServer()
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    server = hub_in_place(monkeypatch, tmp_path)
     yield server
     server.close()
 

@@ -79,6 +79,11 @@ def features(rewards: np.ndarray, target: Target) -> np.ndarray:
     return np.stack([np.ones_like(r), r], axis=-1) if target.has_baseline else r[..., None]
 
 
+def own_advantages(rewards: np.ndarray, target: Target) -> np.ndarray:
+    """``a(r)`` of a prompt's completions at the moments of their own rewards, float64 [K]."""
+    return target.expected_advantages(rewards, float(rewards.mean()), float(rewards.std()))
+
+
 def mean_products(sums: np.ndarray, known: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """M without bias, from sums over completions.
 

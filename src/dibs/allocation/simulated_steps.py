@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from dibs.allocation.budget_config import BudgetConfig
-from dibs.allocation.group_variance import PromptGradients, features
+from dibs.allocation.group_variance import PromptGradients, features, own_advantages
 from dibs.allocation.prompt_budget import PromptBudget
 from dibs.allocation.shapes import ShapeNoise
 from dibs.allocation.target import Target
@@ -142,7 +142,7 @@ class _Table:
         ]
         self.wanted = np.array(
             [
-                _factors(prompt.gradients.rewards, target) @ basis / len(basis) / len(prompts)
+                own_advantages(prompt.gradients.rewards, target) @ basis / len(basis) / len(prompts)
                 for prompt, basis in zip(prompts, self.basis, strict=True)
             ]
         )
@@ -154,7 +154,7 @@ class _Table:
         """A budget, the measured prompt of each in the data set [N], and its completions to draw."""
         rows = np.resize(self.rng.permutation(len(self.prompts)), available)
         sizes = [len(self.prompts[row].rewards) for row in rows.tolist()]
-        orders = [self._shuffled(np.arange(size)) for size in sizes]
+        orders = [self.rng.permutation(size) for size in sizes]
         budget = PromptBudget(
             self.rule.budget, warns=False, length_normalization=self.rule.length_normalization
         )
@@ -162,9 +162,6 @@ class _Table:
             deciding = [order[: self.known] for order in orders]
             budget.update(_names(np.arange(available)), **self._reported(rows, deciding))
         return budget, rows, [order[self.known :] for order in orders]
-
-    def _shuffled(self, places: np.ndarray) -> np.ndarray:
-        return self.rng.permutation(places)
 
     def _reported(
         self, rows: np.ndarray, places: Sequence[np.ndarray]
@@ -184,7 +181,7 @@ class _Table:
         budget, rows, drawable = self.splits[number % len(self.splits)]
         chosen = self.rng.permutation(len(rows))
         chosen = chosen[: rule.prompts if rule.pool is None else (rule.pool or len(rows))]
-        left = {place: self._shuffled(drawable[place]) for place in chosen.tolist()}
+        left = {place: self.rng.permutation(drawable[place]) for place in chosen.tolist()}
         if rule.budget.mode == "pilot":
             pilots = [left[place][: rule.deciding] for place in chosen.tolist()]
             left = {place: own[rule.deciding :] for place, own in left.items()}
@@ -218,7 +215,7 @@ class _Table:
         taken = []
         for place, count in zip(chosen.tolist(), counts.tolist(), strict=True):
             while len(left[place]) < count:
-                left[place] = np.append(left[place], self._shuffled(left[place]))
+                left[place] = np.append(left[place], self.rng.permutation(left[place]))
             taken.append(left[place][:count])
         return taken
 
@@ -280,10 +277,6 @@ def _described(found: _Sums, wanted: np.ndarray, between: np.ndarray, steps: int
             found.tokens / steps,
             found.draws / steps,
         )
-
-
-def _factors(rewards: np.ndarray, target: Target) -> np.ndarray:
-    return target.expected_advantages(rewards, float(rewards.mean()), float(rewards.std()))
 
 
 def _names(rows: np.ndarray) -> list[str]:

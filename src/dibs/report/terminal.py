@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,19 @@ from dibs.allocation.intervals import Interval, interval_text, number_text
 from dibs.types import counted
 
 
+def _table(first: str, others: Sequence[str]) -> Table:
+    """A table without rows: what each row is of, and columns of numbers."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
 def evaluation_table(result: Mapping[str, Any]) -> Table:
     """Make a table of benchmarks and their average; scores in percent with 95% intervals."""
     k = result["settings"]["k"]
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("benchmark", overflow="fold")
-    for name in ("prompts", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table("benchmark", ("prompts", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens"))
     for row in result["benchmarks"]:
         table.add_row(
             Path(row["benchmark"]).stem,
@@ -55,10 +61,7 @@ def evaluation_notes(result: Mapping[str, Any]) -> Iterator[str]:
 def difference_table(result: Mapping[str, Any]) -> Table:
     """Make a table of what the second model scores beyond the first; percent, 95% intervals."""
     k = result["a"]["settings"]["k"]
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("benchmark", overflow="fold")
-    for name in ("prompts", "score", "b - a", "better", "worse"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table("benchmark", ("prompts", "score", "b - a", "better", "worse"))
     found = result["difference"]
     for row in found["benchmarks"]:
         counts = (f"{row[name]:,}" for name in ("better", "worse"))
@@ -152,10 +155,7 @@ def _percent(value: float | None) -> str:
 
 def variance_table(result: Mapping[str, Any]) -> Table:
     """Make a table of allocations; a gain is uniform's variance over theirs, with a 95% interval."""
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("counts", overflow="fold")
-    for name in ("rollouts", "gain", "gain a rollout", "gain a token"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table("counts", ("rollouts", "gain", "gain a rollout", "gain a token"))
     for name, row in result["allocations"].items():
         pilots = f"+{row['pilot_rollouts']:,.0f}" if row["pilot_rollouts"] else ""
         table.add_row(
@@ -169,10 +169,10 @@ def variance_table(result: Mapping[str, Any]) -> Table:
 def estimator_table(result: Mapping[str, Any]) -> Table:
     """Make a table of estimators, the configured one first: what they keep of the target, and gains."""
     chosen = result["allocator"] != "uniform"
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("estimator", overflow="fold")
-    for name in ("uniform keeps", *(("chosen keep", "gain", "gain, rescaled") if chosen else ())):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table(
+        "estimator",
+        ("uniform keeps", *(("chosen keep", "gain", "gain, rescaled") if chosen else ())),
+    )
     for name, row in result["estimators"].items():
         cells = [_percent_or_unknown(row["kept_uniform"])]
         if chosen:
@@ -208,10 +208,9 @@ def steps_title(result: Mapping[str, Any]) -> str:
 
 def steps_table(result: Mapping[str, Any]) -> Table:
     """Make a table of simulated steps: what they cost, how noisy they are, what they keep."""
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("steps", overflow="fold")
-    for name in ("rollouts", "prompts", "gain a rollout", "gain a token", "keeps", "cosine"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table(
+        "steps", ("rollouts", "prompts", "gain a rollout", "gain a token", "keeps", "cosine")
+    )
     for name, row in result["steps"].items():
         pilots = f"+{row['pilot_rollouts']:,.0f}" if row["pilot_rollouts"] else ""
         table.add_row(
@@ -364,10 +363,7 @@ def shapes_title(found: Mapping[str, Any]) -> str:
 
 def shapes_table(found: Mapping[str, Any]) -> Table:
     """Make a table of shapes: one line for each number of completions of a prompt."""
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    table.add_column("prompts x completions", overflow="fold")
-    for name in ("uniform", "completions", "with counts"):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table("prompts x completions", ("uniform", "completions", "with counts"))
     by_rule = {
         rule: {row["completions"]: row for row in found["shapes"] if row["rule"] == rule}
         for rule in ("uniform", "counts", "pool")

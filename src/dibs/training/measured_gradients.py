@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dibs.allocation.group_variance import PromptGradients, features, mean_products, wanted
+from dibs.allocation.group_variance import (
+    PromptGradients,
+    features,
+    mean_products,
+    own_advantages,
+    wanted,
+)
 from dibs.allocation.target import Target
 from dibs.config import Config
 from dibs.model.gradient_vector import LARGEST, Projection
@@ -68,7 +74,7 @@ class MeasuredGradients:
     def second_moments(self, target: Target) -> np.ndarray:
         """``E[a^2 ||s||^2]`` of each prompt, [m]."""
         return np.array(
-            [np.mean(_factors(p.rewards, target) ** 2 * p.squares) for p in self.prompts]
+            [np.mean(own_advantages(p.rewards, target) ** 2 * p.squares) for p in self.prompts]
         )
 
     def signal(self, target: Target) -> np.ndarray:
@@ -101,10 +107,12 @@ def measured_gradients(
         inner = mean_products(gram[i, :, i], basis, square)
         prompts.append(PromptGradients(rewards, square, inner))
         known.append(np.linalg.pinv(basis.T @ basis, rcond=1e-9))
-        factors = _factors(np.array([0.0, 1.0]), target, rewards)
+        factors = target.expected_advantages(
+            np.array([0.0, 1.0]), float(rewards.mean()), float(rewards.std())
+        )
         affine = np.array([factors[0], factors[1] - factors[0]])
         steepness.append((affine if target.has_baseline else affine[1:]) / len(rewards))
-        mean = _factors(rewards, target) @ basis / len(rewards)
+        mean = own_advantages(rewards, target) @ basis / len(rewards)
         own.append(mean @ prompts[-1].products @ mean)
     lengths = np.array([[len(r.completion.token_ids) for r in g.rollouts] for g in groups])
     steep, inverse = np.array(steepness), np.array(known)
@@ -121,12 +129,6 @@ def measured_gradients(
         lengths.mean(1),
         between,
     )
-
-
-def _factors(at: np.ndarray, target: Target, rewards: np.ndarray | None = None) -> np.ndarray:
-    """a(r) ``at`` rewards, at the moments of ``rewards``, which are the same by default."""
-    known = at if rewards is None else rewards
-    return target.expected_advantages(at, float(known.mean()), float(known.std()))
 
 
 def _inner_products(sums: Tensor) -> np.ndarray:
