@@ -20,6 +20,7 @@ from dibs.runs.trackers import Trackers, _described
 from dibs.types import InputError
 
 PASSWORD = "correct-horse-battery"  # pragma: allowlist secret
+WITH_PASSWORD = "http://me:pass@host:8000/v1"  # pragma: allowlist secret
 TRACKING = {
     "project": "fractions",
     "run_name": "seed-3",
@@ -119,10 +120,7 @@ def test_each_tracker_gets_what_it_has_a_place_for():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        (
-            "http://me:pass@host:8000/v1",
-            f"http://{HIDDEN}@host:8000/v1",
-        ),  # pragma: allowlist secret
+        (WITH_PASSWORD, f"http://{HIDDEN}@host:8000/v1"),
         ("https://host/?write_token=abc&step=2", f"https://host/?write_token={HIDDEN}&step=2"),
         ("https://host/?API-KEY=abc", f"https://host/?API-KEY={HIDDEN}"),
         (
