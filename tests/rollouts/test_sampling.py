@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from transformers import GenerationConfig
 
 from dibs.config import Config
 from dibs.model.policy import Policy
+from dibs.model.prompt_sharing import share_prompts
 from dibs.model.warm_start import build_tokenizer
 from dibs.rollouts.sampling import SampleRequest, build_sampler, collected
 from dibs.rollouts.sampling.annealing import Annealing
-from dibs.rollouts.sampling.cache import new_cache
+from dibs.rollouts.sampling.cache import GrowingLayer, new_cache
+from dibs.rollouts.sampling.prompt_cache import PromptCache
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.losses import importance_weights
 from dibs.types import InputError, TrainingExample
@@ -91,8 +94,23 @@ def test_completions_depend_on_their_own_seed_only(policy):
     assert [c.token_ids for c in other[0]] != [c.token_ids for c in together[0]]
 
 
+@pytest.fixture
+def held(monkeypatch) -> list[int]:
+    """Numbers of rows that went on from prompts held once."""
+    rows: list[int] = []
+    attend = PromptCache.attend
+
+    def counted(own, module, query, *rest, **options):
+        rows.append(len(query))
+        return attend(own, module, query, *rest, **options)
+
+    monkeypatch.setattr(PromptCache, "attend", counted)
+    return rows
+
+
+@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("batch_tokens", [1, 25, 60, 150, 10**6])
-def test_rows_that_come_and_go_say_what_they_say_alone(policy, batch_tokens):
+def test_rows_that_come_and_go_say_what_they_say_alone(policy, held, batch_tokens, shares):
     """Few places: rows join others in mid-sentence, finished ones leave, prompts are of mixed length."""
     made = [
         SampleRequest(make_prompt(f"{i}", tuple(range(4, 6 + 3 * i))), 5, (7, i)) for i in range(6)
@@ -102,7 +120,10 @@ def test_rows_that_come_and_go_say_what_they_say_alone(policy, batch_tokens):
         for request in made
         for one in [SampleRequest(request.prompt, 1, request.seed, k) for k in range(5)]
     ]
+    assert not held
+    share_prompts(policy, on=shares)
     together = sample(TransformersSampler(policy, 12, batch_tokens), made)
+    assert bool(held) is shares
     for (expected,), found in zip(alone, [c for group in together for c in group], strict=True):
         assert found.token_ids == expected.token_ids
         assert found.sampling_logprobs == pytest.approx(expected.sampling_logprobs, abs=2e-5)
@@ -181,6 +202,83 @@ def test_models_of_all_kinds_are_sampled_from_as_they_are(kind):
                 expected = row[: len(completion.token_ids)].tolist()
                 assert completion.sampling_logprobs == pytest.approx(expected, abs=2e-5)
     assert written[0] == written[1] == written[2]
+
+
+SHARING = {
+    "learned positions": MODELS["learned positions"],
+    "heads of their own width": MODELS["heads of their own width"],
+    "rotated in part": lambda: transformers.GPTNeoXForCausalLM(
+        transformers.GPTNeoXConfig(**SHAPE, rotary_pct=0.25)
+    ),
+    "several heads a key": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**GROUPED)
+    ),
+    "no window": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**GROUPED, sliding_window=None)
+    ),
+    "a window": lambda: transformers.MistralForCausalLM(
+        transformers.MistralConfig(**GROUPED, sliding_window=4)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_held_once_give_the_tokens_of_prompts_held_by_every_row(held, kind, dtype):
+    """Where rows cannot come and go, which a window forbids, nothing is held once."""
+    torch.manual_seed(0)
+    policy = Policy(SHARING[kind]().eval().to(dtype), build_tokenizer())
+    made = [
+        SampleRequest(make_prompt(f"{i}", tuple(range(4, 5 + 3 * i))), i, (7, i)) for i in range(6)
+    ]
+    plain = sample(TransformersSampler(policy, 12, 150), made)
+    assert not held
+    share_prompts(policy, on=True)
+    found = sample(TransformersSampler(policy, 12, 150), made)
+    assert bool(held) is (kind != "a window")
+    pairs = [
+        pair for groups in zip(found, plain, strict=True) for pair in zip(*groups, strict=True)
+    ]
+    assert len(pairs) == 15
+    for mine, theirs in pairs:
+        if dtype == torch.float32:
+            assert mine.token_ids == theirs.token_ids
+        # In bfloat16 a token may be another one; then the rest is too.
+        limit = 2e-5 if dtype == torch.float32 else 0.05
+        assert mine.sampling_logprobs[0] == pytest.approx(theirs.sampling_logprobs[0], abs=limit)
+        if mine.token_ids == theirs.token_ids:
+            assert mine.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=limit)
+
+
+def test_single_completions_hold_no_prompts_apart(policy, held):
+    share_prompts(policy, on=True)
+    sample(TransformersSampler(policy, 6, 1000), requests([1, 0, 1]))
+    assert not held
+
+
+def test_attention_to_prompts_and_own_tokens_by_the_formula():
+    """Three rows of two prompts, of 2 and 1 tokens: softmax over both parts at once, by hand."""
+    torch.manual_seed(0)
+    cache = transformers.Cache(layers=[GrowingLayer()])
+    keys, values = torch.randn(2, 2, 1, 2, 3).unbind(0)  # [prompts, heads, tokens, width]
+    cache.update(keys, values, 0)
+    prompts = PromptCache(
+        cache, torch.tensor([[True, True], [False, True]]), torch.tensor([1, 0, 1])
+    )
+    query = torch.randn(3, 2, 1, 3)  # two heads share a key
+    own_keys, own_values = torch.randn(2, 3, 1, 2, 3).unbind(0)
+    mask = torch.tensor([[True, True], [False, True], [True, True]])[:, None, None]
+    module: Any = torch.nn.Module()
+    module.layer_idx = 0
+    found = prompts.attend(module, query, own_keys, own_values, mask, scaling=0.7)
+    for row, (prompt, start, own_start) in enumerate([(1, 1, 0), (0, 0, 1), (1, 1, 0)]):
+        seen = torch.cat([keys[prompt, 0, start:], own_keys[row, 0, own_start:]])
+        said = torch.cat([values[prompt, 0, start:], own_values[row, 0, own_start:]])
+        for head in range(2):
+            weights = (seen @ query[row, head, 0] * 0.7).softmax(0)
+            assert found[row, 0, head].tolist() == pytest.approx(
+                (weights @ said).tolist(), abs=1e-6
+            )
 
 
 REFUSED = {

@@ -19,6 +19,7 @@ from dibs.model.packing import PackedBatch
 from dibs.model.policy import Policy
 from dibs.model.prompt_sharing import share_prompts
 from dibs.processes import Processes
+from dibs.rollouts.sampling.prompt_cache import PromptCache
 from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
 from dibs.training.losses import PolicyLoss
@@ -216,6 +217,15 @@ def test_another_result_turns_sharing_off(policy, monkeypatch):
 
     monkeypatch.setattr(prefix_attention.PrefixLayout, "attend", refuse)
     assert try_sharing(policy, groups(policy)) == "Qwen2ForCausalLM does not compute them: no way"
+
+
+def test_other_log_probabilities_of_samples_turn_sharing_off(policy, monkeypatch):
+    attend = PromptCache.attend
+    monkeypatch.setattr(PromptCache, "attend", lambda *given, **more: 1.2 * attend(*given, **more))
+    reason = try_sharing(policy, groups(policy))
+    assert reason is not None
+    assert reason.startswith("Qwen2ForCausalLM does not compute them: the sampler does not sample")
+    assert not policy.shares_prompts
 
 
 def trained(out: Path, *more: str) -> str:

@@ -12,7 +12,7 @@ batch is not packed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,24 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "dibs_shared_prefix"
 """Under which models find this attention."""
+
+
+class Prefixes(Protocol):
+    """What completions attend to, given to a model as the argument ``prefixes``."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        **options: Any,
+    ) -> Tensor:
+        """Outputs [B, T, H, d] of attention, from queries, keys and values [B, H, T, d].
+
+        ``mask``: what the model was given as its mask, of four axes. ``options``: of the layer.
+        """
 
 
 @dataclass
@@ -56,17 +74,26 @@ class PrefixLayout:
         self._packed_rows = self._on_device(np.flatnonzero(padded))
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        **options: Any,
     ) -> Tensor:
-        """Outputs [1, N, H, d] of attention, from queries, keys and values [1, H, N, d]."""
+        """Outputs [1, N, H, d] of attention, from queries, keys and values [1, H, N, d].
+
+        The layout itself decides what is attended to.
+        """
         if options.get("position_bias") is not None:
             raise ValueError("attention with a bias of positions cannot share prompts")
         window = options.pop("sliding_window", None)
         self.windows.add(window)
-        mask, tail_mask = self._masks_of(window)
+        prompt_mask, tail_mask = self._masks_of(window)
         inputs = [each[0].transpose(0, 1) for each in (query, key, value)]
-        options["is_causal"] = mask is None
-        parts = [_attended(module, inputs, [self._prompt_rows] * 3, mask, options)]
+        options["is_causal"] = prompt_mask is None
+        parts = [_attended(module, inputs, [self._prompt_rows] * 3, prompt_mask, options)]
         if self._tail_rows.shape[1]:
             rows = [self._tail_rows, self._key_rows, self._key_rows]
             options["is_causal"] = False
@@ -128,7 +155,7 @@ def _prefix_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    prefixes: PrefixLayout | None = None,
+    prefixes: Prefixes | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     if prefixes is None:
@@ -136,7 +163,9 @@ def _prefix_attention(
             module, query, key, value, attention_mask, **options
         )
         return made
-    return prefixes.attend(module, query, key, value, **options), None
+    if attention_mask is None:
+        raise ValueError("a model that shares prompts leaves out the mask that it is given")
+    return prefixes.attend(module, query, key, value, attention_mask, **options), None
 
 
 AttentionInterface.register(NAME, _prefix_attention)

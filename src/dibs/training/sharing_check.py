@@ -1,16 +1,22 @@
-"""A check, before a run, that prompts computed once for several completions give the same gradient."""
+"""A check, before a run, of prompts computed once for several completions.
+
+They must give the same gradient, and completions that go on from them the policy's log-probabilities.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from dibs.config import UpdateConfig
+from dibs.config import SamplingConfig, UpdateConfig
 from dibs.model.memory import out_of_memory
 from dibs.model.policy import Batch, Policy
 from dibs.model.prompt_sharing import share_prompts, unseen_window, why_not_shared
 from dibs.processes import ALONE, Processes
+from dibs.rollouts.sampling.parity import ParityCheck
+from dibs.rollouts.sampling.sampler import Sampled, SampleRequest
+from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.dropout import set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.updater import Updater
@@ -26,7 +32,7 @@ def try_sharing(
     dropout: float = 0.0,
     processes: Processes = ALONE,
 ) -> str | None:
-    """Let updates share prompts where that changes nothing; otherwise return why it stays off.
+    """Let updates and sampling share prompts where that changes nothing; otherwise return why not.
 
     Log-probabilities and the gradient of the examples are computed both ways and compared, in float32
     where products are mixed. ``.grad`` of the policy is None afterwards. All processes share prompts, or
@@ -50,6 +56,7 @@ def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str 
     share_prompts(policy, on=True)
     try:
         with policy.full_precision():
+            _check_sampling(policy)
             return _difference(policy, examples)
     except Exception as error:  # whatever a model's own code raises
         if out_of_memory(error):
@@ -58,6 +65,15 @@ def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str 
         return f"{type(policy.base_model).__name__} does not compute them: {what}"
     finally:
         share_prompts(policy, on=False)
+
+
+def _check_sampling(policy: Policy) -> None:
+    """InputError if completions that go on from a shared prompt have other log-probabilities."""
+
+    def draw(requests: Sequence[SampleRequest], length: int) -> Iterable[Sampled]:
+        return TransformersSampler(policy, length, SamplingConfig().batch_tokens).sample(requests)
+
+    ParityCheck(policy, SamplingConfig())("the sampler", draw, "see policy.share_prompts")
 
 
 def _difference(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:

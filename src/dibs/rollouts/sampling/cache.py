@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from dibs.model.prefix_attention import Prefixes
+
 _ROOM = 16
 """Least columns by which a buffer grows; a long one grows by a quarter, since new memory is slow."""
 
@@ -67,7 +69,13 @@ def _with_room(length: int) -> int:
     return length + max(_ROOM, length // 4)
 
 
-def continued(model: PreTrainedModel, cache: Cache, mask: Tensor, fresh: int) -> dict[str, Any]:
+def continued(
+    model: PreTrainedModel,
+    cache: Cache,
+    mask: Tensor,
+    fresh: int,
+    prompts: Prefixes | None = None,
+) -> dict[str, Any]:
     """Arguments of a forward pass that goes on from a cache.
 
     State-space models have a name of their own for it, and mask the tokens that they read alone.
@@ -75,7 +83,11 @@ def continued(model: PreTrainedModel, cache: Cache, mask: Tensor, fresh: int) ->
     Args:
         mask: [B, L], true where a row has a token.
         fresh: tokens that the pass reads, the last columns of ``mask``.
+        prompts: that rows also attend to; None where the cache holds them.
     """
+    if prompts is not None:
+        mask = mask[:, None, None]
+        return {"past_key_values": cache, "attention_mask": mask, "prefixes": prompts}
     if "cache_params" in inspect.signature(model.forward).parameters:
         return {"cache_params": cache, "attention_mask": mask[:, -fresh:].long()}
     return {"past_key_values": cache, "attention_mask": mask.long()}
@@ -87,6 +99,11 @@ def new_cache(model: PreTrainedModel) -> tuple[Cache, bool]:
     if all(type(layer) is DynamicLayer for layer in usual.layers):
         return Cache(layers=[GrowingLayer() for _ in usual.layers]), True
     return usual, False
+
+
+def leading(mask: Tensor) -> int:
+    """How many first columns no row has a token in, of ``mask`` [B, L]."""
+    return int((~mask.any(0)).long().cumprod(0).sum())
 
 
 def select_rows(cache: Cache, rows: Tensor, lead: int = 0) -> None:

@@ -21,7 +21,8 @@ from dibs.model.memory import halved, out_of_memory
 from dibs.model.policy import Policy
 from dibs.model.turn_end import decoded
 from dibs.rollouts.sampling.annealing import Annealing
-from dibs.rollouts.sampling.cache import continued, join_rows, new_cache, select_rows
+from dibs.rollouts.sampling.cache import continued, join_rows, leading, new_cache, select_rows
+from dibs.rollouts.sampling.prompt_cache import PromptCache
 from dibs.rollouts.sampling.sampler import Sampled, SampleRequest, as_completion
 from dibs.types import Completion
 
@@ -79,6 +80,7 @@ class TransformersSampler:
         rows.sort(key=lambda row: -len(row.prompt))
         longest = max((len(row.prompt) for row in rows), default=0) + self.max_completion_length
         drawing = _Drawing(self, temperature)
+        drawing.holds_prompts = _worth_holding(self.policy, requests)
         while rows:
             done: set[_Row] = set()
             try:
@@ -132,11 +134,20 @@ class TransformersSampler:
         return [waiting.popleft() for _ in range(min(free, len(waiting)))]
 
 
+def _worth_holding(policy: Policy, requests: Sequence[SampleRequest]) -> bool:
+    """Whether to hold the keys and values of prompts once; measured on CPUs alone."""
+    several = any(request.count > 1 for request in requests)
+    return several and policy.shares_prompts and policy.device.type == "cpu"
+
+
 class _Drawing:
     """Draws tokens: the inverse CDF of the softmax at a row's own uniform numbers.
 
-    ``temperature`` None: the policy's, or what the sampler's annealing makes of it.
+    ``temperature`` None: the policy's, or what the sampler's annealing makes of it. ``holds_prompts``:
+    whether batches hold keys and values of a prompt once for all its rows.
     """
+
+    holds_prompts = False
 
     def __init__(self, sampler: TransformersSampler, temperature: float | None) -> None:
         self.policy = sampler.policy
@@ -174,7 +185,8 @@ class _Drawing:
 class _Batch:
     """Rows that are decoded together.
 
-    ``mask``: bool [B, L], true where a row has a token. ``positions``: position of each row's last
+    ``mask``: bool [B, L], true where a row has a token in ``cache``. ``prompts``: what rows go on from,
+    None where ``cache`` begins with their prompts. ``positions``: position of each row's last
     token, [B]; the model has not read that token yet. ``tokens`` and ``logprobs``: [B, length], of
     which the first ``written`` [B] are valid. ``left``: whether each row was harvested and waits to be
     dropped.
@@ -185,6 +197,7 @@ class _Batch:
         self.rows = list(rows)
         policy = drawing.policy
         self.cache, self.flexible = new_cache(policy.model)
+        self.prompts: PromptCache | None = None
         # A prompt of several rows is read once.
         prompts = list(dict.fromkeys(row.prompt for row in rows)) if self.flexible else None
         place = {prompt: i for i, prompt in enumerate(prompts or ())}
@@ -198,11 +211,16 @@ class _Batch:
         self.mask = columns >= padded.shape[1] - lengths.unsqueeze(1)
         logits = self._logits(padded, (self.mask.long().cumsum(-1) - 1).clamp(min=0))
         self.positions = lengths - 1
-        if len(shown) < len(rows):
+        holds_prompts = self.flexible and drawing.holds_prompts
+        if holds_prompts or len(shown) < len(rows):
             repeats = torch.tensor([place[row.prompt] for row in rows], device=policy.device)
-            select_rows(self.cache, repeats)
-            self.mask, self.positions = self.mask[repeats], self.positions[repeats]
-            logits = logits[repeats]
+            self.positions, logits = self.positions[repeats], logits[repeats]
+            if holds_prompts:
+                self.prompts = PromptCache(self.cache, self.mask, repeats)
+                self.cache, self.mask = self.prompts.empty_cache(), self.mask[repeats, :0]
+            else:
+                select_rows(self.cache, repeats)
+                self.mask = self.mask[repeats]
         size = (len(rows), drawing.length)
         self.uniforms = torch.from_numpy(np.stack([row.uniforms(drawing.length) for row in rows]))
         self.uniforms = self.uniforms.to(policy.device)
@@ -252,6 +270,8 @@ class _Batch:
             if any(batch.left):
                 batch._drop_finished()
         join_rows(self.cache, other.cache)
+        if self.prompts is not None and other.prompts is not None:
+            self.prompts.join(other.prompts)
         width = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat(
             [
@@ -269,9 +289,11 @@ class _Batch:
         kept = [i for i, left in enumerate(self.left) if not left]
         index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
         self.mask = self.mask[index]
-        lead = int(self.mask.any(0).long().argmax())
+        lead = leading(self.mask)
         self.mask = self.mask[:, lead:]
         select_rows(self.cache, index, lead)
+        if self.prompts is not None:
+            self.prompts.select(index)
         for name in _STATE:
             setattr(self, name, getattr(self, name)[index])
         self.rows = [self.rows[i] for i in kept]
@@ -286,7 +308,7 @@ class _Batch:
                 position_ids=positions,
                 use_cache=True,
                 logits_to_keep=1,
-                **continued(policy.base_model, self.cache, self.mask, ids.shape[1]),
+                **continued(policy.base_model, self.cache, self.mask, ids.shape[1], self.prompts),
             ).logits
         return logits[:, -1]
 
