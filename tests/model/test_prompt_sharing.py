@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -21,6 +22,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from dibs.model import packing
+from dibs.model.batching import pass_cost
 from dibs.model.packing import COPY_MEMORY, cheapest_batches, packed_batches
 from dibs.model.policy import Policy
 from dibs.model.prompt_sharing import share_prompts, unseen_window, why_not_shared
@@ -234,6 +237,39 @@ def test_prompts_are_shared_where_that_costs_less():
         indices, packed = found[0]
         assert packed is shared
         assert sorted(i for each in indices for i in each) == list(range(len(sequences)))
+
+
+def test_the_shorter_search_chooses_what_both_searches_would(monkeypatch):
+    """Plain batches are grouped only where they may be cheaper; the choice is that of grouping both."""
+    rng = np.random.default_rng(0)
+    device = torch.device("cpu")
+    grouped: list[int] = []
+    plain_ones = packing.micro_batches
+
+    def counted(sequences, *rest):
+        grouped.append(len(sequences))
+        return plain_ones(sequences, *rest)
+
+    monkeypatch.setattr(packing, "micro_batches", counted)
+    chosen = []
+    for trial in range(60):
+        longest = 5 if trial % 2 else 150  # of the prompts
+        lengths = [
+            (int(rng.integers(1, longest)), tuple(rng.integers(1, 60, rng.integers(1, 9)).tolist()))
+            for _ in range(6)
+        ]
+        sequences = [e for i, one in enumerate(lengths) for e in groups([one], seed=10 * trial + i)]
+        _, packed_cost = packed_batches(sequences, 2000, pass_cost(device), 16)
+        plain_cost = 0.0
+        for indices in plain_ones(sequences, 2000, device):
+            contexts = max(len(sequences[i].context_ids) for i in indices)
+            length = contexts + max(len(sequences[i].completion_ids) for i in indices)
+            plain_cost += len(indices) * (length + length**2 / (12 * 16)) + pass_cost(device)
+        _, packed = cheapest_batches(sequences, 2000, device, 16)
+        assert packed is (packed_cost < plain_cost)
+        chosen.append(packed)
+    assert 0 < sum(chosen) < 60
+    assert 0 < len(grouped) < 60
 
 
 def test_what_the_configuration_shows(policy):

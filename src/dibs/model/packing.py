@@ -94,18 +94,28 @@ def cheapest_batches(
     Both kinds are grouped as well as they can be, and the one that costs less is taken. The choice
     depends on the lengths of sequences, on which have one prompt, and on the arguments.
     """
-    plain = list(micro_batches(sequences, max_tokens, device))
     if len({s.context_ids for s in sequences}) == len(sequences):
-        return plain, False
+        return list(micro_batches(sequences, max_tokens, device)), False
+    each_pass = pass_cost(device)
+    packed, packed_cost = packed_batches(sequences, max_tokens, each_pass, width)
+    lengths = np.array([len(s.context_ids) + len(s.completion_ids) for s in sequences])
+    passes = np.ceil(np.minimum(lengths, max_tokens).sum() / max_tokens)
+    # Plain batches cost at least this, and take longer to group.
+    if packed_cost < _row_cost(lengths, width).sum() + passes * each_pass:
+        return packed, True
+    plain = list(micro_batches(sequences, max_tokens, device))
     cost = 0.0
     for indices in plain:
         contexts = max(len(sequences[i].context_ids) for i in indices)
         length = contexts + max(len(sequences[i].completion_ids) for i in indices)
-        # Half of the pairs lie after the query. Padding makes torch compute them nevertheless.
-        pairs = len(indices) * length**2 / 2
-        cost += len(indices) * length + attention_cost(pairs, width) + pass_cost(device)
-    packed, packed_cost = packed_batches(sequences, max_tokens, pass_cost(device), width)
+        cost += len(indices) * _row_cost(length, width) + each_pass
     return (packed, True) if packed_cost < cost else (plain, False)
+
+
+def _row_cost(length: _Numbers, width: int) -> _Numbers:
+    """What a row of a plain batch costs, in tokens, from its length, padding included."""
+    # Half of the pairs lie after the query. torch computes them where rows are padded.
+    return length + attention_cost(length**2 / 2, width)
 
 
 def packed_batches(

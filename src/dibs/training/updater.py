@@ -66,7 +66,10 @@ class Updater:
             # AdamW passes over a parameter without a gradient, and so a resumed run would differ.
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.projection = Projection(self.parameters)
         self.skipped_in_a_row = 0
@@ -383,7 +386,10 @@ class Updater:
         """From the log-ratios of this process's tokens, over all processes."""
         if not self.loss.needs_old_logprobs:
             return SamplerMismatch()
-        mine = [each.cpu().double().numpy() for each in log_ratios]
+        mine: list[np.ndarray] = []
+        if log_ratios:
+            tokens = torch.cat(list(log_ratios)).cpu().double().numpy()
+            mine = np.split(tokens, np.cumsum([len(each) for each in log_ratios[:-1]]))
         return SamplerMismatch.of(
             [each for part in self.processes.all_gather(mine) for each in part]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -128,7 +129,7 @@ def as_completion(
 
     Raises NonFiniteError where a log-probability is NaN or infinite.
     """
-    if not np.isfinite(logprobs).all():
+    if not all(map(math.isfinite, logprobs)):
         raise NonFiniteError("the policy gives NaN or infinite log-probabilities")
     finished = tokens[-1] in (policy.eos_ids if ends is None else ends)
     written = tokens[:-1] if finished else tokens
