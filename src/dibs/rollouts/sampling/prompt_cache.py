@@ -97,7 +97,7 @@ class PromptCache:
         shared_sum = shared_sum.view(shape[:4]).transpose(1, 2).flatten(0, 1)[back]
         own, own_sum = _softmax(groups, key, value, mask)
         weight = (shared_sum - own_sum).sigmoid().unsqueeze(-1)
-        made = torch.lerp(own.float(), shared.float(), weight)
+        made = torch.lerp(own, shared, weight)
         return made.to(query.dtype).view(rows, 1, heads, -1)
 
     def _set_owner(self, owner: Tensor) -> None:
@@ -119,6 +119,8 @@ def _softmax(
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, H, Q, D] of attention to these keys alone, and ln sum exp(scores), [B, H, Q].
 
+    Both in float32.
+
     Args:
         query: [B, H, Q, D], scaled.
         keys, values: [B, H, L, D].
@@ -126,10 +128,12 @@ def _softmax(
     """
     scores = (query @ keys.transpose(2, 3)).float()
     if mask is not None:
-        scores = scores.masked_fill_(~mask, -torch.inf)
-    sums = scores.logsumexp(-1, keepdim=True)
-    weights = (scores - sums).exp_().to(values.dtype)
-    return weights @ values, sums.squeeze(-1)
+        scores.masked_fill_(~mask, -torch.inf)
+    highest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    sums = weights.sum(-1, keepdim=True)
+    made = (weights.to(values.dtype) @ values).float() / sums
+    return made, (sums.log_() + highest).squeeze(-1)
 
 
 def _stacked(parts: Sequence[Tensor], length: int) -> Tensor:
