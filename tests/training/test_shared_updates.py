@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, BloomConfig, Gemma2Config
+from transformers import AutoModelForCausalLM, BloomConfig, DeepseekV3Config, Gemma2Config
 
 from dibs.config.load import load_config, split_config
 from dibs.model import policy as policy_module
@@ -24,7 +24,7 @@ from dibs.runs.console import PlainView
 from dibs.runs.train_run import run_training
 from dibs.training.losses import PolicyLoss
 from dibs.training.norm_sample import NormSample
-from dibs.training.sharing_check import try_sharing
+from dibs.training.sharing_check import try_holding, try_sharing
 from dibs.types import TrainingExample
 from tiny_gradients import make_policy, with_lora
 from tiny_policies import RAFT, RATIO, examples, gradient_of, updater
@@ -219,13 +219,75 @@ def test_another_result_turns_sharing_off(policy, monkeypatch):
     assert try_sharing(policy, groups(policy)) == "Qwen2ForCausalLM does not compute them: no way"
 
 
-def test_other_log_probabilities_of_samples_turn_sharing_off(policy, monkeypatch):
+HELD = ((5, 6, 7), (9,), (8, 4, 2, 30))
+"""Prompts to try held keys and values with."""
+
+
+def test_sampling_holds_prompts_only_where_updates_share_them_in_float32(policy):
+    assert try_holding(policy, HELD) is None
+    assert not policy.holds_prompts
+    share_prompts(policy, on=True)
+    policy.mixed = True
+    assert try_holding(policy, HELD) is None
+    assert not policy.holds_prompts
+    policy.mixed = False
+    assert try_holding(policy, HELD) is None
+    assert policy.holds_prompts
+
+
+def test_samples_with_other_log_probabilities_leave_updates_as_they_are(policy, monkeypatch):
+    share_prompts(policy, on=True)
     attend = PromptCache.attend
-    monkeypatch.setattr(PromptCache, "attend", lambda *given, **more: 1.2 * attend(*given, **more))
-    reason = try_sharing(policy, groups(policy))
+    monkeypatch.setattr(PromptCache, "attend", lambda *given, **more: 1.5 * attend(*given, **more))
+    reason = try_holding(policy, HELD)
     assert reason is not None
-    assert reason.startswith("Qwen2ForCausalLM does not compute them: the sampler does not sample")
-    assert not policy.shares_prompts
+    assert reason.startswith("log-probabilities of Qwen2ForCausalLM would be off by 0.")
+
+    def fail(*_, **__):
+        raise IndexError("no\nway")
+
+    monkeypatch.setattr(PromptCache, "attend", fail)
+    assert try_holding(policy, HELD) == "Qwen2ForCausalLM does not compute them: no way"
+    assert policy.shares_prompts
+    assert not policy.holds_prompts
+
+
+def test_samples_of_one_token_try_nothing(policy, monkeypatch):
+    share_prompts(policy, on=True)
+    every = list(range(policy.model.config.vocab_size))
+    monkeypatch.setattr(Policy, "eos_ids", property(lambda _: every))
+    assert try_holding(policy, HELD) == (
+        "samples of Qwen2ForCausalLM end with their first token, so it could not be tried"
+    )
+    assert not policy.holds_prompts
+
+
+def test_latent_attention_shares_prompts_in_updates_alone(policy):
+    """Its cache holds compressed keys, which held prompts cannot be."""
+    config = DeepseekV3Config(
+        vocab_size=len(policy.tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        v_head_dim=12,
+        qk_nope_head_dim=8,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=2,
+    )
+    own = Policy(AutoModelForCausalLM.from_config(config).eval(), policy.tokenizer)
+    assert try_sharing(own, groups(policy)) is None
+    assert try_holding(own, HELD) is not None
+    assert own.shares_prompts
+    assert not own.holds_prompts
 
 
 def trained(out: Path, *more: str) -> str:

@@ -91,7 +91,7 @@ def cheapest_batches(
 ) -> tuple[list[list[int]], bool]:
     """Indices of sequences grouped to micro-batches, and whether these are to be packed.
 
-    Both kinds are grouped as well as they can be, and the one that costs less is taken. The choice
+    Each kind is grouped as well as it can be, and the one that costs less is taken. The choice
     depends on the lengths of sequences, on which have one prompt, and on the arguments.
     """
     if len({s.context_ids for s in sequences}) == len(sequences):
@@ -100,7 +100,7 @@ def cheapest_batches(
     packed, packed_cost = packed_batches(sequences, max_tokens, each_pass, width)
     lengths = np.array([len(s.context_ids) + len(s.completion_ids) for s in sequences])
     passes = np.ceil(np.minimum(lengths, max_tokens).sum() / max_tokens)
-    # Plain batches cost at least this, and take longer to group.
+    # Plain batches cost at least this, so that they need not be grouped.
     if packed_cost < _row_cost(lengths, width).sum() + passes * each_pass:
         return packed, True
     plain = list(micro_batches(sequences, max_tokens, device))

@@ -45,6 +45,8 @@ class Policy:
     """What ends a completion besides the end-of-sequence tokens."""
     shares_prompts: bool = False
     """Whether :meth:`batches` may compute a prompt once for several completions."""
+    holds_prompts: bool = False
+    """Whether sampling may hold keys and values of a prompt once; only where it shares prompts."""
 
     def __init__(
         self,

@@ -5,8 +5,9 @@ a packed batch (see ``packing``) are put into padded rows for attention alone. P
 themselves. Completions attend to a copy of their prompt's keys and values, and to their own. Autograd
 adds the gradients of the copies up.
 
-Models call it by transformers' interface for attention functions. It does what ``sdpa`` does where a
-batch is not packed.
+Models call it by transformers' interface for attention functions. Their argument ``prefixes`` is what
+completions attend to: the layout of a packed batch, or prompts that sampling holds. Without it, this
+attention does what ``sdpa`` does.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class Prefixes(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         **options: Any,
     ) -> Tensor:
         """Outputs [B, T, H, d] of attention, from queries, keys and values [B, H, T, d].
 
-        ``mask``: what the model was given as its mask, of four axes. ``options``: of the layer.
+        ``mask``: what the model makes of its attention mask. ``options``: of the layer.
         """
 
 
@@ -79,7 +80,7 @@ class PrefixLayout:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         **options: Any,
     ) -> Tensor:
         """Outputs [1, N, H, d] of attention, from queries, keys and values [1, H, N, d].
@@ -163,8 +164,6 @@ def _prefix_attention(
             module, query, key, value, attention_mask, **options
         )
         return made
-    if attention_mask is None:
-        raise ValueError("a model that shares prompts leaves out the mask that it is given")
     return prefixes.attend(module, query, key, value, attention_mask, **options), None
 
 

@@ -40,7 +40,7 @@ from dibs.training.losses import PolicyLoss
 from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
-from dibs.training.sharing_check import try_sharing
+from dibs.training.sharing_check import try_holding, try_sharing
 from dibs.training.updater import Updater
 from dibs.types import InputError, NonFiniteError, TrainingExample
 
@@ -91,10 +91,10 @@ def _assembled(
     if isinstance(config.select.pool, int):
         check_batch_size(first, config.select.pool, "select.pool")
     _check_gradient_norms(config, prompts, policy)
-    alone = _why_prompts_are_not_shared(config, prompts, policy, processes)
+    messages = _share_prompts(config, prompts, policy, processes)
     announce(config, policy, prompts, sampler, view, processes)
-    if alone is not None:
-        view.message(f"Updates compute a prompt again for each of its completions: {alone}")
+    for message in messages:
+        view.message(message)
     algorithm = config.algorithm
     high = algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high
     clip = None if algorithm.name == "raft" else (algorithm.epsilon, high)
@@ -147,12 +147,12 @@ def _check_gradient_norms(config: Config, prompts: PromptSet, policy: Policy) ->
         gradient_norms(policy, samples, method, parameters=parameters)
 
 
-def _why_prompts_are_not_shared(
+def _share_prompts(
     config: Config, prompts: PromptSet, policy: Policy, processes: Processes
-) -> str | None:
-    """Let updates share prompts where they can; otherwise why not. None too where that is not wanted."""
+) -> list[str]:
+    """Let updates and sampling share prompts where they can; messages for the user where not."""
     if config.policy.share_prompts == "never":
-        return None
+        return []
     samples = []
     for prompt in prompts.train[:3]:
         context = prompt.token_ids[-32:]
@@ -160,7 +160,16 @@ def _why_prompts_are_not_shared(
             length = min(1 + 2 * i, config.sampling.max_completion_length)
             tokens = (context[i:] + context * length)[:length]
             samples.append(TrainingExample(context, tokens, 1.0 - 0.75 * i, 1.0))
-    return try_sharing(policy, samples, config.policy.lora.dropout, processes)
+    messages = []
+    alone = try_sharing(policy, samples, config.policy.lora.dropout, processes)
+    if alone is not None:
+        messages.append(f"Updates compute a prompt again for each of its completions: {alone}")
+    if config.sampling.engine == "transformers":
+        contexts = list(dict.fromkeys(sample.context_ids for sample in samples))
+        held = try_holding(policy, contexts, processes)
+        if held is not None:
+            messages.append(f"Sampling copies a prompt's keys for each of its completions: {held}")
+    return messages
 
 
 def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:

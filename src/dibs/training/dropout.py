@@ -34,8 +34,9 @@ def dropout_masks(*seed: int) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
-        # torch.manual_seed also looks for devices of all kinds, which takes longer than all the rest.
-        torch.default_generator.manual_seed(state)
-        if devices:
-            torch.cuda.manual_seed(state)
+        if torch.accelerator.is_available():
+            torch.manual_seed(state)
+        else:
+            # torch.manual_seed looks for devices of all kinds, which takes longer than all the rest.
+            torch.default_generator.manual_seed(state)
         yield

@@ -1,29 +1,34 @@
-"""A check, before a run, of prompts computed once for several completions.
+"""Checks, before a run, of prompts computed once for several completions.
 
-They must give the same gradient, and completions that go on from them the policy's log-probabilities.
+Updates that share prompts must have the same gradient. Samples that go on from held keys and values of a
+prompt must have the policy's log-probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from dibs.config import SamplingConfig, UpdateConfig
+from dibs.model.forward_pass import in_evaluation_mode
 from dibs.model.memory import out_of_memory
 from dibs.model.policy import Batch, Policy
 from dibs.model.prompt_sharing import share_prompts, unseen_window, why_not_shared
 from dibs.processes import ALONE, Processes
-from dibs.rollouts.sampling.parity import ParityCheck
-from dibs.rollouts.sampling.sampler import Sampled, SampleRequest
+from dibs.rollouts.sampling.cache import new_cache
+from dibs.rollouts.sampling.sampler import SampleRequest, collected
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.dropout import set_update_mode
 from dibs.training.losses import PolicyLoss
 from dibs.training.updater import Updater
-from dibs.types import TrainingExample
+from dibs.types import Prompt, TrainingExample
 
 _ROUNDING = 1000
 """Relative difference that is allowed, in units of the rounding of what is compared."""
+_SAMPLES, _SAMPLE_LENGTH = 3, 8
+_SAMPLE_TOLERANCE = 1e-3
+"""Difference of log-probabilities that is allowed, in nats."""
 
 
 def try_sharing(
@@ -32,7 +37,7 @@ def try_sharing(
     dropout: float = 0.0,
     processes: Processes = ALONE,
 ) -> str | None:
-    """Let updates and sampling share prompts where that changes nothing; otherwise return why not.
+    """Let updates share prompts where that changes nothing; otherwise return why it stays off.
 
     Log-probabilities and the gradient of the examples are computed both ways and compared, in float32
     where products are mixed. ``.grad`` of the policy is None afterwards. All processes share prompts, or
@@ -51,12 +56,69 @@ def try_sharing(
     return found
 
 
+def try_holding(
+    policy: Policy, prompts: Sequence[Sequence[int]], processes: Processes = ALONE
+) -> str | None:
+    """Let sampling hold a prompt's keys and values once for all its completions, or return why not.
+
+    It may do so in float32 on a CPU, where updates share prompts and rows come and go; elsewhere this
+    does nothing. On GPUs it was not measured, and in lower precision torch's own attention rounds less.
+    A few samples are compared with the policy's log-probabilities. All processes do the same.
+
+    Args:
+        prompts: token ids of a few prompts.
+    """
+    exact = policy.model.dtype == torch.float32 and not policy.mixed
+    if not (policy.shares_prompts and exact and policy.device.type == "cpu"):
+        return None
+    if not new_cache(policy.model)[1]:
+        return None
+    reasons = processes.all_gather_results(lambda: _why_samples_differ(policy, prompts))
+    found = next((reason for reason in reasons if reason is not None), None)
+    policy.holds_prompts = found is None
+    return found
+
+
+def _why_samples_differ(policy: Policy, prompts: Sequence[Sequence[int]]) -> str | None:
+    """Why a model's samples cannot go on from held prompts, from trying it; that is off afterwards."""
+    name = type(policy.base_model).__name__
+    made = [Prompt(str(i), "", tuple(ids), "") for i, ids in enumerate(prompts)]
+    requests = [SampleRequest(prompt, _SAMPLES, (i,)) for i, prompt in enumerate(made)]
+    sampler = TransformersSampler(policy, _SAMPLE_LENGTH, SamplingConfig().batch_tokens)
+    policy.holds_prompts = True
+    try:
+        groups = collected(requests, sampler.sample(requests))
+    except Exception as error:  # whatever a model's own code raises
+        if out_of_memory(error):
+            raise
+        return f"{name} does not compute them: {' '.join(str(error).split())[:200]}"
+    finally:
+        policy.holds_prompts = False
+    drawn = [each for group in groups for each in group]
+    if max(len(each.token_ids) for each in drawn) < 2:
+        return f"samples of {name} end with their first token, so it could not be tried"
+    examples = [
+        TrainingExample(prompt.token_ids, each.token_ids, 0.0, 0.0)
+        for prompt, group in zip(made, groups, strict=True)
+        for each in group
+    ]
+    with torch.no_grad(), in_evaluation_mode(policy.model):
+        scores = policy.logprobs(policy.collate(examples)).tolist()
+    difference = max(
+        abs(theirs - ours)
+        for each, row in zip(drawn, scores, strict=True)
+        for theirs, ours in zip(each.sampling_logprobs, row, strict=False)
+    )
+    if difference <= _SAMPLE_TOLERANCE:
+        return None
+    return f"log-probabilities of {name} would be off by {difference:.2g}"
+
+
 def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:
     """Why a model cannot share prompts, from trying it; sharing is off afterwards."""
     share_prompts(policy, on=True)
     try:
         with policy.full_precision():
-            _check_sampling(policy)
             return _difference(policy, examples)
     except Exception as error:  # whatever a model's own code raises
         if out_of_memory(error):
@@ -65,15 +127,6 @@ def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str 
         return f"{type(policy.base_model).__name__} does not compute them: {what}"
     finally:
         share_prompts(policy, on=False)
-
-
-def _check_sampling(policy: Policy) -> None:
-    """InputError if completions that go on from a shared prompt have other log-probabilities."""
-
-    def draw(requests: Sequence[SampleRequest], length: int) -> Iterable[Sampled]:
-        return TransformersSampler(policy, length, SamplingConfig().batch_tokens).sample(requests)
-
-    ParityCheck(policy, SamplingConfig())("the sampler", draw, "see policy.share_prompts")
 
 
 def _difference(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:

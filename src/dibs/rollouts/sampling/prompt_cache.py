@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from dibs.rollouts.sampling.cache import GrowingLayer, leading
@@ -23,15 +24,15 @@ class PromptCache:
     """G prompts that B rows go on from.
 
     ``mask``: bool [G, P], true where a prompt has a token; short ones are padded on the left. ``owner``:
-    the prompt of each row, [B]. ``keys``, ``values``: of each layer, [G, H, P, D].
+    the prompt of each row, [B]. ``keys``, ``values``: of each layer, [G, H, P, D]. Prompts with most
+    rows come first, so that those with about as many lie side by side and are multiplied together.
     """
 
     def __init__(self, cache: Cache, mask: Tensor, owner: Tensor) -> None:
-        # Where rows and heads do not lie one after another, every product would copy them.
-        self.keys = [layer.keys.contiguous() for layer in cache.layers]
-        self.values = [layer.values.contiguous() for layer in cache.layers]
+        self.keys = [layer.keys for layer in cache.layers]
+        self.values = [layer.values for layer in cache.layers]
         self.mask = mask
-        self._set_owner(owner)
+        self._arrange(owner)
 
     def empty_cache(self) -> Cache:
         """A cache for the rows' own tokens, without any yet."""
@@ -46,14 +47,7 @@ class PromptCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep ``rows``, and the prompts that they need."""
-        needed, owner = self.owner[rows].unique(return_inverse=True)
-        if len(needed) < len(self.mask):
-            self.mask = self.mask[needed]
-            lead = leading(self.mask)
-            self.mask = self.mask[:, lead:]
-            self.keys = [each[needed, :, lead:] for each in self.keys]
-            self.values = [each[needed, :, lead:] for each in self.values]
-        self._set_owner(owner)
+        self._arrange(self.owner[rows])
 
     def join(self, other: PromptCache) -> None:
         """Append the prompts and rows of another cache."""
@@ -65,7 +59,7 @@ class PromptCache:
         self.values = [
             _stacked(each, length) for each in zip(self.values, other.values, strict=True)
         ]
-        self._set_owner(owner)
+        self._arrange(owner)
 
     def attend(
         self,
@@ -73,45 +67,86 @@ class PromptCache:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         **options: Any,
     ) -> Tensor:
         """Outputs [B, 1, H, D] of attention, from queries [B, H, 1, D] and the rows' own tokens.
 
         ``key``, ``value``: of these, [B, H, T, D]. ``mask``: which there are, bool [B, 1, 1, T].
         """
+        if mask is None:
+            raise ValueError("the model leaves out the attention mask that it is given")
         if options.get("sliding_window") is not None or options.get("position_bias") is not None:
-            raise ValueError("attention with a window or a bias cannot go on from shared prompts")
+            raise ValueError("attention with a window or a bias cannot go on from held prompts")
         scaling = options.get("scaling")
         query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        layer: Any = module.layer_idx
         rows, heads, _, width = query.shape
         groups = query.view(rows, key.shape[1], -1, width)
-        places, back = self._places, self._back
-        together = groups[places.flatten()].unflatten(0, places.shape).transpose(1, 2)
-        shape = together.shape
-        shared, shared_sum = _softmax(
-            together.flatten(2, 3), self.keys[layer], self.values[layer], self._shown
-        )
-        shared = shared.view(*shape[:4], -1).transpose(1, 2).flatten(0, 1)[back]
-        shared_sum = shared_sum.view(shape[:4]).transpose(1, 2).flatten(0, 1)[back]
+        layer: Any = module.layer_idx
+        parts = [
+            self._of_prompts(
+                groups, places, self.keys[layer][which], self.values[layer][which], shown
+            )
+            for which, places, shown in self._alike
+        ]
+        shared, shared_sum = (torch.cat(each)[self._back] for each in zip(*parts, strict=True))
         own, own_sum = _softmax(groups, key, value, mask)
         weight = (shared_sum - own_sum).sigmoid().unsqueeze(-1)
         made = torch.lerp(own, shared, weight)
         return made.to(query.dtype).view(rows, 1, heads, -1)
 
-    def _set_owner(self, owner: Tensor) -> None:
-        """``_places``: the rows of each prompt, [G, n], padded; ``_back``: where a row is there, [B]."""
-        self.owner = owner
-        self._shown = None if self.mask.all() else self.mask[:, None, None]
+    @staticmethod
+    def _of_prompts(
+        groups: Tensor, places: Tensor, keys: Tensor, values: Tensor, shown: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`_softmax` of prompts with about as many rows, [G n, H, Q, D] and [G n, H, Q].
+
+        ``groups``: queries of all rows, [B, H, Q, D]. ``places``: the rows of each prompt, [G, n].
+        """
+        together = groups[places.flatten()].unflatten(0, places.shape).transpose(1, 2)
+        shape = together.shape[:4]
+        made, sums = _softmax(together.flatten(2, 3), keys, values, shown)
+        made, sums = made.view(*shape, -1), sums.view(shape)
+        return made.transpose(1, 2).flatten(0, 1), sums.transpose(1, 2).flatten(0, 1)
+
+    def _arrange(self, owner: Tensor) -> None:
+        """Put prompts in order, without those that no row needs.
+
+        ``_alike``: runs of prompts of which none has less than half of the rows of the first: which they
+        are, their rows [G, n], padded with row 0, and the mask of their keys, None if all are seen.
+        ``_back``: where each row is in all of these, one after the other, [B].
+        """
         counts = owner.bincount(minlength=len(self.mask))
-        order = owner.argsort(stable=True)
-        rank = torch.empty_like(order)
-        starts = (counts.cumsum(0) - counts)[owner[order]]
-        rank[order] = torch.arange(len(owner), device=owner.device) - starts
-        self._places = owner.new_zeros(len(self.mask), int(counts.max()))
-        self._places[owner, rank] = torch.arange(len(owner), device=owner.device)
-        self._back = owner * self._places.shape[1] + rank
+        order = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
+        mask = self.mask[order]
+        lead = leading(mask)
+        self.mask = mask[:, lead:]
+        # Where rows and heads do not lie one after another, every product would copy them.
+        self.keys = [each[order, :, lead:].contiguous() for each in self.keys]
+        self.values = [each[order, :, lead:].contiguous() for each in self.values]
+        rank = torch.empty_like(counts)
+        rank[order] = torch.arange(len(order), device=owner.device)
+        self.owner = rank[owner]
+        sizes = counts[order].tolist()
+        by_prompt = self.owner.argsort(stable=True)
+        rows = by_prompt.split(sizes)
+        self._alike: list[tuple[slice, Tensor, Tensor | None]] = []
+        firsts: list[int] = []  # where the rows of each prompt begin among those of all runs
+        before = 0
+        while len(firsts) < len(sizes):
+            start, most = len(firsts), sizes[len(firsts)]
+            end = next((g for g in range(start, len(sizes)) if 2 * sizes[g] < most), len(sizes))
+            shown = self.mask[start:end]
+            places = pad_sequence(rows[start:end], batch_first=True)
+            self._alike.append(
+                (slice(start, end), places, None if shown.all() else shown[:, None, None])
+            )
+            firsts += range(before, before + (end - start) * most, most)
+            before += (end - start) * most
+        shift = owner.new_tensor(firsts) - counts[order].cumsum(0) + counts[order]
+        self._back = torch.empty_like(owner)
+        place = torch.arange(len(owner), device=owner.device)
+        self._back[by_prompt] = place + shift[self.owner[by_prompt]]
 
 
 def _softmax(

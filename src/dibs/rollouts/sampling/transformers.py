@@ -30,6 +30,8 @@ _FREE_SHARE = 4
 """Rows are admitted when 1 place in this many is free, since each admission copies the cache."""
 _FINISHED_SHARE = 8
 """Finished rows are dropped when 1 row in this many has finished, since that copies the cache too."""
+_ROWS_A_PROMPT = 2
+"""Prompts are held once where they have this many rows in the mean; with fewer that saves nothing."""
 _BLOCK = 2**24
 """Probabilities held at once while tokens are drawn."""
 
@@ -79,8 +81,9 @@ class TransformersSampler:
         # Longest first, so that the largest batch comes at once; rows of a prompt stay together.
         rows.sort(key=lambda row: -len(row.prompt))
         longest = max((len(row.prompt) for row in rows), default=0) + self.max_completion_length
-        drawing = _Drawing(self, temperature)
-        drawing.holds_prompts = _worth_holding(self.policy, requests)
+        prompts = len({row.prompt for row in rows})
+        holds_prompts = self.policy.holds_prompts and len(rows) >= _ROWS_A_PROMPT * prompts
+        drawing = _Drawing(self, temperature, holds_prompts=holds_prompts)
         while rows:
             done: set[_Row] = set()
             try:
@@ -134,12 +137,6 @@ class TransformersSampler:
         return [waiting.popleft() for _ in range(min(free, len(waiting)))]
 
 
-def _worth_holding(policy: Policy, requests: Sequence[SampleRequest]) -> bool:
-    """Whether to hold the keys and values of prompts once; measured on CPUs alone."""
-    several = any(request.count > 1 for request in requests)
-    return several and policy.shares_prompts and policy.device.type == "cpu"
-
-
 class _Drawing:
     """Draws tokens: the inverse CDF of the softmax at a row's own uniform numbers.
 
@@ -147,10 +144,11 @@ class _Drawing:
     whether batches hold keys and values of a prompt once for all its rows.
     """
 
-    holds_prompts = False
-
-    def __init__(self, sampler: TransformersSampler, temperature: float | None) -> None:
+    def __init__(
+        self, sampler: TransformersSampler, temperature: float | None, *, holds_prompts: bool
+    ) -> None:
         self.policy = sampler.policy
+        self.holds_prompts = holds_prompts
         self.length = sampler.max_completion_length
         self.annealing = sampler.annealing if temperature is None else None
         self.temperature = self.policy.temperature if temperature is None else temperature
