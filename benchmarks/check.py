@@ -63,6 +63,9 @@ BENCHMARKS = {
             "exact_speedup_over_one_at_a_time": HIGHER,
         }
     ),
+    "held_prompts": Benchmark(
+        {"shapes.embedded.speedup": HIGHER, "shapes.long_prompts.speedup": HIGHER}
+    ),
     "logprobs": Benchmark({"memory_ratio": LOWER}),
     "online_overhead": Benchmark(
         {
@@ -72,7 +75,9 @@ BENCHMARKS = {
         "--arms update --json",
     ),
     "sampling": Benchmark({"cases.0.speedup": HIGHER, "cases.1.speedup": HIGHER}),
-    "step": Benchmark({"speedup_vs_trl": HIGHER}, environment=".venv-trl"),
+    "step": Benchmark(
+        {"speedup_vs_trl": HIGHER, "speedup_vs_trl_long_prompts": HIGHER}, environment=".venv-trl"
+    ),
     "variance_cost": Benchmark(
         {
             "meter_over_plain_pass_cpu": LOWER,

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "gpu": "--device=cpu --size=tiny --dtype=float32 --prompts=2 --generations=2 --context=8 --length=8 "
     "--rounds=1",
     "grad_norms": "--preset=short --samples=4 --rounds=1 --threads=1",
+    "held_prompts": "--shapes embedded --rounds=1 --generations=4",
     "length_normalization": "--lengths 2 4 --prompts=2 --samples=40 --pool=8 --groups=5 --repeats=1 "
     "--policies=1",
     "logprobs": "--vocabulary=100 --rows=2 --length=8 --hidden-size=8 --threads=1",
@@ -48,7 +49,7 @@ BENCHMARKS = {
 }
 """Those that run in this environment, with options that make them tiny."""
 WARM_STARTED = {
-    *("norm_share", "online_overhead"),
+    *("held_prompts", "norm_share", "online_overhead"),
     *("allocation", "measured_gain", "never_worse", "pool_variance", "sampling", "saving"),
     *("rules_meter", "shape_order", "soak", "step"),
 }

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, BloomConfig, DeepseekV3Config, Gemma2Config
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    DeepseekV3Config,
+    Gemma2Config,
+    GPT2Config,
+)
 
 from dibs.config.load import load_config, split_config
 from dibs.model import policy as policy_module
@@ -224,22 +230,26 @@ HELD = ((5, 6, 7), (9,), (8, 4, 2, 30))
 
 
 def test_sampling_holds_prompts_only_where_updates_share_them_in_float32(policy):
-    assert try_holding(policy, HELD) is None
+    assert try_holding(policy, HELD, 8) is None
     assert not policy.holds_prompts
     share_prompts(policy, on=True)
     policy.mixed = True
-    assert try_holding(policy, HELD) is None
+    assert try_holding(policy, HELD, 8) is None
     assert not policy.holds_prompts
     policy.mixed = False
-    assert try_holding(policy, HELD) is None
+    assert try_holding(policy, HELD, 1) is None
+    assert not policy.holds_prompts
+    assert try_holding(policy, HELD, 8) is None
     assert policy.holds_prompts
+    share_prompts(policy, on=False)
+    assert not policy.holds_prompts
 
 
 def test_samples_with_other_log_probabilities_leave_updates_as_they_are(policy, monkeypatch):
     share_prompts(policy, on=True)
     attend = PromptCache.attend
     monkeypatch.setattr(PromptCache, "attend", lambda *given, **more: 1.5 * attend(*given, **more))
-    reason = try_holding(policy, HELD)
+    reason = try_holding(policy, HELD, 8)
     assert reason is not None
     assert reason.startswith("log-probabilities of Qwen2ForCausalLM would be off by 0.")
 
@@ -247,7 +257,7 @@ def test_samples_with_other_log_probabilities_leave_updates_as_they_are(policy, 
         raise IndexError("no\nway")
 
     monkeypatch.setattr(PromptCache, "attend", fail)
-    assert try_holding(policy, HELD) == "Qwen2ForCausalLM does not compute them: no way"
+    assert try_holding(policy, HELD, 8) == "Qwen2ForCausalLM does not compute them: no way"
     assert policy.shares_prompts
     assert not policy.holds_prompts
 
@@ -256,10 +266,20 @@ def test_samples_of_one_token_try_nothing(policy, monkeypatch):
     share_prompts(policy, on=True)
     every = list(range(policy.model.config.vocab_size))
     monkeypatch.setattr(Policy, "eos_ids", property(lambda _: every))
-    assert try_holding(policy, HELD) == (
+    assert try_holding(policy, HELD, 8) == (
         "samples of Qwen2ForCausalLM end with their first token, so it could not be tried"
     )
     assert not policy.holds_prompts
+
+
+@pytest.mark.parametrize("positions", [32, 33, 34, 40])
+def test_the_check_of_held_prompts_keeps_to_the_models_positions(policy, positions):
+    """Prompts of 30 tokens and completions that fill the rest."""
+    config = GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=positions)
+    own = Policy(AutoModelForCausalLM.from_config(config).eval(), policy.tokenizer)
+    share_prompts(own, on=True)
+    assert try_holding(own, [range(4, 34)], positions - 30) is None
+    assert own.holds_prompts
 
 
 def test_latent_attention_shares_prompts_in_updates_alone(policy):
@@ -285,7 +305,7 @@ def test_latent_attention_shares_prompts_in_updates_alone(policy):
     )
     own = Policy(AutoModelForCausalLM.from_config(config).eval(), policy.tokenizer)
     assert try_sharing(own, groups(policy)) is None
-    assert try_holding(own, HELD) is not None
+    assert try_holding(own, HELD, 8) is not None
     assert own.shares_prompts
     assert not own.holds_prompts
 

@@ -122,10 +122,10 @@ class PolicyConfig(Section):
     share_prompts: Literal["auto", "never"] = Field(
         "auto",
         description="Whether log-probabilities and updates compute a prompt once for all of its "
-        "completions in a micro-batch, and sampling holds its keys and values once (on a CPU). auto "
-        "does so where that is expected to take less time, and compares it with the usual way at the "
-        "start, which it stays with where a model differs. Gradient norms are always computed the "
-        "usual way.",
+        "completions in a micro-batch, and sampling holds its keys and values once (on a CPU in "
+        "float32). auto does so where that is expected to take less time, and compares it with the "
+        "usual way at the start, which it stays with where a model differs. Gradient norms are always "
+        "computed the usual way.",
     )
     lora: LoraConfig = Field(default_factory=LoraConfig)
     trust_remote_code: bool = Field(

@@ -33,6 +33,7 @@ def share_prompts(policy: Policy, *, on: bool) -> None:
     """Put the model's attention into place, or the usual one back."""
     policy.model.get_decoder().config._attn_implementation = NAME if on else "sdpa"
     policy.shares_prompts = on
+    policy.holds_prompts = policy.holds_prompts and on
 
 
 def unseen_window(policy: Policy, batch: PackedBatch) -> str | None:

@@ -154,10 +154,11 @@ def _share_prompts(
     if config.policy.share_prompts == "never":
         return []
     samples = []
+    longest = config.sampling.max_completion_length
     for prompt in prompts.train[:3]:
         context = prompt.token_ids[-32:]
         for i in range(3):
-            length = min(1 + 2 * i, config.sampling.max_completion_length)
+            length = min(1 + 2 * i, longest)
             tokens = (context[i:] + context * length)[:length]
             samples.append(TrainingExample(context, tokens, 1.0 - 0.75 * i, 1.0))
     messages = []
@@ -166,7 +167,7 @@ def _share_prompts(
         messages.append(f"Updates compute a prompt again for each of its completions: {alone}")
     if config.sampling.engine == "transformers":
         contexts = list(dict.fromkeys(sample.context_ids for sample in samples))
-        held = try_holding(policy, contexts, processes)
+        held = try_holding(policy, contexts, longest, processes)
         if held is not None:
             messages.append(f"Sampling copies a prompt's keys for each of its completions: {held}")
     return messages

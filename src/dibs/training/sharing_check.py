@@ -57,7 +57,10 @@ def try_sharing(
 
 
 def try_holding(
-    policy: Policy, prompts: Sequence[Sequence[int]], processes: Processes = ALONE
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    length: int,
+    processes: Processes = ALONE,
 ) -> str | None:
     """Let sampling hold a prompt's keys and values once for all its completions, or return why not.
 
@@ -67,36 +70,51 @@ def try_holding(
 
     Args:
         prompts: token ids of a few prompts.
+        length: of completions, at most. Those of one token need nothing to go on from.
     """
+    policy.holds_prompts = False
     exact = policy.model.dtype == torch.float32 and not policy.mixed
     if not (policy.shares_prompts and exact and policy.device.type == "cpu"):
         return None
-    if not new_cache(policy.model)[1]:
+    if length == 1 or not new_cache(policy.model)[1]:
         return None
-    reasons = processes.all_gather_results(lambda: _why_samples_differ(policy, prompts))
+    length = min(length, _SAMPLE_LENGTH)
+    reasons = processes.all_gather_results(lambda: _why_samples_differ(policy, prompts, length))
     found = next((reason for reason in reasons if reason is not None), None)
     policy.holds_prompts = found is None
     return found
 
 
-def _why_samples_differ(policy: Policy, prompts: Sequence[Sequence[int]]) -> str | None:
+def _why_samples_differ(
+    policy: Policy, prompts: Sequence[Sequence[int]], length: int
+) -> str | None:
     """Why a model's samples cannot go on from held prompts, from trying it; that is off afterwards."""
     name = type(policy.base_model).__name__
-    made = [Prompt(str(i), "", tuple(ids), "") for i, ids in enumerate(prompts)]
-    requests = [SampleRequest(prompt, _SAMPLES, (i,)) for i, prompt in enumerate(made)]
-    sampler = TransformersSampler(policy, _SAMPLE_LENGTH, SamplingConfig().batch_tokens)
     policy.holds_prompts = True
     try:
-        groups = collected(requests, sampler.sample(requests))
+        difference = _gap_of_samples(policy, prompts, length)
     except Exception as error:  # whatever a model's own code raises
         if out_of_memory(error):
             raise
         return f"{name} does not compute them: {' '.join(str(error).split())[:200]}"
     finally:
         policy.holds_prompts = False
+    if difference is None:
+        return f"samples of {name} end with their first token, so it could not be tried"
+    if difference > _SAMPLE_TOLERANCE:
+        return f"log-probabilities of {name} would be off by {difference:.2g}"
+    return None
+
+
+def _gap_of_samples(policy: Policy, prompts: Sequence[Sequence[int]], length: int) -> float | None:
+    """How far log-probabilities of a few samples are from the learner's; None of single tokens."""
+    made = [Prompt(str(i), "", tuple(ids), "") for i, ids in enumerate(prompts)]
+    requests = [SampleRequest(prompt, _SAMPLES, (i,)) for i, prompt in enumerate(made)]
+    sampler = TransformersSampler(policy, length, SamplingConfig().batch_tokens)
+    groups = collected(requests, sampler.sample(requests))
     drawn = [each for group in groups for each in group]
     if max(len(each.token_ids) for each in drawn) < 2:
-        return f"samples of {name} end with their first token, so it could not be tried"
+        return None
     examples = [
         TrainingExample(prompt.token_ids, each.token_ids, 0.0, 0.0)
         for prompt, group in zip(made, groups, strict=True)
@@ -104,14 +122,11 @@ def _why_samples_differ(policy: Policy, prompts: Sequence[Sequence[int]]) -> str
     ]
     with torch.no_grad(), in_evaluation_mode(policy.model):
         scores = policy.logprobs(policy.collate(examples)).tolist()
-    difference = max(
+    return max(
         abs(theirs - ours)
         for each, row in zip(drawn, scores, strict=True)
         for theirs, ours in zip(each.sampling_logprobs, row, strict=False)
     )
-    if difference <= _SAMPLE_TOLERANCE:
-        return None
-    return f"log-probabilities of {name} would be off by {difference:.2g}"
 
 
 def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:
