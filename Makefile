@@ -34,7 +34,7 @@ help:
 	@echo "make test-gpu   the tests on a GPU; needs one that torch sees"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
-	@echo "make soak       2,000 steps with kills, full disks and lost verifiers: 8 minutes; BENCH_ARGS as below"
+	@echo "make soak       2,000 steps with kills, full disks and lost verifiers: 7 minutes; BENCH_ARGS as below"
 	@echo "make docs       the documentation as a site, in site/; builds $(DOCS_VENV)"
 	@echo "make reference  write docs/reference from the code"
 	@echo "make pictures   draw the pictures of docs/concepts"
