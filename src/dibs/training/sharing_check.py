@@ -6,7 +6,7 @@ prompt must have the policy's log-probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -47,10 +47,9 @@ def try_sharing(
         examples: several completions of each of a few prompts, with advantages and weights.
         dropout: of LoRA's adapters.
     """
-    reasons = processes.all_gather_results(
-        lambda: why_not_shared(policy, dropout) or _why_it_differs(policy, examples)
+    found = _first_reason(
+        processes, lambda: why_not_shared(policy, dropout) or _why_it_differs(policy, examples)
     )
-    found = next((reason for reason in reasons if reason is not None), None)
     if found is None:
         share_prompts(policy, on=True)
     return found
@@ -79,42 +78,49 @@ def try_holding(
     if length == 1 or not new_cache(policy.model)[1]:
         return None
     length = min(length, _SAMPLE_LENGTH)
-    reasons = processes.all_gather_results(lambda: _why_samples_differ(policy, prompts, length))
-    found = next((reason for reason in reasons if reason is not None), None)
+    found = _first_reason(processes, lambda: _why_samples_differ(policy, prompts, length))
     policy.holds_prompts = found is None
     return found
+
+
+def _first_reason(processes: Processes, work: Callable[[], str | None]) -> str | None:
+    """The reason of the first process that has one, the same in all of them."""
+    reasons = processes.all_gather_results(work)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _reason(policy: Policy, work: Callable[[], str | None]) -> str | None:
+    """``work()``, or what the model's own code raises there; want of memory is raised again."""
+    try:
+        return work()
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        what = " ".join(str(error).split())[:200]
+        return f"{type(policy.base_model).__name__} does not compute them: {what}"
 
 
 def _why_samples_differ(
     policy: Policy, prompts: Sequence[Sequence[int]], length: int
 ) -> str | None:
     """Why a model's samples cannot go on from held prompts, from trying it; that is off afterwards."""
-    name = type(policy.base_model).__name__
     policy.holds_prompts = True
     try:
-        difference = _gap_of_samples(policy, prompts, length)
-    except Exception as error:  # whatever a model's own code raises
-        if out_of_memory(error):
-            raise
-        return f"{name} does not compute them: {' '.join(str(error).split())[:200]}"
+        return _reason(policy, lambda: _sample_difference(policy, prompts, length))
     finally:
         policy.holds_prompts = False
-    if difference is None:
-        return f"samples of {name} end with their first token, so it could not be tried"
-    if difference > _SAMPLE_TOLERANCE:
-        return f"log-probabilities of {name} would be off by {difference:.2g}"
-    return None
 
 
-def _gap_of_samples(policy: Policy, prompts: Sequence[Sequence[int]], length: int) -> float | None:
-    """How far log-probabilities of a few samples are from the learner's; None of single tokens."""
+def _sample_difference(policy: Policy, prompts: Sequence[Sequence[int]], length: int) -> str | None:
+    """Why samples cannot go on from held prompts, from their log-probabilities and the learner's."""
+    name = type(policy.base_model).__name__
     made = [Prompt(str(i), "", tuple(ids), "") for i, ids in enumerate(prompts)]
     requests = [SampleRequest(prompt, _SAMPLES, (i,)) for i, prompt in enumerate(made)]
     sampler = TransformersSampler(policy, length, SamplingConfig().batch_tokens)
     groups = collected(requests, sampler.sample(requests))
     drawn = [each for group in groups for each in group]
     if max(len(each.token_ids) for each in drawn) < 2:
-        return None
+        return f"samples of {name} end with their first token, so it could not be tried"
     examples = [
         TrainingExample(prompt.token_ids, each.token_ids, 0.0, 0.0)
         for prompt, group in zip(made, groups, strict=True)
@@ -122,11 +128,14 @@ def _gap_of_samples(policy: Policy, prompts: Sequence[Sequence[int]], length: in
     ]
     with torch.no_grad(), in_evaluation_mode(policy.model):
         scores = policy.logprobs(policy.collate(examples)).tolist()
-    return max(
+    difference = max(
         abs(theirs - ours)
         for each, row in zip(drawn, scores, strict=True)
         for theirs, ours in zip(each.sampling_logprobs, row, strict=False)
     )
+    if difference <= _SAMPLE_TOLERANCE:
+        return None
+    return f"log-probabilities of {name} would be off by {difference:.2g}"
 
 
 def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str | None:
@@ -134,12 +143,7 @@ def _why_it_differs(policy: Policy, examples: Sequence[TrainingExample]) -> str 
     share_prompts(policy, on=True)
     try:
         with policy.full_precision():
-            return _difference(policy, examples)
-    except Exception as error:  # whatever a model's own code raises
-        if out_of_memory(error):
-            raise
-        what = " ".join(str(error).split())[:200]
-        return f"{type(policy.base_model).__name__} does not compute them: {what}"
+            return _reason(policy, lambda: _difference(policy, examples))
     finally:
         share_prompts(policy, on=False)
 
