@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tiny_studies import STUDIES, TINY_STUDY
+from dibs.cli import main
+from tiny_studies import FOLDER, LEFT_OUT, tiny_study
 
 ROOT = Path(__file__).parents[2]
 FEW_UPDATES = "--warm-start-updates=5"
@@ -107,7 +108,7 @@ def prints_both(name: str, words: list[str], python: str | Path = sys.executable
 def test_no_benchmark_example_or_study_is_left_out():
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert names == {*BENCHMARKS, *OTHER_ENVIRONMENTS, *PARTS}
-    assert {path.stem for path in (ROOT / "studies").glob("*.yaml")} == {*STUDIES}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*LEFT_OUT}
     examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
     assert examples == {"any_trainer", "demo", "demo_comparison", "demo_llm", "trl_counts"}
 
@@ -146,9 +147,15 @@ def test_the_example_of_a_trainer_of_your_own_runs():
     assert json.loads(metrics)
 
 
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_study_can_be_planned_as_it_is_and_tiny(name, tmp_path):
+    out = f"--compare.output_dir={tmp_path}"
+    assert main(["compare", str(FOLDER / f"{name}.yaml"), out, "--dry-run"]) == 0
+    assert main(["compare", *tiny_study(name), out, "--dry-run"]) == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", LEFT_OUT)
 def test_a_study_runs(name, tmp_path):
-    words = [*TINY_STUDY, *STUDIES[name], f"--compare.output_dir={tmp_path}"]
-    run("-m", "dibs", "compare", ROOT / "studies" / f"{name}.yaml", *words)
+    run("-m", "dibs", "compare", *tiny_study(name), f"--compare.output_dir={tmp_path}")
     assert list(tmp_path.glob("runs/**/summary.json"))
