@@ -28,15 +28,3 @@ def padded_sampling_logprobs(examples: Sequence[TrainingExample], otherwise: Ten
     known = torch.arange(otherwise.shape[1], device=otherwise.device) < sizes.unsqueeze(1)
     values = otherwise.new_tensor([value for row in rows for value in row])
     return otherwise.masked_scatter(known, values)
-
-
-def completion_rows(
-    values: Tensor, examples: Sequence[TrainingExample], chosen: Sequence[bool]
-) -> list[Tensor]:
-    """The tokens of each chosen completion that has any, out of padded rows [B, T]."""
-    sizes = [len(example.completion_ids) for example in examples]
-    return [
-        row[:size]
-        for row, size, wanted in zip(values, sizes, chosen, strict=True)
-        if size and wanted
-    ]

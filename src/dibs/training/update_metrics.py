@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from dibs.processes import Processes
 
 RATIO_EDGES = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0)
 """Borders of the bins that count ratios of learner to sampler; the outer bins are open."""
@@ -32,9 +35,11 @@ class UpdateMetrics:
     with an advantage, in nats.
 
     The last four compare the learner's probabilities with the sampler's. They are None unless the loss
-    needs log-probabilities from before the first update. ``sampler_gap``: mean of ``|ln ratio|`` over
-    tokens; ``sampler_gap_max``: the largest. ``token_ratios`` and ``sequence_ratios``: numbers of tokens
-    and of completions whose ratio lies between two of the :data:`RATIO_EDGES`.
+    needs log-probabilities from before the first update. They are of completions with an advantage:
+    those of the first update alone where its gap is mere rounding, since the learner then computes no
+    others before the update. ``sampler_gap``: mean of ``|ln ratio|`` over tokens; ``sampler_gap_max``:
+    the largest. ``token_ratios`` and ``sequence_ratios``: numbers of tokens and of completions whose
+    ratio lies between two of the :data:`RATIO_EDGES`.
     """
 
     updates: int
@@ -64,6 +69,20 @@ class LossGradient:
     loss: float
     sums: Mapping[str, Tensor]
     log_ratios: Sequence[Tensor] = ()
+
+    def summed(self, processes: Processes, parameters: Sequence[Tensor]) -> LossGradient:
+        """Loss and sums over all processes; the gradients of ``parameters`` are added up in place."""
+        if processes.size == 1:
+            return self
+        processes.all_reduce_sum([p.grad for p in parameters if p.grad is not None])
+        every = processes.all_gather(
+            (self.loss, {name: float(value) for name, value in self.sums.items()})
+        )
+        names = {name for _, sums in every for name in sums}
+        added = {
+            name: torch.tensor(sum(sums.get(name, 0.0) for _, sums in every)) for name in names
+        }
+        return LossGradient(sum(loss for loss, _ in every), added, self.log_ratios)
 
 
 @dataclass
@@ -134,6 +153,15 @@ class SamplerMismatch:
     largest: float | None = None
     tokens: list[int] | None = None
     sequences: list[int] | None = None
+
+    @classmethod
+    def over(cls, processes: Processes, log_ratios: Sequence[Tensor]) -> SamplerMismatch:
+        """From the log-ratios of each process's completions, [T] each; the same in all of them."""
+        mine: list[np.ndarray] = []
+        if log_ratios:
+            tokens = torch.cat(list(log_ratios)).cpu().double().numpy()
+            mine = np.split(tokens, np.cumsum([len(each) for each in log_ratios[:-1]]))
+        return cls.of([each for part in processes.all_gather(mine) for each in part])
 
     @classmethod
     def of(cls, log_ratios: Sequence[np.ndarray]) -> SamplerMismatch:

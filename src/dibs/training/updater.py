@@ -28,9 +28,10 @@ from dibs.model.policy import Batch, Policy
 from dibs.processes import ALONE, Processes
 from dibs.training.dealing import deal, own_share
 from dibs.training.dropout import dropout_masks, set_update_mode
-from dibs.training.example_rows import completion_rows, lengths, padded_sampling_logprobs, slope
+from dibs.training.example_rows import lengths, padded_sampling_logprobs, slope
 from dibs.training.losses import PolicyLoss
 from dibs.training.norm_sample import NormSample, choose_measured
+from dibs.training.old_logprobs import SAMPLERS, OldLogprobs, log_ratio_rows, sampler_agrees
 from dibs.training.update_metrics import LossGradient, SamplerMismatch, UpdateMetrics, UpdateTally
 from dibs.types import NonFiniteError, TrainingExample
 
@@ -126,14 +127,16 @@ class Updater:
         made_before = self.scheduler.last_epoch
         masks = [(self.seed, made_before + u, self.processes.rank) for u in range(updates)]
         # The first update starts from the very weights that it would be compared with.
-        old = [None, *self._old_logprobs(parts[1:], masks[1:])]
+        old: list[OldLogprobs] = [None]
         tally = UpdateTally()
-        for u, (part, old_logprobs) in enumerate(zip(parts, old, strict=True)):
+        for u, part in enumerate(parts):
             own = None if norms is None else (np.full(len(part), np.nan), chosen[places[u]])
-            mine = self._fresh_gradient(part, old_logprobs, updates, masks[u], own)
+            mine = self._fresh_gradient(part, old[u], updates, masks[u], own)
+            if u == 0:
+                old += self._old_logprobs(parts, masks, mine.log_ratios)
             if norms is not None and own is not None:
                 norms.squares[places[u]] = own[0]
-            made = self._all_reduced(mine)
+            made = mine.summed(self.processes, self.parameters)
             vector = self.projection() if updates > 1 else None
             norm = self._clip()
             if math.isfinite(made.loss) and math.isfinite(norm):
@@ -145,12 +148,15 @@ class Updater:
                 self._skip(f"update {u + 1} of {updates}", made.loss, norm)
                 tally.skipped += 1
         rate = self.scheduler.get_last_lr()[0]
-        return tally.metrics(updates, rate, self._mismatch(tally.log_ratios))
+        mismatch = SamplerMismatch()
+        if self.loss.needs_old_logprobs:
+            mismatch = SamplerMismatch.over(self.processes, tally.log_ratios)
+        return tally.metrics(updates, rate, mismatch)
 
     def gradient(
         self,
         examples: Sequence[TrainingExample],
-        old_logprobs: Sequence[Tensor] | None = None,
+        old_logprobs: OldLogprobs = None,
         scale: float = 1.0,
         squares: np.ndarray | None = None,
         measured: np.ndarray | None = None,
@@ -161,8 +167,7 @@ class Updater:
         into micro-batches, rounding aside.
 
         Args:
-            old_logprobs: before the first update of the step, [T] each; None: the weights have not
-                moved since then.
+            old_logprobs: before the first update of the step.
             squares: gets the squared norm of each measured completion's ``grad log pi(y|x)``, float64
                 [n]; see :func:`.weighted_backward`. None: nothing is measured.
             measured: which completions are, bool [n]; None: all.
@@ -172,7 +177,9 @@ class Updater:
         if measured is None:
             measured = np.full(len(examples), squares is not None)
         for indices, batch, own in self._batches(examples, scale, measured):
-            old = None if old_logprobs is None else [old_logprobs[i] for i in indices]
+            old = old_logprobs
+            if isinstance(old, list):
+                old = [old[i] for i in indices]
             chosen = [examples[i] for i in indices]
             made, norms = self._batch_gradient(chosen, batch, old, scale, measured=own)
             if squares is not None and norms is not None:
@@ -208,7 +215,7 @@ class Updater:
         self,
         examples: Sequence[TrainingExample],
         batch: Batch,
-        old_logprobs: Sequence[Tensor] | None,
+        old_logprobs: OldLogprobs,
         scale: float,
         *,
         measured: bool,
@@ -239,7 +246,7 @@ class Updater:
         examples: Sequence[TrainingExample],
         batch: Batch,
         scores: tuple[Tensor, Tensor],
-        old_logprobs: Sequence[Tensor] | None,
+        old_logprobs: OldLogprobs,
         ref: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
         """The loss of a batch, its sums of metrics, and its log-ratios of learner to sampler.
@@ -253,11 +260,13 @@ class Updater:
         ratios: list[Tensor] = []
         if self.loss.needs_old_logprobs:
             old = logprobs.detach()
-            if old_logprobs is not None:
-                old = pad_sequence(list(old_logprobs), batch_first=True)
+            if isinstance(old_logprobs, list):
+                old = pad_sequence(old_logprobs, batch_first=True)
             sampling = padded_sampling_logprobs(examples, old)
-            felt = learned.tolist()
-            ratios = completion_rows(old - sampling, examples, felt)
+            if old_logprobs == SAMPLERS:
+                old = sampling
+            else:
+                ratios = log_ratio_rows(old - sampling, examples, learned.tolist())
         loss, parts = self.loss(
             logprobs,
             batch.completion_mask & learned.unsqueeze(1),
@@ -295,7 +304,7 @@ class Updater:
     def _fresh_gradient(
         self,
         examples: Sequence[TrainingExample],
-        old_logprobs: Sequence[Tensor] | None,
+        old_logprobs: OldLogprobs,
         scale: float,
         masks: Sequence[int],
         norms: tuple[np.ndarray, np.ndarray] | None,
@@ -340,11 +349,22 @@ class Updater:
         return result
 
     def _old_logprobs(
-        self, parts: Sequence[Sequence[TrainingExample]], masks: Sequence[Sequence[int]]
-    ) -> list[list[Tensor] | None]:
-        """``log pi`` of each part before the first update, [T] a completion; None if without use."""
+        self,
+        parts: Sequence[Sequence[TrainingExample]],
+        masks: Sequence[Sequence[int]],
+        log_ratios: Sequence[Tensor],
+    ) -> Sequence[OldLogprobs]:
+        """``log pi`` of each part but the first before the first update; None if without use.
+
+        ``log_ratios``: of the first part. Where the sampler agrees with the learner on these, no other
+        completion is computed once more.
+        """
+        first, *later = parts
         if not self.loss.needs_old_logprobs:
-            return [None] * len(parts)
+            return [None] * len(later)
+        every = [example for part in later for example in part]
+        if sampler_agrees(log_ratios, first, every):
+            return [SAMPLERS] * len(later)
 
         def masked(part: Sequence[TrainingExample], mask: Sequence[int]) -> list[Tensor]:
             with dropout_masks(*mask):
@@ -353,12 +373,11 @@ class Updater:
         if not self.policy.shares_prompts:
             return [
                 self._with_fitting_batches(part, partial(masked, part, mask))
-                for part, mask in zip(parts, masks, strict=True)
+                for part, mask in zip(later, masks[1:], strict=True)
             ]
         # There is no dropout. More completions of a prompt share it if all parts are computed at once.
-        every = [example for part in parts for example in part]
         found = iter(self._with_fitting_batches(every, partial(self._logprobs, every)))
-        return [list(islice(found, len(part))) for part in parts]
+        return [list(islice(found, len(part))) for part in later]
 
     @torch.no_grad()
     def _logprobs(self, examples: Sequence[TrainingExample]) -> list[Tensor]:
@@ -367,32 +386,6 @@ class Updater:
             for i, row in zip(indices, self.policy.logprobs(batch), strict=True):
                 logprobs[i] = row[: max(len(examples[i].completion_ids), 1)]
         return [logprobs[i] for i in range(len(examples))]
-
-    def _all_reduced(self, mine: LossGradient) -> LossGradient:
-        """Loss and sums over all processes; their gradients are added up in place."""
-        if self.processes.size == 1:
-            return mine
-        self.processes.all_reduce_sum([p.grad for p in self.parameters if p.grad is not None])
-        every = self.processes.all_gather(
-            (mine.loss, {name: float(value) for name, value in mine.sums.items()})
-        )
-        names = {name for _, sums in every for name in sums}
-        added = {
-            name: torch.tensor(sum(sums.get(name, 0.0) for _, sums in every)) for name in names
-        }
-        return LossGradient(sum(loss for loss, _ in every), added, mine.log_ratios)
-
-    def _mismatch(self, log_ratios: Sequence[Tensor]) -> SamplerMismatch:
-        """From the log-ratios of this process's tokens, over all processes."""
-        if not self.loss.needs_old_logprobs:
-            return SamplerMismatch()
-        mine: list[np.ndarray] = []
-        if log_ratios:
-            tokens = torch.cat(list(log_ratios)).cpu().double().numpy()
-            mine = np.split(tokens, np.cumsum([len(each) for each in log_ratios[:-1]]))
-        return SamplerMismatch.of(
-            [each for part in self.processes.all_gather(mine) for each in part]
-        )
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.policy.device)
