@@ -158,6 +158,7 @@ def lora(folder):
         **UNEVEN,
         "actor_rollout_ref.model.lora_rank": 4,
         "actor_rollout_ref.model.lora.merge": True,
+        f"{ACTOR}.optim.lr": 0.01,
         f"{ACTOR}.use_kl_loss": True,
         f"{ACTOR}.kl_loss_coef": 0.1,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 8,
@@ -286,9 +287,12 @@ def test_raft_plus_plus_with_pilots(raft):
 
 def test_lora_with_its_base_as_reference(lora):
     check_counts(lora, 3)
-    for step, line in enumerate(lora.metrics):
+    # Only the first update starts from the base itself. In bfloat16 small divergences round to 0.
+    divergences = [line["actor/kl_loss"] for line in lora.metrics]
+    assert divergences[-1] > 1e-3
+    assert divergences[0] < divergences[-1] / 10
+    for line in lora.metrics:
         assert line["actor/grad_norm"] > 0
-        assert (line["actor/kl_loss"] > 1e-9) == (step > 0)
         # What the rollout drew is of the policy with its adapters.
         assert line["training/rollout_probs_diff_max"] < 0.02
 
