@@ -2,8 +2,9 @@
 
 Both sample the same prompts with the same counts from the same model, at temperature 1 with nothing cut
 off, in batches of as many tokens, on one thread. ``generate`` gets the rows in request order, as
-trainers give them; it returns no log-probabilities, ours does. Tokens are counted up to the end of
-sequence. Counts are ragged: a geometric draw a prompt, as an allocator gives them. Two cases:
+trainers give them; it returns no log-probabilities, ours does. Ours holds prompts once for their
+completions, as `dibs train` lets it. Tokens are counted up to the end of sequence. Counts are ragged: a
+geometric draw a prompt, as an allocator gives them. Two cases:
 
 - arithmetic: the embedded task's warm-started policy; short prompts, completions of 8 tokens on average.
 - long: a random Qwen2 (4 layers of 192), prompts of 16 to 192 tokens, completions of up to 256 whose
@@ -15,8 +16,10 @@ Rounds alternate between the two; the ratio is that of the medians.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from random import Random
@@ -34,7 +37,8 @@ from dibs.model.pretrained import load_policy
 from dibs.model.warm_start import build_tokenizer, warm_started_policy
 from dibs.rollouts.sampling import SampleRequest, collected
 from dibs.rollouts.sampling.transformers import TransformersSampler
-from dibs.types import Prompt
+from dibs.training.sharing_check import try_holding, try_sharing
+from dibs.types import Prompt, TrainingExample
 
 
 class Case:
@@ -50,6 +54,16 @@ class Case:
             for prompt, count in zip(prompts, counts, strict=True)
         ]
         policy.model.eval()
+        self.model = copy.deepcopy(policy.model)  # attention stays that of transformers
+        contexts = [prompt.token_ids for prompt in prompts[:3]]
+        samples = [
+            TrainingExample(context, context[:size], float(size), 1.0)
+            for context in contexts
+            for size in (1, 3, 5)
+        ]
+        reason = try_sharing(policy, samples) or try_holding(policy, contexts, length)
+        if reason is not None:
+            sys.exit(f"{name}: prompts are not held once: {reason}")
 
     def ours(self) -> int:
         """Tokens written by the engine."""
@@ -82,7 +96,7 @@ class Case:
             for row, prompt in enumerate(part):
                 ids[row, width - len(prompt) :] = torch.tensor(prompt)
                 mask[row, width - len(prompt) :] = 1
-            output = policy.model.generate(ids, attention_mask=mask, generation_config=settings)
+            output = self.model.generate(ids, attention_mask=mask, generation_config=settings)
             written = output[:, width:]
             ended = torch.isin(written, torch.tensor(policy.eos_ids))
             lengths = torch.where(ended.any(1), ended.long().argmax(1) + 1, written.shape[1])

@@ -173,15 +173,14 @@ def _verdict(task: str, found: Mapping[str, Any], rows: Sequence[Mapping[str, An
     if seen is None:
         return f"{foretold}; the runs do not tell"
     interval = f" (95% {low:.2g} to {high:.2g})" if low is not None and high is not None else ""
-    agrees = (fewer >= CLEARLY) == (seen >= CLEARLY)
-    if agrees:
-        meant = (
-            "Choosing prompts and counts pays here"
-            if seen >= CLEARLY
-            else "It is not worth it here"
-        )
-    else:
+    if (fewer >= CLEARLY) != (seen >= CLEARLY):
         meant = "The measurement did not foretell this"
+    elif seen < CLEARLY:
+        meant = "It is not worth it here"
+    elif row["verdict"] == "faster":
+        meant = "Choosing prompts and counts pays here"
+    else:
+        meant = "It may pay here, but so few seeds do not show it"
     return f"{foretold}, {seen:.1f} times fewer rollouts seen{interval}. {meant}."
 
 

@@ -20,6 +20,7 @@ def result(task: str, speedup: float | None, **more) -> dict:
         "speedup_rollouts": speedup,
         "speedup_rollouts_low": None,
         "speedup_rollouts_high": None,
+        "verdict": "faster",
         **more,
     }
 
@@ -32,6 +33,7 @@ def result(task: str, speedup: float | None, **more) -> dict:
             result("rare", 3.0),
             "3.0 times fewer rollouts seen. Choosing prompts and counts pays",
         ),
+        (4.8, result("rare", 3.0, verdict="no difference shown"), "seeds do not show it."),
         (1.2, result("rare", 1.1), "It is not worth it here."),
         (None, result("rare", 1.1), "about 1.0 times fewer steps foretold"),
         (4.8, result("rare", 1.0), "The measurement did not foretell this."),
@@ -57,8 +59,11 @@ def test_the_demo_foretells_and_confirms(tmp_path, monkeypatch):
     command = [sys.executable, "examples/demo.py", "--seeds", "2", "--output-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Choosing prompts and counts pays here." in done.stdout
-    assert "It is not worth it here." in done.stdout
+    said = [line for line in done.stdout.splitlines() if "times fewer steps foretold" in line]
+    assert len(said) == 2
+    # Two seeds may be too few to show it.
+    assert "pays here." in said[0] or "It may pay here, but" in said[0]
+    assert "It is not worth it here." in said[1]
     rows = json.loads((tmp_path / "results.json").read_text())
     assert {(row["task"], row["arm"]) for row in rows} == {
         ("rare", "uniform"),

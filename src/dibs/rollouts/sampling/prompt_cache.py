@@ -79,25 +79,29 @@ class PromptCache:
         if options.get("sliding_window") is not None or options.get("position_bias") is not None:
             raise ValueError("attention with a window or a bias cannot go on from held prompts")
         scaling = options.get("scaling")
-        query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         rows, heads, _, width = query.shape
         groups = query.view(rows, key.shape[1], -1, width)
         layer: Any = module.layer_idx
         parts = [
             self._of_prompts(
-                groups, places, self.keys[layer][which], self.values[layer][which], shown
+                groups, places, self.keys[layer][which], self.values[layer][which], added, scaling
             )
-            for which, places, shown in self._alike
+            for which, places, added in self._alike
         ]
         shared, shared_sum = (torch.cat(each)[self._back] for each in zip(*parts, strict=True))
-        own, own_sum = _softmax(groups, key, value, mask)
+        own, own_sum = _softmax(groups, key, value, _added(mask, query), scaling)
         weight = (shared_sum - own_sum).sigmoid().unsqueeze(-1)
         made = torch.lerp(own, shared, weight)
-        return made.to(query.dtype).view(rows, 1, heads, -1)
+        return made.reshape(rows, 1, heads, -1)
 
     @staticmethod
     def _of_prompts(
-        groups: Tensor, places: Tensor, keys: Tensor, values: Tensor, shown: Tensor | None
+        groups: Tensor,
+        places: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        added: Tensor | None,
+        scaling: float | None,
     ) -> tuple[Tensor, Tensor]:
         """:func:`_softmax` of prompts with about as many rows, [G n, H, Q, D] and [G n, H, Q].
 
@@ -105,15 +109,15 @@ class PromptCache:
         """
         together = groups[places.flatten()].unflatten(0, places.shape).transpose(1, 2)
         shape = together.shape[:4]
-        made, sums = _softmax(together.flatten(2, 3), keys, values, shown)
-        made, sums = made.view(*shape, -1), sums.view(shape)
+        made, sums = _softmax(together.flatten(2, 3), keys, values, added, scaling)
+        made, sums = made.unflatten(2, shape[2:]), sums.unflatten(2, shape[2:])
         return made.transpose(1, 2).flatten(0, 1), sums.transpose(1, 2).flatten(0, 1)
 
     def _arrange(self, owner: Tensor) -> None:
         """Put prompts in order, without those that no row needs.
 
         ``_alike``: runs of prompts of which none has less than half of the rows of the first: which they
-        are, their rows [G, n], padded with row 0, and the mask of their keys, None if all are seen.
+        are, their rows [G, n], padded with row 0, and what is added to scores, None if all are seen.
         ``_back``: where each row is in all of these, one after the other, [B].
         """
         counts = owner.bincount(minlength=len(self.mask))
@@ -139,7 +143,11 @@ class PromptCache:
             shown = self.mask[start:end]
             places = pad_sequence(rows[start:end], batch_first=True)
             self._alike.append(
-                (slice(start, end), places, None if shown.all() else shown[:, None, None])
+                (
+                    slice(start, end),
+                    places,
+                    None if shown.all() else _added(shown, self.keys[0])[:, None, None],
+                )
             )
             firsts += range(before, before + (end - start) * most, most)
             before += (end - start) * most
@@ -150,25 +158,27 @@ class PromptCache:
 
 
 def _softmax(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, H, Q, D] of attention to these keys alone, and ln sum exp(scores), [B, H, Q].
 
-    Both in float32.
+    torch's public attention keeps the sums to itself, so this calls the kernel below it.
 
     Args:
-        query: [B, H, Q, D], scaled.
+        query: [B, H, Q, D].
         keys, values: [B, H, L, D].
-        mask: bool [B, 1, 1, L], true for keys that are seen; None if all are.
+        mask: what is added to scores, [B, 1, 1, L]; None: nothing.
+        scaling: of the scores; None: ``D ** -0.5``.
     """
-    scores = (query @ keys.transpose(2, 3)).float()
-    if mask is not None:
-        scores.masked_fill_(~mask, -torch.inf)
-    highest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(highest).exp_()
-    sums = weights.sum(-1, keepdim=True)
-    made = (weights.to(values.dtype) @ values).float() / sums
-    return made, (sums.log_() + highest).squeeze(-1)
+    made, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, attn_mask=mask, scale=scaling
+    )
+    return made, sums
+
+
+def _added(shown: Tensor, like: Tensor) -> Tensor:
+    """What to add to scores so that keys which are not ``shown`` get no weight."""
+    return torch.zeros_like(shown, dtype=like.dtype).masked_fill_(~shown, -torch.inf)
 
 
 def _stacked(parts: Sequence[Tensor], length: int) -> Tensor:
