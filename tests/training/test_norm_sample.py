@@ -62,22 +62,22 @@ def test_the_first_update_is_measured_first(updates):
 
 
 def test_what_is_affordable_by_hand():
-    """Shared: 16 x (9 + 64) tokens, of which an eighth is 146; one costs 1.3 x 17 - 8 = 14.1 more.
+    """Shared: 16 x (9 + 64) tokens, of which a tenth is 117; one costs 1.3 x 17 - 8 = 14.1 more.
 
-    Not shared: 128 x 17 tokens, an eighth is 272; one costs .3 x 17 = 5.1 more. Prompts of 256 and
+    Not shared: 128 x 17 tokens, a tenth is 218; one costs .3 x 17 = 5.1 more. Prompts of 256 and
     completions of 64: 12,288 and 352. Without an advantage there is nothing to add to.
     """
-    assert chosen(step()).sum() in (10, 11)  # 146 / 14.1 = 10.4
-    assert chosen(step(), shared=False).sum() in (53, 54)  # 272 / 5.1 = 53.3
-    assert chosen(step(256, 64)).sum() in (4, 5)  # 16 x 768 / 8 / 352 = 4.4
+    assert chosen(step()).sum() in (8, 9)  # 117 / 14.1 = 8.3
+    assert chosen(step(), shared=False).sum() in (42, 43)  # 218 / 5.1 = 42.7
+    assert chosen(step(256, 64)).sum() in (3, 4)  # 16 x 768 / 10 / 352 = 3.5
     assert chosen(step(idle=PROMPTS)).sum() == 0
 
 
 @pytest.mark.parametrize(
     ("context", "completion", "share", "expected"),
     [
-        # 4 x 2,000 + 32 x 64 tokens, of which an eighth is 1,256; one costs 1.3 x 2,064 - 64 more.
-        (2000, 64, None, 1256 / (1.3 * 2064 - 64)),
+        # 4 x 2,000 + 32 x 64 tokens, of which a tenth is 1,005; one costs 1.3 x 2,064 - 64 more.
+        (2000, 64, None, 1005 / (1.3 * 2064 - 64)),
         (9, 8, 0.01, 0.32),
     ],
 )

@@ -24,7 +24,7 @@ WITHOUT_ADVANTAGE = 1 / 16
 
 Such completions enter no update otherwise.
 """
-_MORE = 0.125
+_MORE = 0.1
 """What measuring may add to the tokens of a step's updates where no share is given."""
 _MEASURED_COST = 1.3
 """What a measured completion costs, in passes over its tokens and its prompt's."""
@@ -35,7 +35,7 @@ class NormSample:
     """The norms that the updates of a step are to measure, and those that they did.
 
     ``classes``: of each of n completions; a prompt's completions of one class are alike. ``share``: of
-    the completions that may be measured, those that are; None: as many as add an eighth to the tokens of
+    the completions that may be measured, those that are; None: as many as add a tenth to the tokens of
     the updates. ``squares``: squared norms of ``grad log pi(y|x)``, float64 [n], NaN where none was
     measured.
     """
@@ -125,7 +125,7 @@ def _affordable(
     *,
     shared: bool,
 ) -> float:
-    """The share of eligible completions whose measuring adds an eighth to the tokens of the updates.
+    """The share of eligible completions whose measuring adds a tenth to the tokens of the updates.
 
     It depends on sums over all of them alone, so that no completion's length decides about itself.
     """
