@@ -102,14 +102,14 @@ def rows(name: str, truth: Truth, repeats: int) -> list[dict]:
 def speed(most: int) -> list[dict]:
     """Exact integer allocation against numpy's sort, for ``most`` prompts and a tenth of them.
 
-    Times are medians of five runs.
+    Times are medians of seven runs.
     """
     result = []
     for m in (most // 10, most):
         sigma = np.exp(np.random.default_rng(0).normal(0, 1.5, m))
         arguments = sigma, 8 * m, np.ones(m, dtype=np.int64), np.full(m, 8 * m)
 
-        def seconds(run, *given, times: int = 5) -> float:
+        def seconds(run, *given, times: int = 7) -> float:
             spent = []
             for _ in range(times):
                 started = time.perf_counter()

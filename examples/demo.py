@@ -180,7 +180,7 @@ def _verdict(task: str, found: Mapping[str, Any], rows: Sequence[Mapping[str, An
     elif row["verdict"] == "faster":
         meant = "Choosing prompts and counts pays here"
     else:
-        meant = "It may pay here, but so few seeds do not show it"
+        meant = "It may pay here, but these seeds do not show it"
     return f"{foretold}, {seen:.1f} times fewer rollouts seen{interval}. {meant}."
 
 

@@ -33,7 +33,7 @@ def result(task: str, speedup: float | None, **more) -> dict:
             result("rare", 3.0),
             "3.0 times fewer rollouts seen. Choosing prompts and counts pays",
         ),
-        (4.8, result("rare", 3.0, verdict="no difference shown"), "seeds do not show it."),
+        (4.8, result("rare", 3.0, verdict="no difference shown"), "these seeds do not show it."),
         (1.2, result("rare", 1.1), "It is not worth it here."),
         (None, result("rare", 1.1), "about 1.0 times fewer steps foretold"),
         (4.8, result("rare", 1.0), "The measurement did not foretell this."),

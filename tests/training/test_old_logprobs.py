@@ -60,14 +60,17 @@ def without_logprobs(made: Sequence[TrainingExample]) -> list[TrainingExample]:
     return [replace(example, sampling_logprobs=()) for example in made]
 
 
-@pytest.mark.parametrize("loss", [RATIO, WEIGHED, PolicyLoss(clip=(0.2, 0.2), beta=0.0)])
-def test_a_sampler_that_agrees_spares_a_pass_and_changes_nothing(policy, monkeypatch, loss):
+@pytest.mark.parametrize(("loss", "computed"), [(RATIO, 24), (WEIGHED, 42)])
+def test_a_sampler_that_agrees_spares_a_pass_and_changes_nothing(
+    policy, monkeypatch, loss, computed
+):
+    """With importance weights nothing is spared, since these are for samplers that differ."""
     made = sampled(policy, 24)
     metrics, after, rows = computed_once(policy, monkeypatch, made, loss, updates_per_step=4)
     plain, expected, more = computed_once(
         policy, monkeypatch, without_logprobs(made), loss, updates_per_step=4
     )
-    assert (rows, more) == (24, 24 + 18)
+    assert (rows, more) == (computed, 24 + 18)
     assert (after - expected).norm() < 1e-3 * (expected - weights(policy)).norm()
     assert metrics.clip_fraction == pytest.approx(plain.clip_fraction)
     assert metrics.loss == pytest.approx(plain.loss, rel=1e-4)
@@ -114,23 +117,25 @@ def test_unknown_log_probabilities_show_no_gap(policy, monkeypatch):
 @pytest.mark.parametrize(
     ("logprobs", "gaps", "agrees"),
     [
-        ((-0.01, -0.5), (0.0, 9e-5), True),
-        ((-0.01, -0.5), (0.0, -2e-4), False),
-        ((-0.01, -0.5), (0.0, float("nan")), False),
+        ([-0.5] * 16, [9e-5], True),
+        ([-0.5] * 16, [-2e-4], False),
+        ([-0.5] * 16, [float("nan")], False),
         (
-            (-0.01, -0.02),
-            (0.0, 0.0),
+            [-0.5] * 15 + [-0.05],
+            [0.0],
             False,
-        ),  # every precision agrees on tokens that are all but certain
-        ((-0.01, float("-inf")), (0.0, float("inf")), False),
+        ),  # all precisions agree on a token that is all but certain
+        ([-0.5] * 16 + [float("-inf")], [float("inf")], False),
     ],
 )
 def test_what_shows_that_the_sampler_agrees(logprobs, gaps, agrees):
-    known = TrainingExample((2, 3), (4, 1), 1.0, 1.0, logprobs)
-    assert sampler_agrees([torch.tensor(gaps)], [known], [known]) is agrees
+    known = TrainingExample((2, 3), (4,) * len(logprobs), 1.0, 1.0, tuple(logprobs))
+    ratios = [torch.tensor(gaps + [0.0] * (len(logprobs) - 1))]
+    assert sampler_agrees(ratios, [known], [known]) is agrees
     assert not sampler_agrees([], [known], [known])
-    assert not sampler_agrees([torch.tensor(gaps)], [known], [replace(known, sampling_logprobs=())])
-    assert not sampler_agrees([torch.tensor(gaps)], [replace(known, advantage=0.0)], [known])
+    assert not sampler_agrees(ratios, [replace(known, advantage=0.0)], [known])
+    for unknown in ((), (*logprobs[1:], float("-inf")), (*logprobs[1:], float("nan"))):
+        assert not sampler_agrees(ratios, [known], [replace(known, sampling_logprobs=unknown)])
 
 
 def test_an_empty_first_update_and_a_single_one(policy, monkeypatch):

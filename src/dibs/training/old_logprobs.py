@@ -3,11 +3,12 @@
 A clipped ratio compares the policy with what it was before the first update. The learner computes that
 with a forward pass over all completions of later updates. Where sampler and learner compute the same, up
 to rounding, the sampler has it already. Whether they do is seen from the first update's own completions,
-in every step anew. So nothing need be known of engine, precision, dropout or annealed temperatures.
+in every step anew. So nothing need be known of engine, precision or dropout.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -25,6 +26,8 @@ _ROUNDING = 1e-4
 
 _DOUBT = 0.1
 """Surprise of a token, in nats, from which on lower precision shows."""
+_DOUBTFUL_TOKENS = 16
+"""So many of these have to agree, since one may do so by luck."""
 
 
 def log_ratio_rows(
@@ -49,18 +52,19 @@ def sampler_agrees(
     """Whether the sampler's log-probabilities can stand for the learner's of ``others``.
 
     They can where they are known and differ by no more than 1e-4 nats a token on the completions that
-    the learner computed. One of these tokens at least must have been in doubt: of a token that is all
-    but certain, every precision says the same.
+    the learner computed. Of these tokens 16 at least must have been in doubt: of a token that is all but
+    certain, every precision says the same.
 
     Args:
         log_ratios: learner's less sampler's log-probabilities of ``compared``, [T] each.
     """
-    if not all(_is_known(example) for example in others):
+    # A sum is finite only where all are.
+    if not all(_is_known(e) and math.isfinite(sum(e.sampling_logprobs)) for e in others):
         return False
-    surprise = max(
-        (-min(e.sampling_logprobs, default=0.0) for e in compared if e.advantage), default=0.0
+    doubtful = sum(
+        value <= -_DOUBT for e in compared if e.advantage for value in e.sampling_logprobs
     )
-    if surprise < _DOUBT or not log_ratios:
+    if doubtful < _DOUBTFUL_TOKENS or not log_ratios:
         return False
     return float(torch.cat(list(log_ratios)).abs().max()) <= _ROUNDING
 

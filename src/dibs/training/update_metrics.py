@@ -35,11 +35,11 @@ class UpdateMetrics:
     with an advantage, in nats.
 
     The last four compare the learner's probabilities with the sampler's. They are None unless the loss
-    needs log-probabilities from before the first update. They are of completions with an advantage:
-    those of the first update alone where its gap is mere rounding, since the learner then computes no
-    others before the update. ``sampler_gap``: mean of ``|ln ratio|`` over tokens; ``sampler_gap_max``:
-    the largest. ``token_ratios`` and ``sequence_ratios``: numbers of tokens and of completions whose
-    ratio lies between two of the :data:`RATIO_EDGES`.
+    needs log-probabilities from before the first update. They are of the completions that are learned
+    from: in a process where the gap is mere rounding, of those in its first update alone, since the
+    learner then computes no others before the update. ``sampler_gap``: mean of ``|ln ratio|`` over
+    tokens; ``sampler_gap_max``: the largest. ``token_ratios`` and ``sequence_ratios``: numbers of tokens
+    and of completions whose ratio lies between two of the :data:`RATIO_EDGES`.
     """
 
     updates: int

@@ -178,7 +178,7 @@ class Updater:
             measured = np.full(len(examples), squares is not None)
         for indices, batch, own in self._batches(examples, scale, measured):
             old = old_logprobs
-            if isinstance(old, list):
+            if old is not None and old != SAMPLERS:
                 old = [old[i] for i in indices]
             chosen = [examples[i] for i in indices]
             made, norms = self._batch_gradient(chosen, batch, old, scale, measured=own)
@@ -260,7 +260,7 @@ class Updater:
         ratios: list[Tensor] = []
         if self.loss.needs_old_logprobs:
             old = logprobs.detach()
-            if isinstance(old_logprobs, list):
+            if old_logprobs is not None and old_logprobs != SAMPLERS:
                 old = pad_sequence(old_logprobs, batch_first=True)
             sampling = padded_sampling_logprobs(examples, old)
             if old_logprobs == SAMPLERS:
@@ -357,13 +357,14 @@ class Updater:
         """``log pi`` of each part but the first before the first update; None if without use.
 
         ``log_ratios``: of the first part. Where the sampler agrees with the learner on these, no other
-        completion is computed once more.
+        completion is computed once more; never with importance sampling, which is for those that differ.
         """
         first, *later = parts
         if not self.loss.needs_old_logprobs:
             return [None] * len(later)
         every = [example for part in later for example in part]
-        if sampler_agrees(log_ratios, first, every):
+        weighed = self.loss.importance_sampling is not None
+        if not weighed and sampler_agrees(log_ratios, first, every):
             return [SAMPLERS] * len(later)
 
         def masked(part: Sequence[TrainingExample], mask: Sequence[int]) -> list[Tensor]:
