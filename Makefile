@@ -6,6 +6,8 @@ DEMO_ARGS ?=
 STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_GPU_VENV := .venv-vllm-gpu
+VLLM_GPU_STAMP := $(VLLM_GPU_VENV)/.installed
 VERL_VENV := .venv-verl
 VERL_STAMP := $(VERL_VENV)/.installed
 TRL_VENV := .venv-trl
@@ -20,7 +22,7 @@ WHEEL_TRL_VENV := .venv-wheel-trl
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu soak lint format \
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu test-gpu-vllm soak lint format \
 	constraints trl bench-step bench-trl bench-verl bench-gpu docs reference pictures package audit clean
 
 help:
@@ -32,6 +34,7 @@ help:
 	@echo "make test-verl  the tests with verl on the CPU; builds $(VERL_VENV) (2.1 GB)"
 	@echo "make test-page  the report in a browser: looks, accessibility; screenshots in runs/page"
 	@echo "make test-gpu   the tests on a GPU; needs one that torch sees"
+	@echo "make test-gpu-vllm  vLLM's log-probabilities against the policy's on a GPU; builds $(VLLM_GPU_VENV) (8 GB)"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make soak       2,000 steps with kills, full disks and lost verifiers: 7 minutes; BENCH_ARGS as below"
@@ -153,9 +156,27 @@ test-sources: $(STAMP)
 # The ordinary environment: torch's own wheels run on CUDA.
 test-gpu: $(STAMP)
 	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
-		$(BIN)/python -m pytest -q -m gpu tests/gpu; \
+		$(BIN)/python -m pytest -q -m gpu tests/gpu && \
+		echo "vLLM on the GPU has an environment of its own: make test-gpu-vllm"; \
 	else \
 		echo "SKIPPED: torch sees no GPU here"; \
+	fi
+
+$(VLLM_GPU_STAMP): pyproject.toml
+	@echo "Installing vLLM for GPUs into $(VLLM_GPU_VENV); this takes some minutes the first time."
+	rm -rf $(VLLM_GPU_VENV)
+	$(PYTHON) -m venv $(VLLM_GPU_VENV)
+	$(VLLM_GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[vllm]' \
+		filelock pytest pytest-timeout
+	touch $@
+
+test-gpu-vllm:
+	@if ! nvidia-smi >/dev/null 2>&1; then \
+		echo "SKIPPED: there is no GPU here"; \
+	elif $(MAKE) --no-print-directory $(VLLM_GPU_STAMP); then \
+		$(VLLM_GPU_VENV)/bin/python -m pytest -q -m gpu tests/gpu -k vllm; \
+	else \
+		echo "SKIPPED: vLLM for GPUs cannot be had here (see above)"; \
 	fi
 
 bench-gpu: $(STAMP)

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 
 from dibs.allocation.allocators import solve
 from dibs.allocation.cross_fit import (
@@ -79,7 +80,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2000, help="steps of a row (default: 2000)")
+    parser.add_argument(
+        "--steps", type=positive, default=2000, help="steps of a row (default: 2000)"
+    )
     parser.add_argument("--json", action="store_true", help="print an object")
     args = parser.parse_args()
     config = load_config(

@@ -30,6 +30,7 @@ from measured_policies import Pilots, Truth, add_options, policy
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 
 from dibs.allocation.allocators import solve
 from dibs.allocation.history import History
@@ -183,7 +184,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    parser.add_argument("--repeats", type=int, default=200, help="draws of pilots (default: 200)")
+    parser.add_argument(
+        "--repeats", type=positive, default=200, help="draws of pilots (default: 200)"
+    )
     parser.add_argument(
         "--timed-prompts", type=int, default=10**7, help="most prompts of the timed allocation"
     )

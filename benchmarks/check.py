@@ -8,8 +8,8 @@ regression. What runs, and which keys are ratios, is in `BENCHMARKS` below.
     python benchmarks/check.py sampling allocation     some
     python benchmarks/check.py --fresh DIR             keeps fresh results; runs what DIR lacks
 
-Exit status: 0 where no ratio is worse, 1 where one is, 2 where none is but a benchmark failed. A
-benchmark whose environment or data are not at hand is skipped, with the reason.
+Exit status: 0 where no ratio is worse, 1 where one is, 2 where none is but a benchmark failed or nothing
+could be compared. A benchmark whose environment or data are not at hand is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ BENCHMARKS = {
         "--arms update --json",
     ),
     "sampling": Benchmark({"cases.0.speedup": HIGHER, "cases.1.speedup": HIGHER}),
+    "shared_prefixes": Benchmark(
+        {"shapes.long.update_speedup": HIGHER, "shapes.short.update_speedup": HIGHER}
+    ),
     "step": Benchmark(
         {"speedup_vs_trl": HIGHER, "speedup_vs_trl_long_prompts": HIGHER}, environment=".venv-trl"
     ),
@@ -122,8 +125,10 @@ class Findings:
 
     @property
     def exit_status(self) -> int:
-        """1 after a regression, else 2 after a failure, else 0."""
-        return 1 if self.regressions else 2 if self.failed else 0
+        """1 after a regression, else 2 after a failure or without any comparison, else 0."""
+        if self.regressions:
+            return 1
+        return 2 if self.failed or not self.compared else 0
 
 
 class FailedError(Exception):
@@ -263,6 +268,12 @@ def main(words: Sequence[str] | None = None) -> int:
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]}; known: {', '.join(BENCHMARKS)}")
+    if not args.kept.is_dir():
+        parser.error(f"--kept {args.kept} is no folder")
+    if args.fresh is not None and args.fresh.exists() and not args.fresh.is_dir():
+        parser.error(f"--fresh {args.fresh} is no folder")
+    if not args.tolerance >= 0:
+        parser.error(f"--tolerance {args.tolerance} must be 0 or more")
     progress = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
         fresh = args.fresh or Path(temporary)

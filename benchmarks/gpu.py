@@ -5,7 +5,9 @@ coin. In each round a step is taken apart and timed: sampling with the transform
 update, exact norms in a pass of their own, one update that measures norms itself (`grad_norm update`),
 and the gradients of the variance meter. Numbers are medians over rounds, after a warm-up. MFU is six
 times the multiplied weights times the tokens, over the seconds and the card's dense bfloat16 peak;
-attention is not counted. Where a Python has TRL (`--trl-python`), its steps of the same shape are timed.
+attention is not counted. Updates compute a prompt once for its completions, as those of `dibs train` do
+(`prompts_shared` says so); tokens and MFU count it for each. Where a Python has TRL (`--trl-python`),
+its steps of the same shape are timed.
 
     python benchmarks/gpu.py [--json]
     python benchmarks/gpu.py --size 0.5b
@@ -30,9 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from grad_norms import PRESETS, cpu_name
+from grad_norms import PRESETS
 from rich.console import Console
 from rich.table import Table
+from shared import cpu_name, positive
 from transformers import AutoModelForCausalLM, Qwen2Config
 from variance_cost import meter_of
 
@@ -45,6 +48,7 @@ from dibs.rollouts.sampling import SampleRequest, collected
 from dibs.rollouts.sampling.transformers import TransformersSampler
 from dibs.training.losses import PolicyLoss
 from dibs.training.norm_sample import NormSample
+from dibs.training.sharing_check import made_up_examples, try_sharing
 from dibs.training.updater import Updater
 from dibs.types import Completion, Group, Prompt, Rollout
 
@@ -175,6 +179,8 @@ def matrices(policy: Policy) -> int:
 def measured(size: str, args: argparse.Namespace, peak: float | None) -> dict[str, Any]:
     """What a size gives: seconds, tokens/s, MFU, and the share of a step spent on estimation."""
     policy = build_policy(size, args)
+    contexts = [prompt.token_ids for prompt in draw_prompts(policy, args)[:3]]
+    alone = try_sharing(policy, made_up_examples(contexts, args.length))
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rounds = [one_round(policy, args) for _ in range(args.rounds + 1)][1:]
@@ -185,6 +191,7 @@ def measured(size: str, args: argparse.Namespace, peak: float | None) -> dict[st
     of_update = max(row["update with norms"] - row["update"], 0.0)
     result = {
         "parameters": sum(p.numel() for p in policy.model.parameters()),
+        "prompts_shared": "yes" if alone is None else f"no: {alone}",
         "seconds": row,
         "sampled_tokens_per_second": sampled / row["sampling"],
         "update_tokens_per_second": tokens / row["update"],
@@ -242,13 +249,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["0.5b", "1.5b"])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--prompts", type=int, default=16, help="prompts a step, 2 or more")
-    parser.add_argument("--generations", type=int, default=8, help="completions a prompt")
-    parser.add_argument("--context", type=int, default=128, help="tokens of a prompt, even")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a completion")
-    parser.add_argument("--micro-batch-tokens", type=int, default=16384)
-    parser.add_argument("--batch-tokens", type=int, default=2**17, help="of sampling")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up")
+    parser.add_argument("--prompts", type=positive, default=16, help="prompts a step, 2 or more")
+    parser.add_argument("--generations", type=positive, default=8, help="completions a prompt")
+    parser.add_argument("--context", type=positive, default=128, help="tokens of a prompt, even")
+    parser.add_argument("--length", type=positive, default=128, help="tokens of a completion")
+    parser.add_argument("--micro-batch-tokens", type=positive, default=16384)
+    parser.add_argument("--batch-tokens", type=positive, default=2**17, help="of sampling")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds after a warm-up")
     parser.add_argument("--peak-tflops", type=float, help="of a card that is not known")
     own = FOLDER.parent / ".venv-trl/bin/python"
     parser.add_argument("--trl-python", type=Path, default=own, metavar="FILE")

@@ -15,20 +15,19 @@ import argparse
 import copy
 import json
 import os
-import platform
 import random
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from shared import cpu_name, positive
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -288,12 +287,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="small", help="model and samples")
-    parser.add_argument("--samples", type=int, help="samples in place of the preset's, at least 4")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds after the warm-up")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    parser.add_argument(
+        "--samples", type=positive, help="samples in place of the preset's, at least 4"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="rounds after the warm-up")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--vocabulary", type=int, help="another vocabulary size")
+    parser.add_argument("--vocabulary", type=positive, help="another vocabulary size")
     parser.add_argument("--tied", action="store_true", help="tie input and output embeddings")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
@@ -351,14 +352,6 @@ def arithmetic_bound(policy: Policy, preset: dict) -> dict[str, float]:
         len(s.context_ids) + len(s.completion_ids) for s in draw_samples(preset, preset["samples"])
     )
     return {"matmul_flops_per_second": rate, "seconds": 6 * matrices * tokens / rate}
-
-
-def cpu_name() -> str:
-    """Model of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 def print_tables(result: dict) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from step_tasks import SHAPES, TASKS, configuration, of_shape
 
 import dibs
@@ -83,18 +84,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7, help="rounds after one to warm up")
+    parser.add_argument("--rounds", type=positive, default=7, help="rounds after one to warm up")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
-    parser.add_argument("--generations", type=int, default=8, help="completions a prompt")
-    parser.add_argument("--layers", type=int, help="layers of the policy, in place of a shape's")
-    parser.add_argument("--hidden-size", type=int, help="its width, likewise")
+    parser.add_argument("--generations", type=positive, default=8, help="completions a prompt")
+    parser.add_argument(
+        "--layers", type=positive, help="layers of the policy, in place of a shape's"
+    )
+    parser.add_argument("--hidden-size", type=positive, help="its width, likewise")
     parser.add_argument(
         "--warm-start-updates",
         type=int,
         default=WarmStartConfig().updates,
         help="of its warm start",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of torch")
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()
     args.warmup_steps, args.steps = 0, 1

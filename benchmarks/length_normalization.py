@@ -41,6 +41,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 from two_lengths import FORMULAS, Case, Scene, build_scene
 
 from dibs.allocation.allocators import solve
@@ -216,13 +217,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lengths", type=int, nargs=2, default=[10, 100], help="tokens")
-    parser.add_argument("--prompts", type=int, default=16, help="half of each length")
-    parser.add_argument("--samples", type=int, default=200, help="of a prompt: the truth")
-    parser.add_argument("--pool", type=int, default=100, help="of a prompt: they decide counts")
-    parser.add_argument("--groups", type=int, default=400, help="drawn for each variance")
-    parser.add_argument("--repeats", type=int, default=100, help="draws of deciding completions")
-    parser.add_argument("--policies", type=int, default=3, help="random policies")
+    parser.add_argument("--lengths", type=positive, nargs=2, default=[10, 100], help="tokens")
+    parser.add_argument("--prompts", type=positive, default=16, help="half of each length")
+    parser.add_argument("--samples", type=positive, default=200, help="of a prompt: the truth")
+    parser.add_argument(
+        "--pool", type=positive, default=100, help="of a prompt: they decide counts"
+    )
+    parser.add_argument("--groups", type=positive, default=400, help="drawn for each variance")
+    parser.add_argument(
+        "--repeats", type=positive, default=100, help="draws of deciding completions"
+    )
+    parser.add_argument("--policies", type=positive, default=3, help="random policies")
     parser.add_argument("--json", action="store_true", help="print a list of rows")
     args = parser.parse_args()
     result = rows(args)

@@ -20,6 +20,7 @@ import time
 import torch
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from torch import Tensor, nn
 
 from dibs.model.token_logprobs import full_logprobs, token_logprobs
@@ -85,11 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vocabulary", type=int, default=150_000)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--hidden-size", type=int, default=896)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vocabulary", type=positive, default=150_000)
+    parser.add_argument("--rows", type=positive, default=4)
+    parser.add_argument("--length", type=positive, default=1024)
+    parser.add_argument("--hidden-size", type=positive, default=896)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--form", help=argparse.SUPPRESS)
     args = parser.parse_args()

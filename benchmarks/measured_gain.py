@@ -31,6 +31,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 
 from dibs.config import WarmStartConfig
 from dibs.config.load import load_config
@@ -216,11 +217,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="prompts of the task")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of the truth")
-    parser.add_argument("--per-step", type=int, default=PER_STEP, help="prompts of a step")
-    parser.add_argument("--window", type=int, default=WINDOW, help="steps of a window")
-    parser.add_argument("--windows", type=int, default=WINDOWS, help="windows of a cell")
+    parser.add_argument("--prompts", type=positive, default=PROMPTS, help="prompts of the task")
+    parser.add_argument(
+        "--samples", type=positive, default=SAMPLES, help="completions of the truth"
+    )
+    parser.add_argument("--per-step", type=positive, default=PER_STEP, help="prompts of a step")
+    parser.add_argument("--window", type=positive, default=WINDOW, help="steps of a window")
+    parser.add_argument("--windows", type=positive, default=WINDOWS, help="windows of a cell")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=["cross_fit", "online"])
     parser.add_argument(
         "--warm-start-updates",

@@ -21,6 +21,7 @@ import torch
 from platformdirs import user_cache_dir
 from rich.console import Console
 from rich.progress import track
+from shared import positive
 
 from dibs.allocation.target import Target
 from dibs.config import WarmStartConfig
@@ -103,8 +104,12 @@ PROMPTS, SAMPLES = 96, 256
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of a benchmark that measures policies; :func:`policy` reads them."""
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="measured prompts of a policy")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each prompt")
+    parser.add_argument(
+        "--prompts", type=positive, default=PROMPTS, help="measured prompts of a policy"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=SAMPLES, help="completions of each prompt"
+    )
     parser.add_argument(
         "--warm-start-updates",
         type=int,

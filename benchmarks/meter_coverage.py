@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import binom
+from shared import positive
 
 from dibs.allocation.group_variance import GroupGradient, coefficients, features
 from dibs.allocation.target import Target
@@ -354,7 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=40, help="runs of each cell (default: 40)")
+    parser.add_argument("--runs", type=positive, default=40, help="runs of each cell (default: 40)")
     parser.add_argument("--estimators", nargs="+", default=list(ESTIMATORS), choices=ESTIMATORS)
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()

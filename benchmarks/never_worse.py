@@ -38,6 +38,7 @@ from measured_policies import (
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 
 from dibs.allocation.allocators import expected_gain, solve, uniform
 from dibs.allocation.cross_fit import GradientPart, cross_fit
@@ -156,7 +157,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=300, help="steps of a cell (default: 300)")
+    parser.add_argument(
+        "--steps", type=positive, default=300, help="steps of a cell (default: 300)"
+    )
     add_options(parser)
     parser.add_argument(
         "--policies", nargs="*", default=list(RECIPES), help="of measured_policies.py"

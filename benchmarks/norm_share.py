@@ -25,6 +25,7 @@ from never_worse import PER_PROMPT, PER_STEP, TARGETS, simulated
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 
 from dibs.allocation.allocators import solve, uniform
 from dibs.allocation.history import History
@@ -109,9 +110,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=300, help="steps of a cell (default: 300)")
+    parser.add_argument(
+        "--steps", type=positive, default=300, help="steps of a cell (default: 300)"
+    )
     add_options(parser)
-    parser.add_argument("--per-step", type=int, default=PER_STEP, help="prompts of a step")
+    parser.add_argument("--per-step", type=positive, default=PER_STEP, help="prompts of a step")
     parser.add_argument(
         "--policies", nargs="*", default=list(RECIPES), help="of measured_policies.py"
     )

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from long_prompts import LONG_COMPLETION, save_long_prompts
 from rich.console import Console
+from shared import positive
 
 from dibs.config import Config, WarmStartConfig
 from dibs.loop import Trainer
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", choices=["update", "exact"], default=["update", "exact"]
     )
-    parser.add_argument("--rounds", type=int, default=12, help="timed steps of each arm")
+    parser.add_argument("--rounds", type=positive, default=12, help="timed steps of each arm")
     parser.add_argument("--warmup-rounds", type=int, default=3, help="steps before them")
     parser.add_argument("--updates", type=int, default=1, help="optimizer updates a step")
     parser.add_argument(

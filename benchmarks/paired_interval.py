@@ -31,6 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from scipy.special import expit, logit, stdtrit
+from shared import positive
 
 from dibs.allocation.intervals import clustered_interval, paired_interval
 
@@ -134,7 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=4000, help="simulations of each world and size")
+    parser.add_argument(
+        "--runs", type=positive, default=4000, help="simulations of each world and size"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON value")
     options = parser.parse_args()
     rows = [

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 
 from dibs import BudgetConfig, PromptBudget
 
@@ -72,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="choices that are timed")
-    parser.add_argument("--largest", type=int, default=1_000_000, help="largest pool")
+    parser.add_argument("--repeats", type=positive, default=REPEATS, help="choices that are timed")
+    parser.add_argument("--largest", type=positive, default=1_000_000, help="largest pool")
     parser.add_argument(
         "--step-seconds", type=float, default=STEP_SECONDS, help="seconds of a step to compare with"
     )

@@ -30,6 +30,7 @@ from gradient_tables import Table, World, table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table as Shown
+from shared import positive
 
 from dibs.allocation.choice import choose
 from dibs.allocation.cross_fit import (
@@ -228,11 +229,11 @@ def main() -> None:
     )
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--steps", type=int, default=1000, help="steps of each arm")
+    parser.add_argument("--steps", type=positive, default=1000, help="steps of each arm")
     parser.add_argument("--filling", type=int, default=FILLING, help="steps before them")
     parser.add_argument("--shares", action="store_true", help="also other uniform shares")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="training prompts")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="completions of each")
+    parser.add_argument("--prompts", type=positive, default=PROMPTS, help="training prompts")
+    parser.add_argument("--samples", type=positive, default=SAMPLES, help="completions of each")
     parser.add_argument(
         "--warm-start-updates",
         type=int,

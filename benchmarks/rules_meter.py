@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
+from shared import positive
 
 from dibs.allocation.simulated_steps import StepNoise
 from dibs.config import Config
@@ -130,9 +131,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", default=["arithmetic", "polar", "lengths"])
-    parser.add_argument("--prompts", type=int, default=64, help="measured, of each task")
-    parser.add_argument("--completions", type=int, default=48, help="of each measured prompt")
-    parser.add_argument("--steps", type=int, default=500, help="simulated, of each rule")
+    parser.add_argument("--prompts", type=positive, default=64, help="measured, of each task")
+    parser.add_argument("--completions", type=positive, default=48, help="of each measured prompt")
+    parser.add_argument("--steps", type=positive, default=500, help="simulated, of each rule")
     parser.add_argument("--warm-start-updates", type=int, help="of the starting policy; for tests")
     parser.add_argument("--json", action="store_true", help="print one object")
     options = parser.parse_args()

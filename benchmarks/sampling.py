@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import PolicyConfig, WarmStartConfig
@@ -37,8 +38,8 @@ from dibs.model.pretrained import load_policy
 from dibs.model.warm_start import build_tokenizer, warm_started_policy
 from dibs.rollouts.sampling import SampleRequest, collected
 from dibs.rollouts.sampling.transformers import TransformersSampler
-from dibs.training.sharing_check import try_holding, try_sharing
-from dibs.types import Prompt, TrainingExample
+from dibs.training.sharing_check import made_up_examples, try_holding, try_sharing
+from dibs.types import Prompt
 
 
 class Case:
@@ -56,11 +57,7 @@ class Case:
         policy.model.eval()
         self.model = copy.deepcopy(policy.model)  # attention stays that of transformers
         contexts = [prompt.token_ids for prompt in prompts[:3]]
-        samples = [
-            TrainingExample(context, context[:size], float(size), 1.0)
-            for context in contexts
-            for size in (1, 3, 5)
-        ]
+        samples = made_up_examples(contexts, length)
         reason = try_sharing(policy, samples) or try_holding(policy, contexts, length)
         if not policy.holds_prompts:
             sys.exit(f"{name}: prompts are not held once: {reason}")
@@ -188,8 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=64, help="prompts a case (default: 64)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds counted (default: 5)")
+    parser.add_argument("--prompts", type=positive, default=64, help="prompts a case (default: 64)")
+    parser.add_argument("--rounds", type=positive, default=5, help="rounds counted (default: 5)")
     parser.add_argument(
         "--warm-start-updates",
         type=int,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 
 from dibs.config import CheckpointConfig, Config, WarmStartConfig
 from dibs.config.load import load_config
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=20, help="training steps of each run")
+    parser.add_argument("--steps", type=positive, default=20, help="training steps of each run")
     parser.add_argument(
         "--warm-start-updates",
         type=int,

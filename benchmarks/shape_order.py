@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 
 from dibs.config import Config
 from dibs.runs.console import NoView
@@ -97,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=128, help="prompts that are measured")
+    parser.add_argument("--prompts", type=positive, default=128, help="prompts that are measured")
     parser.add_argument("--warm-start-updates", type=int, help="fewer make it quick, for tests")
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()

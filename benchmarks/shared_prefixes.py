@@ -27,6 +27,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dibs.config import UpdateConfig
@@ -185,10 +186,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--layers", type=positive, default=4)
+    parser.add_argument("--width", type=positive, default=256)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--out", type=Path, help="file that gets the JSON too")

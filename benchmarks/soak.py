@@ -29,6 +29,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from soak_processes import (
     Disk,
     Seen,
@@ -339,8 +340,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of each run")
-    parser.add_argument("--kill-every", type=int, default=100, help="steps from kill to kill")
+    parser.add_argument("--steps", type=positive, default=2000, help="training steps of each run")
+    parser.add_argument("--kill-every", type=positive, default=100, help="steps from kill to kill")
     parser.add_argument(
         "--verifier-every", type=int, default=50, help="steps between kills of a verifier's worker"
     )

@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from shared import cpu_name, positive
 from step_tasks import LEARNING_RATE, SHAPES, TASKS, Task, configuration, of_shape
 
 import dibs
@@ -214,36 +214,28 @@ def compare(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    """Model of the processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides")
-    parser.add_argument("--steps", type=int, default=6, help="timed steps of a round")
+    parser.add_argument("--rounds", type=positive, default=5, help="rounds of both sides")
+    parser.add_argument("--steps", type=positive, default=6, help="timed steps of a round")
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps before them")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[*SHAPES])
-    parser.add_argument("--prompts", type=int, help="prompts a step, in place of a shape's")
-    parser.add_argument("--generations", type=int, default=8, help="completions a prompt")
+    parser.add_argument("--prompts", type=positive, help="prompts a step, in place of a shape's")
+    parser.add_argument("--generations", type=positive, default=8, help="completions a prompt")
     parser.add_argument("--updates", type=int, help="optimizer updates a step, likewise")
-    parser.add_argument("--length", type=int, help="tokens a completion at most, likewise")
-    parser.add_argument("--hidden-size", type=int, help="width of the policy, likewise")
-    parser.add_argument("--layers", type=int, help="layers of the policy, likewise")
+    parser.add_argument("--length", type=positive, help="tokens a completion at most, likewise")
+    parser.add_argument("--hidden-size", type=positive, help="width of the policy, likewise")
+    parser.add_argument("--layers", type=positive, help="layers of the policy, likewise")
     parser.add_argument(
         "--warm-start-updates",
         type=int,
         default=WarmStartConfig().updates,
         help="updates of the policy's warm start; fewer for a quick try",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of torch")
     parser.add_argument(
         "--trl-python",
         type=Path,

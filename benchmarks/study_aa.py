@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from shared import positive
 
 from dibs.files import read_lines
 from dibs.report.costs import COSTS, Evaluations, compare_evaluations
@@ -115,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tests", type=int, default=2000, help="tests a row (default: 2000)")
+    parser.add_argument("--tests", type=positive, default=2000, help="tests a row (default: 2000)")
     parser.add_argument("--curves", type=Path, help="curves.jsonl of a study of 10 seeds or more")
     parser.add_argument("--json", action="store_true", help="print a list of rows")
     args = parser.parse_args()

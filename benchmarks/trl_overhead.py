@@ -32,6 +32,7 @@ import transformers
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -133,12 +134,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prompts", type=int, default=32, help="a step")
-    parser.add_argument("--generations", type=int, default=8, help="a prompt")
-    parser.add_argument("--length", type=int, default=48, help="most tokens of a completion")
-    parser.add_argument("--hidden-size", type=int, default=96, help="of the model")
-    parser.add_argument("--steps", type=int, default=6, help="timed ones of a run")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--prompts", type=positive, default=32, help="a step")
+    parser.add_argument("--generations", type=positive, default=8, help="a prompt")
+    parser.add_argument("--length", type=positive, default=48, help="most tokens of a completion")
+    parser.add_argument("--hidden-size", type=positive, default=96, help="of the model")
+    parser.add_argument("--steps", type=positive, default=6, help="timed ones of a run")
+    parser.add_argument("--rounds", type=positive, default=6)
     parser.add_argument("--mode", default="online", choices=("online", "none"))
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()

@@ -6,7 +6,7 @@ as an update does. The meter measures the same groups twice: for an objective wi
 of gradients are two a prompt, and for one without, whose sum is over accepted completions. All three run
 in turn, `--rounds` times; ratios are medians over rounds of the ratio within a round. CPU seconds of the
 process are compared beside seconds, since other programs of a busy machine hardly change them. Sampling
-is no part of it. Fewer prompts have the same ratio, since each is measured by itself.
+is no part of it. Fewer prompts have nearly the same ratio.
 
     python benchmarks/variance_cost.py [--json]
     python benchmarks/variance_cost.py --prompts 8 --rounds 3
@@ -29,9 +29,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
-from grad_norms import PadTokenizer, cpu_name, plain_pass
+from grad_norms import PadTokenizer, plain_pass
 from rich.console import Console
 from rich.table import Table
+from shared import cpu_name, positive
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from dibs.config import Config
@@ -147,13 +148,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, default="100m", help="the model")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts; 2 or more")
-    parser.add_argument("--generations", type=int, default=16, help="completions of each")
-    parser.add_argument("--context", type=int, default=32, help="tokens of a prompt")
-    parser.add_argument("--length", type=int, default=32, help="tokens of the longest completion")
-    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="of both ways")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds after a warm-up")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    parser.add_argument("--prompts", type=positive, default=64, help="prompts; 2 or more")
+    parser.add_argument("--generations", type=positive, default=16, help="completions of each")
+    parser.add_argument("--context", type=positive, default=32, help="tokens of a prompt")
+    parser.add_argument(
+        "--length", type=positive, default=32, help="tokens of the longest completion"
+    )
+    parser.add_argument("--micro-batch-tokens", type=positive, default=2048, help="of both ways")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds after a warm-up")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -29,6 +29,7 @@ from typing import Any
 from math_verify import parse, verify
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from verifier_cases import case_rates, print_rates
 
 from dibs.config import DataConfig, VerifyConfig
@@ -130,7 +131,7 @@ def main() -> None:
         metavar="FILE",
         help="rows with an answer and perhaps a solution; the first file is timed",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds of each way")
     parser.add_argument("--json", action="store_true", help="print one object")
     parser.add_argument("--cases", type=Path, metavar="FILE", help="cases with a known verdict")
     args = parser.parse_args()

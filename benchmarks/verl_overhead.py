@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shared import positive
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "with_verl"))
@@ -95,7 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=82, help="of the run, both kinds together")
+    parser.add_argument(
+        "--steps", type=positive, default=82, help="of the run, both kinds together"
+    )
     parser.add_argument("--allocator", default="uniform")
     parser.add_argument("--json", action="store_true", help="print one object")
     args = parser.parse_args()

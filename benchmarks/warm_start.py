@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from shared import positive
 from torch import nn
 
 from dibs.config import PolicyConfig, WarmStartConfig
@@ -112,12 +113,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=1, help="policies of each recipe")
+    parser.add_argument("--seeds", type=positive, default=1, help="policies of each recipe")
     parser.add_argument("--adamw-updates", type=int, default=1600, help="updates of AdamW alone")
     parser.add_argument(
         "--updates", type=int, default=WarmStartConfig().updates, help="updates of our recipe"
     )
-    parser.add_argument("--problems", type=int, default=400, help="problems that score a policy")
+    parser.add_argument(
+        "--problems", type=positive, default=400, help="problems that score a policy"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -140,6 +140,22 @@ def test_without_a_class_nothing_is_known(target):
     assert sigma_posterior(everything, np.zeros((4, 6)), target) is None
 
 
+@pytest.mark.parametrize("prompts", [3, 4, 5, 6])
+@pytest.mark.filterwarnings("error")
+def test_few_prompts_have_a_gain_too(prompts):
+    """The variance between prompts is fitted to as few as three, about a line through nearly all."""
+    rng = np.random.default_rng(prompts)
+    for seed in range(30):
+        rates = rng.beta(1, 1, prompts)
+        norms = np.exp(5 - 1.3 * np.log(rates.clip(0.02)) + rng.normal(0, 0.4, prompts))
+        taken, squares = drawn(rates, norms, norms, seed, tail=20.0)
+        posterior = sigma_posterior(taken, squares, LL)
+        if posterior is not None and posterior.known.sum() >= 3:
+            gain = posterior.achievable_gain(np.ones(prompts)).value
+            assert gain is not None
+            assert 1 <= gain < 50
+
+
 def test_the_shared_signal_does_not_matter():
     taken, squares = drawn(np.full(12, 0.4), np.ones(12), np.ones(12), 0)
     without, half = (sigma_posterior(taken, squares, GRPO, signal) for signal in (0.0, 0.5))

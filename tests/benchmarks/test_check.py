@@ -81,7 +81,7 @@ def test_what_cannot_run_here_is_skipped(scene, capsys):
 def test_what_was_never_kept_is_skipped(scene, capsys):
     (scene / "kept/one.json").unlink()
     status, found, _ = outcome(scene, capsys, {"one": KEPT}, "one")
-    assert (status, found["compared"]) == (0, [])
+    assert (status, found["compared"]) == (2, [])
     assert "there is no" in found["skipped"]["one"]
 
 
@@ -132,6 +132,36 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         check.main(["nothing"])
     assert "unknown benchmark nothing; known: allocation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--kept", "nowhere"), "--kept nowhere is no folder"),
+        (("--fresh", __file__), "is no folder"),
+        (("--tolerance", "-1"), "--tolerance -1.0 must be 0 or more"),
+        (("--tolerance", "nan"), "--tolerance nan must be 0 or more"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(capsys, words, why):
+    with pytest.raises(SystemExit, match="2"):
+        check.main(words)
+    assert why in capsys.readouterr().err
+
+
+WITHOUT_RATIOS = {
+    *("accept_rates", "count_factors", "length_normalization", "measured_gain", "meter_coverage"),
+    *("never_worse", "norm_share", "paired_interval", "plug_in", "pool_variance", "rules_meter"),
+    *("shape_order", "soak", "study_aa"),
+    *("trl_overhead", "verl_overhead"),
+}
+"""Kept results of statistics, where a faster machine changes nothing; the last two need a trainer's own
+environment and are quoted with intervals."""
+
+
+def test_every_kept_result_is_watched_or_has_no_ratios():
+    kept = {path.stem for path in (FOLDER / "results").glob("*.json")}
+    assert kept == WITHOUT_RATIOS | set(check.BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", check.BENCHMARKS)

@@ -64,6 +64,7 @@ OTHER_ENVIRONMENTS = {
 }
 """Those that need another: its folder and the options."""
 PARTS = {
+    "shared",
     "gpu_trl",
     "gradient_tables",
     "long_prompts",

@@ -183,9 +183,9 @@ class _Class:
             weight = 1 / (self.between + noise)
             self.covariance = np.linalg.inv(x.T @ (x * weight[:, None]) + _SLOPE_PRECISION)
             self.slopes = self.covariance @ (x.T @ (weight * y))
-            excess = weight @ (weight * ((y - x @ self.slopes) ** 2 - noise))
             # What fitting the regression took away from the residuals.
-            excess += weight @ np.einsum("ij,jk,ik->i", x, self.covariance, x)
+            fitted = np.einsum("ij,jk,ik->i", x, self.covariance, x)
+            excess = weight**2 @ ((y - x @ self.slopes) ** 2 - noise + fitted)
             updated = max(float(excess / (weight @ weight)), 1e-3)
             settled = abs(updated - self.between) < 1e-5
             self.between = updated

@@ -40,7 +40,7 @@ from dibs.training.losses import PolicyLoss
 from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.phases import PhaseTimer
 from dibs.training.rollout_gradients import RolloutGradients
-from dibs.training.sharing_check import try_holding, try_sharing
+from dibs.training.sharing_check import made_up_examples, try_holding, try_sharing
 from dibs.training.updater import Updater
 from dibs.types import InputError, NonFiniteError, TrainingExample
 
@@ -153,20 +153,14 @@ def _share_prompts(
     """Let updates and sampling share prompts where they can; messages for the user where not."""
     if config.policy.share_prompts == "never":
         return []
-    samples = []
     longest = config.sampling.max_completion_length
-    for prompt in prompts.train[:3]:
-        context = prompt.token_ids[-32:]
-        for i in range(3):
-            length = min(1 + 2 * i, longest)
-            tokens = (context[i:] + context * length)[:length]
-            samples.append(TrainingExample(context, tokens, 1.0 - 0.75 * i, 1.0))
+    contexts = list(dict.fromkeys(prompt.token_ids[-32:] for prompt in prompts.train[:3]))
     messages = []
-    alone = try_sharing(policy, samples, config.policy.lora.dropout, processes)
+    made = made_up_examples(contexts, longest)
+    alone = try_sharing(policy, made, config.policy.lora.dropout, processes)
     if alone is not None:
         messages.append(f"Updates compute a prompt again for each of its completions: {alone}")
     if config.sampling.engine == "transformers":
-        contexts = list(dict.fromkeys(sample.context_ids for sample in samples))
         held = try_holding(policy, contexts, longest, processes)
         if held is not None:
             messages.append(f"Sampling copies a prompt's keys for each of its completions: {held}")

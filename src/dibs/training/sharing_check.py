@@ -31,6 +31,17 @@ _SAMPLE_TOLERANCE = 1e-3
 """Difference of log-probabilities that is allowed, in nats."""
 
 
+def made_up_examples(contexts: Sequence[Sequence[int]], longest: int) -> list[TrainingExample]:
+    """Completions of 1, 3 and 5 tokens of each prompt, or shorter ones, made of its own tokens."""
+    made = []
+    for context in map(tuple, contexts):
+        for i in range(3):
+            length = min(1 + 2 * i, longest)
+            tokens = (context[i:] + context * length)[:length]
+            made.append(TrainingExample(context, tokens, 1.0 - 0.75 * i, 1.0))
+    return made
+
+
 def try_sharing(
     policy: Policy,
     examples: Sequence[TrainingExample],
