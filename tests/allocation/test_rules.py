@@ -339,3 +339,12 @@ def test_the_table_of_rules_has_the_bias_of_each(name):
     (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
     _, _, _, bias, _ = (cell.strip() for cell in row.strip("|").split(" | "))
     assert re.search(r"none|left out", bias)
+
+
+@pytest.mark.parametrize("name", [*rules.WEIGHTS, *rules.COUNTS, *rules.ROUNDS, *rules.KEEPERS])
+def test_every_rule_says_whether_it_is_biased(name):
+    """Rules that decide by the rewards that are trained on are biased; the others need not be."""
+    decides_before = name in rules.WEIGHTS + rules.COUNTS
+    document = rules.module_of(name).__doc__ or ""
+    said = re.findall(r"(?:^|(?<=[.] ))(Unbiased|Biased)\b", document, re.MULTILINE)
+    assert said[0] == ("Unbiased" if decides_before else "Biased")
