@@ -80,3 +80,30 @@ def test_the_share_of_screening_is_the_kept_one(arm, said):
     assert said in page
     assert 0.58 <= round(64 / max(steps), 2) <= round(64 / min(steps), 2) <= 0.81
     assert "58% to 81%" in page
+
+
+def number(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")
+
+
+@pytest.mark.parametrize("folder", [RULES, RULES / "log_likelihood"], ids=lambda path: path.name)
+def test_every_arm_has_a_paragraph_with_its_gain_cost_and_bias(folder):
+    page = (RULES / "README.md").read_text(encoding="utf-8")
+    half = page.partition("\n## The log-likelihood of RAFT++\n")[0 if folder == RULES else 2]
+    paragraphs = dict(re.findall(r"^- `([\w-]+)`: ((?:.+\n)(?:  .+\n)*)", half, re.MULTILINE))
+    kept = {(row["task"], row["arm"]): row for row in results(folder)}
+    assert paragraphs.keys() == {arm for _, arm in kept} - {"64x2"}
+    for arm, lines in paragraphs.items():
+        text = " ".join(lines.split())
+        rows = [kept[task, arm] for task in TASKS]
+        ends = ("speedup_rollouts", "speedup_rollouts_low", "speedup_rollouts_high")
+        gains = ("{} ({} to {})".format(*(number(row[each]) for each in ends)) for row in rows)
+        assert text.startswith(" / ".join(gains))
+        rollouts = dict.fromkeys(f"{row['rollouts']:,.0f}" for row in rows)
+        tokens = " / ".join(f"{row['completion_tokens'] / 1000:.0f}" for row in rows)
+        assert f"Cost: {' / '.join(rollouts)} rollouts, {tokens} thousand tokens, " in text
+        assert re.search(r" times the seconds\. Bias: .+\.$", text)
+        for verdict, word in (("faster", "ahead"), ("slower", "behind")):
+            found = [f"`{row['task']}`" for row in rows if row["verdict"] == verdict]
+            (said,) = re.findall(rf"shown {word} on ([^.;]*)", text, re.IGNORECASE) or [""]
+            assert re.findall(r"`\w+`", said) == found
