@@ -313,10 +313,31 @@ def test_the_example_of_the_documentation_is_an_allocator():
     own = Keeper("example", found["by_turns"], whole_baseline=False)
     right = np.array([True, True, True, False, False])
     assert own.keep(right * 1.0, right, 2).tolist() == [0, 3]
-    (rule,) = re.findall(r"```diff\n(.*?)```", document, flags=re.DOTALL)
-    lines = [line[1:] for line in rule.splitlines() if not line.startswith("+++")]
-    exec("\n".join(lines), found)
-    assert found["weights"](problem) == pytest.approx(1 - RATES)
+
+
+def test_the_rule_of_the_documentation_has_its_file_row_and_test():
+    root = Path(__file__).parents[2]
+    document = root.joinpath("docs/rules.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"```diff\n(.*?)```", document, flags=re.DOTALL)
+    added: dict[str, str] = {}
+    for part in diff.split("+++ b/")[1:]:
+        path, *lines = part.splitlines()
+        added[path] = "\n".join(line[1:] for line in lines)
+    file, row, test = added.values()
+    path = Path(next(iter(added)))
+    assert list(added)[1:] == ["docs/rules.md", "tests/allocation/test_rules.py"]
+    assert root / path.parent == Path(rules.__path__[0])
+    found: dict[str, Any] = {}
+    exec(file, found)
+    assert "\nUnbiased" in found["__doc__"]
+    head = document.partition("\n| rule |")[2].partition("\n")[0]
+    assert row.startswith(f"| `{path.stem}` |")
+    assert row.count("|") == head.count("|") + 2
+    (name, expected), *_ = eval(f"[{test}]")
+    assert name == path.stem
+    assert found["weights"](problem_of()) == pytest.approx(expected)
+    contributing = root.joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"A rule that ships with DIBS is one file in `{path.parent}/`" in contributing
 
 
 def test_the_page_of_rules_says_how_the_biased_arms_differ_from_the_default():
