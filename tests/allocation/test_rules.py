@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from dibs import allocate
 from dibs.allocation import rules
@@ -20,6 +21,7 @@ from dibs.allocation.pool import pool_counts
 from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem, Bounds, pose
 from dibs.allocation.rounds import Keeper, RoundsRule
+from dibs.config import Config
 from dibs.types import InputError, PromptStats
 
 RATES = np.array([0.1, 0.5, 0.9, 0.5])
@@ -311,7 +313,59 @@ def test_the_example_of_the_documentation_is_an_allocator():
     own = Keeper("example", found["by_turns"], whole_baseline=False)
     right = np.array([True, True, True, False, False])
     assert own.keep(right * 1.0, right, 2).tolist() == [0, 3]
-    (rule,) = re.findall(r"```diff\n(.*?)```", document, flags=re.DOTALL)
-    lines = [line[1:] for line in rule.splitlines() if not line.startswith("+++")]
-    exec("\n".join(lines), found)
-    assert found["weights"](problem) == pytest.approx(1 - RATES)
+
+
+def test_the_rule_of_the_documentation_has_its_file_row_and_test():
+    root = Path(__file__).parents[2]
+    document = root.joinpath("docs/rules.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"```diff\n(.*?)```", document, flags=re.DOTALL)
+    added: dict[str, str] = {}
+    for part in diff.split("+++ b/")[1:]:
+        path, *lines = part.splitlines()
+        added[path] = "\n".join(line[1:] for line in lines)
+    file, row, test = added.values()
+    path = Path(next(iter(added)))
+    assert list(added)[1:] == ["docs/rules.md", "tests/allocation/test_rules.py"]
+    assert root / path.parent == Path(rules.__path__[0])
+    found: dict[str, Any] = {}
+    exec(file, found)
+    assert "\nUnbiased" in found["__doc__"]
+    head = document.partition("\n| rule |")[2].partition("\n")[0]
+    assert row.startswith(f"| `{path.stem}` |")
+    assert row.count("|") == head.count("|") + 2
+    (name, expected), *_ = eval(f"[{test}]")
+    assert name == path.stem
+    assert found["weights"](problem_of()) == pytest.approx(expected)
+    contributing = root.joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"A rule that ships with DIBS is one file in `{path.parent}/`" in contributing
+
+
+def test_the_page_of_rules_says_how_the_biased_arms_differ_from_the_default():
+    root = Path(__file__).parents[2]
+    page = root.joinpath("docs/rules.md").read_text(encoding="utf-8")
+    arms = yaml.safe_load(root.joinpath("studies/rules.yaml").read_text(encoding="utf-8"))
+    weighed = re.findall(r"^\| `(\w+)` \|.*\| other prompts weigh more \|", page, re.MULTILINE)
+    paragraph = next(each for each in page.split("\n\n") if "`select.correct` is true" in each)
+    for name in weighed:
+        assert arms["compare"]["arms"][name]["select"]["correct"] is False
+        assert f"`{name}`" in paragraph
+    assert len(weighed) == 6
+    assert Config().select.correct
+
+
+@pytest.mark.parametrize("name", [*rules.WEIGHTS, *rules.COUNTS])
+def test_the_table_of_rules_has_the_bias_of_each(name):
+    page = Path(__file__).parents[2].joinpath("docs/rules.md").read_text(encoding="utf-8")
+    table = page.split("bias by default / as published", 1)[1].split("\n\n", 1)[0]
+    (row,) = (line for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+    _, _, _, bias, _ = (cell.strip() for cell in row.strip("|").split(" | "))
+    assert re.search(r"none|left out", bias)
+
+
+@pytest.mark.parametrize("name", [*rules.WEIGHTS, *rules.COUNTS, *rules.ROUNDS, *rules.KEEPERS])
+def test_every_rule_says_whether_it_is_biased(name):
+    """Rules that decide by the rewards that are trained on are biased; the others need not be."""
+    decides_before = name in rules.WEIGHTS + rules.COUNTS
+    document = rules.module_of(name).__doc__ or ""
+    said = re.findall(r"(?:^|(?<=[.] ))(Unbiased|Biased)\b", document, re.MULTILINE)
+    assert said[0] == ("Unbiased" if decides_before else "Biased")

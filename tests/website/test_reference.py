@@ -13,6 +13,7 @@ import dibs
 from dibs.allocation.rules import __path__ as rules_folder
 from dibs.cli import app
 from dibs.config import Config, Section
+from dibs.config.allocating import AllocateConfig
 from dibs.study.matrix import CompareConfig
 
 
@@ -59,6 +60,14 @@ def test_every_rule_is_in_the_page_of_rules():
     page = (reference.FOLDER.parent / "rules.md").read_text(encoding="utf-8")
     names = {path.stem for folder in rules_folder for path in Path(folder).glob("*.py")}
     assert {name for name in names - {"__init__"} if f"`{name}`" not in page} == set()
+
+
+def test_help_on_allocators_leads_to_the_rules():
+    texts = [
+        each.model_fields["allocator"].description for each in (dibs.BudgetConfig, AllocateConfig)
+    ]
+    for text in (*texts, dibs.allocate.__doc__):
+        assert "a rule of docs/rules.md" in " ".join((text or "").split())
 
 
 def test_characters_of_markup_stand_for_themselves(monkeypatch):

@@ -211,8 +211,8 @@ def allocate(
         grad_norm: mean gradient norm of the accepted ones, [m]; NaN where none was.
         budget: total number of completions to spread over the prompts.
         token_budget: in place of ``budget``, the most tokens to expect; needs ``mean_tokens``.
-        allocator: a registered name (``min_variance``, ``gvm`` and ``uniform`` come with DIBS) or
-            ``module:function``.
+        allocator: ``min_variance``, ``uniform``, a rule of docs/rules.md for a fixed batch (``gvm``,
+            ``spo``, ``vip``, ...), a name that you registered, or ``module:function``.
         lower, upper: bounds on the count of a prompt, one number or [m].
         grad_norm_rejected: mean gradient norm of the rejected ones, [m].
         mean_tokens: mean completion length, [m].

@@ -37,8 +37,8 @@ class BudgetConfig(Section):
     )
     allocator: str = Field(
         "min_variance",
-        description="Decides how many completions each prompt gets: min_variance, gvm (for mode "
-        "pilot), uniform, or your own function as module:function.",
+        description="Decides how many completions each prompt gets: min_variance, uniform, a rule of "
+        "docs/rules.md (spo, vip, ...; gvm for mode pilot), or your own function as module:function.",
     )
     objective: Objective = Field(
         "grpo",

@@ -29,12 +29,22 @@ _COLUMNS = (
     ("fewer steps", "right"),
     ("verdict", "left"),
 )
+_MORE_OF_THE_PAGE = (
+    ("fewer seconds", "right"),
+    ("rollouts a run", "right"),
+    ("tokens a run", "right"),
+    ("seconds a run", "right"),
+)
 EXPLANATION = (
     "The columns fewer are the reference's cost over the arm's, until values from 25% to 90% of the way "
     "that both arms went, with a 95% interval for few seeds. Rollouts needed are those until the last "
     "of these values. Rollouts and tokens include pilots; steps do not, as in arXiv 2505.02391. The "
     "verdict is on rollouts, corrected for the arms of a task; unclear means that no difference is "
     "shown, not that there is none. A star marks a learning rate at an end of its grid."
+)
+_ABOUT_RUNS = (
+    "Rollouts, tokens and seconds a run are means over seeds. Seconds leave evaluation out, and depend "
+    "on what else the machine did."
 )
 
 
@@ -99,14 +109,15 @@ def markdown(rows: Sequence[Row], figures: Mapping[str, str], notes: Iterable[st
         figures: file names by title, as :func:`study_figures` returns them.
         notes: sentences about the whole comparison.
     """
-    lines = ["# Comparison", "", EXPLANATION, ""]
+    lines = ["# Comparison", "", f"{EXPLANATION} {_ABOUT_RUNS}", ""]
     lines += [f"- {note}" for note in notes]
     for title, group in _grouped(rows):
         updates = ", ".join(f"{row['optimizer_updates'] or 0:,.0f} {row['arm']}" for row in group)
         lines += ["", f"## {title}", "", f"Optimizer updates: {updates}.", ""]
-        lines.append("| " + " | ".join(name for name, _ in _COLUMNS) + " |")
-        lines.append("|" + "|".join("---" if s == "left" else "---:" for _, s in _COLUMNS) + "|")
-        lines += ["| " + " | ".join(_texts(row)) + " |" for row in group]
+        columns = _COLUMNS + _MORE_OF_THE_PAGE
+        lines.append("| " + " | ".join(name for name, _ in columns) + " |")
+        lines.append("|" + "|".join("---" if s == "left" else "---:" for _, s in columns) + "|")
+        lines += ["| " + " | ".join([*_texts(row), *_page_texts(row)]) + " |" for row in group]
         if title in figures:
             lines += ["", f"![Value against rollouts and tokens, {title}]({figures[title]})"]
         lines += _target_lines(group)
@@ -238,6 +249,17 @@ def _texts(row: Row) -> list[str]:
         reached if rollouts is None else f"{rollouts:,.0f}",
         *(_speed_up(row, cost) for cost in ("rollouts", "tokens", "steps")),
         {None: "-", NO_DIFFERENCE: "unclear"}.get(row["verdict"], row["verdict"]),
+    ]
+
+
+def _page_texts(row: Row) -> list[str]:
+    if row["value_after"] is None:
+        return ["-"] * len(_MORE_OF_THE_PAGE)
+    return [
+        _speed_up(row, "seconds"),
+        f"{row['rollouts']:,.0f}",
+        f"{row['completion_tokens']:,.0f}",
+        f"{row['seconds']:,.1f}",
     ]
 
 

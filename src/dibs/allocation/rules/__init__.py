@@ -19,6 +19,9 @@
 
 A file here is all that a rule takes: it is found by its name. A rule knows numpy, the problem or what
 was drawn, and no other part of the package.
+
+Every file says whether the gradient stays unbiased. That is meant of an estimator whose expectation does
+not depend on the count of a prompt (docs/estimators.md).
 """
 
 from __future__ import annotations

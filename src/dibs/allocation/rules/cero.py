@@ -3,6 +3,9 @@
 Needs the history of earlier steps. The value of a prompt's completions is the variance of its reward,
 expected under the posterior, times a share that saturates as completions add up over the epochs.
 
+Unbiased over a pool: earlier steps decide the counts. In a batch, biased if a prompt of weight 0 gets
+no completions (``allocate.lower: 0``).
+
 Departures: the share is ``1 - exp(-x / s)`` for x completions in all, with s the number that a prompt
 has on average; the paper's own form could not be read. The budget of a step is fixed, so the best
 counts of a step follow from one multiplier. The paper moves its multipliers by gradient steps over the

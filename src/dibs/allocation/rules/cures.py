@@ -4,6 +4,9 @@ Needs accept rates and gradient norms of both classes. Accepted completions have
 rejected ones ``-p``; the deviation follows from the mean squared norms of both, less the square of what
 the two classes' mean norms let expect of the mean gradient.
 
+Unbiased over a pool, and in a batch where every prompt gets completions: earlier steps or pilots
+decide the counts.
+
 Departures: rates and norms are those of the posterior. The released code rounds each share by itself,
 so that its counts add up to the budget only about; here they do exactly. It counts a class that was not
 seen as one of norm 0.

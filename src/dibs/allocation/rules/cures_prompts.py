@@ -3,6 +3,9 @@
 Needs accept rates from earlier steps, and a pool. What is published draws prompts with these
 probabilities and does not weigh by the choice.
 
+Unbiased over a pool, where what is drawn seldom weighs more. Biased as published, with
+``select.correct: false``: prompts that are drawn often weigh more.
+
 Departures: the temperature is the 0.1 that the released sampler declares and does not use. The one that
 it uses is 100 times the number of accepted completions and one more, with which no two probabilities
 differ by more than half a percent: there the choice is even in all but name.

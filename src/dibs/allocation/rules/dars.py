@@ -3,6 +3,9 @@
 Needs accept rates. With GRPO's advantages the completions of a prompt add up to ``2 n sqrt(p (1 - p))``
 in absolute value, so that a hard prompt needs more of them for the same sum ("equal treatment").
 
+Unbiased over a pool, and in a batch where every prompt gets completions: earlier steps or pilots
+decide the counts.
+
 Departures: the paper adds completions to hard prompts, over as many rounds as it takes; here the budget
 is fixed, and what they get is taken from the others. The accept rate is that of the posterior, and not
 of completions drawn for it.

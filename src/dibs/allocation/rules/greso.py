@@ -4,6 +4,9 @@ Needs the history of earlier steps, and a pool. A prompt whose last z groups had
 skipped with probability ``1 - b^z``. What is published does not weigh by the choice; here every prompt
 keeps its uniform share.
 
+Unbiased: what is drawn seldom weighs more. Biased as published, with ``select.correct: false``:
+prompts whose rewards differ weigh more.
+
 Departures: b is fixed. The paper moves one b for solved prompts and one for hopeless ones until a
 quarter of all groups have equal rewards.
 """

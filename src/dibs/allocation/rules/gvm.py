@@ -3,6 +3,9 @@
 Needs pilots of every prompt with their gradient norms. The paper draws a batch, and does not weigh by
 counts.
 
+Unbiased where every prompt gets completions, since pilots are thrown away. Biased in a batch with
+``allocate.lower: 0``: prompts without an accepted pilot are left out.
+
 Departures: the verifier may fail on all pilots of a prompt, which the paper does not foresee. Such a
 prompt counts as an average pilot of the others: its accept rate is the accepted share of all their
 pilots, and its norm the mean of all accepted ones.

@@ -3,6 +3,8 @@
 Needs accept rates, and a fixed batch. A group of n learns something if its rewards differ, with
 probability ``1 - p^n - q^n``; what it learns is worth ``p q^2``, ``q = 1 - p``.
 
+Unbiased where every prompt gets completions: earlier steps or pilots decide the counts.
+
 Departures: the accept rate is that of the posterior, which is above 0 and below 1, so that no prompt is
 worth nothing and no fallback is needed. Every prompt gets two completions where the budget allows that.
 From there on a further completion is worth less than the one before, so taking the best one again and

@@ -4,6 +4,9 @@ Thompson sampling: a prompt that is little known has a wide posterior and is dra
 accept rates from earlier steps, and a pool. What is published does not weigh by the choice, so it trains
 another objective; here every prompt keeps its uniform share.
 
+Unbiased: what is drawn seldom weighs more. Biased as published, with ``select.correct: false``:
+prompts that are drawn often weigh more.
+
 Departures: the posterior borrows from other prompts, and older completions count less by ``half_life``.
 A quarter of the prompts is taken, and the budget decides how many completions that gives.
 """

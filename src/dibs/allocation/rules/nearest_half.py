@@ -2,6 +2,10 @@
 
 The plain form of what several curricula do. Needs accept rates from earlier steps. What is published
 does not weigh by the choice, so it trains another objective; here every prompt keeps its uniform share.
+
+Unbiased over a pool, where what is drawn seldom weighs more. Biased as published, with
+``select.correct: false``: prompts that are drawn often weigh more. Biased in a batch too, if prompts of
+weight 0 get no completions (``allocate.lower: 0``).
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Needs accept rates from earlier steps or pilots. The paper keeps the mean over groups, so that the counts
 do not weigh prompts.
 
+Unbiased over a pool, and in a batch where every prompt gets completions: earlier steps or pilots
+decide the counts.
+
 Departures: the accept rate is that of the posterior. It is above 0, so that no prompt takes all.
 """
 

@@ -3,6 +3,9 @@
 Needs accept rates from earlier steps. The paper draws single completions of prompts from the whole
 training set, and does not weigh them by how likely they were drawn.
 
+Unbiased over a pool, where what is drawn seldom weighs more. Biased as published, with
+``select.correct: false``: prompts that are drawn often weigh more.
+
 Departures: the accept rate is that of the posterior, which borrows from other prompts, and not a Beta
 tracker of the prompt alone.
 """

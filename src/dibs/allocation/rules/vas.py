@@ -3,6 +3,9 @@
 Needs accept rates from earlier steps. What is published fills half of a batch with prompts drawn in
 proportion to a score, and half evenly, and does not weigh by the choice.
 
+Unbiased over a pool, where what is drawn seldom weighs more. Biased as published, with
+``select.correct: false``: prompts that are drawn often weigh more.
+
 Departures: the score is the variance of the reward alone. The paper adds how diverse the completions of
 a prompt are. The accept rate is that of the posterior, where the paper refreshes its own now and then.
 """
