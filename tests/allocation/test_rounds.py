@@ -11,7 +11,7 @@ import pytest
 
 from dibs.allocation import rules
 from dibs.allocation.drawn import Drawn
-from dibs.allocation.rounds import keeper, rounds_rule
+from dibs.allocation.rounds import StepInRounds, keeper, rounds_rule
 from dibs.types import InputError
 
 
@@ -50,6 +50,7 @@ NOTHING = drawn(["", "", ""], rounds=0)
         ("pilot_commit", drawn(["++", "+-", "--", "-+", "?+"]), [0, 6, 0, 0, 0]),
         # Half of 2 x 8 is enough for four pilot pairs.
         ("pilot_commit", drawn([""] * 6, rounds=0), [2, 2, 2, 2, 0, 0]),
+        ("pilot_commit", drawn(["", ""], rounds=0, group=2, wanted=1), [2, 0]),  # one at least
         ("pilot_commit", drawn(["+---", "----"], group=16, wanted=2), [12, 0]),  # p = 1/4 is in
         ("dapo", NOTHING, [8, 8, 0]),
         ("dapo", drawn(["+" * 8, "+" + "-" * 7, ""]), [0, 0, 8]),
@@ -174,6 +175,15 @@ def test_what_a_rule_for_rounds_may_not_return_is_one_line(own, returned, said):
     with pytest.raises(InputError, match=said) as refused:
         rounds_rule(own(returned)).more(NOTHING)
     assert "\n" not in str(refused.value)
+
+
+def test_a_first_round_that_draws_nothing_is_one_line(own):
+    rule = rounds_rule(own(lambda so_far: np.where(so_far.accept_rate < 0.5, 4, 0)))
+    step = StepInRounds(rule, 2, group=4, wanted=2, most=4)
+    with pytest.raises(
+        InputError, match=r"rounds own_rules:rule asked for no completion in its first"
+    ):
+        step.more([np.zeros(0)] * 2, [np.zeros(0, dtype=bool)] * 2)
 
 
 def test_a_rule_that_raises_is_one_line_that_names_the_place(own):

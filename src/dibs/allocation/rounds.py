@@ -62,10 +62,17 @@ class StepInRounds:
 
         Args:
             rewards, accepted: of all completions with a verdict so far, [n_i] a prompt.
+
+        Raises InputError as the rule does, and where its first round draws nothing.
         """
         if self.rounds == self.most:
             return np.zeros_like(self.asked)
         more = self.rule.more(self._drawn(rewards, accepted))
+        if self.rounds == 0 and not more.any():
+            raise InputError(
+                f"rounds {self.rule.name} asked for no completion in its first round; it must ask for "
+                "some, although nothing is known then (accept_rate is NaN)"
+            )
         if more.any():
             self.asked = self.asked + more
             self.rounds += 1

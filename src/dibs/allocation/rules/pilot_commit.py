@@ -1,8 +1,8 @@
 """Pilot-Commit: pilots of all, then what is left of the budget for accept rates near 1/2 (2605.26606).
 
-Needs a pool of candidates. Pilots are a quarter of a group, and half of the budget at most. Candidates
-of which a quarter to three quarters are accepted get the rest of a group each, as long as the budget of
-the step lasts, and are trained on, pilots included.
+Needs a pool of candidates. Pilots are a quarter of a group, and half of the budget at most, but those of
+one candidate at least. Candidates of which a quarter to three quarters are accepted get the rest of a
+group each, as long as the budget of the step lasts, and are trained on, pilots included.
 
 Biased: which prompts are trained on depends on rewards that they are trained with.
 
@@ -25,7 +25,7 @@ def more(drawn: Drawn) -> np.ndarray:
     """The pilots of all, then the rest of a group for those that are committed to; int64 [N]."""
     budget = drawn.wanted * drawn.group
     if drawn.rounds == 0:
-        affordable = int(_PILOT_SHARE * budget) // drawn.few
+        affordable = max(int(_PILOT_SHARE * budget) // drawn.few, 1)
         return np.where(np.arange(len(drawn)) < affordable, drawn.few, 0)
     rest = drawn.group - drawn.few
     if drawn.rounds > 1 or rest == 0:
