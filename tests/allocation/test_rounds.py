@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from dibs.allocation import rules
+from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.drawn import Drawn
-from dibs.allocation.rounds import StepInRounds, keeper, rounds_rule
+from dibs.allocation.rounds import StepInRounds, keeper, named_rules, rounds_rule
 from dibs.types import InputError
 
 
@@ -140,16 +139,9 @@ def test_pods_keeps_the_subset_of_largest_variance_of_all():
 
 
 @pytest.fixture
-def own(monkeypatch):
+def own(own_rules):
     """Makes a function importable as ``own_rules:rule``."""
-
-    def offer(function) -> str:
-        module = types.ModuleType("own_rules")
-        module.rule = function  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "own_rules", module)
-        return "own_rules:rule"
-
-    return offer
+    return lambda function: own_rules(rule=function)
 
 
 def test_rules_of_others(own):
@@ -158,6 +150,34 @@ def test_rules_of_others(own):
     assert not rule.chooses
     mine = keeper(own(lambda rewards, accepted, count: np.arange(count)[::-1]))
     assert mine.keep(np.zeros(4), np.zeros(4, dtype=bool), 2).tolist() == [0, 1]
+
+
+def test_a_rule_of_others_may_choose_and_bring_a_keeper(own_rules):
+    name = own_rules(
+        rule=lambda so_far: np.full(len(so_far), 4),
+        trained=lambda so_far: so_far.spread,
+        KEEP="balanced",
+    )
+    rule, kept = named_rules(BudgetConfig(mode="none", allocator="uniform", rounds=name))
+    assert rule is not None
+    assert kept is not None
+    assert rule.chooses
+    assert rule.trained(drawn(["+-", "++", "-+"])).tolist() == [True, False, True]
+    assert kept.name == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([True], r"shape \(1,\); it must be yes or no for each of 3 prompts"),
+        ([0, 1, 2], "numbers other than 0 and 1"),
+        (None, "returned NoneType, not yes or no"),
+    ],
+)
+def test_what_trained_may_not_return_is_one_line(own_rules, returned, said):
+    rule = rounds_rule(own_rules(rule=lambda so_far: 0, trained=lambda so_far: returned))
+    with pytest.raises(InputError, match=f"trained of rounds own_rules:rule.*{said}"):
+        rule.trained(drawn(["+-", "++", "-+"]))
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,33 @@ def test_rules_for_counts_need_a_fixed_batch():
         )
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([1.0, 2.0], r"an array of shape \(2,\); it must be one weight for each of 4 prompts"),
+        (None, "returned NoneType, not weights"),
+        ([1, 1, 1, -1], "weights that are not finite or below 0"),
+        ([1, 1, 1, np.nan], "weights that are not finite or below 0"),
+        ([0, 0, 0, 0], "weights that are all 0"),
+    ],
+)
+def test_what_a_selector_of_others_may_not_return_is_one_line(own_rules, returned, said):
+    name = own_rules(rule=lambda problem, rng: returned)
+    with pytest.raises(InputError, match=said) as refused:
+        rules.weights_of(name, problem_of(), np.random.default_rng(0))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_selector_of_others_draws_other_numbers_than_the_choice(own_rules):
+    name = own_rules(rule=lambda problem, rng: 1 + rng.random(4))
+    rng, same = np.random.default_rng(0), np.random.default_rng(0)
+    weights = rules.weights_of(name, problem_of(), rng)
+    assert not np.isin(weights - 1, np.random.default_rng(0).random(100)).any()
+    assert rng.random() == same.random()
+
+
 def test_rules_that_draw_at_random_need_a_pool():
-    with pytest.raises(InputError, match="allocator mopps draws at random, which needs a pool"):
+    with pytest.raises(InputError, match="allocator mopps draws at random, so it needs a pool"):
         allocate([1, 1], [1, 0], [1, 1], budget=4, allocator="mopps")
 
 

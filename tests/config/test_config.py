@@ -315,7 +315,6 @@ def test_algorithms_bring_their_objective_and_baseline():
         ),
         ([*ONLINE, "--select.pool=all", "--allocate.lower=1"], "allocate.lower and allocate.upper"),
         (["--select.pool=all"], "pool all would draw pilots of every training prompt"),
-        (["--select.pool=64", "--allocate.allocator=a:b"], "decides counts of a fixed batch"),
         (["--select.correct=false"], "select.correct false needs a select.pool"),
         (
             [*ONLINE, "--select.pool=all", "--allocate.budget=15"],

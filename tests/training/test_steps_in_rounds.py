@@ -15,6 +15,7 @@ from dibs.allocation.statistics import no_statistics
 from dibs.config import Config
 from dibs.config.load import load_config
 from dibs.files import read_lines
+from dibs.runs.check_config import check_config
 from dibs.training.examples import weighted_examples
 from dibs.training.rounds import draw_in_rounds, left_in
 from dibs.types import Completion, Group, InputError, Rollout
@@ -160,6 +161,29 @@ def test_completions_without_a_verdict_are_not_drawn_for_ever():
     assert len(calls) == 4
     assert choice.allocation.counts.tolist() == [16]
     assert examples == []
+
+
+def test_selectors_of_the_user_choose_in_the_loop(own_rules):
+    name = own_rules(
+        rule=lambda so_far: np.where(so_far.asked == 0, 4, 0), trained=lambda so_far: so_far.spread
+    )
+    choice, examples, _ = step(config(rounds=name), "++++", "+---", "----", "-++-")
+    assert choice.parts[0].shares.tolist() == [0, 0.5, 0, 0.5]
+    assert {prompt for prompt, _ in numbers(examples)} == {1, 3}
+    weighing = own_rules(rule=lambda problem, rng: [1, 1e-9, 1e-9, 1e-9])
+    own = Config.model_validate(
+        {
+            "algorithm": {"name": "grpo"},
+            "train": {"prompts_per_step": 2},
+            "select": {"pool": 4, "uniform_share": 0.01},
+            "allocate": {"allocator": weighing, "num_generations": 4},
+            "estimate": {"mode": "online"},
+        }
+    )
+    found = choose(PROMPTS, undivided(no_statistics(PROMPTS), PROMPTS), own, 1)
+    assert found.prompts[0] is PROMPTS[0]
+    assert found.allocation.counts[0] > 4
+    check_config(own)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -38,10 +39,21 @@ class RoundsRule:
         return _whole_numbers(given, len(drawn), f"rounds {self.name}")
 
     def trained(self, drawn: Drawn) -> np.ndarray:
-        """Which prompts are trained on, bool [N]: by default all that were drawn from."""
+        """Which prompts are trained on, bool [N]: by default all that were drawn from.
+
+        Raises InputError unless the rule says yes or no of each, and where it fails.
+        """
         if self.choice is None:
             return drawn.asked > 0
-        return np.asarray(self.choice(drawn), dtype=bool)
+        who, wanted = (
+            f"trained of rounds {self.name}",
+            f"yes or no for each of {len(drawn)} prompts",
+        )
+        given = called(self.name, "trained of rounds", self.choice, drawn)
+        marks = numbers_of(given, len(drawn), who, what="yes or no", wanted=wanted)
+        if not np.isin(marks, (0, 1)).all():
+            raise InputError(f"{who} returned numbers other than 0 and 1; it must be {wanted}")
+        return (marks > 0) & (drawn.asked > 0)
 
 
 class StepInRounds:
@@ -126,7 +138,7 @@ def named_rules(options: KeepsSome, section: str = "") -> tuple[RoundsRule | Non
     own = None if options.keep is None else keeper(options.keep)
     rule = None if options.rounds is None else rounds_rule(options.rounds)
     if own is None and rule is not None and rule.keep is not None:
-        own = keeper(rule.keep)
+        own = keeper(str(rule.keep))
     if own is None and rule is not None and options.keep_count is not None:
         raise InputError(
             f"{section}keep_count {options.keep_count} has no use: {section}rounds {options.rounds} "
@@ -136,18 +148,21 @@ def named_rules(options: KeepsSome, section: str = "") -> tuple[RoundsRule | Non
 
 
 def rounds_rule(name: str) -> RoundsRule:
-    """The rule for rounds of this name, or ``module:function``. InputError if there is none."""
+    """The rule for rounds of this name, or ``module:function``. InputError if there is none.
+
+    ``trained`` and ``KEEP`` are those of its module, if it has them.
+    """
     if name in rules.ROUNDS:
-        module = rules.module_of(name)
-        return RoundsRule(
-            name, module.more, getattr(module, "trained", None), getattr(module, "KEEP", None)
-        )
-    if ":" not in name:
+        module, more = rules.module_of(name), rules.module_of(name).more
+    elif ":" in name:
+        more = import_function(name, "rounds")
+        module = sys.modules[name.partition(":")[0]]
+    else:
         known = ", ".join(rules.ROUNDS)
         raise InputError(
             f"unknown rule for rounds {name!r}; known: {known}, or your own as module:function"
         )
-    return RoundsRule(name, import_function(name, "rounds"))
+    return RoundsRule(name, more, getattr(module, "trained", None), getattr(module, "KEEP", None))
 
 
 def keeper(name: str) -> Keeper:

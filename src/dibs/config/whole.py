@@ -197,11 +197,6 @@ class Config(Section):
                 raise ValueError("select.correct false needs a select.pool")
             return self
         self._check_pool_size()
-        if ":" in self.allocate.allocator:
-            raise ValueError(
-                f"allocate.allocator {self.allocate.allocator} decides counts of a fixed batch; with a "
-                "select.pool choose min_variance or a rule of DIBS"
-            )
         if own.estimator == "flat":
             raise ValueError(
                 "algorithm.estimator flat weighs all completions alike, which would bias a choice from "

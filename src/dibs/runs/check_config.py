@@ -15,8 +15,7 @@ from dibs.types import InputError
 def check_config(config: Config) -> None:
     """InputError for what can be checked without loading anything."""
     check_allocator(config.allocate.allocator)
-    if config.chooses and config.allocate.allocator in rules.COUNTS:
-        raise InputError(rules.needs_batch(config.allocate.allocator))
+    rules.check_place(config.allocate.allocator, pool=config.chooses)
     _check_rounds(config.allocate, config.select)
     if config.data.columns and not any(":" in name for name in config.verify.verifiers):
         raise InputError(

@@ -30,6 +30,8 @@ from types import ModuleType
 import numpy as np
 
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.returned import numbers_of
+from dibs.plugins import called, import_function
 from dibs.types import InputError
 
 _MODULES = {
@@ -57,33 +59,42 @@ def module_of(name: str) -> ModuleType:
     return _MODULES[name]
 
 
-def needs_batch(name: str) -> str:
-    """Why a rule for counts has no use over a pool, and what to do."""
-    return (
-        f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule "
-        "that weighs prompts (docs/rules.md)"
-    )
-
-
 def is_random(name: str) -> bool:
     """Whether a rule draws at random, and so needs a pool."""
-    return bool(getattr(_MODULES[name], "RANDOM", False))
+    return bool(getattr(_MODULES.get(name), "RANDOM", False))
+
+
+def check_place(name: str, *, pool: bool) -> None:
+    """InputError for counts of a batch over a pool, and for a rule at random without a pool."""
+    if pool and ":" not in name and name not in ("min_variance", *WEIGHTS):
+        raise InputError(
+            f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule "
+            "that weighs prompts (docs/rules.md)"
+        )
+    if not pool and is_random(name):
+        raise InputError(
+            f"allocator {name} draws at random, so it needs a pool: select.pool of dibs train, or "
+            "PromptBudget.choose"
+        )
 
 
 def weights_of(
     name: str, problem: AllocationProblem, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """What a rule gives each prompt, float64 [m].
+    """What a rule, or a user's ``module:function``, gives each prompt, float64 [m].
 
     Raises InputError for weights that cannot be, and for a rule for counts of a fixed batch.
     """
-    if name in COUNTS:
-        raise InputError(needs_batch(name))
-    weights = np.asarray(_MODULES[name].weights(problem, rng), dtype=np.float64)
-    if weights.shape != (len(problem.stats),):
-        raise InputError(
-            f"rule {name} gave weights of shape {weights.shape} to {len(problem.stats)} prompts"
-        )
+    check_place(name, pool=True)
+    own, m, who = ":" in name, len(problem.stats), f"allocator {name}"
+    function = import_function(name, "allocator") if own else _MODULES[name].weights
+    if own and rng is not None:
+        (rng,) = rng.spawn(1)  # what is rounded at random later must not draw the user's numbers
+    given = called(name, "allocator", function, problem, rng)
+    wanted = f"one weight for each of {m} prompts"
+    weights = numbers_of(given, m, who, what="weights", wanted=wanted)
     if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise InputError(f"rule {name} gave weights that are not finite or below 0")
+        raise InputError(f"{who} returned weights that are not finite or below 0")
+    if own and not weights.any():
+        raise InputError(f"{who} returned weights that are all 0")
     return weights
