@@ -364,6 +364,7 @@ def test_bad_files_are_one_clear_line(tmp_path, content, message):
         (["--allocate.allocator=uniform", "--estimate.mode=pilot"], "pilot"),
         (["--allocate.allocator=uniform", "--estimate.num_pilots=4"], "pilot"),
         (["--allocate.allocator=uniform", "--algorithm.estimator=prompt_mean"], "pilot"),
+        (["--allocate.allocator=uniform", "--algorithm.prompt_weight=curverl"], "pilot"),
         (["--allocate.allocator=uniform", "--allocate.budget_unit=tokens"], "pilot"),
     ],
 )

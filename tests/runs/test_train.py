@@ -67,7 +67,11 @@ def test_every_number_that_is_written_is_documented(tmp_path):
 
 
 def test_pilots_that_decide_nothing_are_pointed_out(tmp_path):
-    for more, wasted in (((), True), (("--algorithm.estimator=prompt_mean",), False)):
+    for more, wasted in (
+        ((), True),
+        (("--algorithm.estimator=prompt_mean",), False),
+        (("--algorithm.prompt_weight=curverl",), False),
+    ):
         console = Console(record=True, width=200)
         words = options(tmp_path / "run", "--allocate.allocator=uniform", *more)
         build_trainer(load_config(*split_config(words)), PlainView(console))

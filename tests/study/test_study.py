@@ -102,6 +102,9 @@ def test_configurations_of_arms(tmp_path):
     assert [cell.arm for cell in one.cells] == ["uniform", "min_variance-pilot"]
     assert [cell.config(0).estimate.mode for cell in one.cells] == ["none", "pilot"]
     assert {cell.config(0).train.steps for cell in one.cells} == {5}
+    weighed = {"algorithm": {"prompt_weight": "curverl"}, "allocate": {"allocator": "vip"}}
+    both = read_study([write(tmp_path, {**base, **weighed}, "weighed.yaml")], {})
+    assert [cell.config(0).estimate.mode for cell in both.cells] == ["pilot", "pilot"]
 
 
 @pytest.mark.parametrize(

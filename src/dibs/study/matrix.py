@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dibs.allocation.target import Target
-from dibs.config import Config, Section, divides_by_statistics
+from dibs.config import Config, Section
 from dibs.config.load import assign, read_values, validated
 from dibs.runs.check_config import check_config
 from dibs.types import InputError
@@ -241,7 +241,7 @@ def _with_uniform(config: Config) -> Overrides:
             "allocate.allocator is uniform, so there is nothing to compare; set another, or "
             "name several configurations"
         )
-    idle = not divides_by_statistics(config.algorithm)
+    idle = not config.weighs_by_statistics
     uniform = {"allocate.allocator": "uniform", **({"estimate.mode": "none"} if idle else {})}
     return {"uniform": uniform, f"{name.rpartition(':')[2]}-{config.estimate.mode}": {}}
 
