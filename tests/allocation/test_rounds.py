@@ -72,6 +72,7 @@ def test_what_the_next_round_draws(name, so_far, expected):
             [False, True, False, True, False],
         ),
         ("pilot_commit", drawn(["++", "+-------", "+-"]), [False, True, False]),
+        ("pilot_commit", drawn(["++", "+-", "", "-+"], group=2), [False, True, False, True]),
         ("dapo", drawn(["+" * 8, "+-", "-+", "-+"]), [False, True, True, False]),
         ("dapo", drawn(["+" * 8, "-" * 8]), [False, False]),
     ],

@@ -18,12 +18,16 @@ from dibs.types import InputError
 
 @dataclass(frozen=True)
 class RoundsRule:
-    """A rule that draws in rounds; see :mod:`.rules`. ``keep``: name of the keeper that it goes with."""
+    """A rule that draws in rounds; see :mod:`.rules`. ``keep``: name of the keeper that it goes with.
+
+    ``least``: completions of the smallest group that it trains on.
+    """
 
     name: str
     function: Callable[[Drawn], np.ndarray]
     choice: Callable[[Drawn], np.ndarray] | None = None
     keep: str | None = None
+    least: int = 1
 
     @property
     def chooses(self) -> bool:
@@ -133,10 +137,16 @@ def named_rules(options: KeepsSome, section: str = "") -> tuple[RoundsRule | Non
 
     ``section``: goes before the names of keys in messages, as in ``allocate.``.
 
-    Raises InputError for a rule that does not exist, and for a count of kept completions where all are.
+    Raises InputError for a rule that does not exist, for groups that it never trains on, and for a count
+    of kept completions where all are.
     """
     own = None if options.keep is None else keeper(options.keep)
     rule = None if options.rounds is None else rounds_rule(options.rounds)
+    if rule is not None and options.num_generations < rule.least:
+        raise InputError(
+            f"rounds {options.rounds} trains on no group of {options.num_generations}; raise "
+            f"{section}num_generations to {rule.least} or more"
+        )
     if own is None and rule is not None and rule.keep is not None:
         own = keeper(str(rule.keep))
     if own is None and rule is not None and options.keep_count is not None:
@@ -150,7 +160,7 @@ def named_rules(options: KeepsSome, section: str = "") -> tuple[RoundsRule | Non
 def rounds_rule(name: str) -> RoundsRule:
     """The rule for rounds of this name, or ``module:function``. InputError if there is none.
 
-    ``trained`` and ``KEEP`` are those of its module, if it has them.
+    ``trained`` and ``KEEP``, say, are those of its module, if it has them (:mod:`.rules`).
     """
     if name in rules.ROUNDS:
         module, more = rules.module_of(name), rules.module_of(name).more
@@ -162,7 +172,13 @@ def rounds_rule(name: str) -> RoundsRule:
         raise InputError(
             f"unknown rule for rounds {name!r}; known: {known}, or your own as module:function"
         )
-    return RoundsRule(name, more, getattr(module, "trained", None), getattr(module, "KEEP", None))
+    return RoundsRule(
+        name,
+        more,
+        getattr(module, "trained", None),
+        getattr(module, "KEEP", None),
+        getattr(module, "LEAST_GROUP", 1),
+    )
 
 
 def keeper(name: str) -> Keeper:

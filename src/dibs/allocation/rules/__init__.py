@@ -12,7 +12,8 @@
     How many completions of each prompt to draw in the next round of a step, int64 [N], from what was
     :class:`.Drawn` so far; all 0 ends the step's sampling. ``trained(drawn)``, if there is one, says
     which prompts are trained on, bool [N]: such a rule chooses among a pool of candidates. ``KEEP``
-    names a rule for which completions are kept.
+    names a rule for which completions are kept. ``LEAST_GROUP`` is the smallest group that teaches
+    something; 1 if it is left out.
 ``keep(rewards, accepted, count)``
     Which ``count`` of a prompt's n completions are trained on, as positions. ``WHOLE_BASELINE`` says
     whether the others still enter the baseline and the deviation of the group.

@@ -16,6 +16,7 @@ import numpy as np
 
 from dibs.allocation.drawn import Drawn
 
+LEAST_GROUP = 2
 _RATES = 0.25, 0.75
 _PILOT_SHARE = 0.5
 """Of the budget of a step, at most."""
@@ -31,11 +32,14 @@ def more(drawn: Drawn) -> np.ndarray:
     if drawn.rounds > 1 or rest == 0:
         return np.zeros(len(drawn), dtype=np.int64)
     left = budget - int(drawn.asked.sum())
-    rate = np.nan_to_num(drawn.accept_rate, nan=-1.0)
-    informative = (rate >= _RATES[0]) & (rate <= _RATES[1])
-    return np.where(drawn.first(informative, max(left, 0) // rest), rest, 0)
+    return np.where(drawn.first(_informative(drawn), max(left, 0) // rest), rest, 0)
 
 
 def trained(drawn: Drawn) -> np.ndarray:
-    """Those that got more than pilots, bool [N]."""
-    return drawn.asked > drawn.few
+    """Those that got the rest of a group; where pilots are whole groups, the informative; bool [N]."""
+    return drawn.asked > drawn.few if drawn.group > drawn.few else _informative(drawn)
+
+
+def _informative(drawn: Drawn) -> np.ndarray:
+    rate = np.nan_to_num(drawn.accept_rate, nan=-1.0)
+    return (rate >= _RATES[0]) & (rate <= _RATES[1])
