@@ -106,24 +106,30 @@ def test_cero_fills_up_the_prompts_with_few_completions():
     )
 
 
-def test_knapsack_has_the_largest_value_of_all_counts():
+@pytest.mark.parametrize("lower", [0, 1])
+@pytest.mark.parametrize("budget", range(12))
+def test_knapsack_has_the_largest_value_of_all_counts_with_as_many_pairs(budget, lower):
+    """At a budget of 2 that is .0617: both completions to p = .3."""
     rates = np.array([0.05, 0.3, 0.6, 0.95])
-    problem = problem_of(rates, budget=11)
+    if budget < 4 * lower:
+        return
+    problem = replace(problem_of(rates, budget=budget), lower=np.full(4, lower))
 
     def value(counts: np.ndarray) -> float:
-        return float(((1 - rates**counts - (1 - rates) ** counts) * rates * (1 - rates) ** 2).sum())
+        worth = (1 - rates**counts - (1 - rates) ** counts) * rates * (1 - rates) ** 2
+        return float(worth[counts > 0].sum())
 
+    pairs = min((budget - 4 * lower) // (2 - lower), 4)
     possible = [
-        np.array(each) for each in product(range(2, 8), repeat=4) if sum(each) == problem.budget
+        np.array(each)
+        for each in product(range(lower, 8), repeat=4)
+        if sum(each) == budget and sum(n >= 2 for n in each) == pairs
     ]
     best = max(value(each) for each in possible)
     counts = solve(problem, "knapsack").counts
     assert value(counts) == pytest.approx(best, rel=1e-12)
-    assert counts.sum() == 11
-
-
-def test_knapsack_with_less_than_two_completions_a_prompt():
-    assert solve(problem_of(budget=3), "knapsack").counts.sum() == 3
+    assert counts.sum() == budget
+    assert budget != 2 or lower or counts.tolist() == [0, 2, 0, 0]
 
 
 def test_greso_skips_prompts_by_their_streak():
