@@ -113,6 +113,13 @@ def test_settings_that_contradict_each_other(options, message):
         budget(**options)
 
 
+def test_a_rule_that_looks_at_earlier_steps_needs_them():
+    with pytest.raises(
+        ValidationError, match="greso needs the history of earlier steps; set mode to o"
+    ):
+        budget(allocator="greso", mode="pilot")
+
+
 @pytest.mark.parametrize(
     ("options", "call", "message"),
     [

@@ -273,6 +273,14 @@ def test_settings_that_contradict_rounds(more, said):
             "allocator knapsack decides counts of a fixed batch; leave select.pool out",
         ),
         (
+            ["--allocate.allocator=greso", "--estimate.mode=pilot", "--select.pool=16"],
+            "greso needs the history of earlier steps; set estimate.mode to online, in place of pilot",
+        ),
+        (
+            ["--allocate.allocator=mopps", "--estimate.mode=online"],
+            "allocator mopps draws at random, so it needs a pool: select.pool",
+        ),
+        (
             ["--allocate.allocator=dapo", "--estimate.mode=online"],
             "dapo draws in rounds; name it as allocate.rounds",
         ),

@@ -134,6 +134,7 @@ class BudgetConfig(Section):
         try:
             _ = self.target
             check_allocator(self.allocator)
+            rules.check_mode(self.allocator, self.mode, "mode")
         except InputError as error:
             raise ValueError(str(error)) from None
         if self.advantages == "given" and self.allocator == "gvm":

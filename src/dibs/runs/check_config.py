@@ -16,6 +16,7 @@ def check_config(config: Config) -> None:
     """InputError for what can be checked without loading anything."""
     check_allocator(config.allocate.allocator)
     rules.check_place(config.allocate.allocator, pool=config.chooses)
+    rules.check_mode(config.allocate.allocator, config.estimate.mode, "estimate.mode")
     _check_rounds(config.allocate, config.select)
     if config.data.columns and not any(":" in name for name in config.verify.verifiers):
         raise InputError(

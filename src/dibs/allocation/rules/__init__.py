@@ -5,7 +5,8 @@
     least 0 out, float64 [m]. Counts are in proportion to them. In a fixed batch they are whole numbers.
     Over a pool they are expected counts, and what is drawn seldom weighs more, so that the gradient
     stays that of the pool whatever the rule. ``rng`` is for rules that draw at random. They need a pool
-    (``RANDOM = True``), since counts of a batch depend on nothing random.
+    (``RANDOM = True``), since counts of a batch depend on nothing random. ``HISTORY = True`` says that
+    the rule looks at what only earlier steps show.
 ``counts(problem)``
     How many completions each prompt of a fixed batch gets, int64 [m]: for rules that are no proportions.
 ``more(drawn)``
@@ -76,6 +77,18 @@ def check_place(name: str, *, pool: bool) -> None:
         raise InputError(
             f"allocator {name} draws at random, so it needs a pool: select.pool of dibs train, or "
             "PromptBudget.choose"
+        )
+
+
+def check_mode(name: str, mode: str, key: str) -> None:
+    """InputError for a rule that looks at earlier steps in another mode than online.
+
+    ``key``: holds the mode.
+    """
+    if mode != "online" and getattr(_MODULES.get(name), "HISTORY", False):
+        raise InputError(
+            f"allocator {name} needs the history of earlier steps; set {key} to online, in place of "
+            f"{mode}"
         )
 
 

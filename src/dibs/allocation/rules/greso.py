@@ -5,7 +5,8 @@ skipped with probability ``1 - b^z``. What is published does not weigh by the ch
 keeps its uniform share.
 
 Departures: b is fixed. The paper moves one b for solved prompts and one for hopeless ones until a
-quarter of all groups have equal rewards.
+quarter of all groups have equal rewards. Rewards count as equal if all or none of a group are accepted,
+whatever their values. A group of one, whose reward has none to differ from, changes no streak.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from dibs.allocation.problem import AllocationProblem
 
 RANDOM = True
+HISTORY = True
 _BASE = 0.5
 
 
