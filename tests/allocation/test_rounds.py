@@ -185,9 +185,10 @@ def test_what_trained_may_not_return_is_one_line(own_rules, returned, said):
     ("returned", "said"),
     [
         (lambda so_far: [1, 2], r"shape \(2,\); it must be one count for each of 3 prompts"),
-        (lambda so_far: [1, 2, -1], "not whole or below 0"),
-        (lambda so_far: [1, 2, 0.5], "not whole or below 0"),
-        (lambda so_far: [1, 2, np.nan], "not whole or below 0"),
+        (lambda so_far: [1, 2, -1], "other than whole ones from 0 to 2"),
+        (lambda so_far: [1, 2, 0.5], "other than whole ones from 0 to 2"),
+        (lambda so_far: [1, 2, 1e300], "other than whole ones from 0 to 2"),
+        (lambda so_far: [1, 2, np.nan], "other than whole ones from 0 to 2"),
         (lambda so_far: None, "shape|NoneType"),
         (lambda so_far: "many", "returned str, not whole numbers"),
     ],
@@ -205,6 +206,14 @@ def test_a_first_round_that_draws_nothing_is_one_line(own):
         InputError, match=r"rounds own_rules:rule asked for no completion in its first"
     ):
         step.more([np.zeros(0)] * 2, [np.zeros(0, dtype=bool)] * 2)
+
+
+def test_a_round_that_no_machine_holds_is_one_line(own):
+    step = StepInRounds(rounds_rule(own(lambda so_far: [2**50])), 1, group=4, wanted=1, most=4)
+    with pytest.raises(
+        InputError, match=r"the counts of a step = 1,125,\S+ completions .* do not fit"
+    ):
+        step.more([np.zeros(0)], [np.zeros(0, dtype=bool)])
 
 
 def test_a_rule_that_raises_is_one_line_that_names_the_place(own):
@@ -225,7 +234,8 @@ def test_a_rule_that_raises_is_one_line_that_names_the_place(own):
         ([0, 1, 2], "returned 3 positions; it must return at most 2, each once"),
         ([1, 1], "each once"),
         ([0, 4], "returned position 4 of 4 completions"),
-        ([-1, 0], "not whole or below 0"),
+        ([1e300], "other than whole ones from 0 to 2"),
+        ([-1, 0], "other than whole ones from 0 to 2"),
         (None, "shape|NoneType"),
     ],
 )

@@ -301,6 +301,7 @@ def test_prompts_that_share_a_row_are_chosen_one_by_one(name):
             r"an array of shape \(1,\); it must be one count for each of 2",
         ),
         (lambda problem: np.array([4.5, 4.5]), "counts that are not whole numbers"),
+        (lambda problem: np.array([1e300, 9]), "counts that are not whole numbers up to 2"),
         (lambda problem: np.array([np.nan, 9]), "counts that are not whole numbers"),
         (lambda problem: np.array([-1, 10]), "gave -1 completions to prompt '0'"),
         (lambda problem: None, "returned NoneType, not counts|shape"),

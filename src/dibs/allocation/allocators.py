@@ -162,7 +162,7 @@ def _checked(given: object, problem: AllocationProblem, name: str) -> np.ndarray
     wanted = f"one count for each of {m} prompts"
     numbers = numbers_of(given, m, who, what="counts", wanted=wanted)
     if not are_whole(numbers).all():
-        raise InputError(f"{who} returned counts that are not whole numbers")
+        raise InputError(f"{who} returned counts that are not whole numbers up to 2^52")
     counts = numbers.astype(np.int64)
     outside = np.flatnonzero((counts < problem.lower) | (counts > problem.upper))
     if len(outside):

@@ -11,6 +11,7 @@ import numpy as np
 from dibs.allocation import rules
 from dibs.allocation.drawn import Drawn
 from dibs.allocation.returned import are_whole, numbers_of
+from dibs.allocation.room import check_fits
 from dibs.config.published_rules import KeepsSome
 from dibs.plugins import called, import_function
 from dibs.types import InputError
@@ -79,7 +80,8 @@ class StepInRounds:
         Args:
             rewards, accepted: of all completions with a verdict so far, [n_i] a prompt.
 
-        Raises InputError as the rule does, and where its first round draws nothing.
+        Raises InputError as the rule does, where its first round draws nothing, and for more completions
+        than this machine can hold.
         """
         if self.rounds == self.most:
             return np.zeros_like(self.asked)
@@ -91,6 +93,8 @@ class StepInRounds:
             )
         if more.any():
             self.asked = self.asked + more
+            what = f"rounds {self.rule.name}: the counts of a step"
+            check_fits(what, float(self.asked.sum(dtype=np.float64)))
             self.rounds += 1
         return more
 
@@ -197,5 +201,5 @@ def _whole_numbers(given: object, size: int | None, who: str) -> np.ndarray:
     wanted = "a list of positions" if size is None else f"one count for each of {size} prompts"
     numbers = numbers_of(given, size, who, what="whole numbers", wanted=wanted)
     if not (are_whole(numbers) & (numbers >= 0)).all():
-        raise InputError(f"{who} returned numbers that are not whole or below 0")
+        raise InputError(f"{who} returned numbers other than whole ones from 0 to 2^52")
     return numbers.astype(np.int64)
