@@ -191,6 +191,10 @@ def test_algorithms_bring_their_objective_and_baseline():
             "interval 2 needs mode: pilot",
         ),
         (
+            ["--sampling.anneal_from=.5", "--sampling.anneal_floor=.5"],
+            "sampling.anneal_from 0.5 is not above sampling.anneal_floor 0.5",
+        ),
+        (
             ["--sampling.anneal_from=1.2"],
             "sampling.anneal_from 1.2 draws from other probabilities than the policy's",
         ),
