@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -59,6 +62,19 @@ def cache_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     with FileLock(folder / ".lock"):
         warm_started_policy(EASY, WarmStartConfig(**EASY_WARM_START), lambda *_: None)
     return folder
+
+
+@pytest.fixture
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Makes a module ``own_rules`` of functions and values; ``own_rules:rule`` names its function."""
+
+    def offer(**members: object) -> str:
+        module = ModuleType("own_rules")
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, "own_rules", module)
+        return "own_rules:rule"
+
+    return offer
 
 
 @pytest.fixture

@@ -113,6 +113,16 @@ def test_pilots_decide_for_a_pool_too():
         budget.choose(NAMES, 16)
 
 
+def test_a_function_of_the_user_weighs_the_prompts_of_a_pool(own_rules):
+    own = own_rules(rule=lambda problem, rng: problem.posterior.accept_rate > 0.7)
+    times = np.zeros(40)
+    budget = informed(**SINGLE, allocator=own)
+    for seed in range(60):
+        chosen = budget.choose(NAMES, 16, seed=seed)
+        times[chosen.positions] += chosen.counts
+    assert times[30:].mean() > 4 * times[:25].mean() > 0
+
+
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
@@ -125,9 +135,9 @@ def test_pilots_decide_for_a_pool_too():
         (SINGLE, {"uniform_share": 2.0}, "uniform_share 2 is not above 0 and at most 1"),
         ({**SINGLE, "lower": 1}, {}, "lower and upper are for a fixed batch"),
         (
-            {**SINGLE, "allocator": "tiny_groups:make_prompt"},
+            {**SINGLE, "allocator": "knapsack"},
             {},
-            "allocator tiny_groups:make_prompt decides counts of a fi",
+            "allocator knapsack decides counts of a fixed batch",
         ),
     ],
 )

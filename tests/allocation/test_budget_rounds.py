@@ -100,6 +100,10 @@ def test_earlier_steps_take_in_everything_that_was_drawn():
         ({"rounds": "ar3po", "keep_count": 2}, "ar3po keeps all completions"),
         ({"rounds": "dapo", "allocator": "vip", "mode": "online"}, "set allocator to uniform"),
         ({"rounds": "dapo", "mode": "pilot"}, "pilots of mode pilot have no use"),
+        *(
+            ({"rounds": name, "num_generations": 1}, f"{name} trains on no group of 1; raise num")
+            for name in ("dapo", "pilot_commit", "speed")
+        ),
         ({"rounds": "dapo", "lower": 1}, "knows no lower and upper"),
         ({"rounds": "dapo", "estimator": "flat"}, "choose another estimator"),
     ],
@@ -107,6 +111,13 @@ def test_earlier_steps_take_in_everything_that_was_drawn():
 def test_settings_that_contradict_each_other(options, message):
     with pytest.raises(ValidationError, match=message):
         budget(**options)
+
+
+def test_a_rule_that_looks_at_earlier_steps_needs_them():
+    with pytest.raises(
+        ValidationError, match="greso needs the history of earlier steps; set mode to o"
+    ):
+        budget(allocator="greso", mode="pilot")
 
 
 @pytest.mark.parametrize(

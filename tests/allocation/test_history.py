@@ -50,6 +50,18 @@ def test_steps_add_up_and_old_ones_count_less():
     assert_equal_arrays(later.accept_rate, stats.accept_rate[:1])
 
 
+def test_streaks_are_of_groups_that_could_have_differed():
+    history = History(half_life=5)
+
+    def streak_after(rewards, step) -> list[int]:
+        history.add([make_group(rewards, make_prompt("a"))], [np.ones(len(rewards))], step)
+        return np.asarray(history.statistics(["a"], step).streak).tolist()
+
+    groups_of_a = [[1], [], [1, 1], [0], [0, 0], [], [0, 1], [1]]
+    found = [streak_after(rewards, step) for step, rewards in enumerate(groups_of_a)]
+    assert found == [[0], [0], [1], [1], [2], [2], [0], [0]]
+
+
 def test_groups_of_none_and_prompts_never_seen():
     history = History(half_life=1)
     history.add([make_group([], make_prompt("a"))], [np.array([])], step=1)

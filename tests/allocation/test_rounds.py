@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from dibs.allocation import rules
+from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.drawn import Drawn
-from dibs.allocation.rounds import keeper, rounds_rule
+from dibs.allocation.rounds import StepInRounds, keeper, named_rules, rounds_rule
 from dibs.types import InputError
 
 
@@ -50,6 +49,7 @@ NOTHING = drawn(["", "", ""], rounds=0)
         ("pilot_commit", drawn(["++", "+-", "--", "-+", "?+"]), [0, 6, 0, 0, 0]),
         # Half of 2 x 8 is enough for four pilot pairs.
         ("pilot_commit", drawn([""] * 6, rounds=0), [2, 2, 2, 2, 0, 0]),
+        ("pilot_commit", drawn(["", ""], rounds=0, group=2, wanted=1), [2, 0]),  # one at least
         ("pilot_commit", drawn(["+---", "----"], group=16, wanted=2), [12, 0]),  # p = 1/4 is in
         ("dapo", NOTHING, [8, 8, 0]),
         ("dapo", drawn(["+" * 8, "+" + "-" * 7, ""]), [0, 0, 8]),
@@ -72,6 +72,7 @@ def test_what_the_next_round_draws(name, so_far, expected):
             [False, True, False, True, False],
         ),
         ("pilot_commit", drawn(["++", "+-------", "+-"]), [False, True, False]),
+        ("pilot_commit", drawn(["++", "+-", "", "-+"], group=2), [False, True, False, True]),
         ("dapo", drawn(["+" * 8, "+-", "-+", "-+"]), [False, True, True, False]),
         ("dapo", drawn(["+" * 8, "-" * 8]), [False, False]),
     ],
@@ -139,16 +140,9 @@ def test_pods_keeps_the_subset_of_largest_variance_of_all():
 
 
 @pytest.fixture
-def own(monkeypatch):
+def own(own_rules):
     """Makes a function importable as ``own_rules:rule``."""
-
-    def offer(function) -> str:
-        module = types.ModuleType("own_rules")
-        module.rule = function  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "own_rules", module)
-        return "own_rules:rule"
-
-    return offer
+    return lambda function: own_rules(rule=function)
 
 
 def test_rules_of_others(own):
@@ -159,13 +153,42 @@ def test_rules_of_others(own):
     assert mine.keep(np.zeros(4), np.zeros(4, dtype=bool), 2).tolist() == [0, 1]
 
 
+def test_a_rule_of_others_may_choose_and_bring_a_keeper(own_rules):
+    name = own_rules(
+        rule=lambda so_far: np.full(len(so_far), 4),
+        trained=lambda so_far: so_far.spread,
+        KEEP="balanced",
+    )
+    rule, kept = named_rules(BudgetConfig(mode="none", allocator="uniform", rounds=name))
+    assert rule is not None
+    assert kept is not None
+    assert rule.chooses
+    assert rule.trained(drawn(["+-", "++", "-+"])).tolist() == [True, False, True]
+    assert kept.name == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([True], r"shape \(1,\); it must be yes or no for each of 3 prompts"),
+        ([0, 1, 2], "numbers other than 0 and 1"),
+        (None, "returned NoneType, not yes or no"),
+    ],
+)
+def test_what_trained_may_not_return_is_one_line(own_rules, returned, said):
+    rule = rounds_rule(own_rules(rule=lambda so_far: 0, trained=lambda so_far: returned))
+    with pytest.raises(InputError, match=f"trained of rounds own_rules:rule.*{said}"):
+        rule.trained(drawn(["+-", "++", "-+"]))
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
         (lambda so_far: [1, 2], r"shape \(2,\); it must be one count for each of 3 prompts"),
-        (lambda so_far: [1, 2, -1], "not whole or below 0"),
-        (lambda so_far: [1, 2, 0.5], "not whole or below 0"),
-        (lambda so_far: [1, 2, np.nan], "not whole or below 0"),
+        (lambda so_far: [1, 2, -1], "other than whole ones from 0 to 2"),
+        (lambda so_far: [1, 2, 0.5], "other than whole ones from 0 to 2"),
+        (lambda so_far: [1, 2, 1e300], "other than whole ones from 0 to 2"),
+        (lambda so_far: [1, 2, np.nan], "other than whole ones from 0 to 2"),
         (lambda so_far: None, "shape|NoneType"),
         (lambda so_far: "many", "returned str, not whole numbers"),
     ],
@@ -174,6 +197,23 @@ def test_what_a_rule_for_rounds_may_not_return_is_one_line(own, returned, said):
     with pytest.raises(InputError, match=said) as refused:
         rounds_rule(own(returned)).more(NOTHING)
     assert "\n" not in str(refused.value)
+
+
+def test_a_first_round_that_draws_nothing_is_one_line(own):
+    rule = rounds_rule(own(lambda so_far: np.where(so_far.accept_rate < 0.5, 4, 0)))
+    step = StepInRounds(rule, 2, group=4, wanted=2, most=4)
+    with pytest.raises(
+        InputError, match=r"rounds own_rules:rule asked for no completion in its first"
+    ):
+        step.more([np.zeros(0)] * 2, [np.zeros(0, dtype=bool)] * 2)
+
+
+def test_a_round_that_no_machine_holds_is_one_line(own):
+    step = StepInRounds(rounds_rule(own(lambda so_far: [2**50])), 1, group=4, wanted=1, most=4)
+    with pytest.raises(
+        InputError, match=r"the counts of a step = 1,125,\S+ completions .* do not fit"
+    ):
+        step.more([np.zeros(0)], [np.zeros(0, dtype=bool)])
 
 
 def test_a_rule_that_raises_is_one_line_that_names_the_place(own):
@@ -194,7 +234,8 @@ def test_a_rule_that_raises_is_one_line_that_names_the_place(own):
         ([0, 1, 2], "returned 3 positions; it must return at most 2, each once"),
         ([1, 1], "each once"),
         ([0, 4], "returned position 4 of 4 completions"),
-        ([-1, 0], "not whole or below 0"),
+        ([1e300], "other than whole ones from 0 to 2"),
+        ([-1, 0], "other than whole ones from 0 to 2"),
         (None, "shape|NoneType"),
     ],
 )

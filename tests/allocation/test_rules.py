@@ -108,24 +108,30 @@ def test_cero_fills_up_the_prompts_with_few_completions():
     )
 
 
-def test_knapsack_has_the_largest_value_of_all_counts():
+@pytest.mark.parametrize("lower", [0, 1])
+@pytest.mark.parametrize("budget", range(12))
+def test_knapsack_has_the_largest_value_of_all_counts_with_as_many_pairs(budget, lower):
+    """At a budget of 2 that is .0617: both completions to p = .3."""
     rates = np.array([0.05, 0.3, 0.6, 0.95])
-    problem = problem_of(rates, budget=11)
+    if budget < 4 * lower:
+        return
+    problem = replace(problem_of(rates, budget=budget), lower=np.full(4, lower))
 
     def value(counts: np.ndarray) -> float:
-        return float(((1 - rates**counts - (1 - rates) ** counts) * rates * (1 - rates) ** 2).sum())
+        worth = (1 - rates**counts - (1 - rates) ** counts) * rates * (1 - rates) ** 2
+        return float(worth[counts > 0].sum())
 
+    pairs = min((budget - 4 * lower) // (2 - lower), 4)
     possible = [
-        np.array(each) for each in product(range(2, 8), repeat=4) if sum(each) == problem.budget
+        np.array(each)
+        for each in product(range(lower, 8), repeat=4)
+        if sum(each) == budget and sum(n >= 2 for n in each) == pairs
     ]
     best = max(value(each) for each in possible)
     counts = solve(problem, "knapsack").counts
     assert value(counts) == pytest.approx(best, rel=1e-12)
-    assert counts.sum() == 11
-
-
-def test_knapsack_with_less_than_two_completions_a_prompt():
-    assert solve(problem_of(budget=3), "knapsack").counts.sum() == 3
+    assert counts.sum() == budget
+    assert budget != 2 or lower or counts.tolist() == [0, 2, 0, 0]
 
 
 def test_greso_skips_prompts_by_their_streak():
@@ -201,8 +207,33 @@ def test_rules_for_counts_need_a_fixed_batch():
         )
 
 
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([1.0, 2.0], r"an array of shape \(2,\); it must be one weight for each of 4 prompts"),
+        (None, "returned NoneType, not weights"),
+        ([1, 1, 1, -1], "weights that are not finite or below 0"),
+        ([1, 1, 1, np.nan], "weights that are not finite or below 0"),
+        ([0, 0, 0, 0], "weights that are all 0"),
+    ],
+)
+def test_what_a_selector_of_others_may_not_return_is_one_line(own_rules, returned, said):
+    name = own_rules(rule=lambda problem, rng: returned)
+    with pytest.raises(InputError, match=said) as refused:
+        rules.weights_of(name, problem_of(), np.random.default_rng(0))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_selector_of_others_draws_other_numbers_than_the_choice(own_rules):
+    name = own_rules(rule=lambda problem, rng: 1 + rng.random(4))
+    rng, same = np.random.default_rng(0), np.random.default_rng(0)
+    weights = rules.weights_of(name, problem_of(), rng)
+    assert not np.isin(weights - 1, np.random.default_rng(0).random(100)).any()
+    assert rng.random() == same.random()
+
+
 def test_rules_that_draw_at_random_need_a_pool():
-    with pytest.raises(InputError, match="allocator mopps draws at random, which needs a pool"):
+    with pytest.raises(InputError, match="allocator mopps draws at random, so it needs a pool"):
         allocate([1, 1], [1, 0], [1, 1], budget=4, allocator="mopps")
 
 
@@ -272,6 +303,7 @@ def test_prompts_that_share_a_row_are_chosen_one_by_one(name):
             r"an array of shape \(1,\); it must be one count for each of 2",
         ),
         (lambda problem: np.array([4.5, 4.5]), "counts that are not whole numbers"),
+        (lambda problem: np.array([1e300, 9]), "counts that are not whole numbers up to 2"),
         (lambda problem: np.array([np.nan, 9]), "counts that are not whole numbers"),
         (lambda problem: np.array([-1, 10]), "gave -1 completions to prompt '0'"),
         (lambda problem: None, "returned NoneType, not counts|shape"),

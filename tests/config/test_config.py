@@ -191,6 +191,10 @@ def test_algorithms_bring_their_objective_and_baseline():
             "interval 2 needs mode: pilot",
         ),
         (
+            ["--sampling.anneal_from=.5", "--sampling.anneal_floor=.5"],
+            "sampling.anneal_from 0.5 is not above sampling.anneal_floor 0.5",
+        ),
+        (
             ["--sampling.anneal_from=1.2"],
             "sampling.anneal_from 1.2 draws from other probabilities than the policy's",
         ),
@@ -315,7 +319,6 @@ def test_algorithms_bring_their_objective_and_baseline():
         ),
         ([*ONLINE, "--select.pool=all", "--allocate.lower=1"], "allocate.lower and allocate.upper"),
         (["--select.pool=all"], "pool all would draw pilots of every training prompt"),
-        (["--select.pool=64", "--allocate.allocator=a:b"], "decides counts of a fixed batch"),
         (["--select.correct=false"], "select.correct false needs a select.pool"),
         (
             [*ONLINE, "--select.pool=all", "--allocate.budget=15"],
@@ -365,6 +368,7 @@ def test_bad_files_are_one_clear_line(tmp_path, content, message):
         (["--allocate.allocator=uniform", "--estimate.mode=pilot"], "pilot"),
         (["--allocate.allocator=uniform", "--estimate.num_pilots=4"], "pilot"),
         (["--allocate.allocator=uniform", "--algorithm.estimator=prompt_mean"], "pilot"),
+        (["--allocate.allocator=uniform", "--algorithm.prompt_weight=curverl"], "pilot"),
         (["--allocate.allocator=uniform", "--allocate.budget_unit=tokens"], "pilot"),
     ],
 )

@@ -67,11 +67,27 @@ def test_every_number_that_is_written_is_documented(tmp_path):
 
 
 def test_pilots_that_decide_nothing_are_pointed_out(tmp_path):
-    for more, wasted in (((), True), (("--algorithm.estimator=prompt_mean",), False)):
+    for more, wasted in (
+        ((), True),
+        (("--algorithm.estimator=prompt_mean",), False),
+        (("--algorithm.prompt_weight=curverl",), False),
+    ):
         console = Console(record=True, width=200)
         words = options(tmp_path / "run", "--allocate.allocator=uniform", *more)
         build_trainer(load_config(*split_config(words)), PlainView(console))
         assert ("The estimates decide nothing here" in console.export_text()) == wasted
+
+
+def test_a_temperature_that_falls_is_announced(tmp_path):
+    anneal = ("--sampling.anneal_from=1.2", "--algorithm.importance_sampling=token_truncate")
+    for more, said in (
+        ((), "Sampling at temperature 0.5, no"),
+        (anneal, "Sampling at a temperature that falls along a completion from 0.6, to 0.05 at"),
+    ):
+        console = Console(record=True, width=200)
+        words = options(tmp_path / "run", "--sampling.temperature=0.5", *more)
+        build_trainer(load_config(*split_config(words)), PlainView(console))
+        assert said in console.export_text()
 
 
 def test_online_estimates_say_when_prompts_come_back(tmp_path):

@@ -24,6 +24,7 @@ from dibs.study.matrix import read_study
 from dibs.study.results import compared_again, curves, rows
 from tiny_curves import curve
 
+UNIFORM = {"allocate.allocator": "uniform", "estimate.mode": "none"}
 STUDY: dict[str, Any] = {
     "policy": {
         "model": "arithmetic",
@@ -55,7 +56,7 @@ STUDY: dict[str, Any] = {
             "grpo": {"algorithm": {"name": "grpo"}},
         },
         "arms": {
-            "uniform": {"allocate.allocator": "uniform", "estimate.mode": "none"},
+            "uniform": UNIFORM,
             "online": {"estimate.mode": "online"},
         },
     },
@@ -101,6 +102,9 @@ def test_configurations_of_arms(tmp_path):
     assert [cell.arm for cell in one.cells] == ["uniform", "min_variance-pilot"]
     assert [cell.config(0).estimate.mode for cell in one.cells] == ["none", "pilot"]
     assert {cell.config(0).train.steps for cell in one.cells} == {5}
+    weighed = {"algorithm": {"prompt_weight": "curverl"}, "allocate": {"allocator": "vip"}}
+    both = read_study([write(tmp_path, {**base, **weighed}, "weighed.yaml")], {})
+    assert [cell.config(0).estimate.mode for cell in both.cells] == ["pilot", "pilot"]
 
 
 @pytest.mark.parametrize(
@@ -127,13 +131,22 @@ def test_configurations_of_arms(tmp_path):
         ({"exclude": ["*"]}, "leaves nothing to compare"),
         ({"exclude": ["task/grpo/uniform"]}, "task, grpo has no arm uniform to compare with"),
         (None, "compare must hold keys and values"),
+        (
+            {"arms": {"uniform": {**UNIFORM, "allocate.rounds": "dpao"}}},
+            "task, raft++, uniform: unknown rule for rounds 'dpao'",
+        ),
+        (
+            {"arms": {"online": {"allocate.allocator": "mine:nothere"}}},
+            "task, raft++, online: allocator 'mine:nothere' cannot be imported",
+        ),
     ],
 )
-def test_bad_studies_are_one_clear_line(tmp_path, capsys, changes, message):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_bad_studies_are_one_clear_line(tmp_path, capsys, changes, message, dry):
     section = "text" if changes is None else {**STUDY["compare"], **changes}
     path = write(tmp_path, {**STUDY, "compare": section})
     out = tmp_path / "out"
-    assert main(["compare", str(path), f"--compare.output_dir={out}"]) == 2
+    assert main(["compare", str(path), f"--compare.output_dir={out}", *dry]) == 2
     said = capsys.readouterr().err
     assert said.startswith("dibs compare: ")
     assert message in said

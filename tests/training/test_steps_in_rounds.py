@@ -15,6 +15,7 @@ from dibs.allocation.statistics import no_statistics
 from dibs.config import Config
 from dibs.config.load import load_config
 from dibs.files import read_lines
+from dibs.runs.check_config import check_config
 from dibs.training.examples import weighted_examples
 from dibs.training.rounds import draw_in_rounds, left_in
 from dibs.types import Completion, Group, InputError, Rollout
@@ -162,6 +163,29 @@ def test_completions_without_a_verdict_are_not_drawn_for_ever():
     assert examples == []
 
 
+def test_selectors_of_the_user_choose_in_the_loop(own_rules):
+    name = own_rules(
+        rule=lambda so_far: np.where(so_far.asked == 0, 4, 0), trained=lambda so_far: so_far.spread
+    )
+    choice, examples, _ = step(config(rounds=name), "++++", "+---", "----", "-++-")
+    assert choice.parts[0].shares.tolist() == [0, 0.5, 0, 0.5]
+    assert {prompt for prompt, _ in numbers(examples)} == {1, 3}
+    weighing = own_rules(rule=lambda problem, rng: [1, 1e-9, 1e-9, 1e-9])
+    own = Config.model_validate(
+        {
+            "algorithm": {"name": "grpo"},
+            "train": {"prompts_per_step": 2},
+            "select": {"pool": 4, "uniform_share": 0.01},
+            "allocate": {"allocator": weighing, "num_generations": 4},
+            "estimate": {"mode": "online"},
+        }
+    )
+    found = choose(PROMPTS, undivided(no_statistics(PROMPTS), PROMPTS), own, 1)
+    assert found.prompts[0] is PROMPTS[0]
+    assert found.allocation.counts[0] > 4
+    check_config(own)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_budget_weighs_completions_as_the_loop_does(rule, seed):
@@ -247,6 +271,14 @@ def test_settings_that_contradict_rounds(more, said):
         (
             ["--allocate.allocator=knapsack", "--estimate.mode=online", "--select.pool=all"],
             "allocator knapsack decides counts of a fixed batch; leave select.pool out",
+        ),
+        (
+            ["--allocate.allocator=greso", "--estimate.mode=pilot", "--select.pool=16"],
+            "greso needs the history of earlier steps; set estimate.mode to online, in place of pilot",
+        ),
+        (
+            ["--allocate.allocator=mopps", "--estimate.mode=online"],
+            "allocator mopps draws at random, so it needs a pool: select.pool",
         ),
         (
             ["--allocate.allocator=dapo", "--estimate.mode=online"],

@@ -453,6 +453,13 @@ def test_one_prompt_is_refused(tmp_path):
         measure_variance(*build(tmp_path, "--train.prompts_per_step=1"))
 
 
+def test_prompts_that_are_weighed_are_refused(tmp_path):
+    weighed = ("--algorithm.prompt_weight=curverl", "--allocate.allocator=uniform")
+    for more in ((), ("--allocate.keep=pods", "--allocate.keep_count=2")):
+        with pytest.raises(InputError, match=r"dibs variance knows no algorithm.prompt_weight"):
+            measure_variance(*build(tmp_path, *weighed, *more))
+
+
 def test_baselines_that_are_not_the_groups_are_refused(tmp_path):
     options = ("--algorithm.objective=expected_reward", "--algorithm.baseline=history")
     with pytest.raises(

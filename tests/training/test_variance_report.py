@@ -162,10 +162,6 @@ def test_nothing_is_said_of_steps_without_a_gradient(tmp_path):
             "one in place of cross_fit",
         ),
         (("allocate.budget=32", "select.pool=all"), "leave allocate.budget"),
-        (
-            ("algorithm.prompt_weight=curverl", "allocate.keep=pods", "allocate.allocator=uniform"),
-            "no algorithm.prompt_weight",
-        ),
         (("variance.num_generations=5", "select.pool=all"), "is below 6: 4 decide"),
     ],
 )

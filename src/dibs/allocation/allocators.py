@@ -24,8 +24,6 @@ from dibs.types import Allocation, InputError, PromptStats
 
 Allocator = Callable[[AllocationProblem], np.ndarray]
 ALLOCATORS: dict[str, Allocator] = {}
-_OWN: dict[str, Allocator] = {}
-"""Users' functions that were imported, by ``module:function``."""
 POWERS = (1.0, 0.75, 0.5, 0.25)
 """Powers of sigma that ``min_variance`` considers: from its optimum towards uniform counts."""
 
@@ -130,7 +128,7 @@ def _in_proportion(weights: np.ndarray, problem: AllocationProblem) -> np.ndarra
 
 def check_allocator(name: str) -> None:
     """InputError unless an allocator of this name is registered, or ``module:function`` is one."""
-    if name in ALLOCATORS or name in _OWN or name in rules.WEIGHTS:
+    if name in ALLOCATORS or name in rules.WEIGHTS:
         return
     if name in rules.ROUNDS:
         raise InputError(
@@ -141,7 +139,7 @@ def check_allocator(name: str) -> None:
         raise InputError(
             f"unknown allocator {name!r}; known: {known}, or your own as module:function"
         )
-    _OWN[name] = import_function(name, "allocator")
+    import_function(name, "allocator")
 
 
 def solve(problem: AllocationProblem, name: str) -> Allocation:
@@ -151,9 +149,8 @@ def solve(problem: AllocationProblem, name: str) -> Allocation:
     its contract.
     """
     check_allocator(name)
-    function = ALLOCATORS.get(name) or _OWN.get(name)
-    if function is None:
-        raise InputError(f"allocator {name} draws at random, which needs a pool; set select.pool")
+    rules.check_place(name, pool=False)
+    function = ALLOCATORS.get(name) or import_function(name, "allocator")
     given = called(name, "allocator", function, problem)
     counts = _checked(given, problem, name)
     return Allocation(problem.stats.prompt_ids, counts, name)
@@ -165,7 +162,7 @@ def _checked(given: object, problem: AllocationProblem, name: str) -> np.ndarray
     wanted = f"one count for each of {m} prompts"
     numbers = numbers_of(given, m, who, what="counts", wanted=wanted)
     if not are_whole(numbers).all():
-        raise InputError(f"{who} returned counts that are not whole numbers")
+        raise InputError(f"{who} returned counts that are not whole numbers up to 2^52")
     counts = numbers.astype(np.int64)
     outside = np.flatnonzero((counts < problem.lower) | (counts > problem.upper))
     if len(outside):

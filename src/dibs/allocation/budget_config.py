@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dibs.allocation import rules
 from dibs.allocation.allocators import check_allocator
 from dibs.allocation.rounds import named_rules
 from dibs.allocation.target import Target
@@ -133,6 +134,7 @@ class BudgetConfig(Section):
         try:
             _ = self.target
             check_allocator(self.allocator)
+            rules.check_mode(self.allocator, self.mode, "mode")
         except InputError as error:
             raise ValueError(str(error)) from None
         if self.advantages == "given" and self.allocator == "gvm":
@@ -201,11 +203,7 @@ def check_choice(options: BudgetConfig, group: int, uniform_share: float) -> Non
         raise InputError(
             f"rounds {options.rounds} chooses as it draws; give the candidates to allocate"
         )
-    if ":" in options.allocator:
-        raise InputError(
-            f"allocator {options.allocator} decides counts of a fixed batch; to choose from a pool take "
-            "min_variance or a rule of DIBS"
-        )
+    rules.check_place(options.allocator, pool=True)
     if options.estimator == "flat" or options.lower or options.upper is not None:
         raise InputError(
             "estimator flat, lower and upper are for a fixed batch; to choose from a pool leave them out"

@@ -63,12 +63,11 @@ class History:
         """Add the sums over a prompt's new completions; see :func:`.completion_sums`."""
         row = self._rows.pop(name, None)
         new, alike = row is None, sums[1] in (0, sums[0])
+        previous = 0 if row is None else self._streak[row]
         if row is None:
             row = self._new_row()
-        if sums[0] > 0:  # else nothing was judged
-            self._streak[row] = alike * ((0 if new else self._streak[row]) + 1)
-        elif new:
-            self._streak[row] = 0
+        # A group of one, or of none that was judged, cannot differ.
+        self._streak[row] = alike * (previous + 1) if sums[0] > 1 else previous
         self._rows[name] = row
         self._sums[row] = sums if new else sums + self._at(np.array([row]), step)[0]
         self._seen[row] = step

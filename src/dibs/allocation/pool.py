@@ -66,7 +66,8 @@ def pool_counts(
     Args:
         problem: of k rows of statistics; lower bounds are completions that its prompts have already.
         rows: which of them each of the N prompts has, int64 [N].
-        allocator: ``min_variance``, which takes only counts that are surely better, or one of ``rules``.
+        allocator: ``min_variance``, which takes only counts that are surely better, one of ``rules``, or
+            a user's ``module:function`` for weights.
         group: completions that a prompt gets at a time, beyond the lower bound.
         uniform_share: of a uniform count, expected of every prompt at least; in (0, 1].
         correct: whether what is drawn seldom weighs more.

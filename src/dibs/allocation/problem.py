@@ -11,13 +11,12 @@ from numpy.typing import ArrayLike
 
 from dibs.allocation.least_variance import least_variance
 from dibs.allocation.posterior import Factor, Posterior, expected_tokens, fit_posterior
+from dibs.allocation.returned import LARGEST_COUNT
 from dibs.allocation.target import LOG_LIKELIHOOD, Target
 from dibs.types import InputError, PromptStats
 
 _DOUBT = 10.0
 """The factor by which what was not seen may differ from what is expected of it."""
-_LARGEST_COUNT = 2**52
-"""Sums of counts are exact in float64."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ def pose(
         _bound("lower", bounds.lower, m), target.least_count if bounds.every_prompt else 0
     )
     # At least the lower bound, which rounding could put beyond what is affordable.
-    affordable = np.maximum(np.minimum(total // cost, _LARGEST_COUNT).astype(np.int64), low)
+    affordable = np.maximum(np.minimum(total // cost, LARGEST_COUNT).astype(np.int64), low)
     high = affordable if bounds.upper is None else _bound("upper", bounds.upper, m)
     least, most = float(low @ cost), high.sum(dtype=np.float64)
     if total < least:
@@ -252,7 +251,7 @@ def _order_bound(target: Target) -> str:
 
 
 def _check_budget(total: float, cost: np.ndarray, m: int, exact: bool) -> None:
-    if not 0 <= total <= _LARGEST_COUNT or (exact and total != int(total)):
+    if not 0 <= total <= LARGEST_COUNT or (exact and total != int(total)):
         whole = "whole number" if exact else "number"
         raise InputError(f"budget {total} is not a {whole} from 0 to 2^52")
     if cost.shape != (m,) or not ((cost > 0) & np.isfinite(cost)).all():
@@ -263,6 +262,6 @@ def _bound(name: str, value: ArrayLike, m: int) -> np.ndarray:
     given = np.asarray(value)
     if given.shape not in ((), (m,)):
         raise InputError(f"{name} has shape {given.shape}; give one number or one a prompt ({m})")
-    if not ((given >= 0) & (given <= _LARGEST_COUNT) & (given == np.floor(given))).all():
+    if not ((given >= 0) & (given <= LARGEST_COUNT) & (given == np.floor(given))).all():
         raise InputError(f"{name} bounds must be whole numbers from 0 to 2^52")
     return np.broadcast_to(given, (m,)).astype(np.int64)

@@ -6,6 +6,9 @@ import numpy as np
 
 from dibs.types import InputError
 
+LARGEST_COUNT = 2**52
+"""Sums of counts are exact in float64."""
+
 
 def numbers_of(given: object, size: int | None, who: str, *, what: str, wanted: str) -> np.ndarray:
     """What was returned, float64 [size], or of any length where ``size`` is None.
@@ -28,6 +31,6 @@ def numbers_of(given: object, size: int | None, who: str, *, what: str, wanted: 
 
 
 def are_whole(numbers: np.ndarray) -> np.ndarray:
-    """Whether each number is finite and whole, bool [n]."""
-    whole: np.ndarray = np.isfinite(numbers) & (numbers == np.floor(numbers))
+    """Whether each number is whole and at most 2^52 from 0, bool [n]."""
+    whole: np.ndarray = (np.abs(numbers) <= LARGEST_COUNT) & (numbers == np.floor(numbers))
     return whole

@@ -15,7 +15,8 @@ class AllocateConfig(Section):
     allocator: str = Field(
         "min_variance",
         description="Decides how many completions each prompt gets: min_variance, uniform, a rule of "
-        "docs/rules.md (gvm, spo, vip, ...), or your own function as module:function.",
+        "docs/rules.md (gvm, spo, vip, ...), or your own function as module:function, which weighs "
+        "the prompts of a select.pool.",
     )
     num_generations: int = Field(
         8,

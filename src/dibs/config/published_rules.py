@@ -110,6 +110,11 @@ def check_keep(options: KeepsSome, least: int, section: str = "") -> None:
 def check_annealing(sampling: SamplingConfig, importance_sampling: str) -> None:
     """ValueError where the temperature cannot fall, or nothing makes up for that it does."""
     start = f"sampling.anneal_from {sampling.anneal_from:g}"
+    if sampling.anneal_from is not None and sampling.anneal_from <= sampling.anneal_floor:
+        raise ValueError(
+            f"{start} is not above sampling.anneal_floor {sampling.anneal_floor:g}, so no temperature "
+            "would fall; raise it, or lower the floor"
+        )
     if sampling.engine == "vllm_server":
         raise ValueError(
             f"{start} needs sampling.engine transformers or vllm; a vllm_server keeps one temperature "

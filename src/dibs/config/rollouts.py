@@ -253,7 +253,7 @@ class SamplingConfig(Section):
         "algorithm.importance_sampling, and multiplies temperature. null keeps one temperature.",
     )
     anneal_floor: float = Field(
-        0.1, gt=0, description="Lowest temperature that anneal_from falls to."
+        0.1, gt=0, description="Lowest temperature that anneal_from, which is above it, falls to."
     )
     anneal_tokens: float = Field(
         1000.0,

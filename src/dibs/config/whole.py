@@ -14,8 +14,8 @@ from dibs.config.learning import (
     EstimateConfig,
     TrainConfig,
     UpdateConfig,
+    divides_by_statistics,
     least_group,
-    needs_statistics,
     why_groups,
 )
 from dibs.config.published_rules import (
@@ -160,7 +160,12 @@ class Config(Section):
     @property
     def uses_statistics(self) -> bool:
         """Whether statistics decide the counts or, as in Lemma 1, the weights."""
-        return needs_statistics(self.allocate.allocator, self.algorithm)
+        return self.weighs_by_statistics or self.allocate.allocator != "uniform"
+
+    @property
+    def weighs_by_statistics(self) -> bool:
+        """Whether statistics decide more than counts: advantages, or weights."""
+        return self.algorithm.prompt_weight != "none" or divides_by_statistics(self.algorithm)
 
     def measures_at(self, step: int) -> bool:
         """Whether a step measures what its counts gain over uniform ones; never if they are."""
@@ -197,11 +202,6 @@ class Config(Section):
                 raise ValueError("select.correct false needs a select.pool")
             return self
         self._check_pool_size()
-        if ":" in self.allocate.allocator:
-            raise ValueError(
-                f"allocate.allocator {self.allocate.allocator} decides counts of a fixed batch; with a "
-                "select.pool choose min_variance or a rule of DIBS"
-            )
         if own.estimator == "flat":
             raise ValueError(
                 "algorithm.estimator flat weighs all completions alike, which would bias a choice from "

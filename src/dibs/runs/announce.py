@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dibs.config import Config
+from dibs.config import Config, SamplingConfig
 from dibs.data.curriculum import level_sizes
 from dibs.data.prompts import PromptSet
 from dibs.model.policy import Policy
@@ -40,7 +40,7 @@ def announce(
     if len(levels) > 1:
         view.message(_growth_note(config, levels))
     view.message(
-        f"Sampling at temperature {policy.temperature:g}, no top-k, top-p or penalties, by "
+        f"Sampling at {_temperature(config.sampling)}, no top-k, top-p or penalties, by "
         f"{sampler.description}"
     )
     if processes.size > 1:
@@ -53,6 +53,16 @@ def announce(
         view.message(_pool_note(config, levels[0]))
     elif config.estimate.mode == "online" and config.allocate.allocator != "uniform":
         view.message(_online_note(config, len(prompts.train)))
+
+
+def _temperature(sampling: SamplingConfig) -> str:
+    """One temperature, or where it begins and ends along a completion."""
+    if sampling.anneal_from is None:
+        return f"temperature {sampling.temperature:g}"
+    start, floor = (
+        sampling.temperature * each for each in (sampling.anneal_from, sampling.anneal_floor)
+    )
+    return f"a temperature that falls along a completion from {start:g}, to {floor:g} at the lowest"
 
 
 def _growth_note(config: Config, levels: Sequence[int]) -> str:

@@ -8,12 +8,8 @@ from datetime import datetime
 import torch
 import transformers
 
-from dibs.allocation import rules
-from dibs.allocation.allocators import check_allocator
 from dibs.allocation.history import History
-from dibs.allocation.rounds import named_rules
-from dibs.allocation.target import Target
-from dibs.config import AllocateConfig, Config, PolicyConfig, SelectConfig, VerifyConfig
+from dibs.config import Config, PolicyConfig, VerifyConfig
 from dibs.data.arithmetic import TASKS
 from dibs.data.curriculum import Curriculum, up_to
 from dibs.data.prompts import (
@@ -33,9 +29,8 @@ from dibs.rollouts.sampling import Sampler, build_sampler
 from dibs.rollouts.source import RolloutSource
 from dibs.rollouts.verify.verifiers import build_verifier
 from dibs.runs.announce import announce
+from dibs.runs.check_config import check_config
 from dibs.runs.console import View
-from dibs.runs.room import check_room
-from dibs.runs.trackers import check_trackers
 from dibs.training.losses import PolicyLoss
 from dibs.training.norms_of_updates import check_weighted_gradient
 from dibs.training.phases import PhaseTimer
@@ -58,7 +53,7 @@ def build_trainer(
     ``clock``: the time that chat templates write; None: now. Raises InputError for anything that would
     stop the run later.
     """
-    _check(config)
+    check_config(config)
     _quiet_transformers()
     torch.manual_seed(config.seed)
     questions = read_questions(config.data, config.seed)
@@ -173,32 +168,6 @@ def _own_workers(config: VerifyConfig, processes: Processes) -> VerifyConfig:
         return config
     workers = max(1, min(os.cpu_count() or 1, 8) // processes.size)
     return config.model_copy(update={"workers": workers})
-
-
-def _check(config: Config) -> None:
-    """InputError for what can be checked without loading anything."""
-    check_allocator(config.allocate.allocator)
-    if config.chooses and config.allocate.allocator in rules.COUNTS:
-        raise InputError(rules.needs_batch(config.allocate.allocator))
-    _check_rounds(config.allocate, config.select)
-    if config.data.columns and not any(":" in name for name in config.verify.verifiers):
-        raise InputError(
-            f"data.columns {', '.join(config.data.columns)} are for a verifier of your own "
-            "(verify.verifier module:function); leave them out"
-        )
-    Target.of(config.algorithm)
-    check_trackers(config.tracking.trackers)
-    check_room(config)
-
-
-def _check_rounds(options: AllocateConfig, select: SelectConfig) -> None:
-    """InputError for rules that do not exist, or that have no use for a setting."""
-    rule, _ = named_rules(options, "allocate.")
-    if rule is not None and select.pool is not None and not rule.chooses:
-        raise InputError(
-            f"allocate.rounds {options.rounds} trains on all prompts of a batch, so select.pool "
-            f"{select.pool} has no use; leave it out"
-        )
 
 
 def starting_policy(config: PolicyConfig, view: View) -> PolicyConfig:

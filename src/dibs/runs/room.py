@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
+from dibs.allocation.room import check_fits
 from dibs.config import Config
-from dibs.types import InputError
-
-_LEAST = 500
-"""Bytes that a completion of a single token takes, at least, from its row to its verdict."""
 
 
 def check_room(config: Config) -> None:
     """Raise InputError where completions cannot be held even if all of them have a single token."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for what, completions in _drawn_at_once(config):
-        if completions * _LEAST > memory:
-            raise InputError(
-                f"{what} = {completions:,} completions at once do not fit in the "
-                f"{memory / 2**30:,.0f} GiB of this machine; lower one of them"
-            )
+        check_fits(what, completions)
 
 
 def _drawn_at_once(config: Config) -> Iterator[tuple[str, int]]:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dibs.allocation.target import Target
-from dibs.config import Config, Section, divides_by_statistics
+from dibs.config import Config, Section
 from dibs.config.load import assign, read_values, validated
+from dibs.runs.check_config import check_config
 from dibs.types import InputError
 
 Overrides = dict[str, dict[str, Any]]
@@ -240,7 +241,7 @@ def _with_uniform(config: Config) -> Overrides:
             "allocate.allocator is uniform, so there is nothing to compare; set another, or "
             "name several configurations"
         )
-    idle = not divides_by_statistics(config.algorithm)
+    idle = not config.weighs_by_statistics
     uniform = {"allocate.allocator": "uniform", **({"estimate.mode": "none"} if idle else {})}
     return {"uniform": uniform, f"{name.rpartition(':')[2]}-{config.estimate.mode}": {}}
 
@@ -270,11 +271,19 @@ def _cells(
                     _overlay(values, keys)
                 cell = Cell(task, algorithm, arm, values, options.output_dir)
                 for rate in options.learning_rates or (None,):
-                    cell.config(options.seeds[0], rate)  # raises errors before any run starts
+                    _check(cell, cell.config(options.seeds[0], rate))
                 cells.append(cell)
     if not cells:
         raise InputError("compare.exclude leaves nothing to compare")
     return cells
+
+
+def _check(cell: Cell, config: Config) -> None:
+    """Raise what a run would be refused for, before any starts."""
+    try:
+        check_config(config)
+    except InputError as error:
+        raise InputError(f"{cell.label}: {error}") from None
 
 
 def _overlay(values: dict[str, Any], keys: Mapping[str, Any], prefix: str = "") -> None:

@@ -25,7 +25,7 @@ from dibs.allocation.posterior import Posterior
 from dibs.allocation.problem import AllocationProblem, Bounds, Tokens, pose
 from dibs.allocation.statistics import no_statistics, pilot_statistics
 from dibs.allocation.target import Target
-from dibs.config import Config, SelectConfig, divides_by_statistics
+from dibs.config import Config, SelectConfig
 from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group
 
@@ -132,7 +132,7 @@ class CountsJudge:
         m, mode = len(self.measured.groups), self.config.estimate.mode
         extra = np.full(m, float(self.deciding if mode == "pilot" else 0))
         chosen = self._averaged(extra)
-        needed = divides_by_statistics(self.config.algorithm)
+        needed = self.config.weighs_by_statistics
         found = {"uniform": self._uniform(chosen, extra if needed else np.zeros(m))}
         if self.config.allocate.allocator != "uniform":
             found[self.config.allocate.allocator] = chosen

@@ -19,7 +19,7 @@ from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.intervals import Interval, jackknife_error
 from dibs.allocation.shapes import noise_ratio
 from dibs.allocation.simulated_steps import MeasuredPrompt, StepNoise, StepRule, simulated_steps
-from dibs.config import Config, SelectConfig, divides_by_statistics
+from dibs.config import Config, SelectConfig
 from dibs.training.measured_gradients import MeasuredGradients
 from dibs.types import Group, InputError
 
@@ -48,11 +48,6 @@ def check_simulated(config: Config) -> None:
         raise InputError(
             "dibs variance simulates steps of rounds, keepers and pools by their completions; leave "
             "allocate.budget and allocate.budget_unit out"
-        )
-    if config.algorithm.prompt_weight != "none":
-        raise InputError(
-            "dibs variance knows no algorithm.prompt_weight; leave it out, and compare by training "
-            "(dibs compare)"
         )
     least = _deciding(config) + 2
     if config.variance.num_generations < least:
@@ -175,7 +170,7 @@ def _uniform(config: Config) -> Config:
         "allocate": config.allocate.model_copy(update=usual),
         "select": SelectConfig(),
     }
-    if not divides_by_statistics(config.algorithm):
+    if not config.weighs_by_statistics:
         changed["estimate"] = config.estimate.model_copy(update={"mode": "none"})
     return config.model_copy(update=changed)
 

@@ -40,9 +40,14 @@ def measure_variance(
     ``shapes``: also compare shapes of steps; see :func:`.shape_report`. Steps in rounds, with
     completions left out or over a pool have another report, :func:`.step_report`.
 
-    Raises InputError where there are too few completions to draw pilots from, and, for a batch, for a
-    baseline that is not the group's.
+    Raises InputError where there are too few completions to draw pilots from, for prompts that are
+    weighed, and, for a batch, for a baseline that is not the group's.
     """
+    if meter.config.algorithm.prompt_weight != "none":
+        raise InputError(
+            "dibs variance knows no algorithm.prompt_weight; leave it out, and compare by training "
+            "(dibs compare)"
+        )
     config = scaled(meter.config)
     if shapes:
         check_shapes(meter.config)

@@ -5,14 +5,16 @@
     least 0 out, float64 [m]. Counts are in proportion to them. In a fixed batch they are whole numbers.
     Over a pool they are expected counts, and what is drawn seldom weighs more, so that the gradient
     stays that of the pool whatever the rule. ``rng`` is for rules that draw at random. They need a pool
-    (``RANDOM = True``), since counts of a batch depend on nothing random.
+    (``RANDOM = True``), since counts of a batch depend on nothing random. ``HISTORY = True`` says that
+    the rule looks at what only earlier steps show.
 ``counts(problem)``
     How many completions each prompt of a fixed batch gets, int64 [m]: for rules that are no proportions.
 ``more(drawn)``
     How many completions of each prompt to draw in the next round of a step, int64 [N], from what was
     :class:`.Drawn` so far; all 0 ends the step's sampling. ``trained(drawn)``, if there is one, says
     which prompts are trained on, bool [N]: such a rule chooses among a pool of candidates. ``KEEP``
-    names a rule for which completions are kept.
+    names a rule for which completions are kept. ``LEAST_GROUP`` is the smallest group that teaches
+    something; 1 if it is left out.
 ``keep(rewards, accepted, count)``
     Which ``count`` of a prompt's n completions are trained on, as positions. ``WHOLE_BASELINE`` says
     whether the others still enter the baseline and the deviation of the group.
@@ -33,6 +35,8 @@ from types import ModuleType
 import numpy as np
 
 from dibs.allocation.problem import AllocationProblem
+from dibs.allocation.returned import numbers_of
+from dibs.plugins import called, import_function
 from dibs.types import InputError
 
 _MODULES = {
@@ -60,33 +64,54 @@ def module_of(name: str) -> ModuleType:
     return _MODULES[name]
 
 
-def needs_batch(name: str) -> str:
-    """Why a rule for counts has no use over a pool, and what to do."""
-    return (
-        f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule "
-        "that weighs prompts (docs/rules.md)"
-    )
-
-
 def is_random(name: str) -> bool:
     """Whether a rule draws at random, and so needs a pool."""
-    return bool(getattr(_MODULES[name], "RANDOM", False))
+    return bool(getattr(_MODULES.get(name), "RANDOM", False))
+
+
+def check_place(name: str, *, pool: bool) -> None:
+    """InputError for counts of a batch over a pool, and for a rule at random without a pool."""
+    if pool and ":" not in name and name not in ("min_variance", *WEIGHTS):
+        raise InputError(
+            f"allocator {name} decides counts of a fixed batch; leave select.pool out, or choose a rule "
+            "that weighs prompts (docs/rules.md)"
+        )
+    if not pool and is_random(name):
+        raise InputError(
+            f"allocator {name} draws at random, so it needs a pool: select.pool of dibs train, or "
+            "PromptBudget.choose"
+        )
+
+
+def check_mode(name: str, mode: str, key: str) -> None:
+    """InputError for a rule that looks at earlier steps in another mode than online.
+
+    ``key``: holds the mode.
+    """
+    if mode != "online" and getattr(_MODULES.get(name), "HISTORY", False):
+        raise InputError(
+            f"allocator {name} needs the history of earlier steps; set {key} to online, in place of "
+            f"{mode}"
+        )
 
 
 def weights_of(
     name: str, problem: AllocationProblem, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """What a rule gives each prompt, float64 [m].
+    """What a rule, or a user's ``module:function``, gives each prompt, float64 [m].
 
     Raises InputError for weights that cannot be, and for a rule for counts of a fixed batch.
     """
-    if name in COUNTS:
-        raise InputError(needs_batch(name))
-    weights = np.asarray(_MODULES[name].weights(problem, rng), dtype=np.float64)
-    if weights.shape != (len(problem.stats),):
-        raise InputError(
-            f"rule {name} gave weights of shape {weights.shape} to {len(problem.stats)} prompts"
-        )
+    check_place(name, pool=True)
+    own, m, who = ":" in name, len(problem.stats), f"allocator {name}"
+    function = import_function(name, "allocator") if own else _MODULES[name].weights
+    if own and rng is not None:
+        (rng,) = rng.spawn(1)  # what is rounded at random later must not draw the user's numbers
+    given = called(name, "allocator", function, problem, rng)
+    wanted = f"one weight for each of {m} prompts"
+    weights = numbers_of(given, m, who, what="weights", wanted=wanted)
     if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise InputError(f"rule {name} gave weights that are not finite or below 0")
+        raise InputError(f"{who} returned weights that are not finite or below 0")
+    if own and not weights.any():
+        raise InputError(f"{who} returned weights that are all 0")
     return weights

@@ -14,6 +14,8 @@ import numpy as np
 
 from dibs.allocation.drawn import Drawn
 
+LEAST_GROUP = 2
+
 
 def more(drawn: Drawn) -> np.ndarray:
     """A group for as many untried candidates as groups are missing, int64 [N]."""

@@ -8,7 +8,8 @@ Unbiased: what is drawn seldom weighs more. Biased as published, with ``select.c
 prompts whose rewards differ weigh more.
 
 Departures: b is fixed. The paper moves one b for solved prompts and one for hopeless ones until a
-quarter of all groups have equal rewards.
+quarter of all groups have equal rewards. Rewards count as equal if all or none of a group are accepted,
+whatever their values. A group of one, whose reward has none to differ from, changes no streak.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from dibs.allocation.problem import AllocationProblem
 
 RANDOM = True
+HISTORY = True
 _BASE = 0.5
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from dibs.allocation.drawn import Drawn
 
+LEAST_GROUP = 2
+
 
 def more(drawn: Drawn) -> np.ndarray:
     """The screening of all, then the rest of a group for the first that qualify; int64 [N]."""
