@@ -1,8 +1,8 @@
 # DIBS with everything that `make` needs, so that the first command in a container is a run.
 #   docker build -t dibs .                                       the CPU build of torch
 #   docker build -t dibs-cuda --build-arg TORCH=cuda .           the CUDA build; run it with --gpus all
-#   docker run --rm -v "$PWD/runs:/work/runs" dibs make demo
-#   docker run --rm -v "$PWD/runs:/work/runs" dibs dibs train --train.steps 5 --output_dir runs/first
+#   docker run --rm -v dibs-runs:/work/runs dibs make demo
+#   docker run --rm -v dibs-runs:/work/runs dibs dibs train --train.steps 5 --output_dir runs/first
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm
 
