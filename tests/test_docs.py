@@ -108,6 +108,14 @@ def test_configuration_keys_exist(document):
     assert unknown == set()
 
 
+@pytest.mark.parametrize("name", ["recipes/verl.md", "integrations.md", "install.md"])
+def test_who_installs_verl_installs_an_engine_for_its_rollouts(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if re.search(r"dibs-rl\[verl\]|^\| `verl` \|", line)]
+    assert lines
+    assert all("'verl[vllm]'" in line for line in lines)
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {
