@@ -111,9 +111,19 @@ def test_configuration_keys_exist(document):
 @pytest.mark.parametrize("name", ["recipes/verl.md", "integrations.md", "install.md"])
 def test_who_installs_verl_installs_an_engine_for_its_rollouts(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if re.search(r"dibs-rl\[verl\]|^\| `verl` \|", line)]
+    lines = [
+        line for line in text.splitlines() if re.search(r"dibs-rl\[verl\]|^\| `verl` \|", line)
+    ]
     assert lines
     assert all("'verl[vllm]'" in line for line in lines)
+
+
+def test_pages_install_the_package_from_where_it_can_be_had():
+    """It is on no index yet: a name alone finds nothing. install.md says so, and what to do."""
+    pages = [*DOCUMENTS, *(ROOT / "configs").glob("*.yaml"), *(ROOT / "examples").glob("*.py")]
+    short = re.compile(r"pip install ['\"]?dibs-rl(?!\S* @ git\+URL)")
+    naming = {page.name for page in pages if short.search(page.read_text(encoding="utf-8"))}
+    assert naming == {"install.md"}
 
 
 def test_make_targets_exist():
