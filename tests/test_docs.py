@@ -136,6 +136,14 @@ def test_make_targets_exist():
     assert named - targets == set()
 
 
+def test_every_suite_is_run_by_the_checks():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    suites = re.findall(r"^(test[a-z-]*):", makefile, flags=re.MULTILINE)
+    assert {"test", "test-sources", "test-trackers"} <= set(suites)
+    called = re.findall(r"^timeout \d+m make (\S+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert set(suites) - set(called) == set()
+
+
 def test_every_known_fault_names_tests_that_exist():
     text = (ROOT / "docs" / "known-faults.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| ")]
