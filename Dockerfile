@@ -25,7 +25,7 @@ WORKDIR /work
 
 # The packages come first: they stay in the layer cache while the sources change. They are those of
 # constraints.txt, as for `make`.
-COPY --chown=dibs pyproject.toml constraints.txt README.md LICENSE Makefile ./
+COPY --chown=dibs pyproject.toml hatch_build.py constraints.txt README.md LICENSE Makefile ./
 COPY --chown=dibs src/dibs/__init__.py src/dibs/__init__.py
 RUN if [ "$TORCH" = cpu ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; \
     elif [ "$TORCH" != cuda ]; then echo "TORCH is cpu or cuda, not $TORCH" >&2; exit 2; fi \

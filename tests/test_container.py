@@ -34,7 +34,8 @@ def test_what_is_copied_exists_and_suffices_for_the_installation():
     sources = [each for words in copies for each in words[:-1] if not each.startswith("--")]
     assert [each for each in sources if not (ROOT / each).exists()] == []
     # pyproject.toml reads these when the package is installed, before the rest is there.
-    assert {"pyproject.toml", "README.md", "LICENSE", "src/dibs/__init__.py"} <= set(sources)
+    read = {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "src/dibs/__init__.py"}
+    assert read <= set(sources)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert not {"src", "examples", "configs", "Makefile", "tests"} & set(ignored)
     assert {".git", ".venv*", "runs"} <= set(ignored)
