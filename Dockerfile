@@ -1,8 +1,8 @@
 # DIBS with everything that `make` needs, so that the first command in a container is a run.
 #   docker build -t dibs .                                       the CPU build of torch
 #   docker build -t dibs-cuda --build-arg TORCH=cuda .           the CUDA build; run it with --gpus all
-#   docker run --rm -v "$PWD/runs:/work/runs" dibs make demo
-#   docker run --rm -v "$PWD/runs:/work/runs" dibs dibs train --train.steps 5 --output_dir runs/first
+#   docker run --rm -v dibs-runs:/work/runs dibs make demo
+#   docker run --rm -v dibs-runs:/work/runs dibs dibs train --train.steps 5 --output_dir runs/first
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm
 
@@ -25,7 +25,7 @@ WORKDIR /work
 
 # The packages come first: they stay in the layer cache while the sources change. They are those of
 # constraints.txt, as for `make`.
-COPY --chown=dibs pyproject.toml constraints.txt README.md LICENSE Makefile ./
+COPY --chown=dibs pyproject.toml hatch_build.py constraints.txt README.md LICENSE Makefile ./
 COPY --chown=dibs src/dibs/__init__.py src/dibs/__init__.py
 RUN if [ "$TORCH" = cpu ]; then export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu; \
     elif [ "$TORCH" != cuda ]; then echo "TORCH is cpu or cuda, not $TORCH" >&2; exit 2; fi \

@@ -12,6 +12,8 @@ VERL_VENV := .venv-verl
 VERL_STAMP := $(VERL_VENV)/.installed
 TRL_VENV := .venv-trl
 TRL_STAMP := $(TRL_VENV)/.installed
+TRACKERS_VENV := .venv-trackers
+TRACKERS_STAMP := $(TRACKERS_VENV)/.installed
 DOCS_VENV := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
 PACKAGE_VENV := .venv-package
@@ -22,7 +24,8 @@ WHEEL_TRL_VENV := .venv-wheel-trl
 BENCH_ARGS ?=
 BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
 
-.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources test-gpu test-gpu-vllm soak lint format \
+.PHONY: help demo demo-llm test test-slow test-vllm test-trl test-verl test-page test-sources \
+	test-trackers test-gpu test-gpu-vllm soak lint format \
 	constraints trl bench-step bench-trl bench-verl bench-gpu docs reference pictures package audit clean
 
 help:
@@ -36,6 +39,7 @@ help:
 	@echo "make test-gpu   the tests on a GPU; needs one that torch sees"
 	@echo "make test-gpu-vllm  vLLM's log-probabilities against the policy's on a GPU; builds $(VLLM_GPU_VENV) (8 GB)"
 	@echo "make test-sources  prompts of reasoning-gym and verifiers, with those packages"
+	@echo "make test-trackers  W&B, trackio, MLflow, and tables of lm-eval and lighteval, with those packages"
 	@echo "make test-trl   the tests with TRL; builds $(TRL_VENV) (1.5 GB)"
 	@echo "make soak       2,000 steps with kills, full disks and lost verifiers: 7 minutes; BENCH_ARGS as below"
 	@echo "make docs       the documentation as a site, in site/; builds $(DOCS_VENV)"
@@ -151,6 +155,28 @@ test-sources: $(STAMP)
 	else \
 		$(BIN)/python -m pytest -q tests/data/test_environments.py \
 			tests/data/test_reasoning_gym.py tests/integrations/test_prime_rl.py; \
+	fi
+
+# An environment on top of $(VENV): it sees all packages there and changes none.
+$(TRACKERS_STAMP): $(STAMP) requirements/trackers.txt
+	@echo "Installing trackers into $(TRACKERS_VENV)."
+	rm -rf $(TRACKERS_VENV)
+	$(PYTHON) -m venv $(TRACKERS_VENV)
+	packages="import sysconfig; print(sysconfig.get_path('purelib'))"; \
+		below="$$($(BIN)/python -c "$$packages")"; \
+		echo "import site; site.addsitedir('$$below')" > "$$($(TRACKERS_VENV)/bin/python -c "$$packages")/below.pth"
+	$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/trackers.txt
+	touch $@
+
+# The imports come first: the tests leave out what is not there.
+test-trackers: $(STAMP)
+	@if $(MAKE) --no-print-directory $(TRACKERS_STAMP); then \
+		$(TRACKERS_VENV)/bin/python -c \
+			"import wandb, trackio, mlflow, sqlalchemy, lm_eval.utils, lighteval.utils.utils" && \
+		$(TRACKERS_VENV)/bin/python -m pytest -q tests/runs/test_trackers.py tests/report/test_result_formats.py; \
+	else \
+		echo "SKIPPED: the packages of requirements/trackers.txt cannot be had here (see above)"; \
 	fi
 
 # The ordinary environment: torch's own wheels run on CUDA.
@@ -280,4 +306,4 @@ pictures: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python website/pictures.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) $(TRL_VENV) $(TRACKERS_VENV) $(DOCS_VENV) $(PACKAGE_VENV) $(WHEEL_VENV) $(OLDEST_VENV) $(WHEEL_TRL_VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

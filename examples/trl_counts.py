@@ -1,6 +1,6 @@
 """Per-prompt counts in TRL's GRPOTrainer, with a policy and prompts that are made here.
 
-    pip install 'dibs-rl[trl]'
+    pip install "dibs-rl[trl] @ git+URL"   # what URL is: docs/install.md
     python examples/trl_counts.py
 
 Prompts are problems of the embedded task, which the policy solves about half of the time. Each comes

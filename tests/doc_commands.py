@@ -32,7 +32,7 @@ class Shown:
         if name not in self.words or self.words[:2] == ("docker", "build"):
             return ()
         place = len(self.words) - self.words[::-1].index(name)
-        return () if self.words[place] == "make" else self.words[place:]
+        return () if self.words[place] in ("make", "tar") else self.words[place:]
 
 
 def shown(page: Path) -> list[Shown]:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -33,7 +34,8 @@ def test_what_is_copied_exists_and_suffices_for_the_installation():
     sources = [each for words in copies for each in words[:-1] if not each.startswith("--")]
     assert [each for each in sources if not (ROOT / each).exists()] == []
     # pyproject.toml reads these when the package is installed, before the rest is there.
-    assert {"pyproject.toml", "README.md", "LICENSE", "src/dibs/__init__.py"} <= set(sources)
+    read = {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "src/dibs/__init__.py"}
+    assert read <= set(sources)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert not {"src", "examples", "configs", "Makefile", "tests"} & set(ignored)
     assert {".git", ".venv*", "runs"} <= set(ignored)
@@ -76,6 +78,20 @@ def test_hadolint_has_nothing_to_say():
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_every_user_of_the_host_may_write_into_the_volume():
+    # A volume with a name takes the owner of the image's folder; a missing folder of the host is root's.
+    found = instructions()
+    made = next(
+        i for i, (word, rest) in enumerate(found) if word == "RUN" and "mkdir -p runs" in rest
+    )
+    assert made > found.index(("USER", "1000"))
+    assert ("VOLUME", "/work/runs") in found[made:]
+    for text in (TEXT, (ROOT / "docs" / "install.md").read_text(encoding="utf-8")):
+        commands = [line for line in text.splitlines() if "docker run" in line]
+        assert len(commands) >= 2
+        assert all(" -v dibs-runs:/work/runs dibs " in line for line in commands)
+
+
 @pytest.mark.slow
 def test_the_image_is_built_and_trains(tmp_path):
     docker = shutil.which("docker")
@@ -83,6 +99,15 @@ def test_the_image_is_built_and_trains(tmp_path):
         pytest.skip("there is no docker here, or its daemon does not run")
     subprocess.run([docker, "build", "-t", "dibs-test", ROOT], check=True, timeout=1800)
     tiny = ["--train.steps=1", "--policy.warm_start.updates=5", "--data.size=16"]
-    run = [docker, "run", "--rm", "dibs-test", "dibs", "train", *tiny, "--output_dir=runs/test"]
-    said = subprocess.run(run, check=True, capture_output=True, text=True, timeout=600).stdout
+    volume = f"dibs-test-{uuid4().hex}"  # a new one, as on a stranger's machine
+    inside = [docker, "run", "--rm", "-v", f"{volume}:/work/runs", "dibs-test"]
+    train = [*inside, "dibs", "train", *tiny, "--output_dir=runs/test"]
+    try:
+        said = subprocess.run(train, check=True, capture_output=True, text=True, timeout=600).stdout
+        kept = subprocess.run(
+            [*inside, "ls", "runs/test"], check=True, capture_output=True, text=True
+        )
+    finally:
+        subprocess.run([docker, "volume", "rm", "-f", volume], check=False)
     assert "wrote runs/test" in said
+    assert "summary.json" in kept.stdout

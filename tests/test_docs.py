@@ -108,6 +108,24 @@ def test_configuration_keys_exist(document):
     assert unknown == set()
 
 
+@pytest.mark.parametrize("name", ["recipes/verl.md", "integrations.md", "install.md"])
+def test_who_installs_verl_installs_an_engine_for_its_rollouts(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    lines = [
+        line for line in text.splitlines() if re.search(r"dibs-rl\[verl\]|^\| `verl` \|", line)
+    ]
+    assert lines
+    assert all("'verl[vllm]'" in line for line in lines)
+
+
+def test_pages_install_the_package_from_where_it_can_be_had():
+    """It is on no index yet: a name alone finds nothing. install.md says so, and what to do."""
+    pages = [*DOCUMENTS, *(ROOT / "configs").glob("*.yaml"), *(ROOT / "examples").glob("*.py")]
+    short = re.compile(r"pip install ['\"]?dibs-rl(?!\S* @ git\+URL)")
+    naming = {page.name for page in pages if short.search(page.read_text(encoding="utf-8"))}
+    assert naming == {"install.md"}
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {
@@ -116,6 +134,14 @@ def test_make_targets_exist():
         for target in re.findall(r"`make ([a-z-]+)", document.read_text(encoding="utf-8"))
     }
     assert named - targets == set()
+
+
+def test_every_suite_is_run_by_the_checks():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    suites = re.findall(r"^(test[a-z-]*):", makefile, flags=re.MULTILINE)
+    assert {"test", "test-sources", "test-trackers"} <= set(suites)
+    called = re.findall(r"^timeout \d+m make (\S+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert set(suites) - set(called) == set()
 
 
 def test_every_known_fault_names_tests_that_exist():

@@ -31,9 +31,15 @@ BESIDE = [
     "dibs.types.Verdict",
     "dibs.allocation.problem.AllocationProblem",
     "dibs.integrations.trl.config.DIBSConfig",
+    "dibs.integrations.trl.trainer.DIBSGRPOTrainer",
+    "dibs.integrations.prime_rl.PosteriorSampler",
+    "dibs.integrations.slime.PosteriorPrompts",
+    "dibs.integrations.slime.keep_spread",
+    "dibs.integrations.slime.keep_all",
+    "dibs.integrations.slime.weighted_rewards",
     "dibs.WeightLoader",
 ]
-"""What the public functions take or return, and names that need another package."""
+"""What the public functions take or return, and names of the plug-ins and of others that load them."""
 
 
 def configuration_page() -> str:

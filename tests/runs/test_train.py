@@ -57,15 +57,6 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert load_config(out / "config.yaml").train.steps == 2
 
 
-def test_every_number_that_is_written_is_documented(tmp_path):
-    run(tmp_path / "run", "--variance.interval=1")
-    documented = (Path(__file__).parents[2] / "docs" / "run-folder.md").read_text()
-    written = {key for line in untimed(tmp_path / "run") for key in line}
-    for name in ("allocations.jsonl", "samples.jsonl", "sessions.jsonl"):
-        written |= {key for line in read_lines(tmp_path / "run" / name) for key in line}
-    assert {key for key in written if f"`{key}`" not in documented} == set()
-
-
 def test_pilots_that_decide_nothing_are_pointed_out(tmp_path):
     for more, wasted in (
         ((), True),

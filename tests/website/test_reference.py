@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,25 @@ def test_every_configuration_key_is_a_heading_with_values_default_and_advice():
         assert len(about) > 20, key
 
 
+def plug_in_names() -> list[str]:
+    """Public classes and functions of the plug-ins that are imported, which need not be installed."""
+    folder = Path(dibs.__file__).parent / "integrations"
+    found = []
+    for path in ("prime_rl", "slime", "trl/config", "trl/trainer"):
+        tree = ast.parse((folder / f"{path}.py").read_text(encoding="utf-8"))
+        defined = [each for each in tree.body if isinstance(each, ast.ClassDef | ast.FunctionDef)]
+        module = f"integrations.{path.replace('/', '.')}"
+        found += [f"{module}.{each.name}" for each in defined if not each.name.startswith("_")]
+    return found
+
+
 def test_every_command_and_public_name_is_a_heading():
     commands = (reference.FOLDER / "commands.md").read_text(encoding="utf-8")
     group: Any = reference.typer.main.get_command(app)
     for name in group.commands:
         assert f"## dibs {name}\n" in commands
     api = (reference.FOLDER / "api.md").read_text(encoding="utf-8")
-    for name in dibs.__all__:
+    for name in [*dibs.__all__, *plug_in_names()]:
         assert f"## dibs.{name}\n" in api
         assert f"::: dibs.{name}\n" in api
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tarfile
 import tomllib
@@ -74,9 +75,32 @@ def test_the_source_archive_has_no_caches_and_no_studies():
     (found,) = (ROOT / "dist").glob("*.tar.gz")
     with tarfile.open(found) as archive:
         tops = {name.split("/")[1] for name in archive.getnames()}
-    assert {"src", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= tops
+    assert {
+        "src",
+        "pyproject.toml",
+        "hatch_build.py",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    } <= tops
     assert tops <= {path.name for path in ROOT.iterdir()} | {"PKG-INFO"}
     assert not tops & {"docs", "tests", "site", ".import_linter_cache"}
+
+
+def test_an_index_shows_no_link_that_leads_nowhere(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+    metadata = Parser().parsestr(archive.read(name).decode())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]+)\)", str(metadata.get_payload()))
+    assert links  # papers, and pages of the repository where it is known
+    assert [link for link in links if not link.startswith("https://")] == []
+    repository = os.environ.get("DIBS_REPOSITORY", "").rstrip("/")
+    urls = metadata.get_all("Project-URL", [])
+    assert (f"Repository, {repository}" in urls) == bool(repository)
+    assert any(link.startswith(f"{repository}/blob/main/docs/") for link in links) == bool(
+        repository
+    )
 
 
 def test_the_metadata_names_all_extras_and_the_files_fit_them(wheel):
