@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dibs.config.secrets import without_secrets
 from dibs.data.questions import KNOWN
 from dibs.runs.read import Run
 
@@ -20,15 +19,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def public(run: Run) -> Run:
-    """The run with a configuration without secrets, addresses and folders of the machine.
+    """The run with a configuration without addresses and folders of the machine; a run has no secrets.
 
     Of a file or folder that was trained on or from, the name stays. Whatever is shared of a run is made
     from this one.
     """
     config: dict[str, Any] = {
-        key: value
-        for key, value in without_secrets(run.config).items()
-        if key not in _OF_THIS_MACHINE
+        key: value for key, value in run.config.items() if key not in _OF_THIS_MACHINE
     }
     for section, key in _SOURCES:
         values = config.get(section)
