@@ -172,7 +172,7 @@ class Evaluator:
         self, source: str, prompts: Sequence[Prompt], out: Path | None
     ) -> list[dict[str, Any]]:
         """One record a prompt: its verdicts, lengths and majority."""
-        kept = None if out is None else _records_file(out, source)
+        kept = None if out is None else out / "records" / f"{distinct_name(source)}.jsonl"
         done = _read_records(kept)
         todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
         if done:
@@ -273,10 +273,10 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _records_file(out: Path, source: str) -> Path:
-    """Of its own for every source, also where files share a name."""
+def distinct_name(source: str) -> str:
+    """A name of its own for every source, also where files share a name."""
     mark = blake2b(str(Path(source).absolute()).encode(), digest_size=4).hexdigest()
-    return out / "records" / f"{Path(source).stem}-{mark}.jsonl"
+    return f"{Path(source).stem}-{mark}"
 
 
 def _one_kind(sources: Sequence[str]) -> str:
