@@ -54,7 +54,11 @@ def finished(tmp_path: Path) -> Path:
         seed=3,
         policy={"model": "Qwen/Qwen2.5-Math-1.5B"},
         data={"train": "/home/somebody/fractions.jsonl", "template": "boxed"},
-        sampling={"servers": [f"http://me:{SECRET}@10.1.2.3"], "temperature": 1.0},
+        sampling={
+            "servers": [f"http://me:{SECRET}@10.1.2.3"],
+            "server_model": "/home/somebody/models/base",
+            "temperature": 1.0,
+        },
         evaluate={"num_generations": 4, "temperature": 1.0},
         tracking={"notes": SECRET},
     )
@@ -109,6 +113,7 @@ def test_what_is_private_stays_here_unless_asked(finished, hub):
     assert [each for each in private if each in everything] == []
     config = yaml.safe_load(hub.files("me/plain")["training/config.yaml"])
     assert config["data"]["train"] == "fractions.jsonl"
+    assert config["sampling"] == {"server_model": "base", "temperature": 1.0}
     assert not {"output_dir", "tracking"} & {*config}
     assert main(["push", str(finished), "me/all", "--with-completions", "--private"]) == 0
     assert hub.private["me/all"]

@@ -12,7 +12,7 @@ from dibs.data.questions import KNOWN
 from dibs.runs.read import Run
 
 _OF_THIS_MACHINE = ("output_dir", "overwrite", "resume", "allow_changes", "tracking", "checkpoint")
-_SOURCES = (("policy", "model"), ("data", "train"), ("data", "eval"))
+_SOURCES = (("policy", "model"), ("data", "train"), ("data", "eval"), ("sampling", "server_model"))
 _MEANS = ("servers", "sync_dir")
 """Keys of ``sampling`` that name machines and folders."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
