@@ -28,7 +28,7 @@ from dibs.report.tables import arm_row, run_rows
 from dibs.runs.read import read_run
 from dibs.types import InputError
 from run_folders import make_run, reported_run, write_lines
-from tiny_runs import options, run
+from tiny_runs import PILOT_FREE, options, run
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -265,6 +265,22 @@ def test_no_text_from_runs_becomes_markup(tmp_path_factory, text):
         ({"env": {f"judge_{API_KEY}": "abc"}}, {"env": {f"judge_{API_KEY}": HIDDEN}}),
         ([f"http://me:{PASSWORD}@host/x"], [f"http://{HIDDEN}@host/x"]),
         (f"take {TOKEN}", f"take {HIDDEN}"),
+        (f"http://me:{PASSWORD}@w0rd1@host and a@b", f"http://{HIDDEN}@host and a@b"),
+        ({f"{API_KEY}s": ["a", "b", 3], "n": [1]}, {f"{API_KEY}s": [HIDDEN, HIDDEN, 3], "n": [1]}),
+        ({"credentials": {"user": {"name": "a"}}}, {"credentials": {"user": {"name": HIDDEN}}}),
+        *(
+            ({name: "abc"}, {name: HIDDEN})
+            for name in (
+                "openai_key",
+                "private_key",
+                "x-api-key",
+                "apiKey",
+                "db_passwords",
+                "passphrase",
+                "github_token",
+                "Authorization",
+            )
+        ),
     ],
 )
 def test_secrets_are_hidden(value, shown):
@@ -276,6 +292,8 @@ def test_secrets_are_hidden(value, shown):
     [
         {f"judge_{API_KEY}_var": "OPENAI", "max_tokens": 5, "token": "a", "eos_token": "</s>"},
         {"password": "", API_KEY: None, "servers": ["http://host:8000"]},
+        {"answer_key": "a", "key": "b", "monkey": "c", "tokenizer": "d", "stop_tokens": ["e"]},
+        {"page": "http://host/me@here", "secretary": "f", "key_column": "g", "num_keys": 3},
         {"stop": ["a:b@c", "sk-1"], "model": "Qwen/Qwen2.5-1.5B", "hf_": 3},
     ],
 )
@@ -290,6 +308,57 @@ def test_keys_of_trackers_are_not_in_the_run_folder_nor_on_the_page(tmp_path, mo
     out = tmp_path / "out"
     run(out, "--tracking.trackers=tensorboard")
     assert main(["report", str(out)]) == 0
-    files = [path for path in out.rglob("*") if path.is_file()]
-    assert any("tfevents" in path.name for path in files)
-    assert [path for path in files if key.encode() in path.read_bytes()] == []
+    assert any("tfevents" in path.name for path in out.rglob("*"))
+    assert files_with(key, out) == []
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if text.encode() in path.read_bytes()]
+
+
+def test_secrets_of_an_evaluation_are_not_written_and_it_goes_on(
+    byte_model, math_file, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    words = ["eval", str(byte_model), "--data", str(math_file), "--out", str(out), "--k=1"]
+    words += ["--sampling.max_completion_length=2", "--policy.device=cpu", "--data.max_rows=2"]
+    words += ["--data.options", f"{{env: {{judge_{API_KEY}: sup3rs}}}}"]
+    assert main(words) == 0
+    # As an earlier version wrote it.
+    settings = (out / "settings.json").read_text()
+    (out / "settings.json").write_text(settings.replace(HIDDEN, "sup3rs"))
+    assert main(words) == 0
+    (out / "settings.json").write_text(settings)
+    shown = capsys.readouterr()
+    assert "2 prompts were evaluated before" in shown.err
+    assert HIDDEN in shown.out
+    assert "sup3rs" not in shown.out + shown.err
+    assert files_with("sup3rs", out) == []
+
+
+def test_secrets_of_a_comparison_are_not_written_and_it_goes_on(tmp_path, capsys):
+    out, one = tmp_path / "out", {"data.options": {f"judge_{API_KEY}": "sup3rs"}}
+    compared = {"output_dir": str(out), "seeds": [0], "jobs": 1, "tasks": {"one": one}}
+    text = json.dumps({"compare": {**compared, "arms": {"even": {}}}})
+    (tmp_path / "study.yaml").write_text(text)
+    small = [
+        *options(tmp_path)[1:],
+        *PILOT_FREE,
+        "--policy.warm_start.updates=1",
+        "--train.steps=1",
+    ]
+    words = ["compare", str(tmp_path / "study.yaml"), *small]
+    assert main([*words, "--json"]) == 0
+    first = capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert capsys.readouterr().out == first
+    assert HIDDEN in (out / "study.json").read_text()
+    assert files_with("sup3rs", out) == []
+
+
+def test_secrets_of_an_old_run_are_not_on_the_page(tmp_path):
+    path = make_run(tmp_path / "run", verify={API_KEY: "sup3rs"})
+    assert main(["report", str(path), "--out", str(tmp_path / "page")]) == 0
+    assert files_with("sup3rs", tmp_path / "page") == []
+    assert reported_run(path).setting(f"verify.{API_KEY}") == HIDDEN

@@ -66,6 +66,7 @@ def test_what_failed_or_is_not_trained_on_says_nothing():
     sampler.observe(group)
     assert sampler.queue.budget.history.sums(["task-2"], 0)[0, :2].tolist() == [2, 1]
     sampler.observe([SimpleNamespace(task=TASKS[3], ok=False, traces=[])])
+    sampler.observe([])
     assert sampler.metrics()["known_prompts"] == 1
 
 
@@ -89,6 +90,21 @@ def test_a_checkpoint_is_json_and_goes_on():
 def test_task_sets_that_cannot_be_sampled(tasks, message):
     with pytest.raises(InputError, match=message):
         PosteriorSampler(tasks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": 0}, "PosteriorSampler.group: must be at least 1 (got 0)"),
+        ({"half_life": -1}, "PosteriorSampler.half_life: must be above 0.0 (got -1)"),
+        ({"allocator": "nope"}, "PosteriorSampler: unknown allocator 'nope'; known: "),
+    ],
+)
+def test_options_without_a_meaning_are_one_line(options, message):
+    with pytest.raises(InputError) as refused:
+        PosteriorSampler(TASKS, **options)
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
 
 
 def test_episodes_of_the_real_package():

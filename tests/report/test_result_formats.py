@@ -80,6 +80,29 @@ def test_results_as_lighteval_writes_them():
     assert found["config_tasks"]["math-500|0"]["hf_repo"] == "HuggingFaceH4/MATH-500"
 
 
+def test_files_of_one_name_are_tasks_of_their_own():
+    two = result("m", "math-500", "x/math-500.jsonl", "y/rows.jsonl", "z/rows.jsonl", "own.jsonl")
+    found, names = lm_eval_results(two), lighteval_results(two)["config_tasks"]
+    assert [name.rpartition("-")[0] or name for name in found["results"]] == [
+        "math",  # math-500 itself, which has no mark
+        "math-500",
+        "rows",
+        "rows",
+        "own",
+    ]
+    assert [f"{name}|0" for name in found["results"]] == list(names)
+    hub_id, *others = (each["dataset_path"] for each in found["configs"].values())
+    assert hub_id == "HuggingFaceH4/MATH-500"
+    assert others == [None] * 4
+    assert [each["hf_repo"] for each in names.values()] == [hub_id, *others]
+
+
+def test_a_file_named_like_a_known_set_has_no_hub_id():
+    found = result("m", "data/math-500.jsonl")
+    assert lm_eval_results(found)["configs"]["math-500"]["dataset_path"] is None
+    assert lighteval_results(found)["config_tasks"]["math-500|0"]["hf_repo"] is None
+
+
 def test_scores_without_a_value_are_left_out():
     nothing = result(value=None)
     assert lm_eval_results(nothing)["results"]["own"] == {"alias": "own"}

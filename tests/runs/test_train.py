@@ -52,6 +52,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert len(read_lines(out / "samples.jsonl")) == 2 * 5
     (session,) = read_lines(out / "sessions.jsonl")
     assert session["versions"]["torch"] == torch.__version__
+    assert session["local"] == []
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
     assert (out / "model" / "config.json").is_file()
     assert load_config(out / "config.yaml").train.steps == 2

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,8 +17,10 @@ from huggingface_hub import ModelCard, constants
 
 from dibs.cli import main
 from dibs.config.secrets import HIDDEN
+from dibs.runs.versions import session_line
+from dibs.sharing.push import prepare
 from hub_server import HubServer, hub_in_place
-from run_folders import NASTY, make_run
+from run_folders import NASTY, make_run, write_lines
 
 WEIGHTS = bytes(range(256)) * 400
 SECRET = "correct-horse-battery"  # pragma: allowlist secret
@@ -54,7 +57,11 @@ def finished(tmp_path: Path) -> Path:
         seed=3,
         policy={"model": "Qwen/Qwen2.5-Math-1.5B"},
         data={"train": "/home/somebody/fractions.jsonl", "template": "boxed"},
-        sampling={"servers": [f"http://me:{SECRET}@10.1.2.3"], "temperature": 1.0},
+        sampling={
+            "servers": [f"http://me:{SECRET}@10.1.2.3"],
+            "server_model": "/home/somebody/models/base",
+            "temperature": 1.0,
+        },
         evaluate={"num_generations": 4, "temperature": 1.0},
         tracking={"notes": SECRET},
     )
@@ -109,6 +116,7 @@ def test_what_is_private_stays_here_unless_asked(finished, hub):
     assert [each for each in private if each in everything] == []
     config = yaml.safe_load(hub.files("me/plain")["training/config.yaml"])
     assert config["data"]["train"] == "fractions.jsonl"
+    assert config["sampling"] == {"server_model": "base", "temperature": 1.0}
     assert not {"output_dir", "tracking"} & {*config}
     assert main(["push", str(finished), "me/all", "--with-completions", "--private"]) == 0
     assert hub.private["me/all"]
@@ -232,6 +240,36 @@ def test_the_card_of_an_old_run_hides_what_its_configuration_still_holds(tmp_pat
     card = capsys.readouterr().out
     assert f"see https://{HIDDEN}@example.org {{prompt}}" in card
     assert SECRET not in card
+
+
+def test_paths_that_look_like_hub_ids_are_none(tmp_path, monkeypatch, capsys):
+    """The run recorded that they were folders; they are not where push is called."""
+    (tmp_path / "private/customers").mkdir(parents=True)
+    (tmp_path / "gsm8k").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sources = {"data.train": "private/customers", "data.eval": "gsm8k", "policy.model": "a/base"}
+    line = session_line(0, "cpu", 1, {**sources, "sampling.server_model": None})
+    assert line["local"] == ["data.train"]
+    data = {"train": "private/customers", "eval": "gsm8k"}
+    run = make_run(tmp_path / "run", data=data, policy={"model": "a/base"})
+    (run / "summary.json").write_text(json.dumps(SUMMARY))
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def card() -> Any:
+        return ModelCard(prepare(run, "me/run", False).card).data
+
+    assert card().datasets == ["private/customers"]
+    write_lines(run / "sessions.jsonl", [line, {**line, "local": "damaged"}])
+    assert (card().base_model, card().datasets) == ("a/base", None)
+    assert card().eval_results[0].dataset_type == "openai/gsm8k"
+    share = prepare(run, "me/run", False)
+    assert share.run.setting("data.train") == "customers"
+    assert "private" not in share.card
+    write_lines(run / "sessions.jsonl", [{**line, "local": ["policy.model"]}])
+    assert card().base_model is None
 
 
 def test_a_run_without_numbers_still_has_a_card(tmp_path, capsys):

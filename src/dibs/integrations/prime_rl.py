@@ -9,7 +9,7 @@
 
 prime-rl draws groups of one size, out of step with its updates, and weighs all groups alike. So what is
 chosen here are tasks, not counts, and those that come often count for more: the gradient is that of
-another mix of tasks. ``docs/integrations.md`` says which of prime-rl's interfaces this was written for.
+another mix of tasks. ``docs/recipes/prime-rl.md`` names the interfaces that this was written for.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from dibs.allocation.budget_config import BudgetConfig
 from dibs.allocation.prompt_queue import PromptQueue
+from dibs.config.wording import one_line
 from dibs.types import InputError
 
 
@@ -35,7 +38,8 @@ class PosteriorSampler(Iterator[Any]):
         allocator: rule that chooses (docs/rules.md).
         accept_threshold: lowest reward at which a rollout is accepted.
 
-    Raises InputError for tasks without an end, without keys, or with one key twice.
+    Raises InputError for tasks without an end, without keys, or with one key twice, and for options
+    without a meaning.
     """
 
     def __init__(
@@ -55,12 +59,16 @@ class PosteriorSampler(Iterator[Any]):
         if any(task.key is None for task in tasks):
             raise InputError("a task has no key, so it cannot be known again")
         self._tasks = {str(task.key): task for task in tasks}
-        config = BudgetConfig(
-            num_generations=group,
-            half_life=half_life,
-            allocator=allocator,
-            accept_threshold=accept_threshold,
-        )
+        try:
+            config = BudgetConfig(
+                num_generations=group,
+                half_life=half_life,
+                allocator=allocator,
+                accept_threshold=accept_threshold,
+            )
+        except ValidationError as error:
+            fault = one_line(error, "PosteriorSampler").replace("num_generations", "group")
+            raise InputError(fault) from None
         self.queue = PromptQueue(
             [str(task.key) for task in tasks],
             config,
@@ -80,13 +88,14 @@ class PosteriorSampler(Iterator[Any]):
     def observe(self, group: Any) -> None:
         """Take in a finished group: episodes with traces, or a result with its ``rollouts``.
 
-        Rollouts that failed, or that are not trained on, say nothing of the task.
+        Rollouts that failed, or that are not trained on, say nothing of the task, nor does an empty
+        group.
         """
         rollouts = getattr(group, "rollouts", None)
         if rollouts is not None:
             key, rewards = group.task_key, _rewards(rollouts)
         else:
-            key = group[0].task.key
+            key = group[0].task.key if group else None
             rewards = _rewards(trace for episode in group if episode.ok for trace in episode.traces)
         if rewards:
             self.queue.observe(str(key), rewards)

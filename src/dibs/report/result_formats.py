@@ -7,6 +7,7 @@ of DIBS, so the tasks keep the names that they have here.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from dibs import __version__
 from dibs.data.questions import KNOWN
 from dibs.files import write_json
+from dibs.runs.evaluation import distinct_name
 from dibs.runs.versions import versions
 from dibs.types import InputError
 
@@ -23,7 +25,7 @@ def lm_eval_results(result: Mapping[str, Any]) -> dict[str, Any]:
     """The object of lm-eval's ``results_DATE.json``."""
     settings = result["settings"]
     k = settings["k"]
-    rows = {_task(row["benchmark"]): row for row in result["benchmarks"]}
+    rows = _by_task(result)
     names = {"avg": "exact_match", "pass": f"pass@{k}", "maj": f"maj@{k}"}
     generation = _generation(settings)
     started = datetime.fromisoformat(settings["clock"]).timestamp()
@@ -38,7 +40,10 @@ def lm_eval_results(result: Mapping[str, Any]) -> dict[str, Any]:
             for task, row in rows.items()
         },
         "group_subtasks": {task: [] for task in rows},
-        "configs": {task: _lm_eval_config(task, settings, generation) for task in rows},
+        "configs": {
+            task: _lm_eval_config(task, row["benchmark"], settings, generation)
+            for task, row in rows.items()
+        },
         "versions": dict.fromkeys(rows, __version__),
         "n-shot": dict.fromkeys(rows, 0),
         "higher_is_better": {task: dict.fromkeys(names.values(), True) for task in rows},
@@ -66,9 +71,9 @@ def lm_eval_results(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lm_eval_config(
-    task: str, settings: Mapping[str, Any], generation: Mapping[str, Any]
+    task: str, source: str, settings: Mapping[str, Any], generation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    hub_id, subset, split = _origin(task)
+    hub_id, subset, split = _origin(source)
     return {
         "task": task,
         "dataset_path": hub_id,
@@ -88,7 +93,7 @@ def lighteval_results(result: Mapping[str, Any]) -> dict[str, Any]:
     settings = result["settings"]
     k, n = settings["k"], settings["samples"]
     names = {"avg": f"avg@n:n={n}", "pass": f"pass@k:k={k}&n={n}", "maj": f"maj@n:n={k}"}
-    rows = {f"{_task(row['benchmark'])}|0": row for row in result["benchmarks"]}
+    rows = {f"{task}|0": row for task, row in _by_task(result).items()}
     scores = {
         task: {
             key: value
@@ -120,7 +125,8 @@ def lighteval_results(result: Mapping[str, Any]) -> dict[str, Any]:
         "results": scores | {"all": average},
         "versions": dict.fromkeys(rows, __version__),
         "config_tasks": {
-            task: _lighteval_config(task.partition("|")[0], settings, names) for task in rows
+            task: _lighteval_config(task.partition("|")[0], row["benchmark"], settings, names)
+            for task, row in rows.items()
         },
         "summary_tasks": {},
         "summary_general": {},
@@ -128,9 +134,9 @@ def lighteval_results(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lighteval_config(
-    task: str, settings: Mapping[str, Any], names: Mapping[str, str]
+    task: str, source: str, settings: Mapping[str, Any], names: Mapping[str, str]
 ) -> dict[str, Any]:
-    hub_id, subset, split = _origin(task)
+    hub_id, subset, split = _origin(source)
     return {
         "name": task,
         "hf_repo": hub_id,
@@ -179,13 +185,21 @@ def write_as(result: Mapping[str, Any], name: str, out: Path) -> Path:
     return path
 
 
-def _task(benchmark: str) -> str:
-    return benchmark if benchmark in KNOWN else Path(benchmark).stem
+def _by_task(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The row of every task: a known set by its name, a file by its stem, marked where two share it."""
+    rows = {row["benchmark"]: row for row in result["benchmarks"]}
+    shared = Counter(Path(source).stem for source in rows)
+
+    def name(source: str) -> str:
+        stem = Path(source).stem
+        return stem if source in KNOWN or shared[stem] == 1 else distinct_name(source)
+
+    return {name(source): row for source, row in rows.items()}
 
 
-def _origin(task: str) -> tuple[str | None, str | None, str | None]:
+def _origin(source: str) -> tuple[str | None, str | None, str | None]:
     """Hub id, subset and split of a known set; None for a file."""
-    known = KNOWN.get(task)
+    known = KNOWN.get(source)
     return (None, None, None) if known is None else (known.hub_id, known.subset, known.split)
 
 

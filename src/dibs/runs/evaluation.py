@@ -21,6 +21,7 @@ import numpy as np
 from dibs.allocation.intervals import clustered_interval
 from dibs.allocation.order_k import pass_at_k
 from dibs.config import Config
+from dibs.config.secrets import without_secrets
 from dibs.data.containers import BadRows
 from dibs.data.packages import held_out_questions, is_packaged
 from dibs.data.prompts import TOO_LONG, render_all
@@ -81,7 +82,7 @@ class Evaluator:
     clock: datetime
 
     def settings(self) -> dict[str, Any]:
-        """Everything that decides the scores."""
+        """Everything that decides the scores, without secrets."""
         config = self.config
         left_out = {"verify": {"workers"}, "sampling": _MEANS, "data": _SPLITS}
         sections = {
@@ -90,7 +91,7 @@ class Evaluator:
             for key, value in getattr(config, section).model_dump(mode="json").items()
             if key not in without
         }
-        return {
+        settings: dict[str, Any] = {
             "model": config.policy.model,
             "weights": _fingerprint(Path(model_source(config.policy.model))),
             "dtype": config.policy.dtype,
@@ -100,6 +101,7 @@ class Evaluator:
             "clock": self.clock.isoformat(timespec="seconds"),
             **sections,
         }
+        return dict(without_secrets(settings))
 
     def run(self, sources: Sequence[str], out: Path | None, room: int | None) -> Evaluated:
         """Evaluate on every source, a known set or a file."""
@@ -146,7 +148,7 @@ class Evaluator:
         path = out / "settings.json"
         if path.exists():
             try:
-                before = dict(json.loads(path.read_text(encoding="utf-8")))
+                before = dict(without_secrets(json.loads(path.read_text(encoding="utf-8"))))
             except ValueError:
                 raise InputError(f"{path} is damaged; give another folder") from None
             changed = [
@@ -170,7 +172,7 @@ class Evaluator:
         self, source: str, prompts: Sequence[Prompt], out: Path | None
     ) -> list[dict[str, Any]]:
         """One record a prompt: its verdicts, lengths and majority."""
-        kept = None if out is None else _records_file(out, source)
+        kept = None if out is None else out / "records" / f"{distinct_name(source)}.jsonl"
         done = _read_records(kept)
         todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
         if done:
@@ -271,10 +273,10 @@ def _average(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _records_file(out: Path, source: str) -> Path:
-    """Of its own for every source, also where files share a name."""
+def distinct_name(source: str) -> str:
+    """A name of its own for every source, also where files share a name."""
     mark = blake2b(str(Path(source).absolute()).encode(), digest_size=4).hexdigest()
-    return out / "records" / f"{Path(source).stem}-{mark}.jsonl"
+    return f"{Path(source).stem}-{mark}"
 
 
 def _one_kind(sources: Sequence[str]) -> str:

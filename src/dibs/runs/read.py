@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from dibs.config.secrets import without_secrets
 from dibs.files import parsed_record
 from dibs.runs.safe_text import as_json_types
 from dibs.types import InputError, printable
@@ -32,7 +33,8 @@ class Run:
     """What a run folder holds. ``metrics`` has at least one line, in the order of the steps.
 
     ``summary`` is None for an unfinished run. ``state``: finished, unfinished or damaged, with
-    ``notes`` that say why. ``config`` is empty where it cannot be read.
+    ``notes`` that say why. ``config`` is empty where it cannot be read, and shows no
+    secrets, which config.yaml may hold where another version or program wrote it.
     """
 
     path: Path
@@ -114,7 +116,8 @@ def _read_run(path: Path) -> Run | NoRun:
     if summary is None:
         state = "damaged" if notes else "unfinished"
         notes.insert(0, _progress(path, config or {}, last))
-    return Run(path, config or {}, metrics, allocations, samples, sessions, summary, state, notes)
+    shown = without_secrets(config or {})
+    return Run(path, shown, metrics, allocations, samples, sessions, summary, state, notes)
 
 
 def finite_number(record: Mapping[str, Any], key: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from dibs.config import Config
+from dibs.config.changes import flat_keys
 from dibs.files import one_line, remedy
 from dibs.loop import Trainer
 from dibs.processes import ALONE, Processes
@@ -275,8 +276,9 @@ class _Session:
             self._save(record.step)
 
     def _note_session(self, step: int) -> None:
-        device = str(self.trainer.policy.device)
-        self.folder.append("sessions.jsonl", session_line(step, device, self.processes.size))
+        device, settings = str(self.trainer.policy.device), flat_keys(self.config.model_dump())
+        line = session_line(step, device, self.processes.size, settings)
+        self.folder.append("sessions.jsonl", line)
 
     def _checkpoint_is_due(self, step: int) -> bool:
         interval = self.config.checkpoint.interval

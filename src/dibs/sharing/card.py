@@ -45,7 +45,7 @@ def model_card(run: Run, name: str, figure: str | None = None) -> str:
 
 def _metadata(run: Run, name: str) -> dict[str, Any]:
     """What the hub reads of the card."""
-    base, data = (hub_id(_text(run, key)) for key in ("policy.model", "data.train"))
+    base, data = (hub_id(run, key) for key in ("policy.model", "data.train"))
     summary = run.summary or {}
     found: dict[str, Any] = {
         "library_name": "transformers",
@@ -59,10 +59,10 @@ def _metadata(run: Run, name: str) -> dict[str, Any]:
         found["datasets"] = [data]
     value = finite_number(summary, "accuracy_after")
     if math.isfinite(value):
-        held_out, source = _held_out(run)
+        held_out, key = _held_out(run)
         result = {
             "task": {"type": "text-generation"},
-            "dataset": {"type": hub_id(source) or source, "name": held_out},
+            "dataset": {"type": hub_id(run, key) or _text(run, key), "name": held_out},
             "metrics": [
                 {
                     "type": "accuracy",
@@ -107,12 +107,11 @@ def _accuracy(run: Run) -> str:
 
 
 def _held_out(run: Run) -> tuple[str, str]:
-    """What accuracy is measured on, in words, and the source."""
+    """What accuracy is measured on, in words, and the key of its source."""
     own = run.setting("data.eval")
     if isinstance(own, str):
-        return f"held-out prompts of {own}", own
-    train = _text(run, "data.train")
-    return f"prompts held out of {train}", train
+        return f"held-out prompts of {own}", "data.eval"
+    return f"prompts held out of {_text(run, 'data.train')}", "data.train"
 
 
 def _curve(run: Run, figure: str | None) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dibs.config.secrets import without_secrets
 from dibs.files import read_lines, to_json, write_json, write_text
 from dibs.runs.console import View
 from dibs.runs.folder import RunFolder
@@ -40,9 +41,8 @@ def _compared(study: Study, view: View, out: Path) -> list[dict[str, Any]]:
     table = json.loads(to_json(rows(study, outcomes)))
     figures = study_figures(study, outcomes, out)
     cells = {cell.label: cell.values for cell in study.cells}
-    write_json(
-        out / "study.json", {"compare": study.options.model_dump(mode="json"), "arms": cells}
-    )
+    described = {"compare": study.options.model_dump(mode="json"), "arms": cells}
+    write_json(out / "study.json", without_secrets(described))
     write_json(out / "results.json", table)
     write_text(out / "curves.jsonl", "".join(f"{to_json(line)}\n" for line in curves(outcomes)))
     write_text(out / "results.md", markdown(table, figures, _notes(study)))
