@@ -331,16 +331,16 @@ WHOLE_LINE: dict[str, Any] = {
     ("table", "line", "message"),
     [
         ({"a": 1}, WHOLE_LINE, "no list of rows"),
-        ([1], WHOLE_LINE, "row 1: Input should be a valid dictionary"),
+        ([1], WHOLE_LINE, "row 1: must hold keys and values (got 1)"),
         (
             [{k: v for k, v in WHOLE_ROW.items() if k != "value_after"}],
             WHOLE_LINE,
-            "row 1: value_after: Field required",
+            "row 1: value_after: is missing",
         ),
         (
             [{**WHOLE_ROW, "value_after": "0.5"}],
             WHOLE_LINE,
-            "row 1: value_after: Input should be",
+            "row 1: value_after: must be a number (got '0.5')",
         ),
         ([{**WHOLE_ROW, "learning_rate": None}], WHOLE_LINE, "row 1: value_after has no learning_"),
         ([WHOLE_ROW], {k: v for k, v in WHOLE_LINE.items() if k != "seed"}, "'seed'"),
