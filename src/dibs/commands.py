@@ -69,6 +69,7 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
     config = load_config(path, overrides)
     from dibs.report.terminal import (
         estimator_table,
+        shapes_advice,
         shapes_table,
         shapes_title,
         steps_findings,
@@ -106,7 +107,7 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
         console.print()
         console.print(shapes_title(result["shapes"]), markup=False, highlight=False)
         console.print(shapes_table(result["shapes"]), highlight=False)
-        console.print(result["shapes"]["advice"], markup=False, highlight=False)
+        console.print(shapes_advice(result), markup=False, highlight=False)
 
 
 def compare(
