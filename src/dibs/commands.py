@@ -55,7 +55,7 @@ def train(path: Path | None, overrides: Mapping[str, str]) -> None:
     )
     console.print(
         f"accuracy {before} -> {accuracy} (95% {low} to {high}), "
-        f"{summary['optimizer_updates']} updates, {summary['rollouts']:,} rollouts "
+        f"{counted(summary['optimizer_updates'], 'update')}, {counted(summary['rollouts'], 'rollout')} "
         f"({summary['pilot_rollouts']:,} of them pilots), {summary['wall_seconds']:.0f} s; "
         f"wrote {config.output_dir}",
         markup=False,

@@ -176,7 +176,8 @@ class Evaluator:
         done = _read_records(kept)
         todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
         if done:
-            self.view.message(f"{source}: {len(prompts) - len(todo)} prompts were evaluated before")
+            before = counted(len(prompts) - len(todo), "prompt")
+            self.view.message(f"{source}: {before} evaluated before")
         read = answer_reader(self.config.verify, source)
         for start in range(0, len(todo), _PART):
             part = todo[start : start + _PART]
