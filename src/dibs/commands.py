@@ -127,14 +127,15 @@ def compare(
 
     study = read_study(paths, overrides)
     if dry_run:
-        from dibs.study.forecast import forecast
+        from dibs.study.forecast import forecast, timing_command
         from dibs.study.make_runs import side_by_side
         from dibs.study.result_tables import matrix_table
 
         console = _console()
         console.print(matrix_table(study), highlight=False)
-        sentence = forecast(study).sentence(side_by_side(study))
-        console.print(sentence, markup=False, highlight=False)
+        timing = timing_command(study, paths, overrides)
+        sentence = forecast(study).sentence(side_by_side(study), timing)
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
         return
     from dibs.runs.console import view_for
     from dibs.study.compare import compare
