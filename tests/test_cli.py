@@ -71,9 +71,10 @@ def test_allocate_reads_standard_input_in_a_real_process(stats):
     ("content", "arguments", "message"),
     [
         ("", [], "holds no prompts; give one JSON object a line"),
-        ("{broken\n", [], "stats.jsonl, line 1: Invalid JSON"),
-        ('\n{"prompt_id": "a"}\n', [], "line 2: trials: Field required"),
-        ("[1]\n", [], "line 1: "),
+        ("{broken\n", [], "stats.jsonl, line 1: not JSON, key must be"),
+        ('\n{"prompt_id": "a"}\n', [], "line 2: trials: is missing\n"),
+        ('{"prompt_id": "a", "trials": "x"}', [], "trials: must be a whole number (got 'x')"),
+        ("[1]\n", [], "line 1: must hold keys and values (got [1])"),
         (None, ["--budget", "-4"], "budget -4 is not a whole number"),
         (None, ["--lower", "50"], "smaller than the sum of the lower bounds, 200"),
         (None, ["--upper", "2"], "larger than the sum of the upper bounds, 8"),
@@ -90,6 +91,14 @@ def test_allocate_refuses_bad_input_with_status_2(stats, capsys, content, argume
     assert captured.out == ""
     assert message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_number_of_an_option_is_refused_in_words_of_our_own(capsys):
+    for arguments in (["allocate", "-", "--budget", "4.5"], ["eval", "model", "--k", "4.5"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert "4.5" in said
+        assert "Input should" not in said
 
 
 def test_allocate_without_its_file(tmp_path, capsys):

@@ -331,7 +331,7 @@ def test_secrets_of_an_evaluation_are_not_written_and_it_goes_on(
     assert main(words) == 0
     (out / "settings.json").write_text(settings)
     shown = capsys.readouterr()
-    assert "2 prompts were evaluated before" in shown.err
+    assert "2 prompts evaluated before" in shown.err
     assert HIDDEN in shown.out
     assert "sup3rs" not in shown.out + shown.err
     assert files_with("sup3rs", out) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from dibs import __version__, commands
 from dibs.allocation.allocators import ALLOCATORS
@@ -31,6 +32,7 @@ from dibs.arguments import (
     report_error,
 )
 from dibs.config.load import split_config, split_configs
+from dibs.config.wording import worded
 from dibs.types import InputError
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _USAGE_ERROR as error:
         # An option without its value has no context.
         name = error.ctx.command_path if error.ctx else f"dibs {words[0]}"
+        if isinstance(error.__cause__, ValidationError):  # of newer versions of typer
+            error.message = worded(error.__cause__.errors()[0])
         message = error.format_message().rstrip(".")
         report_error(name, f"{message}; see {name} --help")
         return 2

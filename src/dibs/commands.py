@@ -55,7 +55,7 @@ def train(path: Path | None, overrides: Mapping[str, str]) -> None:
     )
     console.print(
         f"accuracy {before} -> {accuracy} (95% {low} to {high}), "
-        f"{summary['optimizer_updates']} updates, {summary['rollouts']:,} rollouts "
+        f"{counted(summary['optimizer_updates'], 'update')}, {counted(summary['rollouts'], 'rollout')} "
         f"({summary['pilot_rollouts']:,} of them pilots), {summary['wall_seconds']:.0f} s; "
         f"wrote {config.output_dir}",
         markup=False,
@@ -69,6 +69,7 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
     config = load_config(path, overrides)
     from dibs.report.terminal import (
         estimator_table,
+        shapes_advice,
         shapes_table,
         shapes_title,
         steps_findings,
@@ -106,7 +107,7 @@ def variance(path: Path | None, overrides: Mapping[str, str], as_json: bool, sha
         console.print()
         console.print(shapes_title(result["shapes"]), markup=False, highlight=False)
         console.print(shapes_table(result["shapes"]), highlight=False)
-        console.print(result["shapes"]["advice"], markup=False, highlight=False)
+        console.print(shapes_advice(result), markup=False, highlight=False)
 
 
 def compare(
@@ -126,14 +127,15 @@ def compare(
 
     study = read_study(paths, overrides)
     if dry_run:
-        from dibs.study.forecast import forecast
+        from dibs.study.forecast import forecast, timing_command
         from dibs.study.make_runs import side_by_side
         from dibs.study.result_tables import matrix_table
 
         console = _console()
         console.print(matrix_table(study), highlight=False)
-        sentence = forecast(study).sentence(side_by_side(study))
-        console.print(sentence, markup=False, highlight=False)
+        timing = timing_command(study, paths, overrides)
+        sentence = forecast(study).sentence(side_by_side(study), timing)
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
         return
     from dibs.runs.console import view_for
     from dibs.study.compare import compare

@@ -147,7 +147,7 @@ class Trainer:
         if config.evaluates_at(step):
             with self.phase("evaluate"):
                 held_out = self.held_out()
-                metrics |= score(held_out).metrics()
+                metrics |= self.scores(held_out)
         metrics |= self.curriculum.observe(groups, held_out)
         metrics["learned"] = learned(examples)
         processes = self.source.processes
@@ -223,7 +223,11 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Score the held-out prompts."""
-        return score(self.held_out()).metrics()
+        return self.scores(self.held_out())
+
+    def scores(self, held_out: Sequence[Group]) -> dict[str, Any]:
+        """Scores of the held-out prompts, also of those that are too long to be asked."""
+        return score(held_out, too_long=self.prompts.too_long).metrics()
 
     def held_out(self) -> list[Group]:
         """Completions of the held-out prompts, with the same random numbers every time."""

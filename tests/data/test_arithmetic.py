@@ -73,7 +73,7 @@ def test_mixtures_hold_their_shares(name):
 
 
 def test_more_problems_than_there_are_is_an_error():
-    with pytest.raises(ValueError, match="distinct problems of 1 to 1 steps found, 1000 asked"):
+    with pytest.raises(ValueError, match="distinct problems of 1 step found, 1000 asked"):
         draw_problems(1000, [Part(1.0, 1, 1)], seed=0)
 
 

@@ -156,6 +156,18 @@ def test_answers_stay_as_they_are_written(tokenizer, tmp_path):
     assert [question.answer for question in found] == [x.strip('"') for x in literals]
 
 
+def test_what_is_too_long_is_counted_among_the_first_of_data_eval(tokenizer, tmp_path):
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    texts = ["b", "long " * 40, "c", "long " * 50, "d"]
+    for path, asked in ((train, ["a"]), (held_out, texts)):
+        path.write_text("".join(f'{{"prompt": "{text}", "answer": "1"}}\n' for text in asked))
+    config = DataConfig(train=str(train), eval=str(held_out), max_prompt_length=100)
+    for size, too_long in ((1, 0), (2, 1), (3, 2), (9, 2)):
+        sized = config.model_copy(update={"eval_size": size})
+        told = load_prompts(sized, tokenizer, seed=0)
+        assert (len(told.eval), told.too_long) == (min(size, 3), too_long)
+
+
 def test_a_question_is_held_out_whatever_its_answer(tokenizer, tmp_path):
     train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
     rows = [{"prompt": f"q{i % 20}", "answer": str(i)} for i in range(40)]

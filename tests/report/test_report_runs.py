@@ -309,6 +309,19 @@ def test_the_curve_of_an_arm_ends_where_its_first_seed_does(tmp_path):
     assert arm_row(arm)["step"] == 4
 
 
+def test_intervals_of_an_arm_keep_to_what_a_score_can_be(tmp_path):
+    """Two seeds of .5 and .9: Student's t alone would give -1.84 to 3.24."""
+    runs = [reported_run(make_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
+    for run, value in zip(runs, (0.5, 0.9), strict=True):
+        for line in run.metrics:
+            line |= {"accuracy": value, "log_accept_rate": -value}
+    (arm,) = group_runs(runs)
+    curve = arm_curve(arm, "steps")
+    assert (curve.low[-1], curve.high[-1]) == (0, 1)
+    curve = arm_curve(arm, "steps", "log_accept_rate")
+    assert (curve.low[-1], curve.high[-1]) == (pytest.approx(-3.24, abs=0.01), 0)
+
+
 def test_any_score_of_the_evaluations_has_a_curve(tmp_path):
     runs = [reported_run(make_run(tmp_path / f"{seed}", seed=seed)) for seed in range(2)]
     (arm,) = group_runs(runs)

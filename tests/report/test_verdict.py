@@ -82,6 +82,15 @@ def test_seeds_that_disagree_show_no_difference():
     assert line.endswith(" to the same held-out mean ln p.")
 
 
+def test_what_is_not_shown_to_need_more_is_told_in_times_more():
+    """Means of 100, 125, 200 and 80 rollouts a step."""
+    costs = {"uniform": (100, 100), "a": (120, 130), "b": (1, 399), "c": (40, 120)}
+    (line,) = verdict(arms_of(*costs.items()))
+    plain = re.sub(r" \(95%: [^)]*\)", "", line)
+    assert "b 2.00 times more rollouts, a 1.25 times more and c 1.25 times fewer to" in plain
+    assert "a 1.25 times more (95%: 0." in line
+
+
 def test_single_seeds_show_no_difference():
     assert verdict(arms_of(("uniform", (100,)), ("ours", (50,)))) == [
         "No difference from uniform is shown, with a single seed each: ours 2.00 times fewer rollouts "

@@ -69,6 +69,13 @@ def test_scores_leave_out_what_has_no_verdict():
     assert set(scores.values()) == {None}
 
 
+def test_what_is_too_long_to_be_asked_is_not_solved():
+    told = score([make_group([1, 1]), make_group([1, 0])], too_long=2)
+    assert (told.prompts, told.accuracy, told.pass_at_k) == (4, 1.5 / 4, 2 / 4)
+    expected = (math.log(2.5 / 3) + math.log(1.5 / 3) + 2 * math.log(0.5 / 3)) / 4
+    assert told.log_accept_rate == pytest.approx(expected)
+
+
 def test_the_value_of_log_likelihood_by_hand():
     told = score([make_group([1, 0, 0]), make_group([0]), make_group([1, 1])])
     expected = (math.log(1.5 / 4) + math.log(0.5 / 2) + math.log(2.5 / 3)) / 3
@@ -94,7 +101,7 @@ def test_an_evaluation_is_kept_and_goes_on(byte_model, math_file, tmp_path, caps
     # As if it had been killed while it wrote.
     kept.write_text("".join(whole.splitlines(keepends=True)[:30]) + '{"prompt_id": "12')
     assert evaluate(byte_model, math_file, "--k=2", "--out", str(out)) == 0
-    assert "30 prompts were evaluated before" in capsys.readouterr().err
+    assert "30 prompts evaluated before" in capsys.readouterr().err
     assert sorted(kept.read_text().splitlines()) == sorted(whole.splitlines())
     again = json.loads((out / "results.json").read_text())
     assert again["benchmarks"] == told["benchmarks"]
@@ -253,6 +260,22 @@ def test_prompts_that_are_too_long_count_as_not_solved(byte_model, tmp_path, cap
     assert "q: 1 prompt is too long for the model or data.max_" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_training_counts_what_is_too_long_as_not_solved(byte_model, tmp_path, capsys):
+    train, held_out, out = tmp_path / "t.jsonl", tmp_path / "q.jsonl", tmp_path / "run"
+    for path, texts in ((train, ("a", "b")), (held_out, ("short", "long " * 40))):
+        rows = [{"prompt": text, "answer": "7"} for text in texts]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["train", f"--policy.model={byte_model}", "--policy.device=cpu", "--train.steps=1"]
+    words += [f"--data.train={train}", f"--data.eval={held_out}", f"--output_dir={out}"]
+    words += ["--sampling.max_completion_length=2", "--data.max_prompt_length=150"]
+    words += ["--verify.verifier=own_verifiers:everything", "--verify.workers=1"]
+    words += ["--update.updates_per_step=1"]
+    assert main([*words, "--train.prompts_per_step=2", "--variance.interval=0"]) == 0
+    assert " 1 update, " in " ".join(capsys.readouterr().out.split())
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["accuracy_before"], summary["accuracy_after"]) == (0.5, 0.5)
 
 
 def test_a_template_that_asks_for_no_box_is_pointed_out(byte_model, math_file, capsys):

@@ -84,7 +84,7 @@ def test_a_model_does_not_differ_from_itself(byte_model, math_file, tmp_path, ca
     assert {path.name for path in out.iterdir()} == {"a", "b", "difference.json"}
     assert main(command) == 0
     shown = capsys.readouterr()
-    assert shown.err.count("12 prompts were evaluated before") == 2
+    assert shown.err.count("12 prompts evaluated before") == 2
     assert "+0.0 (-24.2 to +24.2)" in shown.out
     assert "no difference of avg@2 is shown" in shown.out
 

@@ -87,6 +87,7 @@ def test_online_estimates_say_when_prompts_come_back(tmp_path):
         (("--train.steps=40",), "comes back after 8 steps; until then"),
         (("--train.steps=40", "--estimate.half_life=1"), "raise estimate.half_life (1) towards 8"),
         (("--train.steps=8",), "No prompt comes back within 8 steps"),
+        (("--train.steps=1",), "No prompt comes back within 1 step, a pass takes 8"),
     ):
         console = Console(record=True, width=200)
         words = options(

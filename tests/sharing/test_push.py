@@ -171,6 +171,13 @@ def test_an_upload_that_is_interrupted_twice_ends_whole(finished, hub, tmp_path,
     assert hub.sent == [len(WEIGHTS)] * 2
 
 
+def test_a_card_of_one_update(finished, capsys):
+    path = finished / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"optimizer_updates": 1}))
+    assert main(["push", str(finished), "me/fractions", "--dry-run", "--json"]) == 0
+    assert "1 update from 384 rollouts." in json.loads(capsys.readouterr().out)["card"]
+
+
 def test_the_card_names_what_was_done_and_reached(finished, capsys):
     assert main(["push", str(finished), "me/fractions", "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from dibs.cli import main
+from dibs.config.load import split_configs
 from dibs.files import to_json
 from dibs.report.costs import COSTS, SCORES
 from dibs.study.forecast import forecast
@@ -203,6 +205,16 @@ def test_what_a_comparison_will_take(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "16 runs, 1,024 rollouts (pilots counted, evaluations not); 0 finished." in shown
     assert "not known before one has finished" in shown
+    timing = shlex.split(shown.partition("ask again: ")[2])
+    assert timing[:3] == ["dibs", "compare", str(path)]
+    short = read_study(*split_configs(timing[2:]))
+    assert forecast(short).runs == 4  # one for each arm of each algorithm
+    assert short.cells[0].config(0).train.steps == 1
+    (folder := short.cells[0].config(0).output_dir).mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"rollouts": 32, "wall_seconds": 320.0}))
+    assert main(words) == 0  # 1,024 rollouts at 0.1 a second, two runs at a time: 5,120 s
+    shown = capsys.readouterr().out
+    assert "0 finished. They take about 85 minutes or less at the pace of short ones, 2 at" in shown
     study = read_study([path], {"compare.output_dir": str(out)})
     for config in (study.cells[0].tuning(7, 1e-3), study.cells[1].config(1, 3e-3)):
         config.output_dir.mkdir(parents=True)
@@ -331,16 +343,16 @@ WHOLE_LINE: dict[str, Any] = {
     ("table", "line", "message"),
     [
         ({"a": 1}, WHOLE_LINE, "no list of rows"),
-        ([1], WHOLE_LINE, "row 1: Input should be a valid dictionary"),
+        ([1], WHOLE_LINE, "row 1: must hold keys and values (got 1)"),
         (
             [{k: v for k, v in WHOLE_ROW.items() if k != "value_after"}],
             WHOLE_LINE,
-            "row 1: value_after: Field required",
+            "row 1: value_after: is missing",
         ),
         (
             [{**WHOLE_ROW, "value_after": "0.5"}],
             WHOLE_LINE,
-            "row 1: value_after: Input should be",
+            "row 1: value_after: must be a number (got '0.5')",
         ),
         ([{**WHOLE_ROW, "learning_rate": None}], WHOLE_LINE, "row 1: value_after has no learning_"),
         ([WHOLE_ROW], {k: v for k, v in WHOLE_LINE.items() if k != "seed"}, "'seed'"),

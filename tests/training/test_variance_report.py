@@ -12,7 +12,7 @@ from dibs.allocation.group_variance import features
 from dibs.allocation.target import Target
 from dibs.config import Config
 from dibs.config.load import load_config
-from dibs.report.terminal import steps_findings, variance_findings
+from dibs.report.terminal import shapes_advice, steps_findings, variance_findings
 from dibs.training.measured_gradients import MeasuredGradients, measured_gradients
 from dibs.training.step_meter import check_simulated, step_report
 from dibs.training.variance_meter import variance_report
@@ -75,6 +75,15 @@ def test_noise_is_not_blamed_where_no_completion_gave_a_gradient(tmp_path, rewar
     said = " ".join(variance_findings(reported(tmp_path, rewards, *words)))
     assert "no completion gave a gradient" in said
     assert "drowns" not in said
+    assert "keeps" not in said
+    assert ("easier prompts" in said) == (rewards is NONE)
+
+
+def test_shapes_are_not_advised_where_no_completion_gave_a_gradient(tmp_path):
+    found = reported(tmp_path, NONE) | {"shapes": {"advice": "measure more prompts"}}
+    assert "none was accepted. Take easier prompts" in shapes_advice(found)
+    found = reported(tmp_path, MIXED) | {"shapes": {"advice": "measure more prompts"}}
+    assert shapes_advice(found) == "measure more prompts"
 
 
 def test_two_prompts_are_too_few_for_a_noise_scale(tmp_path):

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dibs.config.wording import worded
 from dibs.types import Allocation, InputError, PromptStats
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -72,9 +73,8 @@ def _parse(lines: Iterable[str], name: str) -> Iterator[_Row]:
             yield _Row.model_validate_json(line)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"][:1])
-            message = f"{key}: {first['msg']}" if key else first["msg"]
-            raise InputError(f"{name}, line {number}: {message}") from None
+            where = ": ".join([f"{name}, line {number}", *map(str, first["loc"][:1])])
+            raise InputError(f"{where}: {worded(first)}") from None
 
 
 def _column(rows: list[_Row], key: str) -> np.ndarray:

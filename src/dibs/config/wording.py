@@ -1,4 +1,4 @@
-"""What is wrong with a value of the configuration, in words of our own."""
+"""What is wrong with a value that was given, in words of our own."""
 
 from __future__ import annotations
 
@@ -31,12 +31,16 @@ _WORDS = {
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "json_invalid": "not JSON, {error}",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
     "dict_type": _KEYS,
     "model_type": _KEYS,
     "model_attributes_type": _KEYS,
 }
+_WITHOUT_VALUE = ("value_error", "missing", "json_invalid")
+"""Faults whose value says no more: our own checks name it, or the place is enough."""
 
 
 def worded(fault: Mapping[str, Any]) -> str:
@@ -49,7 +53,7 @@ def worded(fault: Mapping[str, Any]) -> str:
     words = _WORDS.get(fault["type"])
     if words is not None:
         reason = words.format(**fault.get("ctx", {}))
-    return reason if fault["type"] == "value_error" else f"{reason} (got {fault['input']!r})"
+    return reason if fault["type"] in _WITHOUT_VALUE else f"{reason} (got {fault['input']!r})"
 
 
 def one_line(error: ValidationError, block: str) -> str:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
+from dibs.types import counted
+
 MODULUS = 29
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWER_MARK = "#"
@@ -81,7 +83,7 @@ def levels_of(name: str, count: int) -> list[tuple[Part, ...]]:
     numbers = most - fewest + 1
     if count > numbers:
         raise ValueError(
-            f"problems of {name} have {fewest} to {most} steps, so {numbers} levels at most"
+            f"problems of {name} have {fewest} to {most} steps, so {counted(numbers, 'level')} at most"
         )
     ends = [fewest + numbers * i // count for i in range(count + 1)]
     return [(Part(1.0, low, high - 1),) for low, high in pairwise(ends)]
@@ -193,9 +195,10 @@ def draw_problems(
             else:
                 problems[problem.prompt], misses = problem, 0
         if len(problems) < end and not fewer:
+            found, low = counted(len(problems) - before, "distinct problem"), part.min_steps
+            range_of = f"{low} to " * (low < part.max_steps)
             raise ValueError(
-                f"only {len(problems) - before} distinct problems of {part.min_steps} to "
-                f"{part.max_steps} steps found, {end - before} asked for; ask for fewer or allow more "
-                "steps"
+                f"only {found} of {range_of}{counted(part.max_steps, 'step')} found, {end - before} "
+                "asked for; ask for fewer or allow more steps"
             )
     return list(problems.values())

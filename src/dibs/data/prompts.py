@@ -27,7 +27,7 @@ from dibs.data.questions import Question, read_questions_of
 from dibs.data.rendering import Renderer, Tokenizer
 from dibs.types import InputError, Prompt
 
-TOO_LONG = "longer than"
+_TOO_LONG = "longer than"
 """How the reason begins for which a prompt was dropped that has too many tokens."""
 
 
@@ -47,13 +47,15 @@ class Questions:
 class PromptSet:
     """Training and evaluation prompts, and the number of dropped rows by reason.
 
-    ``notes``: what the user should know of how they were rendered.
+    ``notes``: what the user should know of how they were rendered. ``too_long``: questions of
+    ``data.eval`` that are too long to be asked, and count as not solved.
     """
 
     train: list[Prompt]
     eval: list[Prompt]
     dropped: dict[str, int]
     notes: tuple[str, ...] = ()
+    too_long: int = 0
 
     def fingerprint(self) -> str:
         """16 hex digits that differ where a prompt, its tokens, its answer or their order does."""
@@ -123,6 +125,7 @@ def build_prompts(
     renderer = Renderer(config, tokenizer, clock)
     longest = min(config.max_prompt_length, context or config.max_prompt_length)
     dropped = Counter(questions.dropped)
+    too_long = 0
     train = _render(questions.train, renderer, longest, dropped)
     if not train:
         raise InputError(f"{config.train}: no usable prompts{_reasons(dropped)}")
@@ -133,9 +136,9 @@ def build_prompts(
         train = [train[i] for i in sorted(order[size:])]
     else:
         dropped_here: Counter[str] = Counter()
-        evaluation = _render(questions.eval, renderer, longest, dropped_here)
-        evaluation = evaluation[: config.eval_size]
+        evaluation = _render(questions.eval, renderer, longest, dropped_here, config.eval_size)
         dropped.update({f"{reason} (evaluation)": n for reason, n in dropped_here.items()})
+        too_long = too_long_of(dropped_here)
         held_out = {prompt.text for prompt in evaluation}
         kept = [prompt for prompt in train if prompt.text not in held_out]
         if len(kept) < len(train):
@@ -151,7 +154,12 @@ def build_prompts(
     _check_levels(train, config, "to train on", dropped)
     if config.grow.when == "held_out":
         _check_levels(evaluation, config, "to evaluate on", dropped)
-    return PromptSet(train, evaluation, dict(dropped), tuple(renderer.notes))
+    return PromptSet(train, evaluation, dict(dropped), tuple(renderer.notes), too_long)
+
+
+def too_long_of(dropped: Mapping[str, int]) -> int:
+    """How many prompts were dropped since they have too many tokens."""
+    return sum(rows for reason, rows in dropped.items() if reason.startswith(_TOO_LONG))
 
 
 def _check_levels(
@@ -203,10 +211,17 @@ def _embedded_questions(config: DataConfig, parts: Sequence[Part], seed: int) ->
 
 
 def _render(
-    questions: Iterable[Question], renderer: Renderer, longest: int, dropped: Counter[str]
+    questions: Iterable[Question],
+    renderer: Renderer,
+    longest: int,
+    dropped: Counter[str],
+    most: int | None = None,
 ) -> list[Prompt]:
+    """The first ``most`` usable prompts, and in ``dropped`` what was left out until then."""
     prompts: dict[str, Prompt] = {}
     for question in questions:
+        if len(prompts) == most:
+            break
         if not question.text.strip() or not question.answer.strip():
             dropped["empty question or answer"] += 1
             continue
@@ -214,7 +229,7 @@ def _render(
         if text in prompts:
             dropped["duplicate question"] += 1
         elif len(token_ids) > longest:
-            dropped[f"{TOO_LONG} {longest} tokens"] += 1
+            dropped[f"{_TOO_LONG} {longest} tokens"] += 1
         else:
             asked = json.dumps(question.messages) if question.messages else question.text
             identity = prompt_id(asked, question.answer)

@@ -13,6 +13,9 @@ from dibs.runs.read import Record, Run, finite_number
 
 _NOT_TRAINING = ("evaluate_seconds", "measure_seconds")
 
+_RANGES = {"log_accept_rate": (-np.inf, 0.0)}
+"""Values that a score can have; others are shares."""
+
 Axis = Callable[[Sequence[Record]], np.ndarray]
 
 
@@ -78,8 +81,8 @@ def run_curve(run: Run, axis: str, score: str = "accuracy") -> Curve:
 def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
     """Return an arm's score at the evaluations that all of its seeds have reached.
 
-    Of several seeds, score and cost are means over the seeds, and the interval is Student's t. Of one
-    seed, the curve is that of the run.
+    Of several seeds, score and cost are means over the seeds, and the interval is Student's t, cut to
+    the values that the score can have. Of one seed, the curve is that of the run.
     """
     if len(arm.runs) == 1:
         return run_curve(arm.runs[0], axis, score)
@@ -90,7 +93,7 @@ def arm_curve(arm: Arm, axis: str, score: str = "accuracy") -> Curve:
     shared = sorted(set.intersection(*(set(values) for values in each)))
     points = np.array([totals_at(run.metrics, AXES[axis], shared) for run in arm.runs]).mean(axis=0)
     mean, low, high = over_seeds(np.array([[values[step] for step in shared] for values in each]))
-    return Curve(points, mean, low, high)
+    return Curve(points, mean, *np.clip((low, high), *_RANGES.get(score, (0.0, 1.0))))
 
 
 def costs_at(arm: Arm, step: int) -> dict[str, float]:

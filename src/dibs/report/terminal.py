@@ -256,7 +256,8 @@ def _target(result: Mapping[str, Any]) -> str:
 
 def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the numbers mean, a sentence or two for each."""
-    yield _kept(result)
+    if result["estimators"][result["estimator"]]["kept_uniform"]["value"] is not None:
+        yield _kept(result)
     yield _achievable(result)
     name = result["allocator"]
     if result["allocations"][name]["variance"] is None:
@@ -264,8 +265,8 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
             f"{name} leaves out prompts that have a gradient, so it estimates another gradient, and its "
             "variance for this one is infinite. Raise allocate.lower."
         )
-    if result["allocations"]["uniform"]["variance"] == 0:
-        yield "Gradient noise scale: there is none, because no completion gave a gradient."
+    if _silent(result):
+        yield f"Gradient noise scale: there is none, because {_silent(result)}"
         return
     if result["prompts"] < 3:
         yield "Gradient noise scale: not known. It takes three prompts or more."
@@ -289,6 +290,14 @@ def variance_findings(result: Mapping[str, Any]) -> Iterator[str]:
         "prompts were drawn. Counts inside a batch do not change it; more prompts with fewer "
         "completions of each do (--shapes)."
     )
+
+
+def _silent(result: Mapping[str, Any]) -> str:
+    """Why there is nothing to measure, and what to do; empty where a completion gave a gradient."""
+    if result["allocations"]["uniform"]["variance"] != 0:
+        return ""
+    accepted = ": none was accepted. Take easier prompts, or another verifier."
+    return f"no completion gave a gradient{accepted if result['accept_rate'] == 0 else '.'}"
 
 
 def _kept(result: Mapping[str, Any]) -> str:
@@ -359,6 +368,12 @@ def shapes_title(found: Mapping[str, Any]) -> str:
         f"{spent}, both gradients at one length (95%). The column completions "
         "has what they contribute to the noise of uniform shapes."
     )
+
+
+def shapes_advice(result: Mapping[str, Any]) -> str:
+    """Return what to set; where no completion gave a gradient, that nothing can be told."""
+    silent = _silent(result)
+    return f"Shapes cannot be compared: {silent}" if silent else str(result["shapes"]["advice"])
 
 
 def shapes_table(found: Mapping[str, Any]) -> Table:

@@ -61,9 +61,9 @@ def comparison_line(task: Task) -> str:
     unknown = [each for each in others if each.value is None]
     to_score = f" to the same held-out {_SCORES[task.score]}"
     sentences = []
-    for found, what in ((faster, "fewer"), (slower, "more")):
+    for found in (faster, slower):
         if found:
-            sentences.append(f"{_listed(task, found, reference, what)}{to_score}")
+            sentences.append(f"{_listed(task, found, reference)}{to_score}")
             to_score = ""
     corrected = f", corrected for {task.corrected_for} comparisons" * (task.corrected_for > 1)
     for found, why in ((unclear, corrected), (single, ", with a single seed each")):
@@ -80,17 +80,19 @@ def comparison_line(task: Task) -> str:
     return ". ".join(sentences) + "."
 
 
-def _listed(task: Task, found: Sequence[Standing], reference: str = "", what: str = "fewer") -> str:
-    """Name arms, the one that stands out most first, and how many times fewer rollouts each needs.
+def _listed(task: Task, found: Sequence[Standing], reference: str = "") -> str:
+    """Name arms, the one that stands out most first, and how many times fewer or more each needs.
 
     ``ours needs 3.02 times fewer rollouts than uniform (95%: 1.49 to 6.10), 64x2 1.65 (...)``; without
-    a reference: ``ours 3.02 times fewer rollouts (95%: 1.49 to 6.10), 64x2 1.65 (...)``.
+    a reference: ``ours 3.02 times fewer rollouts (95%: 1.49 to 6.10), 64x2 1.65 times more (...)``.
     """
-    first, *others = _strongest(found)
-    value, ends = _factor(first, what == "more")
+    names, factors = zip(*((task.short(s.arm), _factor(s)) for s in _strongest(found)), strict=True)
     needs, than = (" needs", f" than {reference}") if reference else ("", "")
-    named = [f"{task.short(first.arm)}{needs} {value} times {what} rollouts{than}{ends}"]
-    named += [f"{task.short(each.arm)} {''.join(_factor(each, what == 'more'))}" for each in others]
+    mixed = len({what for _, what, _ in factors}) > 1
+    value, what, ends = factors[0]
+    named = [f"{names[0]}{needs} {value}{what} rollouts{than}{ends}"]
+    for name, (value, what, ends) in zip(names[1:], factors[1:], strict=True):
+        named.append(f"{name} {value}{what * mixed}{ends}")
     return _enumerated(named, len(found))
 
 
@@ -104,14 +106,15 @@ def _enumerated(named: Sequence[str], count: int) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-def _factor(standing: Standing, more: bool) -> tuple[str, str]:
-    """``3.02`` and `` (95%: 1.49 to 6.10)``: how many times fewer rollouts an arm needs, or ``more``."""
+def _factor(standing: Standing) -> tuple[str, str, str]:
+    """``3.02``, `` times fewer`` and `` (95%: 1.49 to 6.10)``; `` times more`` where it needs more."""
     fewer = standing.fewer
     assert fewer is not None
     assert fewer.value is not None
-    low, high = (fewer.high, fewer.low) if more else (fewer.low, fewer.high)
-    value, low, high = (1 / x if more and x else x for x in (fewer.value, low, high))
-    return number_text(value or 0.0), _ends(low, high, ",.2f")
+    if not 0 < fewer.value < 1:
+        return number_text(fewer.value), " times fewer", _ends(fewer.low, fewer.high, ",.2f")
+    low, high = (1 / x if x else None for x in (fewer.high, fewer.low))
+    return number_text(1 / fewer.value), " times more", _ends(low, high, ",.2f")
 
 
 def _ends(low: float | None, high: float | None, form: str) -> str:

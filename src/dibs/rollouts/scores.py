@@ -17,6 +17,8 @@ from dibs.types import Group
 class Evaluation:
     """Scores on prompts with up to n completions each; a prompt without any verdict is left out.
 
+    A prompt that is too long to be asked counts as one without an accepted completion.
+
     ``prompts``: how many are scored. ``accuracy``: mean share of accepted completions (avg@k), in [0,
     1], with its 95% interval ``[low, high]``. ``pass_at_k``: chance that one of k completions is
     accepted. ``log_accept_rate``: mean of ``ln p_i``, the value of the objective ``log_likelihood``.
@@ -50,22 +52,25 @@ class Evaluation:
         }
 
 
-def score(groups: Sequence[Group], k: int | None = None) -> Evaluation:
+def score(groups: Sequence[Group], k: int | None = None, too_long: int = 0) -> Evaluation:
     """Score groups of completions, one for each prompt.
 
-    ``k``: completions of pass@k; None: the size of the largest group.
+    ``k``: completions of pass@k; None: the size of the largest group. ``too_long``: prompts that have
+    too many tokens to be sampled.
     """
     statuses = count_statuses(groups)
     judged = [group for group in groups if group.rollouts]
     if not judged:
         return Evaluation(0, None, None, None, None, None, statuses)
-    rates = np.array([group.accepted.mean() for group in judged])
-    k = max(len(group.rollouts) for group in judged) if k is None else k
-    sizes = np.array([len(group.rollouts) for group in judged])
+    largest = max(len(group.rollouts) for group in judged)
+    k = largest if k is None else k
+    rates = np.array([*(group.accepted.mean() for group in judged), *[0.0] * too_long])
+    sizes = np.array([*(len(group.rollouts) for group in judged), *[largest] * too_long])
     passes = [pass_at_k(len(g.rollouts), int(g.accepted.sum()), k) for g in judged]
+    passes += [0.0] * too_long
     low, high = clustered_interval(rates)
     return Evaluation(
-        prompts=len(judged),
+        prompts=len(rates),
         accuracy=float(rates.mean()),
         low=low,
         high=high,

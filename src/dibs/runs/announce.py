@@ -127,12 +127,16 @@ def _online_note(config: Config, prompts: int) -> str:
     left = drawn * 0.5 ** (steps / half_life)
     if steps >= config.train.steps:
         return (
-            f"No prompt comes back within {config.train.steps:,} steps, a pass takes {steps:,}: counts "
-            "stay near uniform; estimate.mode cross_fit or pilot knows prompts at once"
+            f"No prompt comes back within {counted(config.train.steps, 'step')}, a pass takes "
+            f"{steps:,}: counts stay near uniform; estimate.mode cross_fit or pilot knows prompts at "
+            "once"
         )
     if left < min(1.0, drawn / 2):  # a budget of one a prompt leaves less than one at once
         return (
-            f"A prompt comes back after {steps:,} steps, when its completions count for {left:.1g}: "
-            f"counts stay near uniform; raise estimate.half_life ({half_life:g}) towards {steps:,}"
+            f"A prompt comes back after {counted(steps, 'step')}, when its completions count for "
+            f"{left:.1g}: counts stay near uniform; raise estimate.half_life ({half_life:g}) towards "
+            f"{steps:,}"
         )
-    return f"A prompt comes back after {steps:,} steps; until then its count is near uniform"
+    return (
+        f"A prompt comes back after {counted(steps, 'step')}; until then its count is near uniform"
+    )

@@ -24,7 +24,7 @@ from dibs.config import Config
 from dibs.config.secrets import without_secrets
 from dibs.data.containers import BadRows
 from dibs.data.packages import held_out_questions, is_packaged
-from dibs.data.prompts import TOO_LONG, render_all
+from dibs.data.prompts import render_all, too_long_of
 from dibs.data.questions import Question, read_questions_of
 from dibs.data.rendering import Renderer
 from dibs.files import read_whole_lines, write_json, write_text
@@ -112,8 +112,8 @@ class Evaluator:
         rows, kept = [], {}
         for source, prompts, dropped in loaded:
             records = kept[source] = self._records(source, prompts, out)
-            too_long = sum(n for reason, n in dropped.items() if reason.startswith(TOO_LONG))
-            rows.append({"benchmark": source, "dropped": dropped} | self._scores(records, too_long))
+            scores = self._scores(records, too_long_of(dropped))
+            rows.append({"benchmark": source, "dropped": dropped} | scores)
         result = {
             "settings": self.settings(),
             "benchmarks": rows,
@@ -176,7 +176,8 @@ class Evaluator:
         done = _read_records(kept)
         todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
         if done:
-            self.view.message(f"{source}: {len(prompts) - len(todo)} prompts were evaluated before")
+            before = counted(len(prompts) - len(todo), "prompt")
+            self.view.message(f"{source}: {before} evaluated before")
         read = answer_reader(self.config.verify, source)
         for start in range(0, len(todo), _PART):
             part = todo[start : start + _PART]

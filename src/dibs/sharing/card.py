@@ -12,7 +12,7 @@ import yaml
 from dibs.config import TEMPLATES
 from dibs.runs.read import Record, Run, finite_number
 from dibs.sharing.public import hub_id
-from dibs.types import printable
+from dibs.types import counted, printable
 
 _POINTS = 20
 """Rows of the curve; a longer one is thinned, its ends stay."""
@@ -80,8 +80,8 @@ def _introduction(run: Run) -> str:
     return (
         f"{_cell(_text(run, 'policy.model'))} trained with DIBS {_dibs_version(run)} on "
         f"{_cell(_text(run, 'data.train'))}: {_cell(summary.get('algorithm'))} with "
-        f"{_counts_rule(run)}, {_number(summary, 'optimizer_updates')} updates from "
-        f"{_number(summary, 'rollouts')} rollouts."
+        f"{_counts_rule(run)}, {_counted(summary, 'optimizer_updates', 'update')} from "
+        f"{_counted(summary, 'rollouts', 'rollout')}."
     )
 
 
@@ -233,6 +233,11 @@ def _share(record: Mapping[str, Any], key: str) -> str:
 
 def _ends(record: Mapping[str, Any], key: str) -> str:
     return f"{_share(record, f'{key}_low')} to {_share(record, f'{key}_high')}"
+
+
+def _counted(record: Mapping[str, Any], key: str, noun: str) -> str:
+    value = finite_number(record, key)
+    return counted(int(value), noun) if math.isfinite(value) else f"an unknown number of {noun}s"
 
 
 def _number(record: Mapping[str, Any], key: str, form: str = "{:,.0f}") -> str:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from dibs.config.wording import worded
+
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -58,7 +60,8 @@ def whole_rows(table: Any) -> list[dict[str, Any]]:
         if row == "":
             raise ValueError("results.json is no list of rows") from None
         place = ".".join(str(key) for key in keys if key != "")
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"row {int(row) + 1}: {place}{': ' * bool(place)}{reason}") from None
+        raise ValueError(
+            f"row {int(row) + 1}: {place}{': ' * bool(place)}{worded(first)}"
+        ) from None
     rows: list[dict[str, Any]] = table
     return rows
