@@ -81,6 +81,10 @@ def main() -> int:
     except InputError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"demo: cannot write to {options.output_dir}: {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             "demo: interrupted; finished runs are kept, and the same command goes on",

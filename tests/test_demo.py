@@ -80,11 +80,21 @@ def test_the_demo_foretells_and_confirms(tmp_path, monkeypatch):
         assert (tmp_path / f"report-{task}" / "index.html").is_file()
 
 
-@pytest.mark.slow
-def test_bad_options_are_one_line(tmp_path):
-    out = tmp_path / "file"
-    out.write_text("")
-    command = [sys.executable, "examples/demo.py", "--seeds", "0", "--output-dir", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize(
+    ("seeds", "out", "said"),
+    [
+        ("0", "out", "seeds must be different numbers from 0 up"),
+        ("1", "file", "cannot write to file: File exists"),
+        ("1", "/proc/x", "cannot write to /proc/x: "),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, seeds, out, said):
+    from demo import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--seeds", seeds, "--output-dir", out])
+    assert main() == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("demo: ")
+    assert said in line

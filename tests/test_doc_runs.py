@@ -56,7 +56,9 @@ STAND_INS = {
     "[wandb, tensorboard]": "[wandb, tensorboard]" if find_spec("wandb") else "[tensorboard]",
 }
 """Words of a reader, and what plays them; MODEL, A, B and RUN are folders of those names."""
-MEASURED = ("Updates are about as large", "Use ", "times less noisy", "about ", "gradient.")
+MEASURED = ("Updates are about as large",)
+ADVICE = "\nUse "
+"""What comes after it depends on what was measured."""
 ELSEWHERE = {"vllm", "vllm_server"}
 """Engines of commands that run in an environment of their own."""
 
@@ -180,7 +182,8 @@ def parts(output: str) -> list[str]:
 
     Sentences that depend on what was measured are left out.
     """
-    lines = [line for line in output.splitlines() if not line.startswith(MEASURED)]
+    stated = output.partition(ADVICE)[0]
+    lines = [line for line in stated.splitlines() if not line.startswith(MEASURED)]
     return [plain(re.split(r"\d", line)[0]) for line in lines]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dibs.config import BENCHMARKS, Config, VerifyConfig
 from dibs.config.load import assign, read_values, validated
 from dibs.runs.read import NoRun, Run, read_run
+from dibs.runs.room import check_samples
 from dibs.types import InputError, Verdict
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def evaluate(
     drawn = k if samples is None else samples
     if not sources:
         raise InputError(f"nothing to evaluate on; give a file or one of {', '.join(BENCHMARKS)}")
-    if not 1 <= k <= drawn:
-        raise InputError(f"k is {k} and there are {drawn} samples; 1 <= k <= samples")
+    check_samples(k, drawn)
     base = {"policy.model": str(model), "data.template": "boxed"}
     whole = read_config(base, overrides)
     from dibs.runs.evaluation import run_evaluation

@@ -17,6 +17,7 @@ from dibs.allocation.statistics_file import count_lines, read_statistics
 from dibs.allocation.target import Target
 from dibs.config import BENCHMARKS
 from dibs.config.load import load_config
+from dibs.runs.room import check_samples
 from dibs.types import InputError, Verdict, counted
 
 if TYPE_CHECKING:
@@ -201,8 +202,7 @@ def evaluate(
     ``form``: a format of another tool, for ``out`` and JSON. InputError unless 1 <= k <= samples.
     """
     k, samples = k_of_samples
-    if not 1 <= k <= samples:
-        raise InputError(f"k is {k} and there are {samples} samples; 1 <= k <= samples")
+    check_samples(k, samples)
     configs = [
         load_config(None, {"policy.model": model, "data.template": "boxed", **overrides})
         for model in models

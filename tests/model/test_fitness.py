@@ -101,3 +101,28 @@ def test_a_run_given_as_a_model_is_told_apart(tmp_path, capsys, saved):
     for command in (small_evaluation(run, data), ["data", *words]):
         assert main(command) == 2
         assert f"policy.model {run}: is the folder of a run; {advice}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "saved", "said"),
+    [
+        ("empty", None, "holds no model; give a folder with a model, such as RUN/model"),
+        ("run/checkpoints", "run/checkpoints/step-000004", "holds no model; give {}"),
+        ("runs", "runs/one/model", "holds no model; give {}"),
+        ("questions.jsonl", None, "is a file, but not .gguf; give the folder of a model"),
+        ("package:yaml", None, "holds no model; give a folder with a model, such as RUN/model"),
+    ],
+)
+def test_what_holds_no_model_is_refused_before_the_hub_is_asked(
+    tmp_path, capsys, monkeypatch, given, saved, said
+):
+    monkeypatch.chdir(tmp_path)
+    data = questions_file(tmp_path)
+    (tmp_path / "empty").mkdir()
+    if saved:
+        save_model(tmp_path / saved, byte_tokenizer())
+    words = [f"--policy.model={given}", f"--data.train={data}"]
+    for command in (small_evaluation(given, data), ["data", *words], ["train", *words]):
+        assert main(command) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.endswith(f"policy.model {given}: {said.format(saved)}")

@@ -113,7 +113,7 @@ def test_a_second_model_that_is_not_there_is_found_before_the_first_is_evaluated
     empty = tmp_path / "empty"
     empty.mkdir()
     out = tmp_path / "out"
-    for other, message in ((tmp_path / "gone", "no such folder"), (empty, "cannot be loaded")):
+    for other, message in ((tmp_path / "gone", "no such folder"), (empty, "holds no model")):
         assert main(words(byte_model, math_file, str(other), "--out", str(out))) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line

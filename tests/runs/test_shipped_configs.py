@@ -14,7 +14,8 @@ from dibs.rollouts.verify.verifiers import BOXED, resolved
 from dibs.runs.console import NoView
 from dibs.runs.measured_shape import with_shape
 from dibs.runs.train_run import run_training
-from dibs.training.shape_meter import check_shapes, recommended_keys
+from dibs.training.shape_advice import recommended_keys
+from dibs.training.shape_meter import check_shapes
 from tiny_runs import EASY, EASY_WARM_START
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -83,7 +84,7 @@ def test_a_measured_shape_fits_what_is_recommended(name, rule):
     assert config.train.shape == "auto"
     check_shapes(config)
     row = {"rule": rule, "prompts": 2 * config.train.prompts_per_step, "completions": config.group}
-    keys = {} if rule is None else recommended_keys(row)
+    keys = {} if rule is None else recommended_keys(row, config)
     found = with_shape(config, {"keys": keys, "advice": ""})
     assert found.estimate.mode == ("online" if rule == "pool" else "none")
     assert found.select.pool == ("all" if rule == "pool" else None)

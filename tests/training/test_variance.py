@@ -22,6 +22,7 @@ from dibs.allocation.variance import (
     variance_shares,
 )
 from dibs.cli import main
+from dibs.config import Config
 from dibs.config.load import load_config, split_config
 from dibs.report.terminal import (
     estimator_table,
@@ -33,7 +34,7 @@ from dibs.rollouts.source import Purpose
 from dibs.runs.build import build_trainer
 from dibs.runs.console import PlainView
 from dibs.training.measured_gradients import GradientSource
-from dibs.training.shape_meter import advice, recommended
+from dibs.training.shape_advice import advice, recommended
 from dibs.training.variance_meter import measure_variance
 from dibs.types import Allocation, Group, InputError
 from tiny_runs import options, run, untimed
@@ -351,7 +352,7 @@ def test_shapes_are_compared_at_equal_rollouts(tmp_path, more):
     assert configured["gain"] == {"value": 1, "low": 1, "high": 1}
     assert len({row["completions"] for row in uniform}) == len(uniform)
     assert {row["rule"] for row in found["shapes"]} >= {"uniform", "pool"}
-    assert found["advice"].endswith((".", "counts."))
+    assert found["advice"].endswith(".")
 
 
 def test_shapes_are_compared_at_equal_cost(tmp_path):
@@ -370,7 +371,7 @@ def test_shapes_are_compared_at_equal_cost(tmp_path):
     own = free["configured"]
     for found in (free, costly):
         assert found["unit"] == "tokens"
-        assert found["advice"].endswith((".", "counts."))
+        assert found["advice"].endswith(".")
     by_size = [
         {row["completions"]: row for row in found["shapes"] if row["rule"] == "uniform"}
         for found in (free, costly)
@@ -396,13 +397,16 @@ def test_what_shapes_cannot_be_measured_is_one_line(tmp_path):
             measure_variance(*build(tmp_path, *words), shapes=True)
 
 
+BATCH = Config.model_validate({"train": {"prompts_per_step": 16}})
+
+
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
         ({"uniform": (1.0, 1.0), "pool": (1.05, 0.9)}, "Nothing is clearly less noisy than 16 x 8"),
-        ({"uniform": (2.0, 1.5), "pool": (2.1, 1.5)}, "Use train.prompts_per_step 64 and"),
-        ({"uniform": (2.0, 1.5), "pool": (4.0, 2.5)}, "Use select.pool all with select.group 2"),
-        ({"uniform": (1.2, 0.9), "counts": (3.0, 2.0)}, "allocate.allocator min_variance: 3 (2-"),
+        ({"uniform": (2.0, 1.5), "pool": (2.1, 1.5)}, "Use train.prompts_per_step 64, allocate."),
+        ({"uniform": (2.0, 1.5), "pool": (4.0, 2.5)}, "Use select.pool all, select.group 2 and"),
+        ({"uniform": (1.2, 0.9), "counts": (3.0, 2.0)}, "2 and estimate.mode online: 3 (2-"),
     ],
 )
 def test_the_advice(gains, words):
@@ -415,13 +419,13 @@ def test_the_advice(gains, words):
         }
         for rule, (value, low) in gains.items()
     ]
-    assert words in advice(recommended(rows), 16, 8)
+    assert words in advice(recommended(rows), BATCH)
 
 
 @pytest.mark.parametrize(
     ("noise", "words"),
     [
-        (0.04, "times less noisy than 16 x 8 at the same rollouts. It will hardly show"),
+        (0.04, "times less noisy than uniform 16 x 8 at the same rollouts. It will hardly show"),
         (3.0, "Expect about 2.3 times fewer steps, since the noise of an update is 3 times its"),
         (
             np.inf,
@@ -437,7 +441,7 @@ def test_the_advice_says_what_it_is_worth(noise, words):
         "completions": 2,
         "gain": {"value": 4.0, "low": 3.0, "high": 5.0},
     }
-    assert words in advice(best, 16, 8, noise_over_square=noise)
+    assert words in advice(best, BATCH, noise)
 
 
 def test_fewer_steps_by_hand():

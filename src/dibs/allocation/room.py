@@ -1,4 +1,4 @@
-"""Whether the memory of this machine can hold the completions of a step."""
+"""Whether the memory of this machine can hold what is asked for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from dibs.types import InputError
 
 _LEAST = 500
-"""Bytes that a completion of a single token takes, at least, from its row to its verdict."""
+"""Bytes that a prompt takes, or a completion of a single token from its row to its verdict, at least."""
 
 
-def check_fits(what: str, completions: float) -> None:
-    """Raise InputError where completions cannot be held even if all of them have a single token."""
+def check_fits(what: str, number: float, of: str = "completions at once") -> None:
+    """Raise InputError where so many cannot be held even if all of them have a single token."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if completions * _LEAST > memory:
+    if number * _LEAST > memory:
         raise InputError(
-            f"{what} = {completions:,.0f} completions at once do not fit in the "
+            f"{what} = {round(number):,} {of} do not fit in the "
             f"{memory / 2**30:,.0f} GiB of this machine; lower one of them"
         )

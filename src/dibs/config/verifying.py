@@ -76,6 +76,7 @@ class VerifyConfig(Section):
     workers: int | None = Field(
         None,
         ge=1,
+        le=256,
         description="Processes that run math and your own function. null takes one for each core, "
         "at most 8.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
+from dibs.allocation.room import check_fits
 from dibs.config import DataConfig
 from dibs.data.arithmetic import Part, draw_problems, levels_of
 from dibs.data.questions import Question
@@ -17,20 +18,29 @@ Make = Callable[[int, int, Set[str]], list[Question]]
 
 
 def training_sizes(config: DataConfig) -> list[int]:
-    """How many questions to make of each level."""
+    """How many questions to make of each level. InputError for more than memory can hold."""
     added = config.size if config.grow.size is None else config.grow.size
+    check_fits(
+        "data.size and data.grow", config.size + added * (config.grow.count - 1), of="prompts"
+    )
     return [config.size, *[added] * (config.grow.count - 1)]
+
+
+def held_out_size(config: DataConfig) -> int:
+    """How many questions to make to evaluate on. InputError for more than memory can hold."""
+    check_fits(f"data.eval_size {config.eval_size:,}", config.eval_size, of="prompts")
+    return config.eval_size
 
 
 def held_out_sizes(config: DataConfig) -> list[int]:
     """Equal shares of ``data.eval_size``. InputError where a level would have none."""
-    levels = config.grow.count
-    if config.eval_size < levels:
+    levels, size = config.grow.count, held_out_size(config)
+    if size < levels:
         raise InputError(
-            f"data.eval_size {config.eval_size} leaves some of the {levels} levels of data.grow without "
+            f"data.eval_size {size} leaves some of the {levels} levels of data.grow without "
             "held-out prompts; raise it"
         )
-    return [config.eval_size // levels + (i < config.eval_size % levels) for i in range(levels)]
+    return [size // levels + (i < size % levels) for i in range(levels)]
 
 
 def of_levels(make: Make, sizes: Sequence[int], exclude: Set[str] = frozenset()) -> list[Question]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dibs.config import DataConfig
 from dibs.data.environments import environment_name, environment_questions, has_evaluation_set
-from dibs.data.levels import Make, held_out_sizes, of_levels, training_sizes
+from dibs.data.levels import Make, held_out_size, held_out_sizes, of_levels, training_sizes
 from dibs.data.questions import Question
 from dibs.data.reasoning_gym import curriculum_options, gym_names, gym_questions
 from dibs.types import InputError
@@ -56,7 +56,7 @@ def held_out_questions(config: DataConfig, source: str, seed: int) -> list[Quest
         found = environment_questions(source, config.options, held_out=True)
         return list(islice(found, config.max_rows))
     if source != config.train:
-        return gym_questions(source, config.options, config.eval_size, (seed, _HELD_OUT))
+        return gym_questions(source, config.options, held_out_size(config), (seed, _HELD_OUT))
     return of_levels(_gym_maker(config, seed, _HELD_OUT), held_out_sizes(config))
 
 

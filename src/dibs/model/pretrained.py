@@ -40,7 +40,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    source, file = _existing_source(config)
+    source, file = existing_source(config.model)
     with _one_line(config):
         tokenizer = load_tokenizer(source, _options(config))
         if file is not None:
@@ -63,7 +63,7 @@ def load_policy(config: PolicyConfig, temperature: float) -> Policy:
 
 def check_source(config: PolicyConfig) -> None:
     """Raise InputError, as :func:`load_policy` does, for a model whose small files cannot be read."""
-    source, file = _existing_source(config)
+    source, file = existing_source(config.model)
     if file is None:
         with _one_line(config):
             AutoConfig.from_pretrained(source, **_options(config))
@@ -74,13 +74,22 @@ def _options(config: PolicyConfig) -> dict[str, Any]:
     return {"trust_remote_code": config.trust_remote_code}
 
 
-def _existing_source(config: PolicyConfig) -> tuple[str, Path | None]:
-    """Where the model is, and its GGUF file if it is one. InputError for a folder that holds none."""
-    source = model_source(config.model)
-    file = gguf_file_of(source)
-    if config.model.startswith(("/", ".", "~")) and file is None and not Path(source).exists():
-        raise InputError(f"policy.model {config.model}: no such folder")
-    refuse_run_folder(config.model)
+def existing_source(name: str, *, tokenizer: bool = False) -> tuple[str, Path | None]:
+    """Where a model is, and its GGUF file if it is one. InputError for a path that leads to none.
+
+    ``tokenizer``: a folder with nothing but a tokenizer is enough.
+    """
+    source = model_source(name)
+    file, path = gguf_file_of(source), Path(source).expanduser()
+    if file is None and name.startswith(("/", ".", "~")) and not Path(source).exists():
+        raise InputError(f"policy.model {name}: no such folder")
+    if file is None and path.is_file():
+        raise InputError(
+            f"policy.model {name}: is a file, but not .gguf; give the folder of a model"
+        )
+    enough = tokenizer and (path / "tokenizer_config.json").is_file()
+    if file is None and path.is_dir() and not (enough or _holds_model(path)):
+        raise InputError(f"policy.model {name}: {_instead_of(path)}")
     return source, file
 
 
@@ -99,15 +108,21 @@ def _one_line(config: PolicyConfig) -> Iterator[None]:
         ) from error
 
 
-def refuse_run_folder(name: str) -> None:
-    """InputError, with the model to give, where a folder holds a run and no model."""
-    folder = Path(name).expanduser()
-    if not (folder / "metrics.jsonl").is_file() or (folder / "config.json").is_file():
-        return
-    models = [folder / "model", *sorted((folder / "checkpoints").glob("step-*"), reverse=True)]
-    whole = [path for path in models if (path / "config.json").is_file()]
-    advice = f"give {whole[0]}" if whole else "which has saved no model yet"
-    raise InputError(f"policy.model {name}: is the folder of a run; {advice}")
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _instead_of(folder: Path) -> str:
+    """What a folder without a model is, and the model to give: of a run, a checkpoint, several runs."""
+    places = ("model", "checkpoints/step-*", "step-*", "*/model")
+    found = [path for place in places for path in sorted(folder.glob(place), reverse=True)]
+    models = [path for path in found if _holds_model(path)]
+    run = (folder / "metrics.jsonl").is_file()
+    advice = (
+        "which has saved no model yet" if run else "give a folder with a model, such as RUN/model"
+    )
+    what = "is the folder of a run" if run else "holds no model"
+    return f"{what}; {f'give {models[0]}' if models else advice}"
 
 
 def _with_adapters(model: PreTrainedModel, config: LoraConfig) -> Any:

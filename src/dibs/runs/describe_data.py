@@ -12,7 +12,7 @@ from dibs.data.curriculum import batches, level_sizes
 from dibs.data.hub import without_hub
 from dibs.data.prompts import build_prompts, read_questions
 from dibs.files import one_line
-from dibs.model.pretrained import load_tokenizer, refuse_run_folder
+from dibs.model.pretrained import existing_source, load_tokenizer
 from dibs.model.warm_start import build_tokenizer
 from dibs.rollouts.verify.verifiers import gold_reader
 from dibs.runs.announce import box_note
@@ -32,7 +32,7 @@ def describe_data(config: Config) -> dict[str, Any]:
     if config.policy.model in TASKS:
         tokenizer = build_tokenizer()
     else:
-        refuse_run_folder(config.policy.model)
+        existing_source(config.policy.model, tokenizer=True)
         options = {"trust_remote_code": config.policy.trust_remote_code}
         hint = without_hub(config.policy.model, "the folder of a model")
         try:

@@ -9,6 +9,7 @@ from dibs.data.curriculum import up_to
 from dibs.data.prompts import check_batch_size
 from dibs.runs.build import build_trainer
 from dibs.runs.console import View
+from dibs.runs.room import check_measuring
 from dibs.training.measured_gradients import GradientSource
 from dibs.training.variance_meter import measure_variance
 from dibs.types import InputError, NonFiniteError, NoVerdictError
@@ -23,6 +24,7 @@ def run_variance(config: Config, view: View, *, shapes: bool = False) -> dict[st
 
     Raises InputError as :func:`.run_training` does.
     """
+    check_measuring(config)
     wanted = config.variance.prompts or config.train.prompts_per_step
     trainer = build_trainer(config, view)
     prompts = up_to(trainer.prompts.train, 1)

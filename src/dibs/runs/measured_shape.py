@@ -16,7 +16,7 @@ from dibs.config import Config
 from dibs.files import write_text
 from dibs.runs.console import View
 from dibs.runs.measure_variance import run_variance
-from dibs.training.shape_meter import recommended_keys
+from dibs.training.shape_advice import recommended_keys
 from dibs.types import InputError
 
 FILE = "shape.json"
@@ -33,7 +33,7 @@ def measured_shape(config: Config, view: View) -> dict[str, Any]:
     view.message(found["advice"])
     drawn = measured["prompts"] * measured["completions_per_prompt"]
     return {
-        "keys": {} if best is None else recommended_keys(best),
+        "keys": {} if best is None else recommended_keys(best, config),
         "drawn": {"rollouts": drawn, "tokens": round(drawn * measured["completion_length"])},
         **found,
     }

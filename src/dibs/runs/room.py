@@ -1,4 +1,4 @@
-"""Whether the memory of this machine can hold what a step draws."""
+"""Whether the memory of this machine can hold what a command draws."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ from collections.abc import Iterator
 
 from dibs.allocation.room import check_fits
 from dibs.config import Config
+from dibs.types import InputError
 
 
 def check_room(config: Config) -> None:
     """Raise InputError where completions cannot be held even if all of them have a single token."""
     for what, completions in _drawn_at_once(config):
         check_fits(what, completions)
+
+
+def check_measuring(config: Config) -> None:
+    """The same for what ``dibs variance`` draws."""
+    each = config.variance.num_generations
+    prompts = config.variance.prompts or config.train.prompts_per_step
+    check_fits(f"variance.num_generations {each:,} x {prompts:,} prompts", each * prompts)
+
+
+def check_samples(k: int, samples: int) -> None:
+    """Raise InputError unless 1 <= k <= samples, and that many completions of a prompt can be held."""
+    if not 1 <= k <= samples:
+        raise InputError(f"k is {k} and there are {samples} samples; 1 <= k <= samples")
+    check_fits(f"k {k:,} and samples {samples:,}", samples)
 
 
 def _drawn_at_once(config: Config) -> Iterator[tuple[str, int]]:

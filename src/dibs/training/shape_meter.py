@@ -26,13 +26,10 @@ from dibs.allocation.target import Target
 from dibs.allocation.variance import fewer_steps
 from dibs.config import Config, least_group
 from dibs.training.measured_gradients import MeasuredGradients
+from dibs.training.shape_advice import advice, completions_of, recommended
 from dibs.types import Group, InputError, PromptStats
 
 _SPLITS = 4
-_EQUAL = {"completions": "rollouts", "tokens": "cost in tokens"}
-"""What shapes have in common, by the unit of the budget."""
-_CLEARLY = 1.1
-"""A way is recommended if it is surely so many times less noisy than the configured one."""
 
 
 def check_shapes(config: Config) -> None:
@@ -51,7 +48,7 @@ def check_shapes(config: Config) -> None:
             "shapes need the completions of the configured one; set allocate.num_generations in place "
             "of allocate.budget"
         )
-    n, measured = _completions(config), config.variance.num_generations
+    n, measured = completions_of(config), config.variance.num_generations
     if 4 * n > measured:
         raise InputError(
             f"a prompt of the configured shape has {n} completions; --shapes takes four times as many "
@@ -75,7 +72,7 @@ def shape_report(
         noise_over_square: variance of an update's gradient over the square of its mean, for the
             configured shape; infinite where noise drowns the gradient, None where it is not known.
     """
-    m, n = config.train.prompts_per_step, _completions(config)
+    m, n = config.train.prompts_per_step, completions_of(config)
     meter = _ShapeMeter(config, measured)
     reference = meter.uniform(n)
     most = min(len(measured.prompts[0].rewards) // 4, m * n)  # a group is drawn from half of them
@@ -95,11 +92,10 @@ def shape_report(
         for size in dict.fromkeys((group, 2 * group))
         if size <= most
     ]
-    unit = config.allocate.budget_unit
     best = recommended(rows)
     return {
         "rollouts": m * n,
-        "unit": unit,
+        "unit": config.allocate.budget_unit,
         "configured": {"prompts": m, "completions": n},
         "estimator": config.algorithm.estimator,
         "objective": config.algorithm.objective,
@@ -109,101 +105,9 @@ def shape_report(
         "recommended": best,
         "fewer_steps": None
         if best is None or noise_over_square is None
-        else fewer_steps(_value(best), noise_over_square),
-        "advice": advice(best, m, n, unit, noise_over_square),
+        else fewer_steps(best["gain"]["value"] or 0.0, noise_over_square),
+        "advice": advice(best, config, noise_over_square),
     }
-
-
-def recommended(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row that is surely less noisy than the configured shape; None if none is.
-
-    A simpler one, which is uniform, is taken where it is nearly as good.
-    """
-    simple = max((row for row in rows if row["rule"] == "uniform"), key=_value)
-    best = max(rows, key=_value)
-    if _surely(best) < _CLEARLY and _surely(simple) < _CLEARLY:
-        return None
-    if _surely(simple) >= _CLEARLY and _value(simple) > 0.9 * _value(best):
-        return simple
-    return best
-
-
-def recommended_keys(best: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The keys of the configuration, by section, that make steps as a row of the report says."""
-    uniform, pool = best["rule"] == "uniform", best["rule"] == "pool"
-    if pool:
-        return {
-            "select": {"pool": "all", "group": best["completions"]},
-            "allocate": {"allocator": "min_variance"},
-            "estimate": {"mode": "online"},
-        }
-    return {
-        "train": {"prompts_per_step": best["prompts"]},
-        "select": {"pool": None, "group": None},
-        "allocate": {
-            "num_generations": best["completions"],
-            "allocator": "uniform" if uniform else "min_variance",
-        },
-    }
-
-
-def advice(
-    best: dict[str, Any] | None,
-    m: int,
-    n: int,
-    unit: str = "completions",
-    noise_over_square: float | None = None,
-) -> str:
-    """How many prompts, how many completions, which rule, and how many steps that is worth."""
-    if best is None:
-        return (
-            f"Nothing is clearly less noisy than {m} x {n} at the same {_EQUAL[unit]}; measure more "
-            "prompts (variance.prompts) to be surer."
-        )
-    gain = best["gain"]
-    how = (
-        f"{gain['value']:.2g} ({gain['low']:.2g}-{gain['high']:.2g}) times less noisy than {m} x {n} at "
-        f"the same {_EQUAL[unit]}"
-    )
-    worth = "" if noise_over_square is None else _worth(_value(best), noise_over_square)
-    if best["rule"] == "uniform":
-        keys = (
-            f"train.prompts_per_step {best['prompts']} and allocate.num_generations "
-            f"{best['completions']}"
-        )
-        return f"Use {keys}: {how}, with uniform counts.{worth}"
-    if best["rule"] == "counts":
-        return (
-            f"Use {best['prompts']} prompts with {best['completions']} completions on average and "
-            f"allocate.allocator min_variance: {how}.{worth}"
-        )
-    return (
-        f"Use select.pool all with select.group {best['completions']}, estimate.mode online: "
-        f"{how}.{worth}"
-    )
-
-
-def _worth(gain: float, noise_over_square: float) -> str:
-    """A sentence: how many times fewer steps that is."""
-    fewer = fewer_steps(gain, noise_over_square)
-    if fewer < _CLEARLY:
-        return " It will hardly show: an update's noise is small against its gradient."
-    much = "drowns"
-    if np.isfinite(noise_over_square):
-        digits = ".2g" if noise_over_square < 10 else ",.0f"
-        much = f"is {noise_over_square:{digits}} times"
-    return (
-        f" Expect about {fewer:.2g} times fewer steps, since the noise of an update {much} its "
-        "gradient."
-    )
-
-
-def _surely(row: dict[str, Any]) -> float:
-    return row["gain"]["low"] or 0.0
-
-
-def _value(row: dict[str, Any]) -> float:
-    return row["gain"]["value"] or 0.0
 
 
 def _row(
@@ -221,16 +125,9 @@ def _row(
     }
 
 
-def _completions(config: Config) -> int:
-    """Of each prompt of the configured shape."""
-    if config.budget is None:
-        return config.allocate.num_generations
-    return config.budget // config.train.prompts_per_step
-
-
 def _sizes(config: Config, most: int) -> Iterator[int]:
     """Completions of each prompt that shapes have: powers of two, and those of the configuration."""
-    own = _completions(config)
+    own = completions_of(config)
     for size in sorted({2**k for k in range(12)} | {own}):
         whole = config.budget is None or config.budget % size == 0 or size == own
         if whole and least_group(config.algorithm) <= size <= most:
@@ -269,7 +166,7 @@ class _ShapeMeter:
 
         ``rates``: how often each measured prompt is drawn, on any scale, [m]; None: all alike.
         """
-        own = self.reading + _completions(self.config) * self.writing
+        own = self.reading + completions_of(self.config) * self.writing
         each = self.reading + size * self.writing
         drawn = each.mean() if rates is None else (rates @ each) / rates.sum()
         return float(self.config.train.prompts_per_step * own.mean() / drawn)
