@@ -307,7 +307,7 @@ def test_data_are_shown_before_they_are_trained_on(byte_model, math_file, capsys
     assert told["train"] == 9
     assert len(told["prompts"]) == 5
     assert main(["data", "--policy.model", "./nowhere", "--data.train", str(math_file)]) == 2
-    assert "its tokenizer cannot be loaded" in capsys.readouterr().err
+    assert "policy.model ./nowhere: no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("failures", "mode"), [("exclude", "cross_fit"), ("reject", "pilot")])
