@@ -219,13 +219,13 @@ def test_several_processes_train_as_the_page_says(surroundings):
 
 
 def test_every_other_command_is_one_that_something_else_runs():
-    """make targets exist, and extras; the container and vLLM have tests of their own."""
+    """make targets exist, and extras; the container and vLLM have tests of their own, and tar copies."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
     for shown in COMMANDS:
         words = shown.words
-        if words[0] == "docker" and words[1] == "run":
+        if words[:2] == ("docker", "run") and "tar" not in words:
             alone = shown.dibs or words[-2:]
             assert any(each.words[-len(alone) :] == alone for each in COMMANDS if each != shown)
         if shown.dibs or words[0] in ("cat", "docker") or words[0].startswith("VLLM_"):
@@ -235,6 +235,6 @@ def test_every_other_command_is_one_that_something_else_runs():
             assert subprocess.run(command, capture_output=True, check=False).returncode == 0, words
         else:
             assert words[:2] == ("pip", "install"), words
-            named = re.fullmatch(r"dibs-rl\[([\w-]+)\]", words[2])
+            named = re.fullmatch(r"dibs-rl\[([\w-]+)\] @ git\+URL", words[2])
             assert named, words
             assert named[1] in extras, words
