@@ -108,7 +108,7 @@ def test_a_killed_run_of_two_processes_chooses_the_same_again(byte_model, tmp_pa
         ({**ALL, "uniform_share": 0}, "uniform_share"),
         ({**ALL, "group": 1}, "group 1 is below 2: baseline leave_one_out is that of a group"),
         ({**ALL, "lower": 1}, "lower and upper are for a fixed batch"),
-        ({**ALL, "allocator": "training:even"}, "allocator training:even decides counts"),
+        ({**ALL, "allocator": "knapsack"}, "allocator knapsack decides counts"),
         ({**ALL, "mode": "pilot"}, "pool all would draw pilots of every training prompt"),
         ({**ALL, "pool": 0}, "pool"),
     ],
