@@ -25,6 +25,15 @@ from dibs.config import Config
 from dibs.types import InputError, PromptStats
 
 RATES = np.array([0.1, 0.5, 0.9, 0.5])
+INTERFACE = {"__future__", "numpy", "dibs.allocation.drawn", "dibs.allocation.problem"}
+
+
+def test_a_rule_imports_nothing_but_numpy_and_its_interface():
+    files = [p for p in Path(rules.__file__).parent.glob("*.py") if p.stem != "__init__"]
+    assert len(files) > 20
+    for path in files:
+        imported = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), flags=re.M)
+        assert set(imported) <= INTERFACE, path.name
 
 
 def problem_of(rates=RATES, budget=16, trials=1000.0) -> AllocationProblem:
