@@ -18,8 +18,8 @@ from dibs.config import (
     Objective,
     Section,
     check_variant,
+    divides_by_statistics,
     least_group,
-    needs_statistics,
     why_groups,
 )
 from dibs.config.published_rules import check_keep, check_rounds
@@ -189,7 +189,7 @@ class BudgetConfig(Section):
     @property
     def uses_statistics(self) -> bool:
         """Whether what is known of prompts decides counts or weights."""
-        return needs_statistics(self.allocator, self)
+        return self.allocator != "uniform" or divides_by_statistics(self)
 
     @property
     def _knows_its_budget(self) -> bool:

@@ -19,7 +19,6 @@ from dibs.config.learning import (
     check_variant,
     divides_by_statistics,
     least_group,
-    needs_statistics,
     why_groups,
 )
 from dibs.config.rollouts import (
@@ -73,6 +72,5 @@ __all__ = [
     "check_variant",
     "divides_by_statistics",
     "least_group",
-    "needs_statistics",
     "why_groups",
 ]

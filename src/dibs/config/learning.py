@@ -44,11 +44,6 @@ def divides_by_statistics(chosen: GradientChoices) -> bool:
     return divides or chosen.deviation == "expected" or chosen.baseline in ("history", "shrinkage")
 
 
-def needs_statistics(allocator: str, chosen: GradientChoices) -> bool:
-    """Whether statistics decide the counts, the advantages or the weights."""
-    return allocator != "uniform" or divides_by_statistics(chosen)
-
-
 def least_group(chosen: GradientChoices) -> int:
     """The fewest completions of a prompt from which the gradient learns something."""
     if chosen.estimator == "order_k":
